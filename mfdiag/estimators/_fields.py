@@ -1,0 +1,159 @@
+"""Everything estimators are made of at one batch: u, its directional derivatives and the velocities.
+
+One primal pass serves all tangents (forward mode under vmap). Where the whole Jacobian is asked for and the data are
+low-dimensional, the tangents are the coordinate basis and every other derivative follows by multiplication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mfdiag.errors import InputError
+
+__all__ = ["FULL_JACOBIAN_DIM", "PROBES", "Fields", "Jacobian", "Known", "Velocity", "derivatives", "evaluate"]
+
+Velocity = Callable[..., Tensor]  # (x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape]
+
+FULL_JACOBIAN_DIM = 64  # above it the Jacobian is probed with random signs
+PROBES = 8
+_TANGENTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a known posterior adds, all [n, *shape].
+
+    `delta` = v_c - v_c' of two independent draws given x_t, where a second draw was asked for.
+    """
+
+    bias: Tensor  # b = vhat - v
+    along_bias: Tensor  # du/dx b
+    variance: Tensor  # diagonal of Sigma
+    delta: Tensor | None = None
+    along_delta: Tensor | None = None  # du/dx delta
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """A z for probe vectors z, both [m, n, d]; `full` where the probes are the coordinate basis."""
+
+    probes: Tensor
+    a_probes: Tensor
+    full: bool
+
+
+@dataclass(frozen=True)
+class Fields:
+    """At one batch, all [n, *shape] in the model's dtype; `gap` = t - r, ready to broadcast."""
+
+    u: Tensor
+    v_c: Tensor
+    vhat: Tensor
+    gap: Tensor
+    along_v: Tensor  # du/dx v_c + du/dt
+    along_shift: Tensor  # du/dx (vhat - v_c)
+    known: Known | None = None
+    jacobian: Jacobian | None = None
+
+    @property
+    def plane(self) -> tuple[Tensor, Tensor, Tensor]:
+        """e_0, e_b, e_g of theory, section 2: the residual is e_0 + beta e_b + gamma e_g."""
+        shift = self.vhat - self.v_c
+        return self.u + self.gap * self.along_v - self.v_c, self.gap * self.along_shift, -shift
+
+    def mean_field(self) -> Fields:
+        """The same with v_c replaced by its conditional mean v: residuals affine in v_c become their own mean."""
+        if self.known is None:
+            raise InputError("The conditional mean needs data whose marginal velocity is known.")
+        bias, along = self.known.bias, self.known.along_bias
+        return self._at(self.vhat - bias, along - self.along_shift)
+
+    def other_draw(self) -> Fields:
+        """The same x_t with an independent draw of v_c: the difference of residuals is conditional noise alone."""
+        if self.known is None or self.known.delta is None or self.known.along_delta is None:
+            raise InputError("A second posterior draw needs data whose marginal velocity is known.")
+        return self._at(self.v_c - self.known.delta, self.known.along_delta)
+
+    def _at(self, v_c: Tensor, along: Tensor) -> Fields:
+        """The fields with v_c replaced, given `along` = du/dx (old v_c - new v_c)."""
+        return Fields(self.u, v_c, self.vhat, self.gap, self.along_v - along, self.along_shift + along)
+
+
+def derivatives(
+    model: Velocity, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """u [n, *shape] and its derivatives [m, n, *shape] along the tangents dx [m, n, *shape], dt [m, n] (dr = 0).
+
+    Fused attention has no forward-mode derivative, hence the MATH backend.
+    """
+
+    def one(dx_: Tensor, dt_: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_, dt_))
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        try:
+            return vmap(one, out_dims=(None, 0), chunk_size=_TANGENTS_AT_ONCE)(dx, dt)
+        except (RuntimeError, NotImplementedError) as error:
+            if "forward AD" not in str(error) and "forward-mode" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise InputError(f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}") from error
+
+
+def evaluate(
+    model: Velocity,
+    x: Tensor,
+    r: Tensor,
+    t: Tensor,
+    labels: Tensor | None,
+    v_c: Tensor,
+    vhat: Tensor,
+    *,
+    marginal: Tensor | None = None,
+    variance: Tensor | None = None,
+    other: Tensor | None = None,
+    jacobian: bool = False,
+    signs: Tensor | None = None,
+) -> Fields:
+    """Fields at x = x_t. `marginal` (v) and `variance` (diagonal of Sigma) come together; `other` is a second draw.
+
+    `jacobian` asks for A on the coordinate basis (d <= 64), else on the random signs [m, n, *shape].
+    """
+    n, d = len(x), x[0].numel()
+    gap = (t - r).view(-1, *[1] * (x.ndim - 1))
+    directions = [v_c, vhat - v_c]
+    if marginal is not None:
+        directions.append(vhat - marginal)
+    if other is not None:
+        directions.append(v_c - other)
+    if jacobian and d <= FULL_JACOBIAN_DIM:
+        basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:]).expand(d, *x.shape)
+        dx = torch.cat([basis, torch.zeros_like(x)[None]])
+        dt = torch.zeros(d + 1, n, dtype=x.dtype, device=x.device)
+        dt[-1] = 1
+        u, along = derivatives(model, x, r, t, labels, dx, dt)
+        columns = along[:d].flatten(2)  # [d, n, d]: entry j is du/dx_j
+        ways = [torch.einsum("jni,nj->ni", columns, way.flatten(1)).view(x.shape) for way in directions]
+        ways[0] = ways[0] + along[-1]
+        probed = Jacobian(basis.flatten(2), columns * gap.flatten(1), full=True)
+    else:
+        probes = signs if jacobian and signs is not None else x.new_empty(0, *x.shape)
+        dx = torch.cat([torch.stack(directions), probes])
+        dt = torch.zeros(len(dx), n, dtype=x.dtype, device=x.device)
+        dt[0] = 1
+        u, along = derivatives(model, x, r, t, labels, dx, dt)
+        ways = list(along[: len(directions)])
+        probed = Jacobian(probes.flatten(2), (along[len(directions) :] * gap).flatten(2), full=False)
+    if u.shape != x.shape:
+        raise InputError(f"The model returned shape {tuple(u.shape)} where u of shape {tuple(x.shape)} was expected.")
+    known = None
+    if marginal is not None and variance is not None:
+        second = (directions[3], ways[3]) if other is not None else (None, None)
+        known = Known(directions[2], ways[2], variance, *second)
+    return Fields(u, v_c, vhat, gap, ways[0], ways[1], known, probed if jacobian else None)

@@ -1,0 +1,8 @@
+"""MeanFlow: the conditional velocity in both roles, (0, 0); unbiased."""
+
+from mfdiag.estimators.plane import point
+
+__all__ = ["ESTIMATOR"]
+
+# e = u + (t-r) [du/dx v_c + du/dt] - v_c
+ESTIMATOR = point("meanflow", "MeanFlow: conditional velocity as tangent and target", "arXiv 2505.13447", 0.0, 0.0)

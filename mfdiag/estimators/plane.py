@@ -1,0 +1,46 @@
+"""Any point of the coefficient plane: plane:beta,gamma."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mfdiag.errors import InputError
+from mfdiag.estimators._base import Estimator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mfdiag.estimators._fields import Fields
+
+__all__ = ["ESTIMATOR", "point"]
+
+
+def residual(fields: Fields, beta: float = 0.0, gamma: float = 0.0) -> Tensor:
+    # theory, section 2: e = u + (t-r) [du/dx (v_c + beta (vhat - v_c)) + du/dt] - (v_c + gamma (vhat - v_c))
+    e_0, e_b, e_g = fields.plane
+    return e_0 + beta * e_b + gamma * e_g
+
+
+def point(name: str, title: str, paper: str, beta: float, gamma: float) -> Estimator:
+    """The estimator at (beta, gamma)."""
+    formula = f"(beta, gamma) = ({beta:g}, {gamma:g})"
+    return Estimator(name, title, paper, formula, partial(residual, beta=beta, gamma=gamma), (beta, gamma))
+
+
+def parse(text: str) -> Estimator:
+    try:
+        beta, gamma = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"plane takes two numbers, as in plane:0.5,0; got {text!r}.") from None
+    return point(f"plane:{beta:g},{gamma:g}", "point of the coefficient plane", "arXiv 2605.09235", beta, gamma)
+
+
+ESTIMATOR = Estimator(
+    "plane",
+    "any point of the coefficient plane, as plane:beta,gamma",
+    "arXiv 2605.09235 (beta); gamma beyond",
+    "e_0 + beta e_b + gamma e_g",
+    residual,
+    parse=parse,
+)

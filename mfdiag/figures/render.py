@@ -1,0 +1,54 @@
+"""Draws every figure that a set of tables has the data for, and saves it as SVG and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mfdiag.figures import batch_optimum, beta_map, bias_variance, concentration, layers, loss_by_time
+from mfdiag.figures.style import save
+from mfdiag.tables.store import replacing
+
+__all__ = ["FIGURES", "FigureKind", "save_figures"]
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """One figure: the table it is drawn from, the rows it needs, and how it is drawn."""
+
+    table: str
+    rows: Callable[[pd.DataFrame], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], Figure]
+
+
+FIGURES = {
+    "bias_variance": FigureKind("sweep", bias_variance.rows, bias_variance.draw),
+    "beta_map": FigureKind("coefficient", beta_map.rows, beta_map.draw),
+    "batch_optimum": FigureKind("coefficient", batch_optimum.rows, batch_optimum.draw),
+    "layers": FigureKind("variance", layers.rows, layers.draw),
+    "loss_by_time": FigureKind("variance", loss_by_time.rows, loss_by_time.draw),
+    "concentration": FigureKind("samples", concentration.rows, concentration.draw),
+}
+
+
+def save_figures(tables: dict[str, pd.DataFrame], out: Path) -> list[Path]:
+    """Saves each figure the tables have rows for as `out/figures/NAME.svg` and `.png` (160 dpi), each atomically.
+
+    `tables` maps table names to tidy frames. Returns the paths written, in the order of FIGURES. The same tables give
+    the same SVG. Raises InputError where the folder cannot be written.
+    """
+    written = []
+    for name, kind in FIGURES.items():
+        if kind.table not in tables or kind.rows(tables[kind.table]).empty:
+            continue
+        figure = kind.draw(tables[kind.table])
+        for suffix in ("svg", "png"):
+            path = out / "figures" / f"{name}.{suffix}"
+            with replacing(path) as temporary:
+                save(figure, temporary, suffix)
+            written.append(path)
+    return written

@@ -1,0 +1,135 @@
+"""One look for all figures: legible in grey, colour-blind safe, the same bytes for the same table."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["GREY", "LINES", "Line", "estimate", "finish", "grid_of_axes", "heading", "number", "save", "styled"]
+
+GREY = "#666666"
+_RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.handlelength": 2.8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mfdiag",
+    "hatch.linewidth": 0.7,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Colour, dashes and marker of one series; each alone tells the series apart."""
+
+    color: str
+    dashes: str
+    marker: str
+
+
+# Luminance L* of 29, 50, 65 and 0: the colours stay apart in print, and under every colour-vision deficiency.
+LINES = (
+    Line("#004488", "-", "o"),
+    Line("#BB5566", "--", "s"),
+    Line("#C9962B", "-.", "^"),
+    Line("#000000", ":", "D"),
+)
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Runs `draw` under the shared style; the caller's own settings are left as they were."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(_RC):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def grid_of_axes(
+    rows: int, columns: int, width: float, height: float, *, sharey: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure of rows x columns panels, each about `width` x `height` inches; axes as an object array of that shape."""
+    figure = Figure(figsize=(columns * width, rows * height + 0.6), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+
+
+def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: str) -> None:
+    """A series: its values as a line with markers, its 95 % interval as a band. `rows` are in the order of `x`."""
+    few = len(rows) <= 30
+    axes.plot(
+        x.to_numpy(),
+        rows["value"].to_numpy(),
+        color=line.color,
+        linestyle=line.dashes,
+        marker=line.marker if few else "",
+        markerfacecolor="white",
+        label=label,
+        zorder=3,
+    )
+    axes.fill_between(
+        x.to_numpy(), rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy(), color=line.color, alpha=0.18, linewidth=0
+    )
+
+
+def heading(axes: Axes, title: str, *, columns: int = 1) -> None:
+    """The legend of a panel above it, where it can hide no data, with the panel's title as its head."""
+    legend = axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=columns,
+        title=title or None,
+        alignment="left",
+        borderaxespad=0.3,
+        columnspacing=1.4,
+    )
+    legend.get_title().set_fontweight("bold")
+
+
+def finish(figure: Figure, title: str, *notes: str) -> Figure:
+    """Title above, and below it all the caption: what the rows have in common and how to read the marks."""
+    figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
+    text = ". ".join(note[:1].upper() + note[1:] for note in notes if note)
+    width = int(figure.get_figwidth() * 16.5)  # characters of 7.5 pt that fit in one line
+    figure.supxlabel(textwrap.fill(text + ".", width), x=0.012, ha="left", fontsize=7.5, color=GREY)
+    return figure
+
+
+def save(figure: Figure, path: Path, kind: str) -> None:
+    """Writes the figure as "svg" or "png"; the same figure gives the same SVG, which carries no date."""
+    with mpl.rc_context(_RC):
+        figure.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
+
+
+def number(value: float) -> str:
+    """Three significant digits, with thousands separated: 0.015, 1.71, 4,096, 1.7e+05 from a million on."""
+    if abs(value) >= 1e6:
+        return f"{value:.2g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

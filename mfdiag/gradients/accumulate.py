@@ -1,0 +1,202 @@
+"""From chunks of factors to block moments, per layer and per cell of times, in one pass.
+
+Samples arrive ordered by cell, so that only the cells now open hold summed gradients: a cell that is complete leaves its
+block moments behind and hands its sums to the cell above it (time bin, then everything).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfdiag.gradients.factors import Dense, Factors, Fold, Outer
+from mfdiag.gradients.moments import BlockMoments
+
+__all__ = ["OUTPUT", "Accumulator", "Cells", "layer_of", "output_factors", "sum_layers"]
+
+OUTPUT = "<output>"
+"""Pseudo-parameter whose 'gradient' is the residual itself: output-space moments come from the same sums."""
+
+_EXACT_BYTES = 512 << 20  # block sums up to this size are kept whole
+_FOLDED_BYTES = 64 << 20  # beyond it, they are sketched to this size
+
+
+def layer_of(parameter: str) -> str:
+    """Layer of a parameter: its name without the last part; a bare parameter is its own layer."""
+    return parameter.rpartition(".")[0] or parameter
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A tree of cells over N samples. `leaf` [N] gives each sample's cell; `parent` each cell's parent (-1: none).
+
+    Children of one parent carry consecutive numbers. Cell numbers index `parent`; the last one is everything.
+    """
+
+    leaf: np.ndarray
+    parent: list[int]
+    block: np.ndarray  # [N] jackknife block of each sample
+    blocks: int
+
+    @property
+    def order(self) -> np.ndarray:
+        """Sample numbers in the order in which they must be added."""
+        return np.argsort(self.leaf, kind="stable")
+
+
+@dataclass
+class _Open:
+    """Sums of one open cell: per parameter, block sums [B, C, s] and, where these are folded, the exact sum [C, P]."""
+
+    waiting: int  # samples (or, above the leaves, children) still to come
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+    exact: dict[str, Tensor] = field(default_factory=dict)
+    gram: dict[str, Tensor] = field(default_factory=dict)  # per layer [B, groups, K, K]
+    count: np.ndarray | None = None
+
+
+class Accumulator:
+    """Takes (parameter, factors) of consecutive samples in `cells.order`; yields `moments[cell][layer]`.
+
+    `parameters` maps names to their number of entries. `diagonal` [N, groups, K] keeps each sample's squared gradient
+    norm over all layers (in the samples' own numbering).
+    """
+
+    def __init__(self, cells: Cells, parameters: dict[str, int], groups: int, size: int) -> None:
+        self.cells, self.groups, self.size = cells, groups, size
+        self.order = cells.order
+        self.position = 0
+        self.diagonal = torch.zeros(len(cells.leaf), groups, size, dtype=torch.float64)
+        self.moments: dict[int, dict[str, BlockMoments]] = {}
+        self.halves: list[BlockMoments] = []
+        per_entry = cells.blocks * groups * size * 4
+        self.folding = sum(parameters.values()) * per_entry > _EXACT_BYTES
+        self.width = self._fold_width(parameters, per_entry) if self.folding else 0
+        self._folds: dict[str, tuple[Fold, Fold]] = {}
+        children = np.bincount([p for p in cells.parent if p >= 0], minlength=len(cells.parent))
+        samples = np.bincount(cells.leaf, minlength=len(cells.parent))
+        self._open = {c: _Open(int(children[c] or samples[c])) for c in range(len(cells.parent))}
+        for cell, node in list(self._open.items()):
+            if cell in self._open and not node.waiting:
+                self._close(cell)
+
+    @staticmethod
+    def _fold_width(parameters: dict[str, int], per_entry: int) -> int:
+        """Widest power of two whose square per parameter keeps all folded block sums within the budget."""
+        width = 256
+        while width > 8 and sum(min(p, width**2) for p in parameters.values()) * per_entry > _FOLDED_BYTES:
+            width //= 2
+        return width
+
+    def add(self, samples: int, factors: Iterable[tuple[str, Factors]]) -> None:
+        """The next `samples` of the order; `factors` hold them along their sample axis."""
+        rows = self.order[self.position : self.position + samples]
+        self.position += samples
+        leaf, block = self.cells.leaf[rows], self.cells.block[rows]
+        runs = _runs(leaf)
+        segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]
+        for name, found in factors:
+            gram = found.gram(self.groups).cpu()
+            if name != OUTPUT:
+                self.diagonal[rows] += gram.diagonal(dim1=-2, dim2=-1)
+            for start, stop in runs:
+                node = self._open[int(leaf[start])]
+                sums = node.gram.setdefault(
+                    layer_of(name), torch.zeros(self.cells.blocks, *gram.shape[1:], dtype=torch.float64)
+                )
+                sums.index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
+                if self.folding:
+                    _add(node.exact, name, found.total(start, stop))
+            folded = self._fold(name, found) if self.folding else found
+            for start, stop in segments:
+                node, total = self._open[int(leaf[start])], folded.total(start, stop)
+                if name not in node.blocks:
+                    node.blocks[name] = total.new_zeros(self.cells.blocks, *total.shape)
+                node.blocks[name][int(block[start])] += total
+        for start, stop in runs:
+            node = self._open[int(leaf[start])]
+            counted = np.bincount(block[start:stop], minlength=self.cells.blocks)
+            node.count = counted if node.count is None else node.count + counted
+            node.waiting -= stop - start
+            if not node.waiting:
+                self._close(int(leaf[start]))
+
+    def _fold(self, name: str, factors: Factors) -> Factors:
+        if name not in self._folds:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            if isinstance(factors, Outer):
+                sizes = [(factors.cotangents.shape[-1], self.width), (factors.inputs.shape[-1], self.width)]
+            else:
+                size = factors.total(0, 1).shape[-1]
+                sizes = [(1, 1), (size, self.width**2)]
+            left, right = (Fold(size, width, generator) for size, width in sizes)
+            self._folds[name] = left, right
+        return factors.folded(*self._folds[name])
+
+    def _close(self, cell: int) -> None:
+        node, parent = self._open.pop(cell), self.cells.parent[cell]
+        if node.count is not None:
+            self.moments[cell] = self._moments(node, slice(None))
+            if parent < 0:
+                halves = (self._moments(node, slice(k, None, 2)) for k in (0, 1))
+                self.halves = [sum_layers(half) for half in halves]
+        if parent < 0:
+            return
+        above = self._open[parent]
+        if node.count is not None:
+            for mine, theirs in ((node.blocks, above.blocks), (node.exact, above.exact), (node.gram, above.gram)):
+                for name, sums in mine.items():
+                    _add(theirs, name, sums)
+            above.count = node.count if above.count is None else above.count + node.count
+        above.waiting -= 1
+        if not above.waiting:
+            self._close(parent)
+
+    def _moments(self, node: _Open, chosen: slice) -> dict[str, BlockMoments]:
+        """Block moments by layer of the `chosen` blocks of a cell."""
+        assert node.count is not None
+        found: dict[str, BlockMoments] = {}
+        for name, sums in node.blocks.items():
+            split = sums[chosen].view(-1, self.groups, self.size, sums.shape[-1])
+            total = split.sum(0, dtype=torch.float64)
+            cross = torch.einsum("bgks,gls->bgkl", split, total.to(split)).double()
+            own = (split @ split.transpose(-1, -2)).double()
+            if name in node.exact and chosen == slice(None):
+                total = node.exact[name].view(self.groups, self.size, -1).double()
+            norm = total @ total.transpose(-1, -2)
+            layer = layer_of(name)
+            zero = np.zeros_like(own.cpu().numpy())
+            gram = zero if layer in found else node.gram[layer][chosen].numpy()
+            one = BlockMoments(node.count[chosen], gram, own.cpu().numpy(), cross.cpu().numpy(), norm.cpu().numpy())
+            found[layer] = found[layer] + one if layer in found else one
+        return found
+
+
+def sum_layers(layers: dict[str, BlockMoments]) -> BlockMoments:
+    """All parameters together (the output pseudo-layer left out)."""
+    total: BlockMoments | None = None
+    for layer, moments in layers.items():
+        if layer != OUTPUT:
+            total = moments if total is None else total + moments
+    assert total is not None, "a model without parameters has no gradient"
+    return total
+
+
+def output_factors(cotangents: Tensor) -> tuple[str, Factors]:
+    """The cotangents [C, n, *shape] themselves as the pseudo-parameter `OUTPUT`."""
+    return OUTPUT, Dense(cotangents.flatten(2))
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value.clone()
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """Half-open ranges of equal consecutive values."""
+    starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(values)], strict=True))

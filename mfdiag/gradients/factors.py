@@ -1,0 +1,147 @@
+"""Per-sample gradients of one parameter in the form the chain rule leaves them, never multiplied out for a whole batch.
+
+A `Factors` holds, for n samples and C cotangents, gradients G[c, i]; it can give the per-sample Gram matrices
+<G[c, i], G[c', i]> and sums of G over a run of samples. Cotangents come in `groups` of equal size: Gram matrices are
+taken inside a group only, shape [n, groups, K, K] with C = groups * K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of"]
+
+_DENSE_BYTES = 64 << 20  # what a multiplied-out slice of samples may take
+
+
+def gram_of(flat: Tensor, groups: int) -> Tensor:
+    """Gram matrices of flat [C, n, P] -> [n, groups, K, K], float64."""
+    split = flat.view(groups, -1, *flat.shape[1:]).permute(2, 0, 1, 3)
+    return (split @ split.transpose(-1, -2)).double()
+
+
+class Fold:
+    """Sum of randomly signed segments of the last axis: an inner-product sketch of `width` numbers, unbiased.
+
+    Used for standard errors alone, where the block sums of a large layer would not fit in memory.
+    """
+
+    def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
+        self.width, self.size = min(width, size), size
+        signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
+        self.signs = None if self.width == size else signs.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.signs is None:
+            return x
+        segments = -(-self.size // self.width)
+        padded = torch.nn.functional.pad(x * self.signs.to(x), (0, segments * self.width - self.size))
+        return padded.view(*x.shape[:-1], segments, self.width).sum(-2)
+
+
+class Factors(Protocol):
+    """Gradients [C, n, *parameter shape] of one parameter."""
+
+    def gram(self, groups: int) -> Tensor: ...
+
+    def total(self, start: int, stop: int) -> Tensor:
+        """Sum over samples start..stop, flattened: [C, P]."""
+        ...
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        """Multiplied out: [C, stop - start, P]."""
+        ...
+
+    def folded(self, left: Fold, right: Fold) -> Factors: ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Gradients as they are, [C, n, P]: biases, norms, bare parameters, and whatever the reference computed."""
+
+    values: Tensor
+
+    def gram(self, groups: int) -> Tensor:
+        return gram_of(self.values, groups)
+
+    def total(self, start: int, stop: int) -> Tensor:
+        return self.values[:, start:stop].sum(1)
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        return self.values[:, start:stop]
+
+    def folded(self, left: Fold, right: Fold) -> Dense:
+        return Dense(right(self.values))
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Sums over tokens of outer products: G[c, i] = sum_T g[c, i, T] (x) a[i, T], flattened rows first.
+
+    inputs a [n, T, p], cotangents g [C, n, T, q]; parameter shape [q, p], or [p, q] where `inputs_first` (embeddings).
+    """
+
+    inputs: Tensor
+    cotangents: Tensor
+    inputs_first: bool = False
+
+    def gram(self, groups: int) -> Tensor:
+        a, g = self.inputs, self.cotangents
+        n, tokens, p = a.shape
+        k, q = len(g) // groups, g.shape[-1]
+        if tokens == 1:
+            return gram_of(g[:, :, 0], groups) * a.double().square().sum((1, 2))[:, None, None, None]
+        # <G_k, G_l> = sum over token pairs (a a^T) * (g_k g_l^T), or multiply out: whichever costs less
+        if tokens * (p + groups * k * q) + groups * k * k * q > groups * k * p * q * (1 + k / tokens):
+            return _sliced_gram(self, groups, len(g) * p * q * a.element_size())
+        flat = g.view(groups, k, n, tokens, q)
+        paired = (a @ a.transpose(1, 2)) @ flat
+        rows = (x.permute(2, 0, 1, 3, 4).flatten(3) for x in (flat, paired))
+        left, right = rows
+        return (left @ right.transpose(-1, -2)).double()
+
+    def total(self, start: int, stop: int) -> Tensor:
+        a = self.inputs[start:stop].flatten(0, 1)
+        g = self.cotangents[:, start:stop].flatten(1, 2)
+        return (a.T @ g if self.inputs_first else g.transpose(1, 2) @ a).flatten(1)
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        a, g = self.inputs[start:stop], self.cotangents[:, start:stop]
+        return (a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a).flatten(2)
+
+    def folded(self, left: Fold, right: Fold) -> Outer:
+        return Outer(right(self.inputs), left(self.cotangents), self.inputs_first)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """One parameter used several times in unlike ways (tied weights): the gradients of its uses add up."""
+
+    parts: tuple[Factors, ...]
+    samples: int
+    sample_bytes: int  # of the gradients of one sample, multiplied out
+
+    def gram(self, groups: int) -> Tensor:
+        return _sliced_gram(self, groups, self.sample_bytes, self.samples)
+
+    def total(self, start: int, stop: int) -> Tensor:
+        return torch.stack([part.total(start, stop) for part in self.parts]).sum(0)
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        return torch.stack([part.dense(start, stop) for part in self.parts]).sum(0)
+
+    def folded(self, left: Fold, right: Fold) -> Factors:
+        step = max(1, _DENSE_BYTES // self.sample_bytes)
+        slices = [right(self.dense(i, min(i + step, self.samples))) for i in range(0, self.samples, step)]
+        return Dense(torch.cat(slices, 1))
+
+
+def _sliced_gram(factors: Factors, groups: int, sample_bytes: int, samples: int | None = None) -> Tensor:
+    """Gram matrices by multiplying out a few samples at a time."""
+    n = samples if samples is not None else factors.inputs.shape[0]  # type: ignore[attr-defined]
+    step = max(1, _DENSE_BYTES // sample_bytes)
+    return torch.cat([gram_of(factors.dense(i, min(i + step, n)), groups) for i in range(0, n, step)])

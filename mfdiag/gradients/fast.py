@@ -1,0 +1,199 @@
+"""The fast engine: one hooked forward, one backward of activations per cotangent, factors from the layers' rules.
+
+No weight gradient and no per-sample gradient of a weight is formed here. Prepared once per model: every parameter
+gets a way (a layer's rule, a bare parameter expanded over the samples, or the reference), and on a few samples each
+is compared with the reference; a way that disagrees is replaced by the reference, and said so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mfdiag.gradients.factors import Dense, Factors, Mixed, Outer
+from mfdiag.gradients.reference import Inputs, per_sample_gradients
+from mfdiag.gradients.rules import rule_for
+
+__all__ = ["FastEngine"]
+
+_LEADING = (0, 1, 2, 3)  # how many axes of size one a bare parameter may need in front of its own
+
+
+class FastEngine:
+    """Factors of every parameter's per-sample gradients, cotangent by cotangent over one hooked forward.
+
+    `say` receives each note once (parameters left to the reference).
+    """
+
+    name = "fast"
+
+    def __init__(self, module: nn.Module, inputs: Inputs, say: Callable[[str], None]) -> None:
+        self.module = module
+        self.state = {k: p.detach() for k, p in module.named_parameters()}
+        self.names = {id(p): k for k, p in module.named_parameters()}
+        self.layers = {k: m for k, m in module.named_modules() if rule_for(m) is not None}
+        ruled = {self.names[id(p)] for m in self.layers.values() for p in m.parameters(recurse=False)}
+        self.bare: dict[str, int] = {}
+        self.fallback: set[str] = set(self.state) - ruled
+        self._copied: set[str] = set()
+        self._prepare(inputs, say)
+
+    # -- one chunk ----------------------------------------------------------------------------------------------
+
+    def factors(self, inputs: Inputs, cotangents: Tensor) -> Iterator[tuple[str, Factors]]:
+        """(parameter name, factors) for each parameter; cotangents [C, n, *shape]."""
+        n = len(inputs[0])
+        uses, bare = self._backward(inputs, cotangents)
+        remaining = Counter(name for layer, *_ in uses for name in self._parameters_of(layer).values())
+        found: dict[str, list[Factors]] = defaultdict(list)
+        while uses:
+            layer, a, g = uses.pop(0)
+            made = self._made(layer, a, g, n)
+            for local, name in self._parameters_of(layer).items():
+                if name not in self.fallback and made:
+                    found[name].append(made[local])
+                remaining[name] -= 1
+                if not remaining[name] and name in found:
+                    yield name, self._combined(name, found.pop(name), n)
+        for name, gradient in bare.items():
+            yield name, Dense(gradient.flatten(2))
+        if self.fallback:
+            with torch.no_grad():
+                rest = per_sample_gradients(self.module, inputs, cotangents, sorted(self.fallback))
+            for name, values in rest.items():
+                yield name, Dense(values.flatten(2))
+
+    def _parameters_of(self, layer: str) -> dict[str, str]:
+        """Name within the layer -> name within the model."""
+        return {local: self.names[id(p)] for local, p in self.layers[layer].named_parameters(recurse=False)}
+
+    def _made(self, layer: str, a: Tensor, g: Tensor, n: int) -> dict[str, Factors]:
+        """The rule's factors; nothing where the layer is not used as its rule expects (found out in `_prepare`)."""
+        rule = rule_for(self.layers[layer])
+        assert rule is not None
+        try:
+            if len(a) != n:  # tokens folded into the batch axis, sample by sample
+                a, g = a.unflatten(0, (n, -1)), g.unflatten(1, (n, -1))
+            return rule(self.layers[layer], a, g)
+        except (RuntimeError, ValueError, IndexError):
+            return {}
+
+    def _combined(self, name: str, parts: list[Factors], n: int) -> Factors:
+        """The gradient of a parameter used several times is the sum over its uses."""
+        if len(parts) == 1:
+            return parts[0]
+        outer = [p for p in parts if isinstance(p, Outer)]
+        if len(outer) == len(parts) and len({p.inputs_first for p in outer}) == 1:
+            a, g = torch.cat([p.inputs for p in outer], 1), torch.cat([p.cotangents for p in outer], 2)
+            return Outer(a, g, outer[0].inputs_first)
+        weight = self.state[name]
+        return Mixed(tuple(parts), n, weight.numel() * weight.element_size())
+
+    def _backward(
+        self, inputs: Inputs, cotangents: Tensor
+    ) -> tuple[list[tuple[str, Tensor, Tensor]], dict[str, Tensor]]:
+        """Layer uses as (layer, input, output cotangents [C, n, ...]) and bare gradients [C, n, *shape]."""
+        n = len(inputs[0])
+        bare = {k: _expanded(self.state[k], n, axes).requires_grad_() for k, axes in self.bare.items()}
+        with self._hooks() as record, torch.enable_grad():
+            u = functional_call(self.module, {**self.state, **bare}, inputs)
+        changed = {layer for layer, _, out, version in record if out._version != version}
+        if changed:
+            raise _ChangedInPlaceError(changed)
+        targets = [out for _, _, out, _ in record] + list(bare.values())
+        if not targets or not u.requires_grad:
+            return [], {}
+        found = [torch.empty(len(cotangents), *out.shape, dtype=out.dtype, device=out.device) for out in targets]
+        for c, e in enumerate(cotangents):
+            gradients = torch.autograd.grad(u, targets, e, retain_graph=c + 1 < len(cotangents), materialize_grads=True)
+            for slot, gradient in zip(found, gradients, strict=True):
+                slot[c] = gradient
+        uses = [(layer, a, g) for (layer, a, _, _), g in zip(record, found, strict=False)]
+        return uses, dict(zip(bare, found[len(record) :], strict=True))
+
+    @contextmanager
+    def _hooks(self) -> Iterator[list[tuple[str, Tensor, Tensor, int]]]:
+        """Records (layer, input, output, output version) of every use of every layer that has a rule."""
+        record: list[tuple[str, Tensor, Tensor, int]] = []
+
+        def hook_for(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+                if not out.requires_grad:
+                    out.requires_grad_()
+                taken = args[0].detach() if args else out.new_empty(0)  # a keyword call ends with the reference
+                record.append((layer, taken, out, out._version))
+                return out.clone() if layer in self._copied else out
+
+            return hook
+
+        handles = [m.register_forward_hook(hook_for(k)) for k, m in self.layers.items()]
+        try:
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # -- prepared once ------------------------------------------------------------------------------------------
+
+    def _prepare(self, inputs: Inputs, say: Callable[[str], None]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (2, *inputs[0].shape), generator=generator) * 2 - 1
+        cotangents = signs.to(inputs[0])
+        with torch.no_grad():
+            truth = per_sample_gradients(self.module, inputs, cotangents)
+        wrong = self._disagreeing(inputs, cotangents, truth)
+        for name in sorted(self.fallback):  # a bare parameter: find the broadcast that the reference confirms
+            for axes in _LEADING:
+                self.bare[name] = axes
+                self.fallback.discard(name)
+                if name not in self._disagreeing(inputs, cotangents, truth):
+                    break
+                del self.bare[name]
+                self.fallback.add(name)
+        self.fallback |= wrong - set(self.bare)
+        self.layers = {k: m for k, m in self.layers.items() if set(self._parameters_of(k).values()) - self.fallback}
+        if self.fallback:
+            some = ", ".join(sorted(self.fallback)[:4]) + (", ..." if len(self.fallback) > 4 else "")
+            count = len(self.fallback)
+            say(f"{count} parameter{'s' * (count > 1)} without a fast rule, measured by the reference engine: {some}.")
+
+    def _disagreeing(self, inputs: Inputs, cotangents: Tensor, truth: dict[str, Tensor]) -> set[str]:
+        """Parameters whose factors, multiplied out, are not the reference's gradients."""
+        n, agreed = len(inputs[0]), set()
+        tolerance = 1e-9 if inputs[0].dtype == torch.float64 else 1e-3
+        while True:
+            try:
+                for name, factors in self.factors(inputs, cotangents):
+                    want, got = truth[name].flatten(2), factors.dense(0, n)
+                    scale = want.norm() + torch.finfo(want.dtype).tiny
+                    if got.shape == want.shape and (got - want).norm() <= tolerance * scale:
+                        agreed.add(name)
+                return set(self.state) - agreed
+            except _ChangedInPlaceError as change:
+                self._copied |= change.layers
+            except (RuntimeError, ValueError, IndexError):  # a bare parameter that does not broadcast this way
+                return set(self.state)
+
+
+class _ChangedInPlaceError(RuntimeError):
+    """A layer's output was overwritten (ReLU(inplace=True)): that layer must hand on a copy."""
+
+    def __init__(self, layers: set[str]) -> None:
+        super().__init__(", ".join(layers))
+        self.layers = layers
+
+
+def _expanded(parameter: Tensor, n: int, axes: int) -> Tensor:
+    """One copy per sample of a bare parameter that broadcasts over the batch.
+
+    [1, *rest] -> [n, *rest] for `axes` 0, else [*shape] -> [n, 1 * (axes - 1), *shape].
+    """
+    if axes == 0 and parameter.shape[:1] == (1,):
+        return parameter.expand(n, *parameter.shape[1:]).clone()
+    ones = [1] * max(axes - 1, 0)
+    return parameter.view(1, *ones, *parameter.shape).expand(n, *ones, *parameter.shape).clone()

@@ -1,0 +1,60 @@
+"""The slow, obvious engine: per-sample gradients by vmap, multiplied out. The fast engine is held to it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mfdiag.gradients.factors import Dense, Factors
+
+__all__ = ["ReferenceEngine", "per_sample_gradients"]
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""x [n, *shape], r [n], t [n], labels [n] or None."""
+
+
+def per_sample_gradients(
+    module: nn.Module, inputs: Inputs, cotangents: Tensor, names: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """(du_i/dtheta)^T e[c, i] for cotangents e [C, n, *shape]: name -> [C, n, *parameter shape].
+
+    `names` limits the parameters; None takes all.
+    """
+    state = {k: p.detach() for k, p in module.named_parameters()}
+    wanted = {k: state[k] for k in (state if names is None else names)}
+    x, r, t, labels = inputs
+
+    def one(x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, e: Tensor) -> dict[str, Tensor]:
+        def forward(parameters: dict[str, Tensor]) -> Tensor:
+            batch = (x[None], r[None], t[None], None if labels is None else labels[None])
+            return functional_call(module, {**state, **parameters}, batch)[0]
+
+        pull = vjp(forward, wanted)[1]
+        return vmap(lambda e_c: pull(e_c)[0])(e)
+
+    in_dims = (0, 0, 0, None if labels is None else 0, 1)
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # the reference may be slow
+        return vmap(one, in_dims=in_dims, out_dims=1, randomness="error")(x, r, t, labels, cotangents)
+
+
+class ReferenceEngine:
+    """Per-sample gradients of every parameter, held in memory: [C, n, P] for the whole chunk."""
+
+    name = "reference"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.bytes_per_sample = sum(p.numel() * p.element_size() for p in module.parameters())
+
+    def factors(self, inputs: Inputs, cotangents: Tensor) -> Iterator[tuple[str, Factors]]:
+        """(parameter name, factors) for each parameter."""
+        with torch.no_grad():
+            gradients = per_sample_gradients(self.module, inputs, cotangents)
+        for name, values in gradients.items():
+            yield name, Dense(values.flatten(2))

@@ -1,0 +1,51 @@
+"""What a checkpoint written by this project says about itself, so that it needs no other file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mfdiag.errors import InputError
+
+__all__ = ["METADATA_KEY", "Architecture", "Description", "parse_description"]
+
+METADATA_KEY = "mfdiag"
+
+
+class Architecture(BaseModel):
+    """A built-in architecture: its name in `mfdiag.models.registry.MODELS` and its constructor's arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Description(BaseModel):
+    """The metadata entry "mfdiag" of a checkpoint, as JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    architecture: Architecture
+    path: Literal["linear"] = "linear"
+    times: str
+    data: str
+    step: int = Field(ge=0)
+    ema_decay: float | None = Field(default=None, ge=0, lt=1)
+    seed: int
+    specification: dict[str, Any] = Field(default_factory=dict)
+
+
+def parse_description(text: str, source: object) -> Description:
+    """The description in the JSON `text` of file `source`. Raises InputError naming the first wrong field."""
+    try:
+        return Description.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the whole entry"
+        raise InputError(
+            f"{source} should describe itself in valid {METADATA_KEY!r} metadata, but {field} is wrong: "
+            f"{first['msg'].lower()}; write the file again with mfdiag, or remove that metadata and pass --model."
+        ) from error

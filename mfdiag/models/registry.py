@@ -1,0 +1,42 @@
+"""The built-in architectures by name; torch is imported only when one of them is built."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mfdiag.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MODELS", "build_model"]
+
+MODELS: dict[str, tuple[str, str]] = {
+    "mlp": ("mfdiag.models.mlp:MLP", "multilayer perceptron on vectors (dim, hidden, depth, num_classes)"),
+    "dit": ("mfdiag.models.dit:DiT", "diffusion transformer on images (channels, size, patch, width, depth, heads)"),
+    "gaussian": (
+        "mfdiag.models.gaussian:GaussianAverageVelocity",
+        "exact average velocity of Gaussian data (mean, std, shape)",
+    ),
+}
+"""Name -> ("module:attribute" of the constructor, one line of description)."""
+
+
+def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A new network of the built-in architecture `name`, with forward(x, r, t, y=None) -> u.
+
+    Raises InputError on an unknown name or on arguments that the constructor does not take.
+    """
+    if name not in MODELS:
+        raise did_you_mean("architecture", name, MODELS)
+    module, attribute = MODELS[name][0].split(":")
+    constructor = getattr(importlib.import_module(module), attribute)
+    try:
+        return constructor(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"Architecture {name!r} cannot be built from the arguments {dict(arguments)}: {error}; "
+            f"it takes {MODELS[name][1].rpartition('(')[2].rstrip(')')}."
+        ) from error

@@ -1,0 +1,112 @@
+"""What made a result: command, specification, seeds, inputs, versions, hardware, and hashes of what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mfdiag._version import __version__
+from mfdiag.errors import InputError
+from mfdiag.tables.store import MANIFEST, read_json, write_json_atomic
+
+__all__ = ["file_sha256", "hardware", "manifest", "versions", "write_manifest"]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal, read as a stream. Raises InputError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error}.") from error
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of mfdiag, Python and the packages that numbers depend on, without importing them; None if absent."""
+    found: dict[str, str | None] = {"mfdiag": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "pandas", "scipy", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def hardware(device: str | None = None) -> dict[str, Any]:
+    """The machine: platform, CPU model, logical cores in all and usable, memory in bytes (None where unknown).
+
+    `device` is the name of the accelerator the numbers were computed on, for the caller to fill in.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "memory_bytes": _memory_bytes(),
+        "device": device,
+    }
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    with suppress(AttributeError, ValueError, OSError):  # sysconf is not on every platform
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def manifest(
+    command: list[str],
+    specification: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    inputs: Sequence[tuple[str, str]],
+    started: datetime,
+    finished: datetime,
+    outputs: Sequence[Path] = (),
+    device: str | None = None,
+) -> dict[str, Any]:
+    """One manifest entry, ready for JSON.
+
+    `command` is the argument vector as typed, `specification` every option with defaults filled in, `inputs` pairs
+    (path, sha256), `started` and `finished` aware datetimes, `outputs` the files written, which are hashed here.
+    Raises InputError where an output cannot be read.
+    """
+    return {
+        "command": list(command),
+        "specification": dict(specification),
+        "seeds": list(seeds),
+        "inputs": [{"path": str(path), "sha256": digest} for path, digest in inputs],
+        "outputs": {path.name: file_sha256(path) for path in outputs},
+        "started": started.isoformat(),
+        "finished": finished.isoformat(),
+        "seconds": (finished - started).total_seconds(),
+        "versions": versions(),
+        "hardware": hardware(device),
+    }
+
+
+def write_manifest(out: Path, name: str, entry: Mapping[str, Any]) -> Path:
+    """Puts `entry` under the command's `name` in `out/manifest.json`, atomically; other commands' entries stay.
+
+    Raises InputError where the file there is not a JSON object, or cannot be written.
+    """
+    path = out / MANIFEST
+    entries = read_json(path) if path.exists() else {}
+    if not isinstance(entries, dict):
+        raise InputError(f"{path} should be one JSON object keyed by command, but is a {type(entries).__name__}.")
+    return write_json_atomic(entries | {name: dict(entry)}, path)

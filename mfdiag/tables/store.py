@@ -1,0 +1,150 @@
+"""Tables and JSON on disk. Every write is atomic: a reader sees the old file or the new one, never a part."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mfdiag.errors import InputError
+from mfdiag.tables.check import to_arrow, to_pandas
+from mfdiag.tables.schema import table
+
+__all__ = [
+    "MANIFEST",
+    "check_writable",
+    "read_json",
+    "read_table",
+    "replacing",
+    "table_path",
+    "write_json_atomic",
+    "write_table",
+]
+
+MANIFEST = "manifest.json"
+
+
+def table_path(name: str, out: Path) -> Path:
+    """Where table `name` lies in the folder `out`. Raises InputError for an unknown table."""
+    return out / f"{table(name).name}.parquet"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on success it takes the place of `path`, on failure it vanishes.
+
+    Raises InputError where the folder cannot be created or written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error}. Free the place, or give another --out.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every platform opens folders; the rename itself is already atomic
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_table(name: str, frame: pd.DataFrame, out: Path) -> Path:
+    """Writes a tidy frame, any column order, as `out/NAME.parquet`, atomically, and returns its path.
+
+    Raises InputError where the frame breaks the schema (see `check.to_arrow`) or the folder cannot be written.
+    """
+    path = table_path(name, out)
+    stored = to_arrow(name, frame)
+    with replacing(path) as temporary:
+        pq.write_table(stored, temporary, compression="zstd")
+    return path
+
+
+def read_table(name: str, out: Path) -> pd.DataFrame:
+    """Reads `out/NAME.parquet`: integers as nullable Int64, null floats as NaN, columns in stored order.
+
+    Raises InputError where the file is missing, is not Parquet, or breaks the schema.
+    """
+    path = table_path(name, out)
+    if not path.is_file():
+        command = f"mfdiag {table(name).command} --out {out}"
+        raise InputError(f"There is no table {name!r} in {out}: {path.name} is missing. Run `{command}` first.")
+    try:
+        with pq.ParquetFile(path) as file:
+            stored = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file ({error}). Delete it and measure again.") from error
+    try:
+        return to_pandas(name, stored)
+    except InputError as error:
+        raise InputError(f"{path} does not hold what this version of mfdiag writes. {error}") from error
+
+
+def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite", "resume"]) -> None:
+    """Creates `out` and makes sure, before any measuring, that the tables `names` can be written there.
+
+    Raises InputError where the folder cannot be created or written, where its manifest is unreadable, or where
+    it already holds one of the tables and `mode` is "new".
+    """
+    present = [path.name for path in (table_path(name, out) for name in names) if path.exists()]
+    if present and mode == "new":
+        raise InputError(
+            f"{out} already holds {', '.join(present)}: pass --overwrite to replace, --resume to continue, "
+            "or another --out."
+        )
+    probe = out / f".{uuid.uuid4().hex}.tmp"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"Cannot write to the folder {out}: {error}. Give another --out.") from error
+    if (out / MANIFEST).exists():
+        read_json(out / MANIFEST)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def write_json_atomic(payload: object, path: Path) -> Path:
+    """Writes indented UTF-8 JSON; paths, dates and NumPy numbers become plain. Raises InputError if it cannot."""
+    text = json.dumps(payload, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file. Raises InputError where it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable JSON file ({error}). Repair or delete it.") from error

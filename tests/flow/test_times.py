@@ -1,0 +1,173 @@
+"""Laws of (r, t): distribution, order and bounds, shares, strata, and the specifications that name them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import logit
+
+from mfdiag.errors import InputError
+from mfdiag.flow.seeds import uniforms
+from mfdiag.flow.times import TIMES, GridTimes, TimeSampler, parse_times, time_cells
+
+SPECS = [
+    "logit_normal",
+    "logit_normal:0.5,2,1",
+    "uniform",
+    "uniform:0.75",
+    "restricted:0.1",
+    "restricted:1",
+    "grid:4,4",
+    "grid:3,5",
+    "grid:1,7",
+    "grid:7,1",
+    "point:0,1",
+]
+
+
+def draw(spec: str, count: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    sampler, index = parse_times(spec), np.arange(count)
+    return sampler.sample(uniforms(seed, "times", index, sampler.width), index)
+
+
+def passes(sample: np.ndarray, cdf: object) -> bool:
+    return bool(stats.kstest(sample, cdf).pvalue > 1e-3)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@given(words=st.lists(st.floats(2.0**-54, 1 - 2.0**-53), min_size=9, max_size=9), first=st.integers(0, 2**40))
+def test_order_and_bounds(spec: str, words: list[float], first: int) -> None:
+    sampler = parse_times(spec)
+    r, t = sampler.sample(np.reshape(words, (3, 3))[:, : sampler.width], np.arange(first, first + 3))
+    assert r.shape == t.shape == (3,) and r.dtype == t.dtype == np.float64
+    assert (r >= 0).all() and (r <= t).all() and (t <= 1).all()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_sample_depends_on_seed_and_number_alone(spec: str) -> None:
+    sampler: TimeSampler = parse_times(spec)
+    r, t = draw(spec, 30)
+    for index in (np.arange(30)[::-1], np.array([17]), np.array([3, 29, 4])):
+        again = sampler.sample(uniforms(0, "times", index, sampler.width), index)
+        np.testing.assert_array_equal(again, (r[index], t[index]))
+
+
+@pytest.mark.parametrize(("spec", "mu", "sigma"), [("logit_normal", -0.4, 1), ("logit_normal:0.5,2,0.6", 0.5, 2)])
+def test_logit_normal_law(spec: str, mu: float, sigma: float) -> None:
+    r, t = draw(spec)
+    one = stats.norm(mu, sigma).cdf
+    assert passes(logit(t), lambda x: one(x) ** 2)
+    assert passes(logit(r[r < t]), lambda x: 1 - (1 - one(x)) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "apart"), [("logit_normal", 0.25), ("logit_normal:0,1,0", 0), ("uniform", 1), ("uniform:0.75", 0.25)]
+)
+def test_share_of_pairs_apart(spec: str, apart: float) -> None:
+    r, t = draw(spec)
+    assert np.mean(r < t) == pytest.approx(apart, abs=0.01 if 0 < apart < 1 else 0)
+
+
+@pytest.mark.parametrize("spec", ["uniform", "uniform:0.5"])
+def test_uniform_law(spec: str) -> None:
+    r, t = draw(spec)
+    assert passes(t, lambda x: x**2)
+    assert passes(r[r < t], lambda x: 1 - (1 - x) ** 2)
+    assert passes(r[r < t] / t[r < t], "uniform")
+
+
+def test_share_leaves_t_and_the_pairs_kept_alone() -> None:
+    (r, t), (r_half, t_half) = draw("uniform"), draw("uniform:0.5")
+    np.testing.assert_array_equal(t, t_half)
+    np.testing.assert_array_equal(r_half, np.where(r_half < t_half, r, t))
+
+
+@pytest.mark.parametrize("delta", [0.1, 1.0])
+def test_restricted_law(delta: float) -> None:
+    r, t = draw(f"restricted:{delta}")
+    assert passes(t, "uniform")
+    assert passes((t - r) / np.minimum(t, delta), "uniform")
+    assert (t - r).max() <= delta + 1e-15
+
+
+@pytest.mark.parametrize(("r_bins", "t_bins", "count"), [(1, 1, 1), (4, 4, 10), (3, 5, 11), (1, 7, 7), (7, 1, 7)])
+def test_grid_covers_its_cells_evenly(r_bins: int, t_bins: int, count: int) -> None:
+    cells = time_cells(r_bins, t_bins)
+    assert len(cells) == count
+    r, t = draw(f"grid:{r_bins},{t_bins}", 20 * count)
+    r_low, r_high, t_low, t_high = np.tile(cells, (20, 1)).T
+    assert (r_low <= r).all() and (r <= r_high).all() and (t_low <= t).all() and (t <= t_high).all()
+
+
+@pytest.mark.parametrize("bins", [(2, 2), (2, 3), (1, 5), (5, 1)])
+def test_grid_is_uniform_within_each_cell(bins: tuple[int, int]) -> None:
+    """Against the slow twin: uniform points of the cell, those with r > t thrown away."""
+    sampler = GridTimes(*bins)
+    rng = np.random.default_rng(0)
+    for place, (a, b, c, d) in enumerate(sampler.cells):
+        index = place + len(sampler.cells) * np.arange(4000)
+        r, t = sampler.sample(uniforms(0, "times", index, 2), index)
+        points = rng.uniform((a, c), (b, d), size=(20_000, 2))
+        points = points[points[:, 0] <= points[:, 1]]
+        for ours, theirs in ((r, points[:, 0]), (t, points[:, 1]), (t - r, points[:, 1] - points[:, 0])):
+            assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
+
+
+def test_only_the_grid_is_stratified() -> None:
+    assert [spec for spec in SPECS if parse_times(spec).stratified] == [s for s in SPECS if s.startswith("grid")]
+
+
+def test_point() -> None:
+    r, t = draw("point:0.25,0.75", 3)
+    assert (r == 0.25).all() and (t == 0.75).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("logit_normal", "logit_normal"),
+        ("logit_normal:-0.4,1.0", "logit_normal"),
+        ("logit_normal:mu=-0.4,sigma=1,r_ne_t=0.5", "logit_normal:-0.4,1,0.5"),
+        ("logit_normal:0", "logit_normal:0"),
+        ("uniform:0", "uniform"),
+        ("uniform:r_eq_t=0.75", "uniform:0.75"),
+        ("restricted:0.20", "restricted:0.2"),
+        ("grid:8, 8", "grid:8,8"),
+        ("point:0,1.0", "point:0,1"),
+    ],
+)
+def test_canonical_names_read_back(spec: str, name: str) -> None:
+    assert parse_times(spec).name == name
+    assert parse_times(name) == parse_times(spec)
+
+
+def test_every_name_is_described_and_known() -> None:
+    assert {spec.partition(":")[0] for spec in SPECS} == set(TIMES)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("unifrom", "Did you mean 'uniform'"),
+        ("logit_normal:0,0", "sigma must be above 0"),
+        ("logit_normal:0,1,1.5", "r_ne_t must be in"),
+        ("logit_normal:0,1,0.5,3", "expected logit_normal:"),
+        ("logit_normal:nu=3", "unknown argument 'nu'"),
+        ("uniform:-0.1", "r_eq_t must be in"),
+        ("uniform:half", "finite number, got 'half'"),
+        ("restricted", "no value for delta"),
+        ("restricted:0", "delta must be in"),
+        ("restricted:1.1", "delta must be in"),
+        ("grid:4", "no value for t_bins"),
+        ("grid:0,4", "whole number of at least 1"),
+        ("grid:2.5,4", "whole number of at least 1"),
+        ("grid:1e6,1e6", "at most 2\\^20 cells"),
+        ("point:0.5,0.2", "expected 0 <= r <= t <= 1"),
+        ("point:-1,0.2", "expected 0 <= r <= t <= 1"),
+        ("point:0.5", "no value for t"),
+    ],
+)
+def test_bad_specs(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_times(spec)
