@@ -1,0 +1,48 @@
+"""Variance diagnostics and ablations of MeanFlow models, from a saved checkpoint or a model in memory."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mfdiag._version import __version__
+from mfdiag.errors import InputError, MfdiagError
+
+if TYPE_CHECKING:
+    from mfdiag.estimators import Estimator, estimators, find_estimator
+    from mfdiag.flow.datasets import load_data
+    from mfdiag.measures.measure import measure
+    from mfdiag.models.checkpoint import load_model, save_checkpoint
+
+__all__ = [
+    "Estimator",
+    "InputError",
+    "MfdiagError",
+    "__version__",
+    "estimators",
+    "find_estimator",
+    "load_data",
+    "load_model",
+    "measure",
+    "save_checkpoint",
+]
+
+_LAZY = {  # torch is imported when something is measured, not when help is printed
+    "Estimator": "mfdiag.estimators",
+    "estimators": "mfdiag.estimators",
+    "find_estimator": "mfdiag.estimators",
+    "load_data": "mfdiag.flow.datasets",
+    "load_model": "mfdiag.models.checkpoint",
+    "measure": "mfdiag.measures.measure",
+    "save_checkpoint": "mfdiag.models.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

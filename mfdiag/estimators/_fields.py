@@ -85,6 +85,10 @@ class Fields:
         return Fields(self.u, v_c, self.vhat, self.gap, self.along_v - along, self.along_shift + along)
 
 
+def _split(tangents: Tensor) -> tuple[Tensor, ...]:
+    return tangents.split(_TANGENTS_AT_ONCE)
+
+
 def derivatives(
     model: Velocity, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -98,12 +102,15 @@ def derivatives(
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         try:
-            return vmap(one, out_dims=(None, 0), chunk_size=_TANGENTS_AT_ONCE)(dx, dt)
+            parts = [vmap(one, out_dims=(None, 0))(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
+            return parts[0][0], torch.cat([along for _, along in parts])
         except (RuntimeError, NotImplementedError) as error:
             if "forward AD" not in str(error) and "forward-mode" not in str(error):
                 raise
             reason = str(error).splitlines()[0]
-            raise InputError(f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}") from error
+            raise InputError(
+                f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}"
+            ) from error
 
 
 def evaluate(

@@ -43,25 +43,29 @@ def draw(frame: pd.DataFrame) -> Figure:
         figure,
         "Optimal tangent coefficient β* against batch size n",
         chosen.context,
-        "bands and bars: 95 % intervals",
-        "diamond: critical batch n₀, where β* has halved",
+        "Bands and bars: 95 % intervals",
+        "Diamond: critical batch n₀, where β* has halved",
         chosen.note,
     )
 
 
 def _critical(axes: Axes, found: pd.DataFrame, curve: pd.DataFrame, line: Line) -> str:
-    """Marks the critical batch on the curve's half height and returns its label."""
-    if curve.empty or found.empty:
+    """Marks the critical batch at half the curve's first height and returns its label; arrows are open intervals."""
+    if found.empty:
         return "n₀ not measured"
     row = found.iloc[0]
-    if row["value"] <= 0:
+    value, low, high = (float(row[name]) for name in ("value", "ci_low", "ci_high"))
+    if value <= 0:
         return "n₀ not resolved"
     half = curve["value"].iloc[0] / 2
-    low, high = (row[end] if np.isfinite(row[end]) and row[end] > 0 else row["value"] for end in ("ci_low", "ci_high"))
-    axes.plot([low, high], [half, half], color=line.color, linewidth=1, marker="|", markersize=7, zorder=4)
-    axes.plot(row["value"], half, "D", color=line.color, markersize=7, markeredgecolor="white", zorder=5)
-    return f"n₀ = {number(row['value'])} [{_end(row['ci_low'])}, {_end(row['ci_high'])}]"
-
-
-def _end(value: float) -> str:
-    return number(value) if np.isfinite(value) else "∞"
+    sizes = curve["batch_size"].astype(float)
+    ends = (
+        (low, "|") if low > 0 else (min(value, sizes.min()), "<"),
+        ((high, "|") if np.isfinite(high) else (max(value, sizes.max()), ">")),
+    )
+    axes.plot([end for end, _ in ends], [half, half], color=line.color, linewidth=1, zorder=4)
+    for end, mark in ends:
+        axes.plot(end, half, mark, color=line.color, markersize=6, zorder=4)
+    axes.plot(value, half, "D", color=line.color, markersize=7, markeredgecolor="white", zorder=5)
+    doubt = "" if row["status"] == "ok" else f", {row['status']}"
+    return f"n₀ = {number(value)} [{number(low)}, {number(high)}]{doubt}"

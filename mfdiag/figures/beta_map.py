@@ -1,4 +1,4 @@
-"""The optimal tangent coefficient over cells of (r, t), as a triangular map (theory: beta*, matrix and gradient form)."""
+"""The optimal tangent coefficient over cells of (r, t), as a map (theory: beta*, matrix and gradient form)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ __all__ = ["WIDE", "draw", "rows"]
 
 WIDE = 0.5  # an interval this wide cannot tell "leave it" from "replace half of it"
 _HATCH = "////"
+_EDGE = "#999999"
+_ABOVE, _BELOW = "#FFFFFF", "#000000"
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -37,14 +39,14 @@ def rows(frame: pd.DataFrame) -> pd.DataFrame:
 def draw(frame: pd.DataFrame) -> Figure:
     """One triangle per checkpoint, beta* printed in each cell; `frame` is table `coefficient`.
 
-    Colour runs with beta* from 0 (dark) to 1 (light); cells outside are white or black with a thick edge, never
-    clipped. Hatched cells are not to be trusted: a status other than ok and outside_unit_interval, or an interval
+    Colour runs with beta* from 0 (dark) to 1 (light); cells above are white and cells below
+    black, never clipped. Hatched cells are not to be trusted: a status other than ok and outside_unit_interval, or an interval
     wider than WIDE or missing. Raises InputError where there is nothing to draw.
     """
     kept = rows(frame)
     chosen = select(kept)
     figure, axes = grid_of_axes(1, len(chosen.items), 4.0, 3.6)
-    scale = ScalarMappable(Normalize(0, 1), mpl.colormaps["cividis"].with_extremes(under="#000000", over="#FFFFFF"))
+    scale = ScalarMappable(Normalize(0, 1), mpl.colormaps["cividis"].with_extremes(under=_BELOW, over=_ABOVE))
     for (label, part), panel in zip(chosen.items, axes[0], strict=True):
         for cell in part.to_dict("records"):
             _cell(panel, cell, scale)
@@ -52,8 +54,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         panel.set_title(label, loc="left", fontweight="bold")
         panel.grid(False)
         marks = [
-            Patch(facecolor="white", edgecolor="#888888", hatch=_HATCH, label="uncertain"),
-            Patch(facecolor="white", edgecolor="black", linewidth=1.8, label="outside [0, 1]"),
+            Patch(facecolor="white", edgecolor=_EDGE, hatch=_HATCH, label="uncertain"),
+            Patch(facecolor=_ABOVE, edgecolor=_EDGE, label="above 1"),
+            Patch(facecolor=_BELOW, edgecolor=_EDGE, label="below 0"),
         ]
         panel.legend(handles=marks, loc="lower right", handlelength=1.6)
     bar = figure.colorbar(scale, ax=axes, extend="both", shrink=0.85, pad=0.02)
@@ -62,9 +65,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         figure,
         "Optimal tangent coefficient β* over r and t",
         chosen.context,
-        f"{kept['form'].iloc[0]} form",
-        f"uncertain: status not ok, or 95 % interval wider than {WIDE:g}",
-        "one-step sampling is the upper left corner",
+        f"{str(kept['form'].iloc[0]).capitalize()} form",
+        f"Uncertain: status not ok, or 95 % interval wider than {WIDE:g}",
+        "One-step sampling is the upper left corner",
         chosen.note,
     )
 
@@ -85,28 +88,25 @@ def _cell(axes: Axes, cell: dict, scale: ScalarMappable) -> None:
     value = cell["value"]
     width = cell["ci_high"] - cell["ci_low"]
     uncertain = cell["status"] not in ("ok", "outside_unit_interval") or not width <= WIDE
-    outside = not 0 <= value <= 1
     corners = _corners((cell["r_low"], cell["r_high"]), (cell["t_low"], cell["t_high"]))
     if len(corners) < 3:
         return
     color = scale.to_rgba(np.array([value]))[0]
     luminance = float(color[:3] @ [0.2126, 0.7152, 0.0722])
     ink = "black" if luminance > 0.45 else "white"
-    axes.add_patch(Polygon(corners, facecolor=color, edgecolor="white", linewidth=0.8))
+    axes.add_patch(Polygon(corners, facecolor=color, edgecolor=_EDGE, linewidth=0.8))
     if uncertain:
         axes.add_patch(Polygon(corners, fill=False, edgecolor=ink, linewidth=0, hatch=_HATCH, alpha=0.5))
-    if outside:
-        axes.add_patch(Polygon(corners, fill=False, edgecolor="black", linewidth=1.8, zorder=3))
     span = min(cell["r_high"] - cell["r_low"], cell["t_high"] - cell["t_low"])
     x, y = corners.mean(axis=0)
     axes.text(
         x,
         y,
-        f"{value:.2f}",
+        f"{value:z.2f}".replace("-", "−"),
         ha="center",
         va="center",
-        fontsize=min(8.0, 42 * span),
+        fontsize=min(8.0, (42 if len(corners) == 4 else 36) * span),
         color=ink,
         zorder=4,
-        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8} if uncertain else None,
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.4} if uncertain else None,
     )

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mfdiag.figures.select import of_quantity, select
-from mfdiag.figures.style import GREY, LINES, finish, grid_of_axes, heading, styled
+from mfdiag.figures.style import GREY, LINES, finish, grid_of_axes, heading, share, styled
 
 __all__ = ["draw", "lorenz", "rows"]
 
@@ -35,14 +35,14 @@ def draw(frame: pd.DataFrame) -> Figure:
     `frame` is table `samples`. Raises InputError where there is nothing to draw.
     """
     chosen = select(rows(frame), within=("estimator", "proxy"))
-    figure, axes = grid_of_axes(1, len(chosen.items), 4.4 if len(chosen.items) == 1 else 3.6, 3.9)
+    figure, axes = grid_of_axes(1, len(chosen.items), 4.4 if len(chosen.items) == 1 else 3.3, 4.0)
     dropped = 0
     for (label, part), panel in zip(chosen.items, axes[0], strict=True):
         lines = select(part, limit=len(part))
         dropped = max(dropped, len(lines.items) - len(LINES))
         for (name, curve), line in zip(lines.items, LINES, strict=False):
             x, y = lorenz(curve["value"].to_numpy(dtype=float))
-            share = 1 - np.interp(0.99, x, y)
+            top = 1 - np.interp(0.99, x, y)
             named = name or str(curve["estimator"].iloc[0])
             grid = np.unique(np.concatenate([np.linspace(0, 0.9, _POINTS), np.linspace(0.9, 1, _POINTS)]))
             panel.plot(
@@ -50,18 +50,18 @@ def draw(frame: pd.DataFrame) -> Figure:
                 np.interp(grid, x, y),
                 color=line.color,
                 linestyle=line.dashes,
-                label=f"{named}: top 1 % carry {share:.1%}",
+                label=f"{named}: top 1 % carry {share(top)}",
             )
-            panel.plot(0.99, 1 - share, line.marker, color=line.color, markerfacecolor="white", zorder=4)
-        panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, label="equal norms: top 1 % carry 1.0%")
+            panel.plot(0.99, 1 - top, line.marker, color=line.color, markerfacecolor="white", zorder=4)
+        panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, label="equal norms")
         panel.set(xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal", xlabel="share of samples, smallest norm first")
         heading(panel, label)
-    axes[0, 0].set_ylabel("share of the sum of squared gradient norms")
+    axes[0, 0].set_ylabel("share of the squared gradient norms")
     return finish(
         figure,
         "Concentration of the gradient on few samples",
         chosen.context,
-        "markers: all but the top 1 % of samples",
+        "Markers: all but the top 1 % of samples",
         f"{dropped} further estimators not drawn" if dropped > 0 else "",
         chosen.note,
     )

@@ -6,19 +6,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mfdiag.figures.select import of_quantity, select
-from mfdiag.figures.style import LINES, finish, grid_of_axes, styled
+from mfdiag.figures.select import of_quantity, over_all_times, select
+from mfdiag.figures.style import LINES, finish, grid_of_axes, share, styled
 
 __all__ = ["MOST_LAYERS", "draw", "rows"]
 
 MOST_LAYERS = 30
-_BINS = ["r_low", "r_high", "t_low", "t_high"]
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of table `variance` this figure draws: variance of each layer, over all times."""
-    kept = of_quantity(frame, "variance")
-    return kept[(kept["layer"] != "all") & kept[_BINS].isna().all(axis=1)]
+    kept = over_all_times(of_quantity(frame, "variance"))
+    return kept[kept["layer"] != "all"]
 
 
 @styled
@@ -30,39 +29,42 @@ def draw(frame: pd.DataFrame) -> Figure:
     nothing to draw.
     """
     chosen = select(rows(frame))
-    count = max(part["layer"].nunique() for _, part in chosen.items)
-    figure, axes = grid_of_axes(
-        1, len(chosen.items), 3.4 if len(chosen.items) > 1 else 6.0, 0.9 + 0.24 * min(count, 31)
-    )
-    for (label, part), panel in zip(chosen.items, axes[0], strict=True):
-        _bars(panel, part)
+    panels = [part.set_index("layer")[["value", "ci_low", "ci_high"]] for _, part in chosen.items]
+    names = list(dict.fromkeys(name for panel in panels for name in panel.index))
+    shown = names
+    if len(names) > MOST_LAYERS:
+        weight = pd.concat([panel["value"] / panel["value"].sum() for panel in panels], axis=1).sum(axis=1)
+        large = set(weight.nlargest(MOST_LAYERS - 1).index)
+        shown = [name for name in names if name in large]
+    width = 3.2 if len(panels) > 1 else 6.0
+    figure, axes = grid_of_axes(1, len(panels), width, 0.9 + 0.24 * len(shown), sharey=True)
+    for (label, _), panel, bars in zip(chosen.items, axes[0], panels, strict=True):
+        _bars(panel, bars, shown)
         panel.set_title(label, loc="left", fontweight="bold")
     return finish(
         figure,
         "Gradient variance by layer",
         chosen.context,
-        "lines: 95 % intervals; percentages: share of the sum over layers",
-        f"the smallest of {count} layers are drawn as one bar" if count > MOST_LAYERS else "",
+        "Lines: 95 % intervals. Percentages: share of the sum over layers",
+        f"The smallest of {len(names)} layers are one bar" if len(shown) < len(names) else "",
         chosen.note,
     )
 
 
-def _bars(axes: Axes, part: pd.DataFrame) -> None:
-    bars = part[["layer", "value", "ci_low", "ci_high"]]
-    total = bars["value"].sum()
-    if len(bars) > MOST_LAYERS:
-        large = bars["value"].rank(method="first", ascending=False) < MOST_LAYERS
-        rest = bars.loc[~large, "value"].sum()
-        other = pd.DataFrame({"layer": [f"{int((~large).sum())} others"], "value": [rest]})
-        bars = pd.concat([bars[large], other], ignore_index=True)
+def _bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
+    bars = layers.reindex(shown)
+    rest = layers.drop(index=shown, errors="ignore")
+    if not rest.empty:
+        bars.loc[f"{len(rest)} smaller layers", "value"] = rest["value"].sum()
     place = range(len(bars))
     axes.barh(place, bars["value"], height=0.7, color="#8FA9C8", edgecolor=LINES[0].color, linewidth=0.6)
     axes.hlines(place, bars["ci_low"], bars["ci_high"], color="black", linewidth=1.2)
     ends = bars[["value", "ci_high"]].max(axis=1)
-    for y, end, value in zip(place, ends, bars["value"], strict=True):
-        axes.annotate(f"{value / total:.1%}", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axes.set_yticks(place, bars["layer"].tolist())
-    axes.set(xlabel="tr Cov of the gradient, (loss/parameter)²", xlim=(0, 1.18 * ends.max()))
+    for y, end, part in zip(place, ends, bars["value"] / layers["value"].sum(), strict=True):
+        if pd.notna(part):
+            axes.annotate(share(part), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    axes.set_yticks(place, bars.index.tolist())
+    axes.set(xlabel="variance, (loss/parameter)²", xlim=(0, 1.25 * ends.max()))
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

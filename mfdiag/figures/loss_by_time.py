@@ -31,26 +31,30 @@ def draw(frame: pd.DataFrame) -> Figure:
     for (label, part), panel in zip(chosen.items, axes[0], strict=True):
         for (estimator, tangent), line in zip(_TANGENTS.items(), LINES, strict=False):
             for proxy, curve in part[part["estimator"] == estimator].groupby("proxy", dropna=False, sort=False):
-                named = f"{tangent} ({estimator}{f', {proxy}' if pd.notna(proxy) else ''})"
-                estimate(panel, midpoint(curve, "t"), curve, line, named)
+                source = "" if pd.isna(proxy) else f", proxy {proxy!s}"
+                estimate(panel, midpoint(curve, "t"), curve, line, f"{tangent} ({estimator}{source})")
         panel.set(xlabel="t", xlim=(0, 1), yscale="log")
-        heading(panel, label)
         _ratio(panel, part)
+        heading(panel, label)
     axes[0, 0].set_ylabel("variance of the loss, loss²")
     return finish(
         figure,
         "Loss variance against t, by tangent",
         chosen.context,
-        "points: centres of the bins of t; bands: 95 % intervals",
+        "Points: centres of the bins of t. Bands: 95 % intervals",
         chosen.note,
     )
 
 
 def _ratio(axes: Axes, part: pd.DataFrame) -> None:
-    table = part.pivot_table(index=["t_low", "t_high"], columns="estimator", values="value", aggfunc="first")
-    if set(_TANGENTS) <= set(table.columns):
-        ratio = (table["meanflow"] / table["ema_tangent"]).dropna()
-        if not ratio.empty:
-            low, high = ratio.idxmax()
-            text = f"largest ratio {number(ratio.max())}× at t in [{low:.3g}, {high:.3g}]"
-            axes.text(0.03, 0.96, text, transform=axes.transAxes, va="top", fontsize=8)
+    """Adds to the legend the largest ratio of the two tangents' loss variances, and the bin it is found in."""
+    conditional, deterministic = (
+        part[part["estimator"] == name].drop_duplicates(["t_low", "t_high"])[["t_low", "t_high", "value"]]
+        for name in _TANGENTS
+    )
+    both = conditional.merge(deterministic, on=["t_low", "t_high"])
+    if not both.empty:
+        ratio = both["value_x"] / both["value_y"]
+        best = both.iloc[int(ratio.argmax())]
+        text = f"largest ratio {number(ratio.max())}× at t in [{best['t_low']:.3g}, {best['t_high']:.3g}]"
+        axes.plot([], [], " ", label=text)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mfdiag.errors import InputError
 
-__all__ = ["Selection", "by_time", "midpoint", "of_quantity", "overall", "select"]
+__all__ = ["Selection", "by_time", "midpoint", "of_quantity", "over_all_times", "overall", "select"]
 
 # In the order in which they are tried as labels.
 _SETTINGS = ("dataset", "step", "checkpoint", "run", "estimator", "proxy", "weighting", "times", "seed")
@@ -36,7 +36,13 @@ def of_quantity(frame: pd.DataFrame, *quantities: str) -> pd.DataFrame:
 
 def overall(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows over the whole network and all times."""
-    return frame[(frame["layer"] == "all") & frame[list(_BIN_EDGES)].isna().all(axis=1)]
+    kept = over_all_times(frame)
+    return kept[kept["layer"] == "all"]
+
+
+def over_all_times(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows with null bins, of the whole network or of single layers."""
+    return frame[frame[list(_BIN_EDGES)].isna().all(axis=1)]
 
 
 def by_time(frame: pd.DataFrame, *times: str) -> pd.DataFrame:
@@ -70,7 +76,8 @@ def select(frame: pd.DataFrame, *, within: Sequence[str] = (), limit: int = 4) -
         kept = list({tuple(rows[fixed].iloc[0].astype(str)): rows for rows in parts}.values())
     if len(kept) > limit:
         kept = kept[-1:]
-    note = "" if len(kept) == len(parts) else f"showing the last {len(kept)} of {len(parts)} models and settings"
+    last = "last" if len(kept) == 1 else f"last {len(kept)}"
+    note = "" if len(kept) == len(parts) else f"Showing the {last} of {len(parts)} models and settings"
     heads = pd.concat([rows[settings].iloc[:1] for rows in kept])
     labels = _labels(heads)
     same = [name for name in settings if heads[name].nunique(dropna=False) == 1]

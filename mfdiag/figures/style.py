@@ -7,18 +7,31 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-__all__ = ["GREY", "LINES", "Line", "estimate", "finish", "grid_of_axes", "heading", "number", "save", "styled"]
+__all__ = [
+    "GREY",
+    "LINES",
+    "Line",
+    "estimate",
+    "finish",
+    "grid_of_axes",
+    "heading",
+    "number",
+    "save",
+    "share",
+    "styled",
+]
 
 GREY = "#666666"
-_RC = {
+_RC: dict[Any, Any] = {  # the stubs of matplotlib list every key as a literal
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -75,21 +88,23 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def grid_of_axes(
     rows: int, columns: int, width: float, height: float, *, sharey: bool = False
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of rows x columns panels, each about `width` x `height` inches; axes as an object array of that shape."""
-    figure = Figure(figsize=(columns * width, rows * height + 0.6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
+    """A figure of panels of about `width` x `height` inches each, and its axes as an object array [rows, columns]."""
+    figure = Figure(
+        figsize=(columns * width, rows * height + 0.6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    )
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
 
 
 def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: str) -> None:
     """A series: its values as a line with markers, its 95 % interval as a band. `rows` are in the order of `x`."""
-    few = len(rows) <= 30
+    stride = 1 if len(rows) <= 12 else 3  # apart from series to series, so that equal curves both show
     axes.plot(
         x.to_numpy(),
         rows["value"].to_numpy(),
         color=line.color,
         linestyle=line.dashes,
-        marker=line.marker if few else "",
+        marker=line.marker,
+        markevery=(LINES.index(line) % stride, stride),
         markerfacecolor="white",
         label=label,
         zorder=3,
@@ -116,7 +131,7 @@ def heading(axes: Axes, title: str, *, columns: int = 1) -> None:
 def finish(figure: Figure, title: str, *notes: str) -> Figure:
     """Title above, and below it all the caption: what the rows have in common and how to read the marks."""
     figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
-    text = ". ".join(note[:1].upper() + note[1:] for note in notes if note)
+    text = ". ".join(note for note in notes if note)
     width = int(figure.get_figwidth() * 16.5)  # characters of 7.5 pt that fit in one line
     figure.supxlabel(textwrap.fill(text + ".", width), x=0.012, ha="left", fontsize=7.5, color=GREY)
     return figure
@@ -128,8 +143,14 @@ def save(figure: Figure, path: Path, kind: str) -> None:
         figure.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
+def share(part: float) -> str:
+    """A share as a percentage with one decimal: 19.6 %."""
+    return f"{100 * part:.1f} %"
+
+
 def number(value: float) -> str:
-    """Three significant digits, with thousands separated: 0.015, 1.71, 4,096, 1.7e+05 from a million on."""
-    if abs(value) >= 1e6:
-        return f"{value:.2g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """Three significant digits, thousands separated: 0.015, 1.71, 167,000; an exponent from 1e9 on; ∞ and ? (NaN)."""
+    if not np.isfinite(value):
+        return "∞" if value > 0 else "?"
+    rounded = float(f"{value:.3g}")
+    return (f"{rounded:,.0f}" if 100 <= abs(rounded) < 1e9 else f"{rounded:.3g}").replace("-", "−")

@@ -69,6 +69,10 @@ class Draws:
         """r, t [n] of the samples `index`."""
         return self.times.sample(uniforms(self.seed, "times", index, self.times.width), index)
 
+    def labels_of(self, index: np.ndarray) -> np.ndarray | None:
+        """Labels [n] of the samples `index`, whether or not the model takes them."""
+        return self.data.sample(uniforms(self.seed, "data", index, self.data.width))[1]
+
     def batch(self, index: np.ndarray) -> Batch:
         """The samples `index` [n]."""
         x0, labels = self.data.sample(uniforms(self.seed, "data", index, self.data.width))

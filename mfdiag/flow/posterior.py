@@ -35,8 +35,8 @@ class Posterior(Protocol):
 class MixturePosterior:
     """Closed form for a Gaussian mixture; `eigenvectors` None stands for isotropic components (the Gaussian).
 
-    In the eigenbasis of component k with eigenvalues l: s2 = (1-t)^2 l + t^2, E[v_c] = (t - (1-t) l) / s2 * y - m_k with
-    y = x_t - (1-t) m_k, and Var[v_c] = l / s2.
+    In the eigenbasis of component k with eigenvalues l: s2 = (1-t)^2 l + t^2, y = x_t - (1-t) m_k,
+    E[v_c] = (t - (1-t) l) / s2 * y - m_k and Var[v_c] = l / s2.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, eigenvalues: Tensor, eigenvectors: Tensor | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit, ndtri
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.datasets import format_spec, parse_arguments
+from mfdiag.flow.specs import format_spec, parse_arguments
 
 __all__ = [
     "TIMES",

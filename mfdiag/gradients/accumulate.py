@@ -1,7 +1,7 @@
 """From chunks of factors to block moments, per layer and per cell of times, in one pass.
 
-Samples arrive ordered by cell, so that only the cells now open hold summed gradients: a cell that is complete leaves its
-block moments behind and hands its sums to the cell above it (time bin, then everything).
+Samples arrive ordered by cell, so that only the cells now open hold summed gradients: a cell that is complete leaves
+its block moments behind and hands its sums to the cell above it (time bin, then everything).
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.gradients.factors import Dense, Factors, Fold, Outer
+from mfdiag.gradients.cells import Cells
+from mfdiag.gradients.factors import Factors, Fold, Outer
 from mfdiag.gradients.moments import BlockMoments
 
-__all__ = ["OUTPUT", "Accumulator", "Cells", "layer_of", "output_factors", "sum_layers"]
-
-OUTPUT = "<output>"
-"""Pseudo-parameter whose 'gradient' is the residual itself: output-space moments come from the same sums."""
+__all__ = ["Accumulator", "layer_of", "sum_layers"]
 
 _EXACT_BYTES = 512 << 20  # block sums up to this size are kept whole
 _FOLDED_BYTES = 64 << 20  # beyond it, they are sketched to this size
@@ -29,24 +27,6 @@ _FOLDED_BYTES = 64 << 20  # beyond it, they are sketched to this size
 def layer_of(parameter: str) -> str:
     """Layer of a parameter: its name without the last part; a bare parameter is its own layer."""
     return parameter.rpartition(".")[0] or parameter
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A tree of cells over N samples. `leaf` [N] gives each sample's cell; `parent` each cell's parent (-1: none).
-
-    Children of one parent carry consecutive numbers. Cell numbers index `parent`; the last one is everything.
-    """
-
-    leaf: np.ndarray
-    parent: list[int]
-    block: np.ndarray  # [N] jackknife block of each sample
-    blocks: int
-
-    @property
-    def order(self) -> np.ndarray:
-        """Sample numbers in the order in which they must be added."""
-        return np.argsort(self.leaf, kind="stable")
 
 
 @dataclass
@@ -102,8 +82,7 @@ class Accumulator:
         segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]
         for name, found in factors:
             gram = found.gram(self.groups).cpu()
-            if name != OUTPUT:
-                self.diagonal[rows] += gram.diagonal(dim1=-2, dim2=-1)
+            self.diagonal[rows] += gram.diagonal(dim1=-2, dim2=-1)
             for start, stop in runs:
                 node = self._open[int(leaf[start])]
                 sums = node.gram.setdefault(
@@ -178,18 +157,9 @@ class Accumulator:
 
 
 def sum_layers(layers: dict[str, BlockMoments]) -> BlockMoments:
-    """All parameters together (the output pseudo-layer left out)."""
-    total: BlockMoments | None = None
-    for layer, moments in layers.items():
-        if layer != OUTPUT:
-            total = moments if total is None else total + moments
-    assert total is not None, "a model without parameters has no gradient"
-    return total
-
-
-def output_factors(cotangents: Tensor) -> tuple[str, Factors]:
-    """The cotangents [C, n, *shape] themselves as the pseudo-parameter `OUTPUT`."""
-    return OUTPUT, Dense(cotangents.flatten(2))
+    """All parameters together."""
+    first, *rest = layers.values()
+    return sum(rest, start=first)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

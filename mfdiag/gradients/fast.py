@@ -41,6 +41,7 @@ class FastEngine:
         self.bare: dict[str, int] = {}
         self.fallback: set[str] = set(self.state) - ruled
         self._copied: set[str] = set()
+        self.bytes_per_sample = 0
         self._prepare(inputs, say)
 
     # -- one chunk ----------------------------------------------------------------------------------------------
@@ -108,6 +109,7 @@ class FastEngine:
         targets = [out for _, _, out, _ in record] + list(bare.values())
         if not targets or not u.requires_grad:
             return [], {}
+        self.bytes_per_sample = sum(out.numel() * out.element_size() for out in targets) // n
         found = [torch.empty(len(cotangents), *out.shape, dtype=out.dtype, device=out.device) for out in targets]
         for c, e in enumerate(cotangents):
             gradients = torch.autograd.grad(u, targets, e, retain_graph=c + 1 < len(cotangents), materialize_grads=True)

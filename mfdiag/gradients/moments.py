@@ -28,6 +28,18 @@ class Estimate(NamedTuple):
     high: np.ndarray
     n_samples: int
 
+    def inverse(self) -> Estimate:
+        """The reciprocal: its interval is the interval inverted, open to infinity where that holds zero.
+
+        A ratio whose denominator is lost in noise has no finite standard error; its reciprocal has.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = 1 / self.value
+            inside = (self.low <= 0) & (self.high >= 0)
+            low = np.where(inside, np.where(self.high > 0, 1 / self.high, -np.inf), 1 / self.high)
+            high = np.where(inside, np.inf, 1 / self.low)
+            return Estimate(value, self.std_error * value**2, low, high, self.n_samples)
+
 
 @dataclass(frozen=True)
 class Moments:

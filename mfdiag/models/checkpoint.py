@@ -64,13 +64,14 @@ def save_checkpoint(
 
     The same weights and description give the same bytes.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     sets = {"raw": module.state_dict(), "ema": ema_state or {}}
     # cloned, because safetensors refuses tensors that share memory
     tensors = {f"{key}.{name}": v.detach().cpu().clone().contiguous() for key in sets for name, v in sets[key].items()}
     with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={METADATA_KEY: description.model_dump_json()})
+        # not save_file, which denies the file to every other user
+        temporary.write_bytes(save(tensors, metadata={METADATA_KEY: description.model_dump_json()}))
 
 
 @dataclass(frozen=True)

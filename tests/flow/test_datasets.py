@@ -15,11 +15,10 @@ from mfdiag.flow.datasets import (
     FiniteData,
     GaussianData,
     MixtureData,
-    format_spec,
     load_data,
-    parse_arguments,
 )
 from mfdiag.flow.seeds import normals, uniforms
+from mfdiag.flow.specs import format_spec, parse_arguments
 from mfdiag.flow.toy import TOYS
 
 CLOSED = {"gaussian": "gaussian:3,0.5,2", "mixture": "mixture:3,4"}

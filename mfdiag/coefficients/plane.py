@@ -1,0 +1,93 @@
+"""The plane (beta, gamma): variance, conditional variance, bias and their minimisers as quadratic forms.
+
+Everything is a 3 x 3 matrix over (1, beta, gamma) with a leading axis of jackknife replicates (gradients/moments.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfdiag.gradients.moments import Moments
+
+__all__ = ["Layout", "Quadratic", "gradient_quadratic", "output_quadratic"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How (1, beta, gamma) act on a set of K cotangents, each map [3, K].
+
+    `value` gives the gradient itself, `bias` its bias (Rao-Blackwellised where the marginal velocity is known),
+    `within` its conditional fluctuation G - E[G given x_t, r, t] (None where that is not known).
+    """
+
+    value: np.ndarray
+    bias: np.ndarray
+    within: np.ndarray | None
+
+    @classmethod
+    def of_plane(cls, known: bool) -> Layout:
+        """Cotangents e_0, e_b, e_g and, if `known`, A b and -b: the conditional means of e_b and e_g.
+
+        e_b - A b = -A v' and e_g + b = v', so the conditional fluctuation of e_0 + beta e_b + gamma e_g,
+        [(1 - beta) A - (1 - gamma) I] v', is a combination of the same five.
+        """
+        if not known:
+            value = np.eye(3)
+            return cls(value, value * [[0], [1], [1]], None)
+        value = np.eye(3, 5)
+        bias = np.zeros((3, 5))
+        bias[1, 3] = bias[2, 4] = 1
+        within = np.array([[0.0, -1, -1, 1, 1], [0, 1, 0, -1, 0], [0, 0, 1, 0, -1]])
+        return cls(value, bias, within)
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """variance = c S c, conditional variance = c W c, bias2 = c B c with c = (1, beta, gamma); each [R, 3, 3]."""
+
+    S: np.ndarray
+    B: np.ndarray | None
+    W: np.ndarray | None
+
+    def at(self, form: np.ndarray, beta: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+        """c form c at each pair: beta, gamma [P] -> [R, P]."""
+        c = np.stack([np.ones_like(beta), beta, gamma])
+        return np.einsum("kp,rkl,lp->rp", c, form, c)
+
+    def optimum(self, noise: np.ndarray, n: float, free: tuple[int, ...]) -> np.ndarray:
+        """theory: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over the `free` ones of beta (1) and gamma (2): [R, len(free)].
+
+        `noise` is S or W. The others stay 0. NaN where the control has no variance.
+        """
+        penalty = 0.0 if self.B is None else n * self.B
+        curve = noise + penalty
+        rows = list(free)
+        inner, right = curve[:, rows][:, :, rows], -noise[:, rows, 0]
+        if len(rows) == 1:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return right / inner[:, 0]
+        solvable = np.abs(np.linalg.det(inner)) > 1e-12 * np.abs(inner[:, 0, 0] * inner[:, 1, 1])
+        solved = np.full(right.shape, np.nan)
+        solved[solvable] = np.linalg.solve(inner[solvable], right[solvable][:, :, None])[:, :, 0]
+        return solved
+
+
+def gradient_quadratic(moments: Moments, layout: Layout, group: int = 0) -> Quadratic:
+    """From gradient moments: bias2 is the unbiased squared norm of the mean bias gradient, c M c."""
+
+    def form(which: np.ndarray, map_: np.ndarray) -> np.ndarray:
+        return map_ @ which[:, group] @ map_.T
+
+    within = None if layout.within is None else form(moments.Q, layout.within)
+    return Quadratic(form(moments.S, layout.value), form(moments.M, layout.bias), within)
+
+
+def output_quadratic(moments: Moments, layout: Layout) -> Quadratic:
+    """From residual moments: bias2 is E|(beta A - gamma I) b|^2, point by point, so it needs the marginal velocity."""
+    value = layout.value @ moments.S[:, 0] @ layout.value.T
+    if layout.within is None:
+        return Quadratic(value, None, None)
+    bias = layout.bias @ moments.Q[:, 0] @ layout.bias.T
+    return Quadratic(value, bias, layout.within @ moments.Q[:, 0] @ layout.within.T)

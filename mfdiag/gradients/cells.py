@@ -1,0 +1,71 @@
+"""Which cell of the (r, t) triangle, and which jackknife block, each sample belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Box", "Cells", "make_cells"]
+
+_BLOCKS = 64  # 32 in each half when a coefficient is fitted on one and tried on the other
+
+
+class Box(NamedTuple):
+    """Bounds of a cell; None where the cell does not restrict that time."""
+
+    r_low: float | None = None
+    r_high: float | None = None
+    t_low: float | None = None
+    t_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A tree of cells over N samples; the last cell holds everything.
+
+    `leaf` [N]: each sample's cell; `parent`: each cell's parent (-1 for the last), children of one parent being
+    consecutive; `boxes`: each cell's bounds; `block` [N]: jackknife block, a run of consecutive sample numbers.
+    """
+
+    leaf: np.ndarray
+    parent: list[int]
+    boxes: list[Box]
+    block: np.ndarray
+    blocks: int
+
+    @property
+    def order(self) -> np.ndarray:
+        """Sample numbers in the order in which they are measured: cell by cell."""
+        return np.argsort(self.leaf, kind="stable")
+
+    def members(self, cell: int) -> np.ndarray:
+        """Mask [N] of the samples in a cell, however deep."""
+        inside = {cell}
+        for child in range(cell - 1, -1, -1):
+            if self.parent[child] in inside:
+                inside.add(child)
+        return np.isin(self.leaf, list(inside))
+
+
+def make_cells(r: np.ndarray, t: np.ndarray, bins: tuple[int, int] | None) -> Cells:
+    """Cells of samples at r, t [N]: R x T bins (those with some r < t), the T bins of t alone, and everything."""
+    n = len(r)
+    blocks = min(_BLOCKS, n)
+    block = np.arange(n) * blocks // n
+    if bins is None:
+        return Cells(np.zeros(n, int), [-1], [Box()], block, blocks)
+    r_bins, t_bins = bins
+    pairs = [(i, j) for j in range(t_bins) for i in range(r_bins) if i * t_bins < (j + 1) * r_bins]
+    number = {pair: k for k, pair in enumerate(pairs)}
+    i = np.minimum((r * r_bins).astype(int), r_bins - 1)
+    j = np.minimum((t * t_bins).astype(int), t_bins - 1)
+    leaf = np.array([number[pair] for pair in zip(i.tolist(), j.tolist(), strict=True)])
+    columns = [Box(None, None, j / t_bins, (j + 1) / t_bins) for j in range(t_bins)]
+    if r_bins == 1:
+        return Cells(leaf, [t_bins] * t_bins + [-1], [*columns, Box()], block, blocks)
+    boxes = [Box(i / r_bins, (i + 1) / r_bins, j / t_bins, (j + 1) / t_bins) for i, j in pairs]
+    root = len(pairs) + t_bins
+    parent = [len(pairs) + j for _, j in pairs] + [root] * t_bins + [-1]
+    return Cells(leaf, parent, [*boxes, *columns, Box()], block, blocks)

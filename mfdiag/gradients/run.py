@@ -1,0 +1,230 @@
+"""One pass over the samples: fields, cotangents, factors, moments. Every measurement of mfdiag is one such pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mfdiag.errors import InputError
+from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, evaluate
+from mfdiag.flow.draw import Draws
+from mfdiag.flow.seeds import uniforms
+from mfdiag.gradients.accumulate import Accumulator
+from mfdiag.gradients.cells import Cells, make_cells
+from mfdiag.gradients.check import check_additive
+from mfdiag.gradients.factors import Dense
+from mfdiag.gradients.fast import FastEngine
+from mfdiag.gradients.reference import Inputs, ReferenceEngine
+
+__all__ = ["Measured", "Needs", "Plan", "Settings", "run_pass"]
+
+_CHECKED = 3  # samples on which a run checks itself before it starts
+_CHUNK_BYTES = 192 << 20
+_LARGEST_CHUNK = 1024
+
+Proxy = Literal["self", "ema", "exact", "teacher"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a plan asks of the fields besides u and its two derivatives."""
+
+    posterior: bool = True  # the marginal velocity, where it is known
+    second_draw: bool = False
+    jacobian: bool = False
+
+
+class Plan(Protocol):
+    """What is regressed on u: `groups` sets of `size` cotangents each, and numbers kept per sample."""
+
+    groups: int
+    size: int
+    needs: Needs
+
+    def cotangents(self, fields: Fields) -> Tensor:
+        """[groups * size, n, *shape]; the per-sample gradient is (du/dtheta)^T times a cotangent."""
+        ...
+
+    def outputs(self, fields: Fields) -> Tensor | None:
+        """Residuals [C, n, *shape] whose own moments (output space) are wanted."""
+        ...
+
+    def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        """Numbers [n] kept for each sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a pass is run; none of it changes the numbers beyond rounding, except samples, bins and dtype."""
+
+    samples: int = 4096
+    bins: tuple[int, int] | None = None
+    chunk: int | None = None  # samples at once; None chooses by memory
+    engine: Literal["auto", "fast", "reference"] = "auto"
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a pass leaves: gradient (and output) moments by cell and layer, and arrays over samples."""
+
+    cells: Cells
+    gradient: Accumulator
+    output: Accumulator | None
+    scalars: dict[str, np.ndarray]  # name -> [N]
+    r: np.ndarray
+    t: np.ndarray
+    labels: np.ndarray | None
+    known: bool  # whether the marginal velocity was available
+    stratified: bool  # the sampler fills every cell alike, so only single cells mean anything
+    notes: list[str] = field(default_factory=list)
+
+    def reported(self, cell: int) -> bool:
+        """Whether the cell's moments estimate something of the model."""
+        return not self.stratified or cell in self.cells.leaf
+
+
+def run_pass(
+    plan: Plan,
+    module: nn.Module,
+    draws: Draws,
+    settings: Settings,
+    *,
+    proxy: Proxy = "self",
+    proxy_module: nn.Module | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Measured:
+    """Measure `plan` on samples 0..N-1 of `draws`.
+
+    `module` is the network whose gradient is measured; `proxy_module` gives vhat = its u(x_t, t, t) for the proxies
+    `ema` and `teacher`. `progress` receives (samples done, N); `say` one-line notes.
+
+    Raises InputError where the model mixes samples, returns non-finite numbers, or lacks a forward-mode derivative.
+    """
+    if settings.samples < 2:
+        raise InputError(f"--samples must be at least 2, got {settings.samples}.")
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        if say is not None:
+            say(text)
+
+    measured = copy.deepcopy(module).to(settings.device, settings.dtype).eval().requires_grad_(False)
+    guide = measured
+    if proxy_module is not None and proxy != "self":
+        guide = copy.deepcopy(proxy_module).to(settings.device, settings.dtype).eval().requires_grad_(False)
+    numbers = np.arange(settings.samples)
+    r, t = draws.times_of(numbers)
+    cells = make_cells(r, t, settings.bins)
+    maker = _FieldMaker(measured, guide, draws, plan.needs, settings, proxy)
+
+    first_inputs, first_fields = maker(cells.order[:_CHECKED])
+    first = plan.cotangents(first_fields)
+    _require_finite(first, first_fields, first_inputs, cells.order)
+    check_additive(measured, first_inputs, first)
+    engine: FastEngine | ReferenceEngine = (
+        ReferenceEngine(measured) if settings.engine == "reference" else FastEngine(measured, first_inputs, note)
+    )
+    chunk = settings.chunk or int(
+        np.clip(_CHUNK_BYTES // (engine.bytes_per_sample * (len(first) + 2) + 1), 1, _LARGEST_CHUNK)
+    )
+    parameters = {name: p.numel() for name, p in measured.named_parameters()}
+    gradient = Accumulator(cells, parameters, plan.groups, plan.size)
+    outputs = plan.outputs(first_fields)
+    output = None
+    if outputs is not None:
+        output = Accumulator(cells, {"output": first_inputs[0][0].numel()}, 1, len(outputs))
+    scalars: dict[str, np.ndarray] = {}
+    order = cells.order
+    for start in range(0, len(order), chunk):
+        index = order[start : start + chunk]
+        inputs, fields = maker(index)
+        cotangents = plan.cotangents(fields)
+        _require_finite(cotangents, fields, inputs, index)
+        for name, values in plan.scalars(fields).items():
+            scalars.setdefault(name, np.full(settings.samples, np.nan))[index] = values.double().cpu().numpy()
+        out = plan.outputs(fields)
+        if output is not None and out is not None:
+            output.add(len(index), [("output", Dense(out.flatten(2)))])
+        gradient.add(len(index), engine.factors(inputs, cotangents))
+        if progress is not None:
+            progress(min(start + chunk, len(order)), len(order))
+    labels = draws.labels_of(numbers)
+    return Measured(cells, gradient, output, scalars, r, t, labels, maker.known, draws.times.stratified, notes)
+
+
+class _FieldMaker:
+    """Sample numbers -> (model inputs, fields) on the run's device and in its dtype."""
+
+    def __init__(
+        self, module: nn.Module, guide: nn.Module, draws: Draws, needs: Needs, settings: Settings, proxy: Proxy
+    ) -> None:
+        self.module, self.guide, self.draws, self.needs, self.proxy = module, guide, draws, needs, proxy
+        self.settings = settings
+        self.known = needs.posterior and draws.posterior is not None
+        if proxy == "exact" and draws.posterior is None:
+            raise InputError(f"--proxy exact needs data whose marginal velocity is known; {draws.data.name!r} is not.")
+
+    def __call__(self, index: np.ndarray) -> tuple[Inputs, Fields]:
+        batch = self.draws.batch(index)
+        posterior = None
+        if self.known or self.proxy == "exact":
+            posterior = self.draws.velocity_posterior(batch)
+        x, r, t, v_c = (self._cast(a) for a in (batch.x_t, batch.r, batch.t, batch.velocity))
+        labels = None if batch.labels is None else batch.labels.to(x.device)
+        if self.proxy == "exact" and posterior is not None:
+            vhat = self._cast(posterior.mean)
+        else:
+            with torch.no_grad():
+                vhat = self.guide(x, t, t, labels)
+        known = posterior if self.known else None
+        fields = evaluate(
+            self.module,
+            x,
+            r,
+            t,
+            labels,
+            v_c,
+            vhat,
+            marginal=None if known is None else self._cast(known.mean),
+            variance=None if known is None else self._cast(known.variance),
+            other=self._cast(known.draw) if known is not None and self.needs.second_draw else None,
+            jacobian=self.needs.jacobian,
+            signs=self._signs(index, x) if self.needs.jacobian else None,
+        )
+        return (x, r, t, labels), fields
+
+    def _cast(self, a: Tensor) -> Tensor:
+        return a.to(self.settings.device, self.settings.dtype)
+
+    def _signs(self, index: np.ndarray, x: Tensor) -> Tensor | None:
+        d = x[0].numel()
+        if d <= FULL_JACOBIAN_DIM:
+            return None
+        u = uniforms(self.draws.seed, "probes", index, PROBES * d)
+        signs = torch.as_tensor(np.where(u < 0.5, -1.0, 1.0)).view(len(index), PROBES, *x.shape[1:])
+        return self._cast(signs.transpose(0, 1).contiguous())
+
+
+def _require_finite(cotangents: Tensor, fields: Fields, inputs: Inputs, index: np.ndarray) -> None:
+    """InputError that names the first sample the model breaks on."""
+    if cotangents.isfinite().all():
+        return
+    bad = ~cotangents.transpose(0, 1).flatten(1).isfinite().all(1)
+    k = int(bad.nonzero()[0])
+    what = "its derivative" if fields.u[k].isfinite().all() else "u"
+    raise InputError(
+        f"The model returns NaN or infinity in {what} for {int(bad.sum())} of {len(bad)} samples, first at sample "
+        f"{int(index[k])} (r={float(inputs[1][k]):.4g}, t={float(inputs[2][k]):.4g}): "
+        "check the weights and the time range, or try --dtype float64."
+    )

@@ -1,0 +1,129 @@
+"""`mfdiag coefficient`: closed-form optimal coefficients, each with interval and status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mfdiag.coefficients.plane import Layout, Quadratic, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
+from mfdiag.gradients.moments import jackknife
+from mfdiag.gradients.run import Measured
+from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
+from mfdiag.measures.plans import PlanePlan
+from mfdiag.measures.rows import Rows
+
+__all__ = ["coefficient_table"]
+
+_ROLES = {"tangent": 1, "target": 2}
+_DEGENERATE = 1e-10  # of the uncontrolled variance: below it the control is constant up to rounding
+
+
+def coefficient_table(
+    measured: Measured,
+    plan: PlanePlan,
+    batch_sizes: Sequence[int],
+    common: Mapping[str, Any],
+    dim: int,
+    by_layer: bool,
+) -> pd.DataFrame:
+    """Rows of the table `coefficient` (tables/schema.py); `dim` is the number of coordinates of a sample.
+
+    Without a known posterior only the gradient form remains: the others need Sigma and b.
+    """
+    rows = Rows(common)
+    layout = Layout.of_plane(plan.known)
+    _gradient(rows, measured, layout, batch_sizes, by_layer)
+    if plan.known and measured.output is not None:
+        for box, _, moments in moments_by_cell(measured, measured.output):
+            form = output_quadratic(moments, layout)
+            assert form.W is not None
+            _simple(rows, form, form.W, moments.count, box, "matrix")
+            solved = form.optimum(form.W, 1, (1, 2))
+            for k, role in enumerate(_ROLES):
+                rows.add(
+                    "optimum",
+                    jackknife(solved[:, k], moments.count),
+                    box,
+                    **_keys("plane", role),
+                    degenerate=_degenerate(form.W, 1) or not np.isfinite(solved[0]).all(),
+                )
+        _isotropic_and_diagonal(rows, measured, dim)
+    return rows.frame()
+
+
+def _keys(form: str, role: str, layer: str = "all", n: int | None = None, kind: str | None = None) -> dict[str, Any]:
+    return {"form": form, "role": role, "layer": layer, "batch_size": n, "kappa_kind": kind}
+
+
+def _degenerate(noise: np.ndarray, k: int) -> bool:
+    """Whether the control's variance is nothing beside the uncontrolled one, so that the ratio means nothing."""
+    return bool(noise[0, k, k] <= _DEGENERATE * noise[0, 0, 0])
+
+
+def _simple(rows: Rows, form: Quadratic, noise: np.ndarray, count: np.ndarray, box: Any, name: str) -> None:
+    """theory, matrix form: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma."""
+    for role, k in _ROLES.items():
+        optimum = form.optimum(noise, 1, (k,))[:, 0]
+        rows.add("optimum", jackknife(optimum, count), box, **_keys(name, role), degenerate=_degenerate(noise, k))
+
+
+def _gradient(rows: Rows, measured: Measured, layout: Layout, batch_sizes: Sequence[int], by_layer: bool) -> None:
+    for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
+        form = gradient_quadratic(moments, layout)
+        assert form.B is not None
+        for role, k in _ROLES.items():
+            degenerate = _degenerate(form.S, k)
+
+            def add(quantity: str, replicates: np.ndarray, n: int | None = None, **more: Any) -> None:
+                estimate = jackknife(replicates, moments.count)  # noqa: B023
+                estimate = estimate.inverse() if quantity == "critical_batch" else estimate
+                rows.add(quantity, estimate, box, **_keys("gradient", role, layer, n), **more)  # noqa: B023
+
+            add("optimum", form.optimum(form.S, 0, (k,))[:, 0], degenerate=degenerate)
+            for n in batch_sizes:
+                add("optimum", form.optimum(form.S, n, (k,))[:, 0], n, degenerate=degenerate)
+            if form.W is not None:
+                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=_degenerate(form.W, k))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                add("critical_batch", form.B[:, k, k] / form.S[:, k, k], degenerate=degenerate)
+    if not measured.stratified:
+        _held_out(rows, measured, layout)
+
+
+def _held_out(rows: Rows, measured: Measured, layout: Layout) -> None:
+    """Var(0,0) / Var(fitted coefficient), fitted on every second block and evaluated on the others."""
+    fitted, held = (gradient_quadratic(half.replicates(), layout) for half in measured.gradient.halves)
+    count = measured.gradient.halves[1].replicates().count
+    for role, k in _ROLES.items():
+        c = float(fitted.optimum(fitted.S, 0, (k,))[0, 0])
+        point = np.zeros(3)
+        point[[0, k]] = 1, c
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gain = held.S[:, 0, 0] / (point @ held.S @ point)
+        rows.add(
+            "variance_reduction",
+            jackknife(gain, count),
+            **_keys("gradient", role),
+            degenerate=_degenerate(fitted.S, k),
+        )
+
+
+def _isotropic_and_diagonal(rows: Rows, measured: Measured, dim: int) -> None:
+    names = ("kappa", "jacobi_fro2", "sigma2d", "bias2", "diagonal/numerator", "diagonal/denominator")
+    for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
+        sigma2d, bias2 = means["sigma2d"], means["bias2"]
+        for quantity, replicates in (("sigma2d", sigma2d), ("bias2", bias2)):
+            rows.add(quantity, jackknife(replicates, count), box, **_keys("isotropic", "tangent"))
+        kappas = {"signed": means["kappa"], "magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
+        for kind, kappa in kappas.items():
+            keys = _keys("isotropic", "tangent", kind=kind)
+            rows.add("kappa", jackknife(kappa, count), box, **keys)
+            optimum = isotropic_optimum(kappa, sigma2d, bias2)
+            rows.add("optimum", jackknife(optimum, count), box, **keys)
+        optimum = diagonal_optimum(means["diagonal/numerator"], means["diagonal/denominator"])
+        still = bool(means["diagonal/denominator"][0] <= _DEGENERATE * sigma2d[0])
+        rows.add("optimum", jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=still)

@@ -1,0 +1,203 @@
+"""From a model and data to tidy tables: the main path of every command and of `mfdiag.measure`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from mfdiag.errors import InputError, did_you_mean
+from mfdiag.estimators import find_estimator
+from mfdiag.flow.datasets import Data, FiniteData, load_data
+from mfdiag.flow.draw import Draws, posterior_of
+from mfdiag.flow.times import TimeSampler, parse_times
+from mfdiag.flow.weighting import Weighting, parse_weighting
+from mfdiag.gradients.run import Measured, Plan, Proxy, Settings, run_pass
+from mfdiag.measures.coefficient import coefficient_table
+from mfdiag.measures.plans import EstimatorPlan, PlanePlan
+from mfdiag.measures.sweep import sweep_plan, sweep_table
+from mfdiag.measures.variance import samples_table, variance_table
+
+__all__ = ["TABLES", "Request", "Subject", "measure", "measure_subject"]
+
+TABLES = ("sweep", "variance", "coefficient")
+
+Progress = Callable[[str, int, int], None]
+"""(what is measured, samples done, samples in all)."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a network, what guides it, and the draws it was trained on."""
+
+    module: nn.Module
+    data: Data
+    times: TimeSampler
+    proxy: Proxy = "self"
+    proxy_module: nn.Module | None = None
+    proxy_name: str = "self"
+    run: str = "model"
+    checkpoint: str = "model"
+    sha256: str | None = None
+    step: int | None = None
+    conditional: bool = False  # whether the network takes labels
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about it. `batch_sizes` are the n of MSE_n and of the batch-aware optimum."""
+
+    betas: Sequence[float] = tuple(np.linspace(0, 1, 21))
+    gammas: Sequence[float] = (0.0,)
+    batch_sizes: Sequence[int] = (1, 64, 4096, 65536, 1048576)
+    estimators: Sequence[str] = ("meanflow", "ema_tangent")
+    weighting: Weighting = field(default_factory=Weighting)
+    by_layer: bool = True
+    seed: int = 0
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        for name, values in (("beta", self.betas), ("gamma", self.gammas)):
+            if not len(values) or not all(math.isfinite(v) for v in values):
+                raise InputError(f"--{name} needs at least one finite number, got {list(values)}.")
+        if not len(self.batch_sizes) or any(n < 1 for n in self.batch_sizes):
+            raise InputError(f"--batch-size must be at least 1, got {list(self.batch_sizes)}.")
+
+
+def measure_subject(
+    subject: Subject,
+    table: str,
+    request: Request,
+    *,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The frames of one command for one subject: the table itself and, for `variance`, `samples` beside it.
+
+    Raises InputError as `run_pass` does.
+    """
+    if table not in TABLES:
+        raise did_you_mean("table", table, TABLES)
+    draws = Draws(subject.data, subject.times, request.seed, subject.conditional)
+    known = posterior_of(subject.data) is not None
+    common = _common(subject, request)
+    dim = math.prod(subject.data.shape)
+
+    def run(plan: Plan) -> Measured:
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(f"{table} of {subject.checkpoint}", done, total)
+
+        return run_pass(
+            plan,
+            subject.module,
+            draws,
+            request.settings,
+            proxy=subject.proxy,
+            proxy_module=subject.proxy_module,
+            progress=report,
+            say=say,
+        )
+
+    if table == "sweep":
+        plan = sweep_plan(request.betas, request.gammas, request.weighting, known)
+        measured = run(plan)
+        common["estimator"] = "plane"
+        frame = sweep_table(
+            measured, plan, request.betas, request.gammas, request.batch_sizes, common, request.by_layer
+        )
+        return {"sweep": frame}
+    if table == "coefficient":
+        if request.weighting.p:
+            raise InputError(
+                f"The closed forms hold for --weighting none: under {request.weighting.name} the variance is no longer "
+                "quadratic in the coefficient. Use `mfdiag sweep`, which measures every coefficient under the weight."
+            )
+        plane = PlanePlan(known, jacobian=known)
+        measured = run(plane)
+        common["estimator"] = "plane"
+        return {"coefficient": coefficient_table(measured, plane, request.batch_sizes, common, dim, request.by_layer)}
+    chosen = EstimatorPlan([find_estimator(name) for name in request.estimators], request.weighting, known)
+    measured = run(chosen)
+    return {
+        "variance": variance_table(measured, chosen, common, dim, request.by_layer),
+        "samples": samples_table(measured, chosen, common),
+    }
+
+
+def _common(subject: Subject, request: Request) -> dict[str, Any]:
+    return {
+        "run": subject.run,
+        "checkpoint": subject.checkpoint,
+        "checkpoint_sha256": subject.sha256,
+        "step": subject.step,
+        "dataset": subject.data.name,
+        "estimator": None,
+        "proxy": subject.proxy_name,
+        "weighting": request.weighting.name,
+        "times": subject.times.name,
+        "seed": request.seed,
+    }
+
+
+def measure(
+    model: nn.Module,
+    data: str | Data | np.ndarray,
+    *,
+    tables: Sequence[str] = TABLES,
+    times: str = "logit_normal",
+    proxy: Proxy = "self",
+    proxy_model: nn.Module | None = None,
+    weighting: str = "none",
+    estimators: Sequence[str] = Request.estimators,
+    beta: Sequence[float] = Request.betas,
+    gamma: Sequence[float] = Request.gammas,
+    batch_sizes: Sequence[int] = Request.batch_sizes,
+    samples: int = Settings.samples,
+    bins: tuple[int, int] | None = None,
+    by_layer: bool = True,
+    seed: int = 0,
+    engine: Any = "auto",
+    chunk: int | None = None,
+    dtype: Any = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Tidy tables of a model in memory, by table name; the same numbers as the commands of the same names.
+
+    `model` is a module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape], data at t = 0; it
+    is copied and measured in eval mode. `data` is a specification (`"eight_gaussians"`, `"gaussian:2,0,1"`, a file), a
+    `Data`, or an array [N, *shape]. `proxy_model` gives vhat = its u(x_t, t, t) for the proxies `ema` and `teacher`. A
+    model with `num_classes` > 0 receives the data's labels.
+
+    Raises mfdiag.InputError for impossible requests and for models that return NaN or mix their samples.
+    """
+    import torch
+
+    if isinstance(data, str):
+        data = load_data(data)
+    elif isinstance(data, np.ndarray):
+        data = FiniteData("array", data)
+    if proxy in ("ema", "teacher") and proxy_model is None:
+        raise InputError(f"proxy={proxy!r} needs proxy_model, the network whose u(x_t, t, t) is the proxy velocity.")
+    subject = Subject(
+        model,
+        data,
+        parse_times(times),
+        proxy,
+        proxy_model,
+        proxy,
+        conditional=bool(getattr(model, "num_classes", 0)),
+    )
+    settings = Settings(samples, bins, chunk, engine, dtype or torch.float32, device)
+    request = Request(beta, gamma, batch_sizes, estimators, parse_weighting(weighting), by_layer, seed, settings)
+    frames: dict[str, pd.DataFrame] = {}
+    for table in tables:
+        frames |= measure_subject(subject, table, request, progress=progress, say=say)
+    return frames

@@ -1,0 +1,175 @@
+"""The cotangents each command regresses on: theory, sections 2 and 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfdiag.estimators import Estimator
+from mfdiag.estimators._fields import Fields
+from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.run import Needs
+
+__all__ = ["EstimatorPlan", "PlanePlan", "WeightedGridPlan", "jacobian_scalars", "plane_basis"]
+
+
+def plane_basis(fields: Fields) -> Tensor:
+    """e_0, e_b, e_g and, where v is known, A b and -b, the conditional means of e_b and e_g: [3 or 5, n, *shape]."""
+    parts = list(fields.plane)
+    if fields.known is not None:
+        parts += [fields.gap * fields.known.along_bias, -fields.known.bias]
+    return torch.stack(parts)
+
+
+@dataclass(frozen=True)
+class PlanePlan:
+    """The plane without weights: one group of 3 or 5 cotangents serves every (beta, gamma)."""
+
+    known: bool
+    jacobian: bool = False
+    groups: int = 1
+
+    @property
+    def size(self) -> int:
+        return 5 if self.known else 3
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(posterior=self.known, jacobian=self.jacobian)
+
+    def cotangents(self, fields: Fields) -> Tensor:
+        return 2 * plane_basis(fields)
+
+    def outputs(self, fields: Fields) -> Tensor | None:
+        return plane_basis(fields)
+
+    def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        return jacobian_scalars(fields) if self.jacobian else {}
+
+
+@dataclass(frozen=True)
+class WeightedGridPlan:
+    """An adaptive weight makes the gradient non-polynomial in (beta, gamma): each pair is a group of its own.
+
+    Its cotangents: w e, its difference to (0, 0)'s, and with a posterior (w e - w' e') / sqrt(2) of two draws at the
+    same x_t, whose mean squared gradient is the conditional variance.
+    """
+
+    points: Sequence[tuple[float, float]]
+    weighting: Weighting
+    known: bool
+
+    @property
+    def groups(self) -> int:
+        return len(self.points)
+
+    @property
+    def size(self) -> int:
+        return 3 if self.known else 2
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(posterior=self.known, second_draw=self.known)
+
+    def cotangents(self, fields: Fields) -> Tensor:
+        draws = [fields, fields.other_draw()] if self.known else [fields]
+        planes = [draw.plane for draw in draws]
+        corner = self.weighting(planes[0][0])
+        found = []
+        for beta, gamma in self.points:
+            weighted = [self.weighting(e_0 + beta * e_b + gamma * e_g) for e_0, e_b, e_g in planes]
+            found += [weighted[0], weighted[0] - corner]
+            if self.known:
+                found.append((weighted[0] - weighted[1]) / 2**0.5)
+        return 2 * torch.stack(found)
+
+    def outputs(self, fields: Fields) -> Tensor | None:
+        return plane_basis(fields)
+
+    def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
+class EstimatorPlan:
+    """One group per estimator: w e, and what its conditional variance needs.
+
+    Without weights, a point of the plane is affine in v_c, so its residual at v_c = v is its conditional mean m:
+    cotangents (e, m). Otherwise two draws at the same x_t: (w e, (w e - w' e') / sqrt(2)).
+    """
+
+    estimators: Sequence[Estimator]
+    weighting: Weighting
+    known: bool
+
+    @property
+    def affine(self) -> bool:
+        return not self.weighting.p and all(e.coefficients is not None for e in self.estimators)
+
+    @property
+    def groups(self) -> int:
+        return len(self.estimators)
+
+    @property
+    def size(self) -> int:
+        return 2 if self.known else 1
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(posterior=self.known, second_draw=self.known and not self.affine, jacobian=True)
+
+    def cotangents(self, fields: Fields) -> Tensor:
+        other = None
+        if self.known:
+            other = fields.mean_field() if self.affine else fields.other_draw()
+        found = []
+        for estimator in self.estimators:
+            weighted = self.weighting(estimator.residual(fields))
+            found.append(weighted)
+            if other is not None:
+                second = self.weighting(estimator.residual(other))
+                found.append(second if self.affine else (weighted - second) / 2**0.5)
+        return 2 * torch.stack(found)
+
+    def outputs(self, fields: Fields) -> Tensor | None:
+        return None
+
+    def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        losses = {f"loss/{e.name}": e.residual(fields).flatten(1).square().sum(1) for e in self.estimators}
+        return {**losses, **jacobian_scalars(fields)}
+
+
+def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
+    """Per sample: kappa = tr(J)/d, |J|_F^2, |J|_2 and, where the posterior is known, tr Sigma, |b|^2 and the diagonal form.
+
+    With random signs z instead of a basis, tr A = E z.Az and |J|_F^2 = E|Az - z|^2 (Hutchinson), products of diagonal
+    entries come from pairs of different probes, and the spectral norm is left out.
+    """
+    jacobian = fields.jacobian
+    assert jacobian is not None
+    z, az = jacobian.probes, jacobian.a_probes  # [m, n, d]
+    m, _, d = az.shape
+    share = 1 if jacobian.full else m
+    hits = z * az  # its sum over a basis, or mean over signs, is the diagonal of A
+    diagonal = hits.sum(0) / share
+    jz = az - z
+    found = {
+        "kappa": diagonal.mean(1) - 1,
+        "jacobi_fro2": jz.square().sum((0, 2)) / share,
+    }
+    if jacobian.full:
+        found["jacobi_spectral"] = torch.linalg.matrix_norm(jz.transpose(0, 1), ord=2)
+    if fields.known is not None:
+        sigma, bias2 = fields.known.variance.flatten(1), fields.known.bias.flatten(1).square()
+        squared = diagonal**2
+        if not jacobian.full:  # unbiased: pairs of different probes only
+            squared = (hits.sum(0) ** 2 - hits.square().sum(0)) / (m * (m - 1))
+        found["sigma2d"] = sigma.sum(1)
+        found["bias2"] = bias2.sum(1)
+        # theory, diagonal form: minimise sum_i Sigma_ii (J_ii - beta A_ii)^2 + beta^2 A_ii^2 b_i^2 with J = A - I
+        found["diagonal/numerator"] = ((squared - diagonal) * sigma).sum(1)
+        found["diagonal/denominator"] = (squared * (sigma + bias2)).sum(1)
+    return found

@@ -1,0 +1,90 @@
+"""Tidy rows from estimates: keys, quantity, value, interval, status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mfdiag.gradients.cells import Box
+from mfdiag.gradients.moments import Estimate
+
+__all__ = ["Rows"]
+
+_FEW_SAMPLES = 64
+_NONNEGATIVE = {
+    "variance",
+    "conditional_variance",
+    "bias2",
+    "mse",
+    "mean_norm2",
+    "noise_scale",
+    "snr",
+    "critical_batch",
+    "loss_variance",
+}
+_COEFFICIENTS = {"optimum", "conditional_optimum"}
+
+
+class Rows:
+    """Collects estimates of one shape each and turns them into a DataFrame with `status`."""
+
+    def __init__(self, common: Mapping[str, Any]) -> None:
+        self.common = dict(common)
+        self.parts: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        quantity: str,
+        estimate: Estimate,
+        box: Box = Box(),  # noqa: B008
+        *,
+        degenerate: bool = False,
+        **keys: Any,
+    ) -> None:
+        """One row for each entry of the estimate; `keys` are scalars or arrays of its shape."""
+        value = np.atleast_1d(estimate.value)
+        status = np.full(value.shape, "ok", dtype=object)
+        if quantity in _COEFFICIENTS:
+            status[(value < 0) | (value > 1)] = "outside_unit_interval"
+        if quantity in _NONNEGATIVE:
+            status[value < 0] = "negative_estimate"
+        if estimate.n_samples < _FEW_SAMPLES:
+            status[:] = "too_few_samples"
+        if degenerate:
+            status[:] = "degenerate_control"
+        status[~np.isfinite(value)] = "degenerate_control" if degenerate else "nonfinite"
+        self.parts.append(
+            {
+                **box._asdict(),
+                **keys,
+                "quantity": quantity,
+                "value": value,
+                "std_error": np.atleast_1d(estimate.std_error),
+                "ci_low": np.atleast_1d(estimate.low),
+                "ci_high": np.atleast_1d(estimate.high),
+                "n_samples": estimate.n_samples,
+                "status": status,
+            }
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """All rows in the order added."""
+        names = list(dict.fromkeys(name for part in self.parts for name in part))
+        lengths = [len(part["value"]) for part in self.parts]
+        columns: dict[str, Any] = {
+            name: np.concatenate(
+                [
+                    np.broadcast_to(np.asarray(part.get(name), dtype=object), (length,))
+                    for part, length in zip(self.parts, lengths, strict=True)
+                ]
+            )
+            for name in names
+        }
+        frame = pd.DataFrame(columns)
+        for name, value in reversed(self.common.items()):
+            if name not in frame:
+                frame.insert(0, name, value)
+        return frame

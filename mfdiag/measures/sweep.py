@@ -1,0 +1,91 @@
+"""`mfdiag sweep`: variance, conditional variance, bias and MSE over (beta, gamma)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mfdiag.coefficients.plane import Layout, Quadratic, gradient_quadratic, output_quadratic
+from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.cells import Box
+from mfdiag.gradients.moments import Moments, jackknife
+from mfdiag.gradients.run import Measured
+from mfdiag.measures.cells import moments_by_cell
+from mfdiag.measures.plans import PlanePlan, WeightedGridPlan
+from mfdiag.measures.rows import Rows
+
+__all__ = ["sweep_plan", "sweep_table"]
+
+
+def sweep_plan(
+    betas: Sequence[float], gammas: Sequence[float], weighting: Weighting, known: bool
+) -> PlanePlan | WeightedGridPlan:
+    """The pass a sweep needs; without weights its cost does not depend on how many coefficients are asked for."""
+    if weighting.p:
+        return WeightedGridPlan(list(product(betas, gammas)), weighting, known)
+    return PlanePlan(known)
+
+
+def sweep_table(
+    measured: Measured,
+    plan: PlanePlan | WeightedGridPlan,
+    betas: Sequence[float],
+    gammas: Sequence[float],
+    batch_sizes: Sequence[int],
+    common: Mapping[str, Any],
+    by_layer: bool,
+) -> pd.DataFrame:
+    """Rows of the table `sweep` (tables/schema.py)."""
+    rows = Rows(common)
+    points = np.array(list(product(betas, gammas)), dtype=float).T
+    for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
+        if isinstance(plan, PlanePlan):
+            form = gradient_quadratic(moments, Layout.of_plane(plan.known))
+            values = _curves(form, points)
+        else:
+            values = _weighted(moments, plan.known)
+        _add(rows, box, "gradient", layer, values, moments.count, points, batch_sizes, noise="variance")
+    if measured.output is not None:
+        for box, _, moments in moments_by_cell(measured, measured.output):
+            form = output_quadratic(moments, Layout.of_plane(measured.known))
+            values = _curves(form, points)
+            _add(rows, box, "output", "all", values, moments.count, points, batch_sizes, noise="conditional_variance")
+    return rows.frame()
+
+
+def _curves(form: Quadratic, points: np.ndarray) -> dict[str, np.ndarray]:
+    """Quantity -> replicates [R, P]."""
+    named = {"variance": form.S, "conditional_variance": form.W, "bias2": form.B}
+    return {name: form.at(matrix, *points) for name, matrix in named.items() if matrix is not None}
+
+
+def _weighted(moments: Moments, known: bool) -> dict[str, np.ndarray]:
+    """The same from one group per point: (w e, w e - w_0 e_0, conditional fluctuation)."""
+    found = {"variance": moments.S[..., 0, 0], "bias2": moments.M[..., 1, 1]}
+    if known:
+        found["conditional_variance"] = moments.Q[..., 2, 2]
+    return found
+
+
+def _add(
+    rows: Rows,
+    box: Box,
+    space: str,
+    layer: str,
+    values: dict[str, np.ndarray],
+    count: np.ndarray,
+    points: np.ndarray,
+    batch_sizes: Sequence[int],
+    noise: str,
+) -> None:
+    """theory: MSE_n(c) = Var(c)/n + bias2(c); in output space n repeats at the same x_t, so conditional noise only."""
+    keys = {"space": space, "layer": layer, "beta": points[0], "gamma": points[1]}
+    for quantity, replicates in values.items():
+        rows.add(quantity, jackknife(replicates, count), box, **keys, batch_size=1)
+    if noise in values and "bias2" in values:
+        for n in batch_sizes:
+            rows.add("mse", jackknife(values[noise] / n + values["bias2"], count), box, **keys, batch_size=n)

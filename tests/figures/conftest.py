@@ -1,0 +1,168 @@
+"""Tidy tables as a measurement of eight Gaussians would give them, with numbers near the theory page's prototype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mfdiag.tables.check import to_arrow, to_pandas
+
+Row = dict[str, Any]
+S00, S0B, SBB, MBB = 700.0, -309.0, 300.0, 0.0018  # beta*_1 = 1.03, n0 = 1.7e5
+WITHIN = 0.8
+BINS: Row = dict.fromkeys(("r_low", "r_high", "t_low", "t_high"))
+
+
+def common(step: int | None = 12_000, estimator: str | None = "meanflow", proxy: str | None = "ema") -> Row:
+    return {
+        "run": "eight_gaussians-mlp",
+        "checkpoint": f"eight_gaussians/step_{step}.safetensors",
+        "checkpoint_sha256": None,
+        "step": step,
+        "dataset": "eight_gaussians",
+        "estimator": estimator,
+        "proxy": proxy,
+        "weighting": "none",
+        "times": "uniform:0",
+        "seed": 0,
+    }
+
+
+def measured(quantity: str, value: float, half_width: float, status: str = "ok") -> Row:
+    return {
+        "quantity": quantity,
+        "value": value,
+        "std_error": half_width / 1.96,
+        "ci_low": value - half_width,
+        "ci_high": value + half_width,
+        "n_samples": 2048,
+        "status": status,
+    }
+
+
+def tidy(name: str, rows: list[Row]) -> pd.DataFrame:
+    return to_pandas(name, to_arrow(name, pd.DataFrame(rows)))
+
+
+def sweep_table(
+    steps: tuple[int | None, ...] = (12_000,),
+    sizes: tuple[int, ...] = (256, 4096, 65_536, 1_000_000),
+    noise: float = 0.0,
+) -> pd.DataFrame:
+    """Table `sweep` on beta = 0, 0.05, ..., 1 from the exact quadratics, plus rows a figure must leave out.
+
+    With `noise`, bias2 is off by that much, the same way at every beta, as a plain estimate may be.
+    """
+    rows: list[Row] = []
+    for step in steps:
+        scale = 1.0 if step is None else 12_000 / max(step, 1)
+        for beta in np.linspace(0, 1, 21):
+            variance = scale * (S00 + 2 * beta * S0B + beta**2 * SBB)
+            bias2 = beta**2 * MBB * scale + noise * beta**2
+            width = 0.0012 * beta**2 + abs(noise) * 1.3 * beta**2
+            key = {**common(step), "space": "gradient", "beta": beta, "gamma": 0.0, "layer": "all", **BINS}
+            rows += [
+                {**key, "batch_size": 1, **measured("variance", variance, 0.06 * variance)},
+                {**key, "batch_size": 1, **measured("conditional_variance", WITHIN * variance, 0.07 * variance)},
+                {**key, "batch_size": 1, **measured("bias2", bias2, width)},
+                {**key, "batch_size": 1, "gamma": 1.0, **measured("variance", 1e-9, 0.0)},
+                {**key, "batch_size": 1, "space": "output", **measured("variance", 1e9, 0.0)},
+            ]
+            rows += [
+                {**key, "batch_size": n, **measured("mse", variance / n + bias2, 0.06 * variance / n + width)}
+                for n in sizes
+            ]
+    return tidy("sweep", rows)
+
+
+def coefficient_table(steps: tuple[int, ...] = (12_000,), form: str = "matrix", cells: int = 5) -> pd.DataFrame:
+    """Table `coefficient`: beta* over cells x cells bins of (r, t), beta*_n for six batch sizes, and n0."""
+    rows: list[Row] = []
+    edges = np.linspace(0, 1, cells + 1)
+    for step in steps:
+        key = {**common(step), "role": "tangent", "layer": "all", **BINS, "kappa_kind": None, "batch_size": None}
+        for i in range(cells):
+            for j in range(i, cells):
+                bins = {"r_low": edges[i], "r_high": edges[i + 1], "t_low": edges[j], "t_high": edges[j + 1]}
+                value = 1.15 - 1.3 * (edges[i] + 1 - edges[j + 1]) + 0.1 * step / 12_000
+                status = "ok" if 0 <= value <= 1 else "outside_unit_interval"
+                width = 0.08
+                if i == j:
+                    status, width = "degenerate_control", 1.4
+                row = {**key, **bins, "form": form, **measured("optimum", value, width, status)}
+                rows.append(row)
+        overall = {**key, "form": "gradient"}
+        critical = SBB / MBB * step / 12_000
+        for n in (1, 256, 4096, 65_536, 262_144, 1_000_000):
+            value = -S0B / SBB / (1 + n / critical)
+            width = 0.03 + 0.2 * (n / critical) / (1 + n / critical) ** 2
+            rows.append({**overall, "batch_size": n, **measured("optimum", value, width)})
+        rows.append({**overall, **measured("critical_batch", critical, 0.45 * critical)})
+    return tidy("coefficient", rows)
+
+
+def variance_table(
+    steps: tuple[int, ...] = (12_000,),
+    layers: tuple[str, ...] = ("time.0", "time.2", "net.0", "net.2", "net.4", "net.6"),
+) -> pd.DataFrame:
+    """Table `variance`: variance by layer (largest last), and loss variance by ten bins of t for two tangents."""
+    rows: list[Row] = []
+    for step in steps:
+        key = {**common(step), "layer": "all", **BINS}
+        weights = np.linspace(0.3, 3, len(layers)) ** 2
+        for layer, weight in zip(layers, weights, strict=True):
+            value = 700 * weight / weights.sum()
+            rows.append({**key, "layer": layer, **measured("variance", value, 0.12 * value)})
+        rows.append({**key, **measured("variance", 700.0, 40.0)})
+        for k in range(10):
+            bins = {"t_low": k / 10, "t_high": (k + 1) / 10}
+            base = 0.4 + 0.5 * k / 10
+            for estimator, proxy, value in (
+                ("meanflow", None, base * np.exp(0.5 * k)),
+                ("ema_tangent", "ema", base),
+            ):
+                row = {**common(step, estimator, proxy), "layer": "all", **BINS, **bins}
+                rows.append({**row, **measured("loss_variance", value, 0.3 * value)})
+    return tidy("variance", rows)
+
+
+def samples_table(steps: tuple[int, ...] = (12_000,), count: int = 1000) -> pd.DataFrame:
+    """Table `samples`: log-normal squared gradient norms, heavier for MeanFlow than for two other estimators."""
+    rows: list[Row] = []
+    quantiles = (np.arange(count) + 0.5) / count
+    normal = np.sort(np.random.default_rng(0).standard_normal(count))
+    for step in steps:
+        for estimator, proxy, spread in (
+            ("meanflow", None, 1.6),
+            ("ema_tangent", "ema", 1.0),
+            ("alpha_flow", None, 1.3),
+        ):
+            for i, value in enumerate(np.exp(spread * normal)):
+                row = {**common(step, estimator, proxy), "index": i, "r": quantiles[i] / 2, "t": quantiles[i]}
+                absent = dict.fromkeys(("std_error", "ci_low", "ci_high"))
+                rows.append({**row, "label": None, **measured("grad_norm2", value, 0.0), **absent})
+    return tidy("samples", rows)
+
+
+@pytest.fixture
+def sweep() -> Callable[..., pd.DataFrame]:
+    return sweep_table
+
+
+@pytest.fixture
+def coefficient() -> Callable[..., pd.DataFrame]:
+    return coefficient_table
+
+
+@pytest.fixture
+def variance() -> Callable[..., pd.DataFrame]:
+    return variance_table
+
+
+@pytest.fixture
+def samples() -> Callable[..., pd.DataFrame]:
+    return samples_table

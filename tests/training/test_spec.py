@@ -1,0 +1,103 @@
+"""Specifications: the shipped ones load, and each error names file, line, field and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from mfdiag.errors import InputError
+from mfdiag.models.checkpoint import bundled, load_model
+from mfdiag.training.spec import Anchor, Loss, TrainSpec, load_spec, parse_weighting
+
+BUNDLED = Path(__file__).parents[2] / "sweeps" / "bundled.yaml"
+VALID = """\
+data: eight_gaussians
+model:
+  name: mlp
+  arguments: {dim: 2}
+times: uniform
+steps: 10
+loss:
+  beta: 1
+  anchor: {lambda: 0.5, delta_max: 1.0e-2}
+"""
+
+
+def written(folder: Path, old: str = "", new: str = "") -> Path:
+    path = folder / "spec.yaml"
+    assert old in VALID
+    path.write_text(VALID.replace(old, new) if old else VALID)
+    return path
+
+
+def test_valid(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path))
+    assert spec.loss == Loss(beta=1.0, anchor=Anchor(coefficient=0.5, delta_max=0.01))
+    assert (spec.steps, spec.batch_size, spec.seed) == (10, 1024, 0)
+    assert TrainSpec.model_validate(spec.model_dump(mode="json", by_alias=True)) == spec
+    assert load_spec(written(tmp_path, "{lambda: 0.5, delta_max: 1.0e-2}", "none")).loss.anchor is None
+
+
+def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
+    description = load_model(bundled(), weights="ema").description
+    assert description is not None
+    assert TrainSpec.model_validate(description.specification) == load_spec(BUNDLED)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("  beta: 1", "  btea: 1", "line 8, loss.btea: Unknown field 'btea'. Did you mean 'beta'"),
+        ("delta_max", "delta", "line 9, loss.anchor.delta_max (and 1 more): this field is missing"),
+        (
+            "lambda: 0.5",
+            "lambda: -1",
+            "line 9, loss.anchor.lambda: It should be greater than or equal to 0, but got -1",
+        ),
+        ("name: mlp", "name: mpl", "line 2, model: Unknown architecture 'mpl'. Did you mean 'mlp'"),
+        ("times: uniform", "times: unifrm", "line 5, times: Unknown time sampler 'unifrm'. Did you mean 'uniform'"),
+        ("steps: 10", "steps: many", "line 6, steps: It should be a valid integer"),
+        ("steps: 10", "steps: 0", "line 6, steps: It should be greater than or equal to 1, but got 0"),
+        ("steps: 10\n", "", "line 1, steps: this field is missing; add it, the fields are data, model, times, steps"),
+        ("steps: 10", "steps: 10\noptimizer: sgd", "line 7, optimizer: It should be 'adam', but got 'sgd'"),
+        ("  beta: 1", "  weighting: adaptive:1", "line 8, loss.weighting: expected none, or adaptive:p,eps with p"),
+        (
+            "steps: 10",
+            "steps: 10\nema_decay: 1\nseed: -1",
+            "line 7, ema_decay (and 1 more): It should be less than 1, but got 1.",
+        ),
+        ("  beta: 1", "  beta: .nan", "line 8, loss.beta: It should be a finite number"),
+        ("data: eight_gaussians", "data: [", "expected YAML, but"),
+    ],
+)
+def test_errors_name_line_and_field(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    path = written(tmp_path, old, new)
+    with pytest.raises(InputError) as caught:
+        load_spec(path)
+    text = str(caught.value)
+    assert str(path) in text and expected in text and "\n" not in text, text
+
+
+def test_files_that_are_no_specification(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        load_spec(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="Is a directory"):
+        load_spec(tmp_path)
+    for content in (b"", b"- 1\n", b"\xff\xfe\x00"):
+        (tmp_path / "odd.yaml").write_bytes(content)
+        with pytest.raises(InputError, match=r"expected (a mapping|YAML)"):
+            load_spec(tmp_path / "odd.yaml")
+
+
+def test_specifications_are_strict_in_python_too() -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Loss.model_validate({"alpha": 1})
+
+
+def test_weighting() -> None:
+    assert parse_weighting("none") is None and parse_weighting("adaptive:0.5,1e-3") == (0.5, 1e-3)
+    for text in ("adaptive", "adaptive:1,0", "adaptive:-1,1", "adaptive:a,b", "huber:1,1", "adaptive:nan,1"):
+        with pytest.raises(ValueError, match="adaptive:p,eps"):
+            parse_weighting(text)
