@@ -17,6 +17,7 @@ from mfdiag.figures.style import finish, grid_of_axes, styled
 __all__ = ["WIDE", "draw", "rows"]
 
 WIDE = 0.5  # an interval this wide cannot tell "leave it" from "replace half of it"
+_LEAST_LEGIBLE = 3.0  # points
 _HATCH = "////"
 _EDGE = "#999999"
 _ABOVE, _BELOW = "#FFFFFF", "#000000"
@@ -39,9 +40,9 @@ def rows(frame: pd.DataFrame) -> pd.DataFrame:
 def draw(frame: pd.DataFrame) -> Figure:
     """One triangle per checkpoint, beta* printed in each cell; `frame` is table `coefficient`.
 
-    Colour runs with beta* from 0 (dark) to 1 (light); cells above are white and cells below
-    black, never clipped. Hatched cells are not to be trusted: a status other than ok and outside_unit_interval, or an interval
-    wider than WIDE or missing. Raises InputError where there is nothing to draw.
+    Colour runs with beta* from 0 (dark) to 1 (light); cells above are white, cells below black,
+    never clipped. Hatched cells are not to be trusted: a status other than ok and outside_unit_interval, or an
+    interval wider than WIDE or missing. Raises InputError where there is nothing to draw.
     """
     kept = rows(frame)
     chosen = select(kept)
@@ -98,6 +99,9 @@ def _cell(axes: Axes, cell: dict, scale: ScalarMappable) -> None:
     if uncertain:
         axes.add_patch(Polygon(corners, fill=False, edgecolor=ink, linewidth=0, hatch=_HATCH, alpha=0.5))
     span = min(cell["r_high"] - cell["r_low"], cell["t_high"] - cell["t_low"])
+    size = min(8.0, (42 if len(corners) == 4 else 34) * span)
+    if size < _LEAST_LEGIBLE:
+        return
     x, y = corners.mean(axis=0)
     axes.text(
         x,
@@ -105,8 +109,8 @@ def _cell(axes: Axes, cell: dict, scale: ScalarMappable) -> None:
         f"{value:z.2f}".replace("-", "−"),
         ha="center",
         va="center",
-        fontsize=min(8.0, (42 if len(corners) == 4 else 36) * span),
+        fontsize=size,
         color=ink,
         zorder=4,
-        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.4} if uncertain else None,
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.0} if uncertain else None,
     )

@@ -93,7 +93,7 @@ def _errors(axes: Axes, part: pd.DataFrame, sizes: list[int]) -> None:
             scaled = curve.assign(**{name: curve[name] * size for name in ("value", "ci_low", "ci_high")})
             _starred(axes, scaled, line, f"n = {size:,}")
     axes.yaxis.set_major_formatter(_TICKS)
-    values = (mse["value"] * mse["batch_size"])[mse["batch_size"].isin(sizes)]
+    values = (mse["value"] * mse["batch_size"].astype(float))[mse["batch_size"].isin(sizes)]
     if values.min() > 0 and values.max() > _WIDE * values.min():
         axes.set_yscale("log", nonpositive="clip")
     elif values.min() > 0:

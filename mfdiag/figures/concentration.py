@@ -44,7 +44,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             x, y = lorenz(curve["value"].to_numpy(dtype=float))
             top = 1 - np.interp(0.99, x, y)
             named = name or str(curve["estimator"].iloc[0])
-            grid = np.unique(np.concatenate([np.linspace(0, 0.9, _POINTS), np.linspace(0.9, 1, _POINTS)]))
+            grid = np.unique(np.concatenate([np.linspace(0, 0.9, _POINTS), np.linspace(0.9, 1, _POINTS), [0.99]]))
             panel.plot(
                 grid,
                 np.interp(grid, x, y),

@@ -41,6 +41,9 @@ def draw(frame: pd.DataFrame) -> Figure:
     for (label, _), panel, bars in zip(chosen.items, axes[0], panels, strict=True):
         _bars(panel, bars, shown)
         panel.set_title(label, loc="left", fontweight="bold")
+    widest = max(panel.get_xlim()[1] for panel in axes[0])  # bars of different panels are compared by eye
+    for panel in axes[0]:
+        panel.set_xlim(0, widest)
     return finish(
         figure,
         "Gradient variance by layer",

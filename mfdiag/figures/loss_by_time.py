@@ -29,9 +29,10 @@ def draw(frame: pd.DataFrame) -> Figure:
     chosen = select(rows(frame), within=("estimator", "proxy"))
     figure, axes = grid_of_axes(1, len(chosen.items), 4.6 if len(chosen.items) == 1 else 3.5, 3.4, sharey=True)
     for (label, part), panel in zip(chosen.items, axes[0], strict=True):
+        mixed = part["proxy"].nunique(dropna=False) > 1
         for (estimator, tangent), line in zip(_TANGENTS.items(), LINES, strict=False):
             for proxy, curve in part[part["estimator"] == estimator].groupby("proxy", dropna=False, sort=False):
-                source = "" if pd.isna(proxy) else f", proxy {proxy!s}"
+                source = f", proxy {proxy!s}" if mixed and pd.notna(proxy) else ""
                 estimate(panel, midpoint(curve, "t"), curve, line, f"{tangent} ({estimator}{source})")
         panel.set(xlabel="t", xlim=(0, 1), yscale="log")
         _ratio(panel, part)

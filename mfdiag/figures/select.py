@@ -80,10 +80,11 @@ def select(frame: pd.DataFrame, *, within: Sequence[str] = (), limit: int = 4) -
     note = "" if len(kept) == len(parts) else f"Showing the {last} of {len(parts)} models and settings"
     heads = pd.concat([rows[settings].iloc[:1] for rows in kept])
     labels = _labels(heads)
-    same = [name for name in settings if heads[name].nunique(dropna=False) == 1]
-    shown = [name for name in same if name != "checkpoint" or pd.isna(heads["step"].iloc[0])]
-    context = _join(heads.iloc[0], [name for name in shown if name not in ("run", "times")])
-    return Selection(list(zip(labels, kept, strict=True)), context, note)
+    everything = pd.concat(kept)
+    same = [name for name in _SETTINGS if name not in ("run", "times") and everything[name].nunique(dropna=False) == 1]
+    if "step" in same and pd.notna(everything["step"].iloc[0]):
+        same = [name for name in same if name != "checkpoint"]  # the step says it shorter
+    return Selection(list(zip(labels, kept, strict=True)), _join(everything.iloc[0], same), note)
 
 
 def _labels(heads: pd.DataFrame) -> list[str]:

@@ -114,16 +114,17 @@ def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: st
     )
 
 
-def heading(axes: Axes, title: str, *, columns: int = 1) -> None:
+def heading(axes: Axes, title: str) -> None:
     """The legend of a panel above it, where it can hide no data, with the panel's title as its head."""
+    handles, labels = axes.get_legend_handles_labels()
     legend = axes.legend(
+        handles,
+        labels,
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),
-        ncols=columns,
         title=title or None,
         alignment="left",
         borderaxespad=0.3,
-        columnspacing=1.4,
     )
     legend.get_title().set_fontweight("bold")
 

@@ -7,7 +7,7 @@ from math import isfinite
 
 from mfdiag.errors import InputError
 
-__all__ = ["format_spec", "parse_arguments"]
+__all__ = ["format_spec", "parse_arguments", "parse_grid"]
 
 
 def parse_arguments(
@@ -53,3 +53,28 @@ def _number(spec: str, key: str, text: str, whole: bool) -> float:
         kind = "a whole number of at least 1" if whole else "a finite number"
         raise InputError(f"Bad {spec!r}: {key} must be {kind}, got {text!r}.")
     return int(value) if whole else value
+
+
+def parse_grid(option: str, text: str) -> tuple[float, ...]:
+    """Numbers of `start:stop:step`, ends included, or of a comma list; `option` names it in errors.
+
+    Raises InputError for what is no number, a step that does not lead from start to stop, or more than 10,001 values.
+    """
+    separator = ":" if ":" in text else ","
+    pieces = text.split(separator)
+    if separator == ":" and len(pieces) != 3:
+        raise InputError(f"{option} takes start:stop:step or a comma list, as in 0:1:0.05 or 0,0.5,1; got {text!r}.")
+    numbers = [_number(text, option, piece, whole=False) for piece in pieces]
+    if separator == ",":
+        return tuple(numbers)
+    start, stop, step = numbers
+    if start == stop:
+        return (start,)
+    if step == 0 or (stop - start) / step < 0:
+        raise InputError(f"{option} {text!r} leads nowhere: from {start:g} to {stop:g} the step cannot be {step:g}.")
+    count = round((stop - start) / step)
+    if count > 10_000:
+        raise InputError(f"{option} {text!r} asks for {count + 1} values; at most 10,001 are measured at once.")
+    if count < 1 or abs(start + count * step - stop) > 1e-6 * abs(step):
+        raise InputError(f"{option} {text!r}: {step:g} does not divide the way from {start:g} to {stop:g}.")
+    return tuple(round(start + k * step, 12) for k in range(count)) + (stop,)

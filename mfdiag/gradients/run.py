@@ -128,7 +128,14 @@ def run_pass(
     cells = make_cells(r, t, settings.bins)
     maker = _FieldMaker(measured, guide, draws, plan.needs, settings, proxy)
 
-    first_inputs, first_fields = maker(cells.order[:_CHECKED])
+    try:
+        first_inputs, first_fields = maker(cells.order[:_CHECKED])
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {draws.data.shape} from "
+            f"{draws.data.name}: {reason}. Check --data and --model."
+        ) from error
     first = plan.cotangents(first_fields)
     _require_finite(first, first_fields, first_inputs, cells.order)
     check_additive(measured, first_inputs, first)

@@ -34,7 +34,7 @@ def coefficient_table(
 
     Without a known posterior only the gradient form remains: the others need Sigma and b.
     """
-    rows = Rows(common)
+    rows = Rows("coefficient", common)
     layout = Layout.of_plane(plan.known)
     _gradient(rows, measured, layout, batch_sizes, by_layer)
     if plan.known and measured.output is not None:

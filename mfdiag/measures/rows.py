@@ -10,6 +10,7 @@ import pandas as pd
 
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Estimate
+from mfdiag.tables.check import to_arrow, to_pandas
 
 __all__ = ["Rows"]
 
@@ -31,8 +32,8 @@ _COEFFICIENTS = {"optimum", "conditional_optimum"}
 class Rows:
     """Collects estimates of one shape each and turns them into a DataFrame with `status`."""
 
-    def __init__(self, common: Mapping[str, Any]) -> None:
-        self.common = dict(common)
+    def __init__(self, table: str, common: Mapping[str, Any]) -> None:
+        self.table, self.common = table, dict(common)
         self.parts: list[dict[str, Any]] = []
 
     def add(
@@ -71,20 +72,12 @@ class Rows:
         )
 
     def frame(self) -> pd.DataFrame:
-        """All rows in the order added."""
+        """All rows in the order added, with the columns and dtypes of the table's schema."""
         names = list(dict.fromkeys(name for part in self.parts for name in part))
-        lengths = [len(part["value"]) for part in self.parts]
-        columns: dict[str, Any] = {
-            name: np.concatenate(
-                [
-                    np.broadcast_to(np.asarray(part.get(name), dtype=object), (length,))
-                    for part, length in zip(self.parts, lengths, strict=True)
-                ]
-            )
-            for name in names
-        }
-        frame = pd.DataFrame(columns)
-        for name, value in reversed(self.common.items()):
-            if name not in frame:
-                frame.insert(0, name, value)
-        return frame
+        columns: dict[str, Any] = {}
+        for name in names:
+            pieces = [np.broadcast_to(np.asarray(p.get(name), dtype=object), p["value"].shape) for p in self.parts]
+            columns[name] = np.concatenate(pieces)
+        rows = len(columns["value"])
+        constant = {name: [value] * rows for name, value in self.common.items() if name not in columns}
+        return to_pandas(self.table, to_arrow(self.table, pd.DataFrame({**constant, **columns})))

@@ -40,7 +40,7 @@ def sweep_table(
     by_layer: bool,
 ) -> pd.DataFrame:
     """Rows of the table `sweep` (tables/schema.py)."""
-    rows = Rows(common)
+    rows = Rows("sweep", common)
     points = np.array(list(product(betas, gammas)), dtype=float).T
     for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
         if isinstance(plan, PlanePlan):

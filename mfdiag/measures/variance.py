@@ -14,6 +14,7 @@ from mfdiag.gradients.run import Measured
 from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
 from mfdiag.measures.plans import EstimatorPlan
 from mfdiag.measures.rows import Rows
+from mfdiag.tables.check import to_arrow, to_pandas
 
 __all__ = ["hill", "samples_table", "top_share", "variance_table"]
 
@@ -25,7 +26,7 @@ def variance_table(
     measured: Measured, plan: EstimatorPlan, common: Mapping[str, Any], dim: int, by_layer: bool
 ) -> pd.DataFrame:
     """Rows of the table `variance` (tables/schema.py); `dim` is the number of coordinates of a sample."""
-    rows = Rows(common)
+    rows = Rows("variance", common)
     _gradients(rows, measured, plan, by_layer)
     _concentration(rows, measured, plan.estimators)
     _losses(rows, measured, plan.estimators)
@@ -126,4 +127,4 @@ def samples_table(measured: Measured, plan: EstimatorPlan, common: Mapping[str, 
             columns |= {"quantity": quantity, "value": value, "std_error": np.nan, "ci_low": np.nan, "ci_high": np.nan}
             status = np.where(np.isfinite(value), "ok", "nonfinite")
             parts.append(pd.DataFrame({**columns, "n_samples": 1, "status": status}))
-    return pd.concat(parts, ignore_index=True)
+    return to_pandas("samples", to_arrow("samples", pd.concat(parts, ignore_index=True)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -42,14 +42,20 @@ _WRAPPERS = {"module", "_orig_mod"}  # prefixes left by DistributedDataParallel 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` on success and is removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path beside `path` to write to; it takes the place of `path` on success and is removed on failure.
+
+    Raises InputError if the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"Expected to write {path}, but {error.strerror or error}; choose another folder.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def bundled() -> Path:

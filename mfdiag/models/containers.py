@@ -124,16 +124,7 @@ def read_torch(path: Path, container: str, *, load: bool) -> Container:
     try:
         with torch.serialization.safe_globals(_plain_types()):
             tree = torch.load(path, map_location="cpu" if load else "meta", weights_only=True, mmap=zipped and load)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        OSError,
-        IndexError,
-    ) as error:
+    except Exception as error:  # damaged bytes raise almost anything: struct.error, AssertionError, AttributeError, ...
         raise _refused(path, container, error) from error
     if not isinstance(tree, Mapping):
         raise InputError(
@@ -148,9 +139,9 @@ def _refused(path: Path, container: str, error: Exception) -> InputError:
     classes = re.findall(r"GLOBAL ([\w.]+)", text)
     if classes or isinstance(error, pickle.UnpicklingError) or "TorchScript" in text:
         what = "TorchScript code" if "TorchScript" in text else "pickled Python objects"
-        named = f" ({classes[0]})" if classes else ""
+        named = f" ({classes[0]})" if classes else ", or is damaged"
         return InputError(
-            f"Expected tensors and plain values, but {path} holds {what}{named}, which mfdiag never runs; "
+            f"Expected tensors and plain values, but {path} holds {what}{named}; mfdiag runs no code from a file: "
             "save model.state_dict() with torch.save and pass that file."
         )
     return _damaged(path, container, text.split("\n")[0].rstrip(".") or type(error).__name__)

@@ -99,6 +99,7 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, (size // patch) ** 2, width))
         self.time = _TimeEmbedding(width, time_scale)
         self.interval = _TimeEmbedding(width, time_scale)
+        self.num_classes = num_classes
         self.label = label_embedding(num_classes, width)
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)

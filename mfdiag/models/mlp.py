@@ -40,6 +40,7 @@ class MLP(nn.Module):
                 f"MLP needs dim, hidden and depth of at least 1 and num_classes of at least 0, but got dim={dim}, "
                 f"hidden={hidden}, depth={depth}, num_classes={num_classes}; correct the model's arguments."
             )
+        self.num_classes = num_classes
         self.label = label_embedding(num_classes, _LABEL_WIDTH)
         sizes = [dim + 2 + (_LABEL_WIDTH if num_classes else 0), *[hidden] * depth]
         layers: list[nn.Module] = []

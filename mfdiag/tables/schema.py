@@ -195,9 +195,7 @@ TABLES = {
             Quantity("jacobi_fro2", "E|J|_F^2", "1", "Mean squared Frobenius norm of the Jacobi factor J = A - I."),
             Quantity("jacobi_spectral", "E|J|_2", "1", "Mean largest singular value of the Jacobi factor."),
             Quantity("kappa_signed", "E[tr(J)] / d", "1", "Signed kappa: mean diagonal entry of the Jacobi factor."),
-            Quantity(
-                "kappa_magnitude", "E|J|_F / sqrt(d)", "1", "Magnitude kappa: root mean square gain of J, >= |signed|."
-            ),
+            Quantity("kappa_magnitude", "sqrt(E|J|_F^2 / d)", "1", "Magnitude kappa: root mean square gain of J."),
             Quantity("loss_variance", "Var(w |e|^2)", "loss²", "Variance of the per-sample loss."),
         ),
         _table(

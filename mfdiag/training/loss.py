@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mfdiag.training.spec import Loss, TrainSpec, parse_weighting
+from mfdiag.flow.weighting import parse_weighting
+from mfdiag.training.spec import Loss, TrainSpec
 
 __all__ = ["Batch", "Params", "State", "adam", "loss_of", "start", "update"]
 
@@ -67,9 +68,9 @@ def loss_of(module: nn.Module, params: Params, ema: Params, batch: Batch, loss: 
     gap = (t - r).reshape(-1, *[1] * (x_t.ndim - 1))
     # e = u + (t-r) sg[du/dx tangent + du/dt] - sg[target]
     square = _square(u + gap * derivative.detach() - target)
-    if adaptive := parse_weighting(loss.weighting):
-        p, eps = adaptive
-        square = square * (square.detach() + eps) ** -p
+    weighting = parse_weighting(loss.weighting)
+    if weighting.p:
+        square = square * (square.detach() + weighting.eps) ** -weighting.p
     total = square.mean()
     if loss.anchor is not None and delta is not None:
         anchored = functional_call(module, params, (x_t, t - delta, t, labels))

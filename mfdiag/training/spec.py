@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from math import inf
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.description import Architecture
 from mfdiag.models.registry import MODELS
 
-__all__ = ["Anchor", "Loss", "TrainSpec", "load_spec", "parse_weighting"]
+__all__ = ["Anchor", "Loss", "TrainSpec", "load_spec"]
+
+
+def _accepted(parse: Callable[[str], object], text: str) -> str:
+    """`text` if `parse` takes it; its InputError becomes the ValueError that pydantic reports with the field."""
+    try:
+        parse(text)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    return text
 
 
 class _Strict(BaseModel):
@@ -42,8 +52,7 @@ class Loss(_Strict):
     @field_validator("weighting")
     @classmethod
     def _known_weighting(cls, value: str) -> str:
-        parse_weighting(value)
-        return value
+        return _accepted(parse_weighting, value)
 
     @field_validator("anchor", mode="before")
     @classmethod
@@ -77,13 +86,9 @@ class TrainSpec(_Strict):
     @field_validator("times")
     @classmethod
     def _known_times(cls, value: str) -> str:
-        from mfdiag.flow.times import parse_times
+        from mfdiag.flow.times import parse_times  # brings scipy
 
-        try:
-            parse_times(value)
-        except InputError as error:
-            raise ValueError(str(error)) from error
-        return value
+        return _accepted(parse_times, value)
 
 
 _SECTIONS: dict[tuple[int | str, ...], type[BaseModel]] = {
@@ -92,20 +97,6 @@ _SECTIONS: dict[tuple[int | str, ...], type[BaseModel]] = {
     ("loss",): Loss,
     ("loss", "anchor"): Anchor,
 }
-
-
-def parse_weighting(text: str) -> tuple[float, float] | None:
-    """(p, eps) of "adaptive:p,eps", the weight sg(1 / (|e|^2 + eps)^p); None for "none". Raises ValueError."""
-    if text == "none":
-        return None
-    kind, _, numbers = text.partition(":")
-    try:
-        p, eps = (float(number) for number in numbers.split(","))
-    except ValueError:
-        p, eps = -1.0, 0.0
-    if kind != "adaptive" or not (0 <= p < inf and 0 < eps < inf):
-        raise ValueError("expected none, or adaptive:p,eps with p of at least 0 and eps above 0, as in adaptive:1,0.01")
-    return p, eps
 
 
 def load_spec(path: str | os.PathLike[str]) -> TrainSpec:

@@ -73,7 +73,7 @@ def test_wrong_description_is_a_note(tmp_path: Path) -> None:
 
 def test_code_is_refused(tmp_path: Path, model: MLP) -> None:
     torch.save(model, tmp_path / "whole.pt")
-    with pytest.raises(InputError, match="never runs"):
+    with pytest.raises(InputError, match="runs no code"):
         inspect_checkpoint(tmp_path / "whole.pt")
 
 

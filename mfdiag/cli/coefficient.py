@@ -1,0 +1,18 @@
+"""`mfdiag coefficient`."""
+
+from __future__ import annotations
+
+from mfdiag.cli.options import Options, measuring
+
+__all__ = ["command"]
+
+
+@measuring("batch_size")
+def command(options: Options) -> None:
+    """Optimal control-variate coefficients in closed form, with intervals: by form, by cell of (r, t), by batch size.
+
+    Example: mfdiag coefficient model.safetensors --bins 5,5 --batch-size 512 --out results
+    """
+    from mfdiag.cli.job import run
+
+    run("coefficient", options)

@@ -1,0 +1,138 @@
+"""What the measuring commands share: options to a request, progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+import pandas as pd
+import torch
+from rich.console import Console
+
+from mfdiag.cli.options import Options
+from mfdiag.cli.progress import progress_on
+from mfdiag.cli.summary import summary
+from mfdiag.errors import InputError
+from mfdiag.estimators import estimators
+from mfdiag.flow.specs import parse_grid
+from mfdiag.flow.weighting import parse_weighting
+from mfdiag.gradients.run import Settings
+from mfdiag.measures.job import run_job
+from mfdiag.measures.measure import Request
+from mfdiag.measures.subject import load_subject
+from mfdiag.models.checkpoint import bundled
+
+__all__ = ["run"]
+
+
+def run(table: str, options: Options) -> None:
+    """Measure `table` as the options say, write it, and print it."""
+    if options.resume and options.overwrite:
+        raise InputError("--resume keeps earlier results and --overwrite replaces them: pass one of the two.")
+    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
+    said: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            console.print(f"note: {text}", markup=False)
+
+    checkpoints = options.checkpoints
+    if not checkpoints:
+        checkpoints = [bundled()]
+        say("no checkpoint named: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
+    with progress_on(console) as progress:
+        outcome = run_job(
+            table,
+            checkpoints,
+            lambda path: load_subject(
+                path,
+                model=options.model,
+                data=options.data,
+                weights=options.weights,
+                proxy=options.proxy,
+                times=options.times,
+                say=say,
+            ),
+            _request(table, options),
+            options.out,
+            "resume" if options.resume else "overwrite" if options.overwrite else "new",
+            progress=progress,
+            say=say,
+        )
+    frame = outcome.frames[table]
+    if options.format == "csv":
+        frame.to_csv(sys.stdout, index=False)
+    elif options.format == "json":
+        sys.stdout.write(frame.to_json(orient="records", indent=1) + "\n")
+    else:
+        _print(table, frame)
+    console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
+    if outcome.figures:
+        console.print(f"figures: {outcome.figures[0].parent}", markup=False)
+
+
+def _print(table: str, frame: pd.DataFrame) -> None:
+    console = Console(file=sys.stdout)
+    for part in summary(table, frame):
+        console.print(part)
+
+
+def _request(table: str, options: Options) -> Request:
+    by = options.by or ("layer" if table == "variance" else "none")
+    bins = None
+    if options.bins is not None:
+        bins = _bins(options.bins)
+    elif options.times is not None and options.times.startswith("grid:"):
+        bins = _bins(options.times.removeprefix("grid:"))
+    elif by == "time":
+        bins = (1, 10)
+    elif table != "sweep" and options.by != "none":
+        bins = (5, 5)
+    defaults = Request()
+    chosen = options.estimator or list(defaults.estimators)
+    if "all" in chosen:
+        chosen = [name for name, estimator in estimators().items() if estimator.parse is None]
+    return Request(
+        betas=parse_grid("--beta", options.beta),
+        gammas=parse_grid("--gamma", options.gamma),
+        batch_sizes=options.batch_size or defaults.batch_sizes,
+        estimators=chosen,
+        weighting=parse_weighting(options.weighting),
+        by_layer=by == "layer",
+        seed=options.seed,
+        settings=Settings(
+            samples=options.samples,
+            bins=bins,
+            chunk=_chunk(options.chunk),
+            engine=options.engine,  # type: ignore[arg-type]
+            dtype=getattr(torch, options.dtype),
+            device=_device(options.device),
+        ),
+    )
+
+
+def _bins(text: str) -> tuple[int, int] | None:
+    if text == "none":
+        return None
+    try:
+        r_bins, t_bins = (int(part) for part in text.split(","))
+        if not (1 <= r_bins <= 100 and 1 <= t_bins <= 100):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--bins takes two whole numbers from 1 to 100, as in 5,5, or none; got {text!r}.") from None
+    return r_bins, t_bins
+
+
+def _chunk(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--chunk takes auto or a whole number of at least 1; got {text!r}.")
+    return int(text)
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return name

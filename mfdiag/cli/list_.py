@@ -1,0 +1,49 @@
+"""`mfdiag list`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+__all__ = ["command"]
+
+Kind = Literal["estimators", "datasets", "models", "times", "metrics"]
+
+
+def command(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """What there is: names usable on the command line, a line each.
+
+    Example: mfdiag list estimators
+    """
+    found = _found(kind)
+    width = max(map(len, found))
+    for name, text in found.items():
+        sys.stdout.write(f"{name:<{width}}  {text}\n")
+
+
+def _found(kind: Kind) -> dict[str, str]:
+    if kind == "estimators":
+        from mfdiag.estimators import estimators
+
+        return {name: f"{e.title} ({e.paper})" for name, e in estimators().items()}
+    if kind == "datasets":
+        from mfdiag.flow.datasets import DATASETS
+
+        return DATASETS
+    if kind == "models":
+        from mfdiag.models.registry import MODELS
+
+        return {name: text for name, (_, text) in MODELS.items()}
+    if kind == "times":
+        from mfdiag.flow.times import TIMES
+
+        return TIMES
+    from mfdiag.tables.schema import TABLES
+
+    return {
+        quantity.name: f"{quantity.doc} [{table.name}]"
+        for table in TABLES.values()
+        for quantity in table.quantities.values()
+    }

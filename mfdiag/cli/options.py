@@ -1,0 +1,129 @@
+"""The options that measuring commands share, declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+__all__ = ["Options", "measuring"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a measuring command as typed; None where the command's or the checkpoint's default holds."""
+
+    checkpoints: list[Path]
+    model: str | None
+    data: str | None
+    weights: str
+    proxy: str | None
+    times: str | None
+    weighting: str
+    samples: int
+    chunk: str
+    bins: str | None
+    by: str | None
+    engine: str
+    seed: int
+    device: str
+    dtype: str
+    out: Path
+    format: str
+    quiet: bool
+    resume: bool
+    overwrite: bool
+    beta: str = "0:1:0.05"
+    gamma: str = "0"
+    batch_size: list[int] | None = None
+    estimator: list[str] | None = None
+
+
+def _template(
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[CHECKPOINT]...", help="Saved models; the bundled one if none is named."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:factory|pkg.module:factory",
+            help="Code that builds the network (it is run), for checkpoints that do not describe themselves.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Data the model was trained on. [default: the checkpoint's]")
+    ] = None,
+    weights: Annotated[str, typer.Option(metavar="ema|raw|KEY", help="Which weights are measured.")] = "raw",
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="self|ema|exact|teacher=PATH",
+            help="Where the proxy velocity vhat comes from. [default: ema where the file has it, else self]",
+        ),
+    ] = None,
+    times: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:args]", help="Sampler of (r, t), see `list times`. [default: the checkpoint's]"),
+    ] = None,
+    weighting: Annotated[str, typer.Option(metavar="none|adaptive:p,eps", help="Loss weight per sample.")] = "none",
+    samples: Annotated[int, typer.Option(help="Number of samples (x_0, x_1, r, t).")] = 4096,
+    chunk: Annotated[str, typer.Option(metavar="auto|N", help="Samples at once; changes no result.")] = "auto",
+    bins: Annotated[
+        str | None,
+        typer.Option(metavar="R,T", help="Bins of r and t, or none. [default: 5,5; none for sweep]"),
+    ] = None,
+    by: Annotated[
+        Literal["layer", "time", "none"] | None,
+        typer.Option(help="Break results down. [default: layer for variance, else none]"),
+    ] = None,
+    engine: Annotated[
+        Literal["auto", "fast", "reference"], typer.Option(help="How per-sample gradients are met; reference is slow.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Sample i depends on (seed, i) alone.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the network runs.")] = "cpu",
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Precision of the network.")] = "float32",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of tables and figures.")] = Path("mfdiag-results"),
+    format: Annotated[
+        Literal["table", "json", "csv"], typer.Option(help="What stdout gets: a summary, or every row.")
+    ] = "table",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what is measured, go on with the rest.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results in the folder.")] = False,
+    beta: Annotated[
+        str, typer.Option(metavar="A:B:STEP|LIST", help="Tangent coefficients, ends included, or a comma list.")
+    ] = "0:1:0.05",
+    gamma: Annotated[str, typer.Option(metavar="A:B:STEP|LIST", help="Target coefficients, likewise.")] = "0",
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="n of MSE_n; repeatable. [default: 1, 64, 4096, 65536, 1048576]"),
+    ] = None,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Repeatable, or `all`. [default: meanflow and ema_tangent]"),
+    ] = None,
+) -> None: ...
+
+
+_ONLY_SOME = {"beta", "gamma", "batch_size", "estimator"}
+
+
+def measuring(*own: str) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Gives a function of `Options` the shared command line, plus those of the rarer options it names."""
+
+    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            function(Options(**{**given, "checkpoints": given["checkpoints"] or []}))
+
+        shared = inspect.signature(_template, eval_str=True)
+        kept = [p for name, p in shared.parameters.items() if name not in _ONLY_SOME - set(own)]
+        command.__signature__ = shared.replace(parameters=kept)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in kept}
+        command.__doc__ = function.__doc__
+        return command
+
+    return decorate

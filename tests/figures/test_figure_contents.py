@@ -1,0 +1,247 @@
+"""What each figure shows, read back from its artists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
+
+from mfdiag.errors import InputError
+from mfdiag.figures import FIGURES, batch_optimum, beta_map, bias_variance, concentration, layers, loss_by_time
+from mfdiag.figures.beta_map import _corners
+
+Make = Callable[..., pd.DataFrame]
+
+
+def legend(axes: Axes) -> list[str]:
+    found = axes.get_legend()
+    return [] if found is None else [text.get_text() for text in found.get_texts()]
+
+
+def title(axes: Axes) -> str:
+    found = axes.get_legend()
+    return axes.get_title(loc="left") or ("" if found is None else found.get_title().get_text())
+
+
+def line(axes: Axes, label: str) -> Line2D:
+    return next(found for found in axes.lines if str(found.get_label()).startswith(label))
+
+
+def xy(found: Line2D) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(found.get_xdata(), dtype=float), np.asarray(found.get_ydata(), dtype=float)
+
+
+def stars(axes: Axes) -> list[tuple[float, float]]:
+    return [(xy(found)[0][0], xy(found)[1][0]) for found in axes.lines if found.get_marker() == "*"]
+
+
+def caption(figure: object) -> str:
+    return figure.get_supxlabel().replace("\n", " ")  # type: ignore[attr-defined]
+
+
+def test_bias_variance_draws_the_rows_and_marks_each_minimum(sweep: Make) -> None:
+    left, middle, right = bias_variance.draw(sweep()).axes
+    beta, value = xy(line(left, "total"))
+    np.testing.assert_allclose(value, 700 - 2 * 309 * beta + 300 * beta**2)
+    assert legend(left) == ["total (least at β = 1)", "given $x_t, r, t$ (least at β = 1)"]
+    np.testing.assert_allclose(xy(line(middle, "bias²"))[1], 0.0018 * beta**2)
+    assert legend(right) == [
+        "n = 256 (least at β = 1)",
+        "n = 4,096 (least at β = 1)",
+        "n = 1,000,000 (least at β = 0.15)",
+    ]
+    assert [round(x, 2) for x, _ in stars(right)] == [1.0, 1.0, 0.15]
+    np.testing.assert_allclose(xy(line(right, "n = 1,000,000"))[1], value + 1800 * beta**2)
+    assert "β" in left.get_xlabel() and "(loss/parameter)²" in left.get_ylabel() and "MSE" in right.get_ylabel()
+
+
+def test_bias_variance_bands_are_the_intervals(sweep: Make) -> None:
+    left = bias_variance.draw(sweep()).axes[0]
+    (path, *_), *_ = (band.get_paths() for band in left.collections)
+    assert path.vertices[:, 1].max() == pytest.approx(700 * 1.06) and path.vertices[:, 1].min() == pytest.approx(
+        382 * 0.94
+    )
+
+
+def test_bias_variance_shows_a_negative_bias_where_it_is_and_no_minimum(sweep: Make) -> None:
+    figure = bias_variance.draw(sweep(noise=-0.004))
+    _, middle, right = figure.axes
+    assert xy(line(middle, "bias²"))[1].min() == pytest.approx(-0.0022)
+    assert "n = 1,000,000 (minimum not resolved)" in legend(right)
+    assert len(stars(right)) == 2 and right.get_yscale() == "linear"
+
+
+def test_bias_variance_takes_a_log_axis_for_a_wide_range(sweep: Make) -> None:
+    assert bias_variance.draw(sweep(sizes=(1, 10**8))).axes[2].get_yscale() == "log"
+
+
+def test_bias_variance_does_with_the_quantities_there_are(sweep: Make) -> None:
+    frame = sweep()
+    left, middle, right = bias_variance.draw(frame[frame["quantity"] == "variance"]).axes
+    assert legend(left) == ["total (least at β = 1)"] and legend(right) == []
+    assert not any(len(xy(found)[0]) > 2 for found in (*middle.lines, *right.lines))
+
+
+def test_several_checkpoints_have_a_row_each_and_too_many_leave_the_last(sweep: Make) -> None:
+    two = bias_variance.draw(sweep(steps=(12_000, 3000)))
+    assert [title(axes) for axes in two.axes[::3]] == ["step 3,000", "step 12,000"]
+    many = bias_variance.draw(sweep(steps=(1, 2, 3, 4, 5)))
+    assert len(many.axes) == 3
+    assert "step 5" in caption(many) and "Showing the last of 5 models and settings" in caption(many)
+    assert len(bias_variance.draw(sweep(steps=(None,))).axes) == 3
+
+
+def test_beta_map_prints_every_cell_in_its_triangle(coefficient: Make) -> None:
+    panel = beta_map.draw(coefficient()).axes[0]
+    printed = {(round(x, 2), round(y, 2)): text.get_text() for text in panel.texts for x, y in [text.get_position()]}
+    assert len(printed) == 15
+    assert printed[(0.1, 0.9)] == "1.25" and printed[(0.5, 0.9)] == "0.73"
+    assert all(x < y for x, y in printed)
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("r", "t")
+
+
+def test_beta_map_hatches_the_uncertain_and_never_clips(coefficient: Make) -> None:
+    panel = beta_map.draw(coefficient()).axes[0]
+    hatched = [patch for patch in panel.patches if patch.get_hatch()]
+    assert len(hatched) == 5 and all(len(patch.get_path().vertices) == 4 for patch in hatched)  # triangles, closed
+    assert [to_hex(patch.get_facecolor()) for patch in panel.patches].count("#ffffff") == 1  # the one above 1
+    frame = coefficient()
+    wide = frame.assign(ci_high=frame["value"] + beta_map.WIDE, ci_low=frame["value"] - 0.01)
+    assert sum(bool(patch.get_hatch()) for patch in beta_map.draw(wide).axes[0].patches) == 15
+
+
+def test_beta_map_prefers_the_matrix_form_and_falls_back_to_the_gradient_form(coefficient: Make) -> None:
+    both = pd.concat([coefficient(form="gradient", cells=3), coefficient(cells=4)])
+    assert len(beta_map.rows(both)) == 10 and set(beta_map.rows(both)["form"]) == {"matrix"}
+    assert "Gradient form" in caption(beta_map.draw(coefficient(form="gradient")))
+
+
+@pytest.mark.parametrize(
+    ("r", "t", "count"),
+    [((0.0, 0.5), (0.5, 1.0), 4), ((0.0, 0.5), (0.0, 0.5), 3), ((0.5, 1.0), (0.0, 0.5), 1), ((0, 0.5), (0.25, 1), 5)],
+)
+def test_cells_are_clipped_to_r_below_t(r: tuple[float, float], t: tuple[float, float], count: int) -> None:
+    corners = _corners(r, t)
+    assert len(corners) == count and (corners[:, 0] <= corners[:, 1]).all()
+
+
+def test_batch_optimum_marks_the_critical_batch_at_half_height(coefficient: Make) -> None:
+    panel = batch_optimum.draw(coefficient()).axes[0]
+    n, value = xy(line(panel, "n₀"))
+    assert panel.get_xscale() == "log" and n.tolist() == [1, 256, 4096, 65_536, 262_144, 1_000_000]
+    diamond = next(found for found in panel.lines if found.get_marker() == "D" and len(xy(found)[0]) == 1)
+    assert xy(diamond)[0][0] == pytest.approx(300 / 0.0018) and xy(diamond)[1][0] == pytest.approx(value[0] / 2)
+    assert legend(panel) == ["n₀ = 167,000 [91,700, 242,000]"]
+
+
+def test_batch_optimum_has_a_line_per_checkpoint(coefficient: Make) -> None:
+    labels = legend(batch_optimum.draw(coefficient(steps=(3000, 12_000))).axes[0])
+    assert [label.split(":")[0] for label in labels] == ["step 3,000", "step 12,000"]
+
+
+@pytest.mark.parametrize(
+    ("change", "label", "marks"),
+    [
+        ({"value": -5.0, "status": "negative_estimate"}, "n₀ not resolved", ""),
+        ({"ci_high": np.inf, "ci_low": -1e3}, "n₀ = 167,000 [−1,000, ∞]", "<>"),
+        ({"status": "too_few_samples"}, "n₀ = 167,000 [91,700, 242,000], too_few_samples", "||"),
+    ],
+)
+def test_batch_optimum_says_what_is_wrong_with_n0(
+    coefficient: Make, change: dict[str, object], label: str, marks: str
+) -> None:
+    frame = coefficient()
+    frame.loc[frame["quantity"] == "critical_batch", list(change)] = list(change.values())
+    panel = batch_optimum.draw(frame).axes[0]
+    assert legend(panel) == [label]
+    assert "".join(str(found.get_marker()) for found in panel.lines if found.get_marker() in ("<", ">", "|")) == marks
+
+
+def test_layers_are_in_network_order_with_shares_of_the_sum(variance: Make) -> None:
+    panel = layers.draw(variance()).axes[0]
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == [
+        *("time.0", "time.2", "net.0", "net.2", "net.4", "net.6")
+    ]
+    assert panel.get_ylim()[0] > panel.get_ylim()[1]  # the first layer is on top
+    shares = [float(text.get_text().removesuffix(" %")) for text in panel.texts]
+    assert shares == sorted(shares) and sum(shares) == pytest.approx(100, abs=0.3)
+    assert [bar.get_width() for bar in panel.patches][-1] == pytest.approx(700 * shares[-1] / 100, rel=0.01)
+
+
+def test_many_layers_keep_the_largest_and_sum_the_rest(variance: Make) -> None:
+    names = tuple(f"block.{i}" for i in range(50))
+    figure = layers.draw(variance(steps=(1, 2), layers=names))
+    panel = figure.axes[0]
+    ticks = [tick.get_text() for tick in panel.get_yticklabels()]
+    assert (
+        len(ticks) == layers.MOST_LAYERS and ticks[-1] == "21 smaller layers" and ticks[:2] == ["block.21", "block.22"]
+    )
+    assert sum(bar.get_width() for bar in panel.patches) == pytest.approx(700)
+    assert [title(axes) for axes in figure.axes] == ["step 1", "step 2"]
+
+
+def test_layers_of_several_checkpoints_share_one_scale(variance: Make) -> None:
+    frame = variance(steps=(1, 2))
+    frame.loc[frame["step"] == 2, ["value", "ci_low", "ci_high"]] *= 10
+    first, second = layers.draw(frame).axes
+    assert first.get_xlim() == second.get_xlim() and first.get_xlim()[1] > 2900
+
+
+def test_loss_by_time_draws_both_tangents_at_bin_centres(variance: Make) -> None:
+    panel = loss_by_time.draw(variance()).axes[0]
+    t, conditional = xy(line(panel, "conditional"))
+    np.testing.assert_allclose(t, np.arange(0.05, 1, 0.1))
+    np.testing.assert_allclose(conditional / xy(line(panel, "deterministic"))[1], np.exp(0.5 * np.arange(10)))
+    assert panel.get_yscale() == "log"
+    assert legend(panel) == [
+        "conditional (meanflow)",
+        "deterministic (ema_tangent, proxy ema)",
+        "largest ratio 90× at t in [0.9, 1]",
+    ]
+
+
+def test_loss_by_time_needs_only_one_tangent(variance: Make) -> None:
+    frame = variance()
+    panel = loss_by_time.draw(frame[frame["estimator"] == "meanflow"]).axes[0]
+    assert legend(panel) == ["conditional (meanflow)"]
+
+
+def test_lorenz_curve_of_known_values() -> None:
+    x, y = concentration.lorenz(np.array([3.0, 1.0]))
+    assert x.tolist() == [0, 0.5, 1] and y.tolist() == [0, 0.25, 1]
+
+
+def test_concentration_annotates_the_top_share(samples: Make) -> None:
+    frame = samples()
+    panel = concentration.draw(frame).axes[0]
+    norms = np.sort(frame.loc[frame["estimator"] == "meanflow", "value"])
+    share = norms[-10:].sum() / norms.sum()
+    assert legend(panel)[0] == f"meanflow: top 1 % carry {100 * share:.1f} %"
+    assert legend(panel)[-1] == "equal norms" and len(legend(panel)) == 4
+    x, y = xy(line(panel, "meanflow"))
+    assert (np.diff(y) >= 0).all() and (y <= x + 1e-9).all() and np.interp(0.99, x, y) == pytest.approx(1 - share)
+
+
+def test_lines_differ_in_colour_dashes_and_marker(coefficient: Make) -> None:
+    drawn = [
+        found
+        for found in batch_optimum.draw(coefficient(steps=(1, 2, 3, 4))).axes[0].lines
+        if str(found.get_label()).startswith("step")
+    ]
+    for trait in (Line2D.get_color, Line2D.get_linestyle, Line2D.get_marker):
+        assert len({trait(found) for found in drawn}) == 4
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_table_without_the_rows_is_refused(
+    name: str, sweep: Make, coefficient: Make, variance: Make, samples: Make
+) -> None:
+    kind = FIGURES[name]
+    frame = {"sweep": sweep, "coefficient": coefficient, "variance": variance, "samples": samples}[kind.table]()
+    with pytest.raises(InputError, match="no rows to draw"):
+        kind.draw(frame.iloc[:0])
