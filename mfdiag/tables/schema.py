@@ -18,7 +18,7 @@ COMMON = (
     Column(
         "estimator",
         "string",
-        "Method that is measured; null where the quantity belongs to the model (jacobi_*, kappa_*).",
+        "Method that is measured, plane for every (beta, gamma); null where the quantity belongs to the model.",
         nullable=True,
     ),
     Column(
@@ -48,7 +48,7 @@ STATUSES = {
         Status("ok", "The estimate passed every check.", "None needed."),
         Status(
             "too_few_samples",
-            "The cell holds fewer samples than its interval needs (32 blocks at least).",
+            "The cell holds fewer samples than its interval needs (64).",
             "Raise --samples, or ask for fewer --bins.",
         ),
         Status(
@@ -218,7 +218,10 @@ TABLES = {
                     choices=("tangent", "target"),
                 ),
                 Column(
-                    "batch_size", "int64", "Batch n the optimum is for, in samples; null where n does not enter.", True
+                    "batch_size",
+                    "int64",
+                    "Batch n the optimum is for, in samples; null for n -> 0 or where n does not enter.",
+                    True,
                 ),
                 _LAYER,
                 *_BINS,
