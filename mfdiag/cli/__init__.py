@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 __all__ = ["main"]
 
@@ -10,16 +11,8 @@ __all__ = ["main"]
 def main() -> None:
     """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 interrupted."""
     from mfdiag.cli.app import app
-    from mfdiag.errors import MfdiagError
 
-    try:
-        app()
-    except MfdiagError as error:
-        print(f"mfdiag: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("mfdiag: interrupted; finished checkpoints are saved, go on with --resume.", file=sys.stderr)
-        sys.exit(3)
-    except BrokenPipeError:  # stdout was closed, as by `| head`
-        sys.stderr.close()
-        sys.exit(0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "±" is no reason to fail
+    app()

@@ -1,19 +1,46 @@
-"""The commands, by name."""
+"""The commands, by name, and the exit codes of all of them."""
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from mfdiag._version import __version__
 from mfdiag.cli import coefficient, inspect, list_, report, sweep, train, variance
+from mfdiag.errors import MfdiagError
 
 __all__ = ["app"]
 
+
+class _Commands(TyperGroup):
+    """Turns what ends a command early into a line on stderr and an exit code, before typer applies codes of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MfdiagError as error:
+            _end(str(error), 2)
+        except MemoryError:
+            _end("Not enough memory: lower --samples, --chunk or --bins.", 2)
+        except KeyboardInterrupt as error:
+            _end("; ".join(["interrupted", *map(str, error.args)]) + ".", 3)
+        except BrokenPipeError:  # stdout was closed, as by `| head`; Python must not find out again when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    sys.stderr.write(f"mfdiag: {text}\n")
+    sys.exit(code)
+
+
 app = typer.Typer(
     name="mfdiag",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

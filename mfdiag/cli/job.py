@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pandas as pd
 import torch
 from rich.console import Console
@@ -13,6 +16,7 @@ from mfdiag.cli.summary import summary
 from mfdiag.errors import InputError
 from mfdiag.estimators import estimators
 from mfdiag.flow.specs import parse_grid
+from mfdiag.flow.times import GridTimes, parse_times
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.run import Settings
 from mfdiag.measures.job import run_job
@@ -39,7 +43,7 @@ def run(table: str, options: Options) -> None:
     if not checkpoints:
         checkpoints = [bundled()]
         say("no checkpoint named: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
-    with progress_on(console) as progress:
+    with progress_on(console) as progress, _memory_errors():
         outcome = run_job(
             table,
             checkpoints,
@@ -55,6 +59,7 @@ def run(table: str, options: Options) -> None:
             _request(table, options),
             options.out,
             "resume" if options.resume else "overwrite" if options.overwrite else "new",
+            options={"model": options.model, "weights": options.weights},
             progress=progress,
             say=say,
         )
@@ -63,26 +68,41 @@ def run(table: str, options: Options) -> None:
         frame.to_csv(sys.stdout, index=False)
     elif options.format == "json":
         sys.stdout.write(frame.to_json(orient="records", indent=1) + "\n")
-    else:
-        _print(table, frame)
+    elif not _print(table, frame):
+        say("no row is over all times, so there is no summary: see the figures, or --format csv.")
     console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
     if outcome.figures:
         console.print(f"figures: {outcome.figures[0].parent}", markup=False)
 
 
-def _print(table: str, frame: pd.DataFrame) -> None:
-    console = Console(file=sys.stdout)
-    for part in summary(table, frame):
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """torch reports that memory ran out as a RuntimeError, in words that depend on the device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            raise MemoryError from error
+        raise
+
+
+def _print(table: str, frame: pd.DataFrame) -> bool:
+    """Prints the summary; False where there is none."""
+    console = Console(file=sys.stdout, width=1000, soft_wrap=True)  # nothing is cut where the terminal is narrow
+    parts = list(summary(table, frame))
+    for part in parts:
         console.print(part)
+    return bool(parts)
 
 
 def _request(table: str, options: Options) -> Request:
     by = options.by or ("layer" if table == "variance" else "none")
     bins = None
+    times = None if options.times is None else parse_times(options.times)
     if options.bins is not None:
         bins = _bins(options.bins)
-    elif options.times is not None and options.times.startswith("grid:"):
-        bins = _bins(options.times.removeprefix("grid:"))
+    elif isinstance(times, GridTimes):
+        bins = times.r_bins, times.t_bins
     elif by == "time":
         bins = (1, 10)
     elif table != "sweep" and options.by != "none":
@@ -132,7 +152,8 @@ def _chunk(text: str) -> int | None:
 
 def _device(name: str) -> str:
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device is no error yet
+    except Exception as error:  # each backend has errors of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+        raise InputError(f"--device {name!r} cannot be used here: {reason}.") from None
     return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from mfdiag.figures.select import overall
@@ -13,18 +14,21 @@ __all__ = ["summary"]
 
 
 def summary(table: str, frame: pd.DataFrame) -> Iterator[Table]:
-    """Rows over the whole network and all times, one table per checkpoint."""
+    """Rows over the whole network and all times, one table per model and setting."""
     rows = overall(frame)
     if table == "sweep":
         rows = rows[rows["space"] == "gradient"]
-    for (checkpoint, step), part in rows.groupby(["checkpoint", "step"], dropna=False, sort=False):
+    settings = [name for name in ("dataset", "proxy", "times") if rows[name].nunique(dropna=False) > 1]
+    for key, part in rows.groupby(["checkpoint", "step", *settings], dropna=False, sort=False):
+        checkpoint, step, *others = key
         title = f"{table} of {checkpoint}" + ("" if pd.isna(step) else f", step {int(step):,}")
+        title = ", ".join([title, *(f"{name} {value}" for name, value in zip(settings, others, strict=True))])
         yield _sweep(title, part) if table == "sweep" else _plain(title, part)
 
 
 def _sweep(title: str, part: pd.DataFrame) -> Table:
     """A line per (beta, gamma): variance, bias and MSE at the largest batch."""
-    found = Table(title=title, title_justify="left")
+    found = _table(title)
     keys = ["beta"] if part["gamma"].nunique() == 1 else ["beta", "gamma"]
     for name in keys:
         found.add_column(name, justify="right")
@@ -43,22 +47,32 @@ def _sweep(title: str, part: pd.DataFrame) -> Table:
     return found
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+
+
 def _plain(title: str, part: pd.DataFrame) -> Table:
     """A line per row of the table."""
-    found = Table(title=title, title_justify="left")
+    found = _table(title)
     keys = [k for k in ("estimator", "form", "role", "kappa_kind", "batch_size") if k in part and part[k].nunique() > 1]
     for name in (*keys, "quantity"):
         found.add_column(name)
-    found.add_column("value ± std. error", justify="right")
+    found.add_column("value", justify="right")
     found.add_column("95 % interval", justify="right")
     found.add_column("status")
     for row in part.itertuples():
         names = ["" if pd.isna(value := getattr(row, k)) else str(value) for k in keys]
-        interval = f"{row.ci_low:.4g} … {row.ci_high:.4g}"
-        found.add_row(*names, str(row.quantity), _number(row), interval, "" if row.status == "ok" else str(row.status))
+        interval = "" if pd.isna(row.ci_low) else f"{_digits(row.ci_low)} … {_digits(row.ci_high)}"
+        status = "" if row.status == "ok" else str(row.status)
+        found.add_row(*names, str(row.quantity), _digits(float(row.value)), interval, status)
     return found
 
 
 def _number(row: object) -> str:
     value, error = row.value, row.std_error  # type: ignore[attr-defined]
-    return f"{value:.4g}" if pd.isna(error) else f"{value:.4g} ± {error:.2g}"
+    return _digits(value) if pd.isna(error) else f"{_digits(value)} ± {_digits(error, 2)}"
+
+
+def _digits(value: float, count: int = 4) -> str:
+    """Significant digits without an exponent up to a million: 9086, 767 -> 770, 0.000324."""
+    return f"{float(f'{value:.{count}g}'):g}"

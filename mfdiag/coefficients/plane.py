@@ -27,12 +27,20 @@ class Layout:
     within: np.ndarray | None
 
     @classmethod
-    def of_plane(cls, known: bool) -> Layout:
-        """Cotangents e_0, e_b, e_g and, if `known`, A b and -b: the conditional means of e_b and e_g.
+    def of_plane(cls, known: bool, target: bool = True) -> Layout:
+        """The maps for the cotangents of `measures.plans.plane_basis`.
 
-        e_b - A b = -A v' and e_g + b = v', so the conditional fluctuation of e_0 + beta e_b + gamma e_g,
-        [(1 - beta) A - (1 - gamma) I] v', is a combination of the same five.
+        `target` False leaves gamma at 0: e_0, e_b and, if `known`, their conditional means. Otherwise e_0, e_b, e_g
+        and, if `known`, A b and -b, the conditional means of e_b and e_g: since e_b - A b = -A v' and e_g + b = v',
+        the conditional fluctuation [(1 - beta) A - (1 - gamma) I] v' is a combination of these five.
         """
+        if not target:
+            value = np.zeros((3, 4 if known else 2))
+            value[0, 0] = value[1, 1] = 1
+            bias = np.roll(value, 2, axis=1) if known else value.copy()
+            within = value - bias if known else None
+            bias[0] = 0
+            return cls(value, bias, within)
         if not known:
             value = np.eye(3)
             return cls(value, value * [[0], [1], [1]], None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ Velocity = Callable[..., Tensor]  # (x [n, *shape], r [n], t [n], labels [n] or 
 FULL_JACOBIAN_DIM = 64  # above it the Jacobian is probed with random signs
 PROBES = 8
 _TANGENTS_AT_ONCE = 16
+_SHARED_PRIMAL: Any = (None, 0)  # u once, its derivatives tangent by tangent
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,12 @@ def derivatives(
     Fused attention has no forward-mode derivative, hence the MATH backend.
     """
 
-    def one(dx_: Tensor, dt_: Tensor) -> tuple[Tensor, Tensor]:
+    def one(dx_: Tensor, dt_: Tensor) -> tuple[Tensor, ...]:
         return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_, dt_))
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         try:
-            parts = [vmap(one, out_dims=(None, 0))(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
+            parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
             return parts[0][0], torch.cat([along for _, along in parts])
         except (RuntimeError, NotImplementedError) as error:
             if "forward AD" not in str(error) and "forward-mode" not in str(error):

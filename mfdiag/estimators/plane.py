@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from mfdiag.errors import InputError
@@ -31,8 +32,10 @@ def point(name: str, title: str, paper: str, beta: float, gamma: float) -> Estim
 def parse(text: str) -> Estimator:
     try:
         beta, gamma = (float(part) for part in text.split(","))
+        if not (isfinite(beta) and isfinite(gamma)):
+            raise ValueError
     except ValueError:
-        raise InputError(f"plane takes two numbers, as in plane:0.5,0; got {text!r}.") from None
+        raise InputError(f"plane takes two finite numbers, as in plane:0.5,0; got {text!r}.") from None
     return point(f"plane:{beta:g},{gamma:g}", "point of the coefficient plane", "arXiv 2605.09235", beta, gamma)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mfdiag.figures import batch_optimum, beta_map, bias_variance, concentration, layers, loss_by_time
 from mfdiag.figures.style import save
-from mfdiag.tables.store import replacing
+from mfdiag.storage import replacing
 
 __all__ = ["FIGURES", "FigureKind", "save_figures"]
 

@@ -79,8 +79,8 @@ class Draws:
         x1 = normals(self.seed, "noise", index, int(np.prod(self.data.shape))).reshape(x0.shape)
         r, t = self.times_of(index)
         kept = torch.as_tensor(labels) if labels is not None and self.conditional else None
-        x0, x1, r, t = (torch.as_tensor(a, dtype=torch.float64) for a in (x0, x1, r, t))
-        return Batch(index, x0, x1, r, t, kept)
+        data, noise, start, end = (torch.as_tensor(a, dtype=torch.float64) for a in (x0, x1, r, t))
+        return Batch(index, data, noise, start, end, kept)
 
     def velocity_posterior(self, batch: Batch) -> PosteriorVelocity | None:
         """Marginal velocity, diagonal of Sigma and one fresh draw of v_c at the batch's x_t; None if unknown."""

@@ -72,9 +72,9 @@ def parse_grid(option: str, text: str) -> tuple[float, ...]:
         return (start,)
     if step == 0 or (stop - start) / step < 0:
         raise InputError(f"{option} {text!r} leads nowhere: from {start:g} to {stop:g} the step cannot be {step:g}.")
-    count = round((stop - start) / step)
+    count = round(min((stop - start) / step, 1e15))  # the quotient can overflow to infinity
     if count > 10_000:
         raise InputError(f"{option} {text!r} asks for {count + 1} values; at most 10,001 are measured at once.")
     if count < 1 or abs(start + count * step - stop) > 1e-6 * abs(step):
         raise InputError(f"{option} {text!r}: {step:g} does not divide the way from {start:g} to {stop:g}.")
-    return tuple(round(start + k * step, 12) for k in range(count)) + (stop,)
+    return (*(round(start + k * step, 12) for k in range(count)), stop)

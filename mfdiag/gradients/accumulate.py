@@ -21,7 +21,7 @@ from mfdiag.gradients.moments import BlockMoments
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
 
 _EXACT_BYTES = 512 << 20  # block sums up to this size are kept whole
-_FOLDED_BYTES = 64 << 20  # beyond it, they are sketched to this size
+_FOLDED_BYTES = 32 << 20  # beyond it, they are sketched to this size
 
 
 def layer_of(parameter: str) -> str:
@@ -92,11 +92,13 @@ class Accumulator:
                 if self.folding:
                     _add(node.exact, name, found.total(start, stop))
             folded = self._fold(name, found) if self.folding else found
-            for start, stop in segments:
-                node, total = self._open[int(leaf[start])], folded.total(start, stop)
+            totals = folded.totals(segments)
+            for first, last in _runs(np.array([leaf[start] for start, _ in segments])):
+                node = self._open[int(leaf[segments[first][0]])]
                 if name not in node.blocks:
-                    node.blocks[name] = total.new_zeros(self.cells.blocks, *total.shape)
-                node.blocks[name][int(block[start])] += total
+                    node.blocks[name] = totals.new_zeros(self.cells.blocks, *totals.shape[1:])
+                at = torch.as_tensor([int(block[start]) for start, _ in segments[first:last]], device=totals.device)
+                node.blocks[name].index_add_(0, at, totals[first:last])
         for start, stop in runs:
             node = self._open[int(leaf[start])]
             counted = np.bincount(block[start:stop], minlength=self.cells.blocks)
@@ -150,7 +152,7 @@ class Accumulator:
             norm = total @ total.transpose(-1, -2)
             layer = layer_of(name)
             zero = np.zeros_like(own.cpu().numpy())
-            gram = zero if layer in found else node.gram[layer][chosen].numpy()
+            gram = zero if layer in found else node.gram[layer][chosen].clone().numpy()
             one = BlockMoments(node.count[chosen], gram, own.cpu().numpy(), cross.cpu().numpy(), norm.cpu().numpy())
             found[layer] = found[layer] + one if layer in found else one
         return found
@@ -163,7 +165,11 @@ def sum_layers(layers: dict[str, BlockMoments]) -> BlockMoments:
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value.clone()
+    """Adds `value`, which the caller gives away."""
+    if name in sums:
+        sums[name] += value
+    else:
+        sums[name] = value
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:

@@ -59,8 +59,8 @@ def make_cells(r: np.ndarray, t: np.ndarray, bins: tuple[int, int] | None) -> Ce
     r_bins, t_bins = bins
     pairs = [(i, j) for j in range(t_bins) for i in range(r_bins) if i * t_bins < (j + 1) * r_bins]
     number = {pair: k for k, pair in enumerate(pairs)}
-    i = np.minimum((r * r_bins).astype(int), r_bins - 1)
     j = np.minimum((t * t_bins).astype(int), t_bins - 1)
+    i = np.minimum((r * r_bins).astype(int), ((j + 1) * r_bins - 1) // t_bins)  # where rounding would put r above t
     leaf = np.array([number[pair] for pair in zip(i.tolist(), j.tolist(), strict=True)])
     columns = [Box(None, None, j / t_bins, (j + 1) / t_bins) for j in range(t_bins)]
     if r_bins == 1:

@@ -7,6 +7,7 @@ taken inside a group only, shape [n, groups, K, K] with C = groups * K.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +53,10 @@ class Factors(Protocol):
         """Sum over samples start..stop, flattened: [C, P]."""
         ...
 
+    def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
+        """`total` of each of S adjacent runs: [S, C, P]."""
+        ...
+
     def dense(self, start: int, stop: int) -> Tensor:
         """Multiplied out: [C, stop - start, P]."""
         ...
@@ -70,6 +75,12 @@ class Dense:
 
     def total(self, start: int, stop: int) -> Tensor:
         return self.values[:, start:stop].sum(1)
+
+    def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
+        if (length := _common_length(bounds)) is None:
+            return _one_by_one(self, bounds)
+        run = self.values[:, bounds[0][0] : bounds[-1][1]]
+        return run.unflatten(1, (-1, length)).sum(2).transpose(0, 1)
 
     def dense(self, start: int, stop: int) -> Tensor:
         return self.values[:, start:stop]
@@ -109,6 +120,15 @@ class Outer:
         g = self.cotangents[:, start:stop].flatten(1, 2)
         return (a.T @ g if self.inputs_first else g.transpose(1, 2) @ a).flatten(1)
 
+    def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
+        if (length := _common_length(bounds)) is None:
+            return _one_by_one(self, bounds)
+        run = slice(bounds[0][0], bounds[-1][1])
+        a = self.inputs[run].unflatten(0, (-1, length)).flatten(1, 2)  # [S, length * T, p]
+        g = self.cotangents[:, run].unflatten(1, (-1, length)).flatten(2, 3)
+        found = a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a
+        return found.flatten(2).transpose(0, 1)
+
     def dense(self, start: int, stop: int) -> Tensor:
         a, g = self.inputs[start:stop], self.cotangents[:, start:stop]
         return (a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a).flatten(2)
@@ -131,6 +151,9 @@ class Mixed:
     def total(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.total(start, stop) for part in self.parts]).sum(0)
 
+    def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
+        return torch.stack([part.totals(bounds) for part in self.parts]).sum(0)
+
     def dense(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.dense(start, stop) for part in self.parts]).sum(0)
 
@@ -138,6 +161,16 @@ class Mixed:
         step = max(1, _DENSE_BYTES // self.sample_bytes)
         slices = [right(self.dense(i, min(i + step, self.samples))) for i in range(0, self.samples, step)]
         return Dense(torch.cat(slices, 1))
+
+
+def _common_length(bounds: Sequence[tuple[int, int]]) -> int | None:
+    """Length of the runs where it is the same for all, so that they can be summed at once."""
+    lengths = {stop - start for start, stop in bounds}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _one_by_one(factors: Factors, bounds: Sequence[tuple[int, int]]) -> Tensor:
+    return torch.stack([factors.total(start, stop) for start, stop in bounds])
 
 
 def _sliced_gram(factors: Factors, groups: int, sample_bytes: int, samples: int | None = None) -> Tensor:

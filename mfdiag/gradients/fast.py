@@ -27,12 +27,20 @@ _LEADING = (0, 1, 2, 3)  # how many axes of size one a bare parameter may need i
 class FastEngine:
     """Factors of every parameter's per-sample gradients, cotangent by cotangent over one hooked forward.
 
-    `say` receives each note once (parameters left to the reference).
+    `truth` are the reference's per-sample gradients for `inputs` (a few samples) and `cotangents`; `say` receives
+    each note once (parameters left to the reference).
     """
 
     name = "fast"
 
-    def __init__(self, module: nn.Module, inputs: Inputs, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Inputs,
+        cotangents: Tensor,
+        truth: dict[str, Tensor],
+        say: Callable[[str], None],
+    ) -> None:
         self.module = module
         self.state = {k: p.detach() for k, p in module.named_parameters()}
         self.names = {id(p): k for k, p in module.named_parameters()}
@@ -42,7 +50,7 @@ class FastEngine:
         self.fallback: set[str] = set(self.state) - ruled
         self._copied: set[str] = set()
         self.bytes_per_sample = 0
-        self._prepare(inputs, say)
+        self._prepare(inputs, cotangents, truth, say)
 
     # -- one chunk ----------------------------------------------------------------------------------------------
 
@@ -62,12 +70,12 @@ class FastEngine:
                 if not remaining[name] and name in found:
                     yield name, self._combined(name, found.pop(name), n)
         for name, gradient in bare.items():
-            yield name, Dense(gradient.flatten(2))
+            yield name, Dense(gradient[..., None].flatten(2))
         if self.fallback:
             with torch.no_grad():
                 rest = per_sample_gradients(self.module, inputs, cotangents, sorted(self.fallback))
             for name, values in rest.items():
-                yield name, Dense(values.flatten(2))
+                yield name, Dense(values[..., None].flatten(2))
 
     def _parameters_of(self, layer: str) -> dict[str, str]:
         """Name within the layer -> name within the model."""
@@ -142,14 +150,17 @@ class FastEngine:
 
     # -- prepared once ------------------------------------------------------------------------------------------
 
-    def _prepare(self, inputs: Inputs, say: Callable[[str], None]) -> None:
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (2, *inputs[0].shape), generator=generator) * 2 - 1
-        cotangents = signs.to(inputs[0])
-        with torch.no_grad():
-            truth = per_sample_gradients(self.module, inputs, cotangents)
+    def _prepare(
+        self, inputs: Inputs, cotangents: Tensor, truth: dict[str, Tensor], say: Callable[[str], None]
+    ) -> None:
+        unruled = sorted(self.fallback)
+        leading = {k: 0 for k in unruled if self.state[k].shape[:1] == (1,)}  # [1, ...] usually broadcasts as it is
+        self.bare, self.fallback = leading, self.fallback - set(leading)
         wrong = self._disagreeing(inputs, cotangents, truth)
-        for name in sorted(self.fallback):  # a bare parameter: find the broadcast that the reference confirms
+        if wrong & set(leading):
+            self.bare, self.fallback = {}, set(unruled)
+            wrong = self._disagreeing(inputs, cotangents, truth)
+        for name in sorted(self.fallback):  # find the broadcast of a bare parameter that the reference confirms
             for axes in _LEADING:
                 self.bare[name] = axes
                 self.fallback.discard(name)
@@ -171,7 +182,7 @@ class FastEngine:
         while True:
             try:
                 for name, factors in self.factors(inputs, cotangents):
-                    want, got = truth[name].flatten(2), factors.dense(0, n)
+                    want, got = truth[name][..., None].flatten(2), factors.dense(0, n)
                     scale = want.norm() + torch.finfo(want.dtype).tiny
                     if got.shape == want.shape and (got - want).norm() <= tolerance * scale:
                         agreed.add(name)

@@ -40,7 +40,8 @@ def per_sample_gradients(
     in_dims = (0, 0, 0, None if labels is None else 0, 1)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the reference may be slow
-        return vmap(one, in_dims=in_dims, out_dims=1, randomness="error")(x, r, t, labels, cotangents)
+        found = vmap(one, in_dims=in_dims, randomness="error")(x, r, t, labels, cotangents)
+    return {name: values.transpose(0, 1) for name, values in found.items()}  # out_dims=1 fails on unused parameters
 
 
 class ReferenceEngine:
@@ -57,4 +58,4 @@ class ReferenceEngine:
         with torch.no_grad():
             gradients = per_sample_gradients(self.module, inputs, cotangents)
         for name, values in gradients.items():
-            yield name, Dense(values.flatten(2))
+            yield name, Dense(values[..., None].flatten(2))

@@ -13,19 +13,18 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, evaluate
-from mfdiag.flow.draw import Draws
+from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.seeds import uniforms
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
-from mfdiag.gradients.check import check_additive
+from mfdiag.gradients.engine import prepare_engine
 from mfdiag.gradients.factors import Dense
-from mfdiag.gradients.fast import FastEngine
-from mfdiag.gradients.reference import Inputs, ReferenceEngine
+from mfdiag.gradients.reference import Inputs
 
 __all__ = ["Measured", "Needs", "Plan", "Settings", "run_pass"]
 
-_CHECKED = 3  # samples on which a run checks itself before it starts
-_CHUNK_BYTES = 192 << 20
+_CHECKED = 2  # samples on which a run checks itself before it starts
+_CHUNK_BYTES = 160 << 20
 _LARGEST_CHUNK = 1024
 
 Proxy = Literal["self", "ema", "exact", "teacher"]
@@ -43,9 +42,14 @@ class Needs:
 class Plan(Protocol):
     """What is regressed on u: `groups` sets of `size` cotangents each, and numbers kept per sample."""
 
-    groups: int
-    size: int
-    needs: Needs
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def needs(self) -> Needs: ...
 
     def cotangents(self, fields: Fields) -> Tensor:
         """[groups * size, n, *shape]; the per-sample gradient is (du/dtheta)^T times a cotangent."""
@@ -128,29 +132,12 @@ def run_pass(
     cells = make_cells(r, t, settings.bins)
     maker = _FieldMaker(measured, guide, draws, plan.needs, settings, proxy)
 
-    try:
-        first_inputs, first_fields = maker(cells.order[:_CHECKED])
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {draws.data.shape} from "
-            f"{draws.data.name}: {reason}. Check --data and --model."
-        ) from error
-    first = plan.cotangents(first_fields)
-    _require_finite(first, first_fields, first_inputs, cells.order)
-    check_additive(measured, first_inputs, first)
-    engine: FastEngine | ReferenceEngine = (
-        ReferenceEngine(measured) if settings.engine == "reference" else FastEngine(measured, first_inputs, note)
-    )
-    chunk = settings.chunk or int(
-        np.clip(_CHUNK_BYTES // (engine.bytes_per_sample * (len(first) + 2) + 1), 1, _LARGEST_CHUNK)
-    )
+    engine = prepare_engine(measured, maker.inputs(draws.batch(cells.order[:_CHECKED])), settings.engine, note)
+    cotangents_at_once = plan.groups * plan.size + 2  # and the activations themselves, forward and backward
+    chunk = settings.chunk or _chunk(_CHUNK_BYTES // (engine.bytes_per_sample * cotangents_at_once + 1), cells)
     parameters = {name: p.numel() for name, p in measured.named_parameters()}
     gradient = Accumulator(cells, parameters, plan.groups, plan.size)
-    outputs = plan.outputs(first_fields)
     output = None
-    if outputs is not None:
-        output = Accumulator(cells, {"output": first_inputs[0][0].numel()}, 1, len(outputs))
     scalars: dict[str, np.ndarray] = {}
     order = cells.order
     for start in range(0, len(order), chunk):
@@ -160,14 +147,22 @@ def run_pass(
         _require_finite(cotangents, fields, inputs, index)
         for name, values in plan.scalars(fields).items():
             scalars.setdefault(name, np.full(settings.samples, np.nan))[index] = values.double().cpu().numpy()
-        out = plan.outputs(fields)
-        if output is not None and out is not None:
+        if (out := plan.outputs(fields)) is not None:
+            output = output or Accumulator(cells, {"output": out[0, 0].numel()}, 1, len(out))
             output.add(len(index), [("output", Dense(out.flatten(2)))])
         gradient.add(len(index), engine.factors(inputs, cotangents))
         if progress is not None:
             progress(min(start + chunk, len(order)), len(order))
     labels = draws.labels_of(numbers)
     return Measured(cells, gradient, output, scalars, r, t, labels, maker.known, draws.times.stratified, notes)
+
+
+def _chunk(fitting: int, cells: Cells) -> int:
+    """Samples at once: what fits, in chunks of one size, in whole jackknife blocks where these are smaller."""
+    n = len(cells.leaf)
+    block = max(1, n // cells.blocks)
+    chunks = -(-n // int(np.clip(fitting, 1, _LARGEST_CHUNK)))
+    return -(-n // (chunks * block)) * block if n > chunks * block else -(-n // chunks)
 
 
 class _FieldMaker:
@@ -182,13 +177,17 @@ class _FieldMaker:
         if proxy == "exact" and draws.posterior is None:
             raise InputError(f"--proxy exact needs data whose marginal velocity is known; {draws.data.name!r} is not.")
 
+    def inputs(self, batch: Batch) -> Inputs:
+        """x_t, r, t and labels as the model takes them."""
+        x, r, t = (self._cast(a) for a in (batch.x_t, batch.r, batch.t))
+        return x, r, t, None if batch.labels is None else batch.labels.to(x.device)
+
     def __call__(self, index: np.ndarray) -> tuple[Inputs, Fields]:
         batch = self.draws.batch(index)
         posterior = None
         if self.known or self.proxy == "exact":
             posterior = self.draws.velocity_posterior(batch)
-        x, r, t, v_c = (self._cast(a) for a in (batch.x_t, batch.r, batch.t, batch.velocity))
-        labels = None if batch.labels is None else batch.labels.to(x.device)
+        x, r, t, labels = self.inputs(batch)
         if self.proxy == "exact" and posterior is not None:
             vhat = self._cast(posterior.mean)
         else:
@@ -201,7 +200,7 @@ class _FieldMaker:
             r,
             t,
             labels,
-            v_c,
+            self._cast(batch.velocity),
             vhat,
             marginal=None if known is None else self._cast(known.mean),
             variance=None if known is None else self._cast(known.variance),

@@ -35,7 +35,7 @@ def coefficient_table(
     Without a known posterior only the gradient form remains: the others need Sigma and b.
     """
     rows = Rows("coefficient", common)
-    layout = Layout.of_plane(plan.known)
+    layout = plan.layout
     _gradient(rows, measured, layout, batch_sizes, by_layer)
     if plan.known and measured.output is not None:
         for box, _, moments in moments_by_cell(measured, measured.output):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 
 from mfdiag.errors import InputError
 from mfdiag.figures.render import save_figures
@@ -41,48 +42,60 @@ def run_job(
     out: Path,
     mode: Mode,
     *,
+    options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None],
 ) -> Outcome:
     """Measure `table` for each checkpoint into `out`: tables, manifest.json, figures.
 
     Tables are written whole after each checkpoint, so an interrupted job loses at most the one being measured;
-    `resume` skips checkpoints already there under the same request.
-    Raises InputError before anything is measured where `out` cannot be used.
+    `resume` skips checkpoints already there under the same request. `options` are what `load` goes by and the tables do
+    not tell, for the manifest; they may not change between a job and its resumption.
+    Raises InputError before anything is measured where `out` cannot be used, KeyboardInterrupt with what is saved.
     """
-    written = _WRITTEN[table]
-    check_writable(out, list(written), mode)
+    names = _WRITTEN[table]
+    check_writable(out, list(names), mode)
     subjects = [load(path) for path in checkpoints]  # all of them first: a bad last file must not cost hours
-    specification = _specification(table, request, subjects)
-    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in written}
-    done: set[tuple[str | None, ...]] = set()
-    if mode == "resume" and all((out / f"{name}.parquet").exists() for name in written):
+    specification = _specification(table, request) | dict(options or {})
+    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    done: set[tuple[str, ...]] = set()
+    if mode == "resume" and all((out / f"{name}.parquet").exists() for name in names):
         _same_request(out, table, specification)
-        for name in written:
-            frames[name].append(read_table(name, out))
-        done = set(frames[table][0][_IDENTITY].astype(str).itertuples(index=False, name=None))
+        frames = {name: [frame] for name, frame in _earlier(out, names).items()}
+        done = set(_identities(frames[table][0]))
     started = datetime.now(UTC)
-    paths: list[Path] = []
-    for subject in subjects:
-        if _identity(subject) in done:
-            say(f"{subject.checkpoint} is measured already.")
-            continue
-        for name, frame in measure_subject(subject, table, request, progress=progress, say=say).items():
-            frames[name].append(frame)
-        paths = [write_table(name, pd.concat(frames[name], ignore_index=True), out) for name in written]
-        entry = manifest(
-            sys.argv,
-            specification,
-            seeds=[request.seed],
-            inputs=[(s.checkpoint, s.sha256 or "") for s in subjects],
-            started=started,
-            finished=datetime.now(UTC),
-            outputs=paths,
-        )
-        write_manifest(out, table, entry)
-    found = {name: read_table(name, out) for name in written}
-    paths = [out / f"{name}.parquet" for name in written]
-    return Outcome(found, paths, save_figures(found, out))
+    try:
+        for subject in subjects:
+            if _identity(subject) in done:
+                say(f"{subject.checkpoint} is measured already.")
+                continue
+            for name, frame in measure_subject(subject, table, request, progress=progress, say=say).items():
+                frames[name].append(frame)
+            paths = [write_table(name, pd.concat(frames[name], ignore_index=True), out) for name in names]
+            measured = pd.concat([frame[_IDENTITY] for frame in frames[table]]).drop_duplicates()
+            entry = manifest(
+                sys.argv,
+                specification | {"subjects": measured.to_dict("records")},
+                seeds=[request.seed],
+                inputs=list(measured[["checkpoint", "checkpoint_sha256"]].itertuples(index=False, name=None)),
+                started=started,
+                finished=datetime.now(UTC),
+                outputs=paths,
+                device=_device_name(request.settings.device),
+            )
+            write_manifest(out, table, entry)
+            done.add(_identity(subject))
+    except KeyboardInterrupt:
+        saved = sum(_identity(subject) in done for subject in subjects)
+        raise KeyboardInterrupt(
+            f"{saved} of {len(subjects)} checkpoints are measured and saved in {out}, go on with --resume"
+        ) from None
+    found = {name: read_table(name, out) for name in names}
+    return Outcome(found, [out / f"{name}.parquet" for name in names], save_figures(found, out))
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 _IDENTITY = ["checkpoint", "checkpoint_sha256", "dataset", "proxy", "times"]
@@ -93,7 +106,20 @@ def _identity(subject: Subject) -> tuple[str, ...]:
     return tuple(map(str, known))
 
 
-def _specification(table: str, request: Request, subjects: Sequence[Subject]) -> dict[str, Any]:
+def _identities(frame: pd.DataFrame) -> list[tuple[str, ...]]:
+    """`_identity` of each row's subject."""
+    return list(frame[_IDENTITY].astype(str).itertuples(index=False, name=None))
+
+
+def _earlier(out: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Rows of the subjects that all tables hold: a run may have been killed after writing the first of them."""
+    found = {name: read_table(name, out) for name in names}
+    identities = {name: _identities(frame) for name, frame in found.items()}
+    whole = set.intersection(*map(set, identities.values()))
+    return {name: frame[[key in whole for key in identities[name]]] for name, frame in found.items()}
+
+
+def _specification(table: str, request: Request) -> dict[str, Any]:
     """Every option that decides the numbers, defaults filled in."""
     settings = asdict(request.settings)
     for name in ("chunk", "device"):  # these change no number
@@ -109,14 +135,13 @@ def _specification(table: str, request: Request, subjects: Sequence[Subject]) ->
         "seed": request.seed,
         **{**settings, "dtype": str(request.settings.dtype).removeprefix("torch.")},
         "bins": None if request.settings.bins is None else list(request.settings.bins),
-        "subjects": [_identity(subject) for subject in subjects],
     }
 
 
 def _same_request(out: Path, table: str, specification: dict[str, Any]) -> None:
     entry = read_json(out / MANIFEST).get(table, {}) if (out / MANIFEST).exists() else {}
     before = entry.get("specification", {})
-    changed = [k for k, v in specification.items() if k != "subjects" and before.get(k) != v]
+    changed = [name for name, value in specification.items() if before.get(name) != value]
     if changed:
         raise InputError(
             f"{out} was measured with other options ({', '.join(changed)}), so --resume cannot add to it: "

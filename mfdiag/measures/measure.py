@@ -26,6 +26,7 @@ from mfdiag.measures.variance import samples_table, variance_table
 __all__ = ["TABLES", "Request", "Subject", "measure", "measure_subject"]
 
 TABLES = ("sweep", "variance", "coefficient")
+_LARGEST = 2**62  # tables hold 64-bit integers
 
 Progress = Callable[[str, int, int], None]
 """(what is measured, samples done, samples in all)."""
@@ -65,10 +66,19 @@ class Request:
         for name, values in (("beta", self.betas), ("gamma", self.gammas)):
             if not len(values) or not all(math.isfinite(v) for v in values):
                 raise InputError(f"--{name} needs at least one finite number, got {list(values)}.")
-        if not len(self.batch_sizes) or any(n < 1 for n in self.batch_sizes):
-            raise InputError(f"--batch-size must be at least 1, got {list(self.batch_sizes)}.")
+        if not len(self.batch_sizes) or not all(1 <= n <= _LARGEST for n in self.batch_sizes):
+            raise InputError(f"--batch-size must be at least 1 and at most 2^62, got {list(self.batch_sizes)}.")
+        if not 0 <= self.seed <= _LARGEST:
+            raise InputError(f"--seed must be at least 0 and at most 2^62, got {self.seed}.")
+        if self.settings.samples < 2:
+            raise InputError(f"--samples must be at least 2, got {self.settings.samples}.")
+        if not len(self.estimators):
+            raise InputError("--estimator needs at least one name.")
+        for name in self.estimators:
+            find_estimator(name)
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # a cell with too few samples has NaN and a status, not a warning
 def measure_subject(
     subject: Subject,
     table: str,
@@ -171,10 +181,10 @@ def measure(
 ) -> dict[str, pd.DataFrame]:
     """Tidy tables of a model in memory, by table name; the same numbers as the commands of the same names.
 
-    `model` is a module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape], data at t = 0; it
-    is copied and measured in eval mode. `data` is a specification (`"eight_gaussians"`, `"gaussian:2,0,1"`, a file), a
-    `Data`, or an array [N, *shape]. `proxy_model` gives vhat = its u(x_t, t, t) for the proxies `ema` and `teacher`. A
-    model with `num_classes` > 0 receives the data's labels.
+    `model` is a module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape], data at t = 0;
+    it is copied and measured in eval mode. `data` is a specification (`"eight_gaussians"`, `"gaussian:2,0,1"`, a file),
+    a `Data`, or an array [N, *shape]. `proxy_model` gives vhat = its u(x_t, t, t) for the proxies `ema` and `teacher`.
+    A model with `num_classes` > 0 receives the data's labels.
 
     Raises mfdiag.InputError for impossible requests and for models that return NaN or mix their samples.
     """

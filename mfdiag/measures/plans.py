@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mfdiag.coefficients.plane import Layout
 from mfdiag.estimators import Estimator
 from mfdiag.estimators._fields import Fields
 from mfdiag.flow.weighting import Weighting
@@ -16,35 +17,45 @@ from mfdiag.gradients.run import Needs
 __all__ = ["EstimatorPlan", "PlanePlan", "WeightedGridPlan", "jacobian_scalars", "plane_basis"]
 
 
-def plane_basis(fields: Fields) -> Tensor:
-    """e_0, e_b, e_g and, where v is known, A b and -b, the conditional means of e_b and e_g: [3 or 5, n, *shape]."""
-    parts = list(fields.plane)
+def plane_basis(fields: Fields, target: bool = True) -> Tensor:
+    """Cotangents [K, n, *shape] that span the plane; `Layout.of_plane` says how.
+
+    With `target`: e_0, e_b, e_g and, where v is known, A b and -b, the conditional means of e_b and e_g. Without, at
+    gamma = 0: e_0, e_b and, where v is known, the conditional means of both.
+    """
+    parts = list(fields.plane if target else fields.plane[:2])
     if fields.known is not None:
-        parts += [fields.gap * fields.known.along_bias, -fields.known.bias]
+        a_bias = fields.gap * fields.known.along_bias
+        parts += [a_bias, -fields.known.bias] if target else [fields.mean_field().plane[0], a_bias]
     return torch.stack(parts)
 
 
 @dataclass(frozen=True)
 class PlanePlan:
-    """The plane without weights: one group of 3 or 5 cotangents serves every (beta, gamma)."""
+    """The plane without weights: one group of cotangents serves every (beta, gamma), fewer if gamma stays 0."""
 
     known: bool
+    target: bool = True
     jacobian: bool = False
     groups: int = 1
 
     @property
     def size(self) -> int:
-        return 5 if self.known else 3
+        return 2 + self.target + 2 * self.known
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of_plane(self.known, self.target)
 
     @property
     def needs(self) -> Needs:
         return Needs(posterior=self.known, jacobian=self.jacobian)
 
     def cotangents(self, fields: Fields) -> Tensor:
-        return 2 * plane_basis(fields)
+        return 2 * plane_basis(fields, self.target)
 
     def outputs(self, fields: Fields) -> Tensor | None:
-        return plane_basis(fields)
+        return plane_basis(fields, self.target)
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
         return jacobian_scalars(fields) if self.jacobian else {}
@@ -61,6 +72,11 @@ class WeightedGridPlan:
     points: Sequence[tuple[float, float]]
     weighting: Weighting
     known: bool
+
+    @property
+    def layout(self) -> Layout:
+        """Of the unweighted residuals that `outputs` keeps."""
+        return Layout.of_plane(self.known)
 
     @property
     def groups(self) -> int:
@@ -143,7 +159,7 @@ class EstimatorPlan:
 
 
 def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
-    """Per sample: kappa = tr(J)/d, |J|_F^2, |J|_2 and, where the posterior is known, tr Sigma, |b|^2 and the diagonal form.
+    """Per sample: tr(J)/d, |J|_F^2, |J|_2; with a known posterior tr Sigma, |b|^2 and the diagonal form's parts.
 
     With random signs z instead of a basis, tr A = E z.Az and |J|_F^2 = E|Az - z|^2 (Hutchinson), products of diagonal
     entries come from pairs of different probes, and the spectral norm is left out.
@@ -151,7 +167,7 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
     jacobian = fields.jacobian
     assert jacobian is not None
     z, az = jacobian.probes, jacobian.a_probes  # [m, n, d]
-    m, _, d = az.shape
+    m = len(az)
     share = 1 if jacobian.full else m
     hits = z * az  # its sum over a basis, or mean over signs, is the diagonal of A
     diagonal = hits.sum(0) / share

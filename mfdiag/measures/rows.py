@@ -40,7 +40,7 @@ class Rows:
         self,
         quantity: str,
         estimate: Estimate,
-        box: Box = Box(),  # noqa: B008
+        box: Box = Box(),
         *,
         degenerate: bool = False,
         **keys: Any,

@@ -1,4 +1,4 @@
-"""From a checkpoint file to what is measured: weights, proxy, data and times, each from the file unless told otherwise."""
+"""From a checkpoint file to what is measured: weights, proxy, data and times, from the file unless told otherwise."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.datasets import load_data
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.measure import Subject
-from mfdiag.models.checkpoint import load_model
+from mfdiag.models.checkpoint import bundled, load_model
 
 __all__ = ["load_subject"]
 
+_BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
 _DEFAULT_TIMES = "logit_normal"  # MeanFlow's own
 
 
@@ -58,6 +59,10 @@ def load_subject(
     classes = getattr(loaded.module, "num_classes", 0)
     if classes and found.num_classes > classes:
         raise InputError(f"{path} holds a network for {classes} classes, but {data} has {found.num_classes} labels.")
+    run = path.stem if path.parent.name in ("", ".") else path.parent.name
+    name = str(path)
+    if path == bundled():
+        run, name = "bundled", _BUNDLED
     return Subject(
         loaded.module,
         found,
@@ -65,8 +70,8 @@ def load_subject(
         kind,  # type: ignore[arg-type]
         guide,
         proxy,
-        run=path.stem if path.parent.name in ("", ".") else path.parent.name,
-        checkpoint=str(path),
+        run=run,
+        checkpoint=name,
         sha256=loaded.sha256,
         step=loaded.step,
         conditional=bool(classes),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfdiag.coefficients.plane import Layout, Quadratic, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import Quadratic, gradient_quadratic, output_quadratic
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, jackknife
@@ -27,7 +27,7 @@ def sweep_plan(
     """The pass a sweep needs; without weights its cost does not depend on how many coefficients are asked for."""
     if weighting.p:
         return WeightedGridPlan(list(product(betas, gammas)), weighting, known)
-    return PlanePlan(known)
+    return PlanePlan(known, target=any(gammas))
 
 
 def sweep_table(
@@ -44,14 +44,14 @@ def sweep_table(
     points = np.array(list(product(betas, gammas)), dtype=float).T
     for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
         if isinstance(plan, PlanePlan):
-            form = gradient_quadratic(moments, Layout.of_plane(plan.known))
+            form = gradient_quadratic(moments, plan.layout)
             values = _curves(form, points)
         else:
             values = _weighted(moments, plan.known)
         _add(rows, box, "gradient", layer, values, moments.count, points, batch_sizes, noise="variance")
     if measured.output is not None:
         for box, _, moments in moments_by_cell(measured, measured.output):
-            form = output_quadratic(moments, Layout.of_plane(measured.known))
+            form = output_quadratic(moments, plan.layout)
             values = _curves(form, points)
             _add(rows, box, "output", "all", values, moments.count, points, batch_sizes, noise="conditional_variance")
     return rows.frame()

@@ -59,7 +59,7 @@ def _statistics(moments: Moments, group: int, plan: EstimatorPlan) -> dict[str, 
 
 
 def _concentration(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> None:
-    """How much of the squared gradient norm the largest samples carry; over all samples, so not for a stratified map."""
+    """How much of the squared gradient norm the largest samples carry; over all samples, never for a stratified map."""
     if measured.stratified:
         return
     for group, estimator in enumerate(estimators):
@@ -84,7 +84,8 @@ def hill(norms: np.ndarray) -> float:
     k = max(2, int(_TAIL * len(norms)))
     top = np.sort(norms)[-k - 1 :]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(1 / np.mean(np.log(top[1:] / top[0])))
+        logs = np.log(top[1:] / top[0])
+        return float(len(logs) / logs.sum())
 
 
 def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> None:
@@ -102,11 +103,8 @@ def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> 
 def _jacobian(rows: Rows, measured: Measured, dim: int) -> None:
     names = [name for name in ("kappa", "jacobi_fro2", "jacobi_spectral") if name in measured.scalars]
     for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
-        quantities = {
-            "kappa_signed": means["kappa"],
-            "kappa_magnitude": np.sqrt(means["jacobi_fro2"] / dim),
-            **{name: means[name] for name in names[1:]},
-        }
+        quantities: dict[str, np.ndarray] = {name: means[name] for name in names[1:]}
+        quantities |= {"kappa_signed": means["kappa"], "kappa_magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
         for quantity, replicates in quantities.items():
             rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
 

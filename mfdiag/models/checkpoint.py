@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,18 +18,18 @@ from mfdiag.models.containers import (
     read_safetensors,
     read_torch,
     scalar,
-    sha256_of,
     subset,
     weight_sets,
 )
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
 from mfdiag.models.factory import call_factory
 from mfdiag.models.registry import build_model
+from mfdiag.storage import replacing, sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LoadedModel", "atomic_path", "bundled", "load_model", "save_checkpoint"]
+__all__ = ["LoadedModel", "bundled", "load_model", "save_checkpoint"]
 
 _ALIASES = {
     "raw": ("raw", "", "model", "net", "state_dict"),
@@ -38,24 +37,6 @@ _ALIASES = {
 }
 _STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
 _WRAPPERS = {"module", "_orig_mod"}  # prefixes left by DistributedDataParallel and torch.compile
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` on success and is removed on failure.
-
-    Raises InputError if the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"Expected to write {path}, but {error.strerror or error}; choose another folder.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def bundled() -> Path:
@@ -75,7 +56,7 @@ def save_checkpoint(
     sets = {"raw": module.state_dict(), "ema": ema_state or {}}
     # cloned, because safetensors refuses tensors that share memory
     tensors = {f"{key}.{name}": v.detach().cpu().clone().contiguous() for key in sets for name, v in sets[key].items()}
-    with atomic_path(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         # not save_file, which denies the file to every other user
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: description.model_dump_json()}))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import pathlib
 import pickle
@@ -27,7 +26,6 @@ __all__ = [
     "read_safetensors",
     "read_torch",
     "scalar",
-    "sha256_of",
     "subset",
     "weight_sets",
 ]
@@ -41,12 +39,6 @@ class Container:
 
     tree: Mapping[Any, Any]
     metadata: dict[str, str] = field(default_factory=dict)
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:

@@ -18,10 +18,10 @@ from mfdiag.models.containers import (
     read_safetensors,
     read_torch,
     scalar,
-    sha256_of,
     weight_sets,
 )
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
+from mfdiag.storage import sha256_of
 
 __all__ = ["Entry", "Inspection", "TensorInfo", "WeightSet", "inspect_checkpoint"]
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from mfdiag.storage import replacing
 from mfdiag.tables.fields import Column, Table
 from mfdiag.tables.schema import COMMON, MEASURED, STATUSES, TABLES
-from mfdiag.tables.store import replacing
 
 __all__ = ["PAGE", "markdown"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,18 +13,10 @@ from typing import Any
 
 from mfdiag._version import __version__
 from mfdiag.errors import InputError
+from mfdiag.storage import sha256_of
 from mfdiag.tables.store import MANIFEST, read_json, write_json_atomic
 
-__all__ = ["file_sha256", "hardware", "manifest", "versions", "write_manifest"]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal, read as a stream. Raises InputError if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error}.") from error
+__all__ = ["hardware", "manifest", "versions", "write_manifest"]
 
 
 def versions() -> dict[str, str | None]:
@@ -91,7 +82,7 @@ def manifest(
         "specification": dict(specification),
         "seeds": list(seeds),
         "inputs": [{"path": str(path), "sha256": digest} for path, digest in inputs],
-        "outputs": {path.name: file_sha256(path) for path in outputs},
+        "outputs": {path.name: sha256_of(path) for path in outputs},
         "started": started.isoformat(),
         "finished": finished.isoformat(),
         "seconds": (finished - started).total_seconds(),

@@ -1,12 +1,10 @@
-"""Tables and JSON on disk. Every write is atomic: a reader sees the old file or the new one, never a part."""
+"""Tables and JSON on disk; every write is atomic."""
 
 from __future__ import annotations
 
 import json
-import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mfdiag.errors import InputError
+from mfdiag.storage import replacing
 from mfdiag.tables.check import to_arrow, to_pandas
 from mfdiag.tables.schema import table
 
@@ -25,7 +24,6 @@ __all__ = [
     "check_writable",
     "read_json",
     "read_table",
-    "replacing",
     "table_path",
     "write_json_atomic",
     "write_table",
@@ -37,36 +35,6 @@ MANIFEST = "manifest.json"
 def table_path(name: str, out: Path) -> Path:
     """Where table `name` lies in the folder `out`. Raises InputError for an unknown table."""
     return out / f"{table(name).name}.parquet"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on success it takes the place of `path`, on failure it vanishes.
-
-    Raises InputError where the folder cannot be created or written, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"Cannot write {path}: {error}. Free the place, or give another --out.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every platform opens folders; the rename itself is already atomic
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_table(name: str, frame: pd.DataFrame, out: Path) -> Path:
@@ -102,7 +70,7 @@ def read_table(name: str, out: Path) -> pd.DataFrame:
 
 
 def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite", "resume"]) -> None:
-    """Creates `out` and makes sure, before any measuring, that the tables `names` can be written there.
+    """Makes sure, before any measuring, that the tables `names` can be written to `out`; leaves nothing behind.
 
     Raises InputError where the folder cannot be created or written, where its manifest is unreadable, or where
     it already holds one of the tables and `mode` is "new".
@@ -114,12 +82,17 @@ def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite"
             "or another --out."
         )
     probe = out / f".{uuid.uuid4().hex}.tmp"
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"Cannot write to the folder {out}: {error}. Give another --out.") from error
+        raise InputError(f"Cannot write to the folder {out} ({error.strerror}): give another --out.") from error
+    finally:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
     if (out / MANIFEST).exists():
         read_json(out / MANIFEST)
 

@@ -15,10 +15,11 @@ from mfdiag.errors import InputError, MfdiagError
 from mfdiag.flow.datasets import Data, load_data
 from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.times import parse_times
-from mfdiag.models.checkpoint import atomic_path, save_checkpoint
+from mfdiag.models.checkpoint import save_checkpoint
 from mfdiag.models.containers import container_of, read_torch
 from mfdiag.models.description import Description
 from mfdiag.models.registry import build_model
+from mfdiag.storage import replacing
 from mfdiag.training.loss import Batch, State, start, update
 from mfdiag.training.spec import TrainSpec
 
@@ -127,7 +128,7 @@ def train(
                 _write_state(kept, spec, state, log)
     except KeyboardInterrupt:
         _write_state(kept, spec, state, log)
-        raise
+        raise KeyboardInterrupt(f"{state.step:,} steps are saved in {out}, the same command goes on from there") from None
     module.load_state_dict(state.params, strict=False)
     description = Description(
         architecture=spec.model,
@@ -176,7 +177,7 @@ def _check_finite(state: State, out: Path) -> None:
 
 def _write_state(path: Path, spec: TrainSpec, state: State, log: list[LogEntry]) -> None:
     content = {"specification": _plain(spec), "state": state._asdict(), "log": [tuple(entry) for entry in log]}
-    with atomic_path(path) as temporary:
+    with replacing(path) as temporary:
         torch.save(content, temporary)
 
 

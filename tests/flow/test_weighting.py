@@ -1,0 +1,62 @@
+"""The adaptive weight 1 / (|e|^2 + eps)^p."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mfdiag.errors import InputError
+from mfdiag.flow.weighting import Weighting, parse_weighting
+
+
+def test_none_leaves_the_residual_alone() -> None:
+    e = torch.randn(3, 2)
+    assert parse_weighting("none")(e) is e and parse_weighting("none").name == "none"
+
+
+@given(p=st.floats(0.1, 3), eps=st.floats(1e-6, 1), seed=st.integers(0, 99))
+def test_each_sample_by_its_own_norm(p: float, eps: float, seed: int) -> None:
+    e = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    found = Weighting(p, eps)(e)
+    for one, weighted in zip(e, found, strict=True):
+        square = sum(float(x) ** 2 for x in one.flatten())
+        torch.testing.assert_close(weighted, one / (square + eps) ** p)
+
+
+def test_p_one_half_without_eps_normalises() -> None:
+    e = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(Weighting(0.5, 1e-18)(e).norm(dim=1), torch.ones(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("spec", "p", "eps", "name"),
+    [
+        ("adaptive", 1, 1e-3, "adaptive:1,0.001"),
+        ("adaptive:0.5", 0.5, 1e-3, "adaptive:0.5,0.001"),
+        ("adaptive:eps=0.1,p=2", 2, 0.1, "adaptive:2,0.1"),
+        ("adaptive:0", 0, 1e-3, "none"),
+    ],
+)
+def test_specifications(spec: str, p: float, eps: float, name: str) -> None:
+    found = parse_weighting(spec)
+    assert (found.p, found.eps, found.name) == (p, eps, name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("adaptiv", "Did you mean 'adaptive'"),
+        ("none:1", "none takes no arguments"),
+        ("adaptive:-1", "p must lie in"),
+        ("adaptive:11", "p must lie in"),
+        ("adaptive:1,0", "eps above 0"),
+        ("adaptive:1,nan", "eps must be a finite number"),
+        ("adaptive:1,1,1", "expected adaptive:"),
+        ("adaptive:q=1", "unknown argument 'q'"),
+    ],
+)
+def test_bad_specifications(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_weighting(spec)

@@ -1,0 +1,142 @@
+"""The fast engine against the reference, parameter by parameter and moment by moment; the reference against a loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import randomised
+from networks import CLASSES, NETWORKS, Network
+from torch import Tensor, nn
+
+from mfdiag.gradients.accumulate import Accumulator
+from mfdiag.gradients.cells import make_cells
+from mfdiag.gradients.engine import Engine, prepare_engine
+from mfdiag.gradients.reference import Inputs, per_sample_gradients
+
+SAMPLES, GROUPS, SIZE = 12, 2, 2
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
+
+
+def prepared(network: Network, dtype: torch.dtype) -> tuple[nn.Module, Inputs, Tensor]:
+    """A module as a run hands it to an engine, inputs and cotangents [C, n, *shape]."""
+    torch.manual_seed(0)
+    module = randomised(network.build()).to(dtype).eval().requires_grad_(False)
+    x = torch.randn(SAMPLES, *network.shape, dtype=dtype)
+    r, t = torch.rand(2, SAMPLES, dtype=dtype).sort(dim=0).values
+    inputs = (x, r, t, torch.arange(SAMPLES) % CLASSES)
+    return module, inputs, torch.randn(GROUPS * SIZE, SAMPLES, *network.shape, dtype=dtype)
+
+
+def engines(module: nn.Module, inputs: Inputs) -> tuple[Engine, Engine, list[str]]:
+    """The fast engine, the reference, and what the fast one said."""
+    x, r, t, y = inputs
+    notes: list[str] = []
+    first = (x[:3], r[:3], t[:3], None if y is None else y[:3])
+    fast, reference = (prepare_engine(module, first, kind, notes.append) for kind in ("fast", "reference"))
+    return fast, reference, notes
+
+
+def assert_near(found: Tensor | np.ndarray, expected: Tensor | np.ndarray, scale: float, tolerance: float) -> None:
+    error = np.abs(np.asarray(found) - np.asarray(expected)).max()
+    assert error <= tolerance * scale, f"{error / scale:.1e} of the scale, tolerance {tolerance:.0e}"
+
+
+@DTYPES
+@pytest.mark.parametrize("name", NETWORKS)
+def test_factors_of_both_engines_agree(name: str, dtype: torch.dtype) -> None:
+    module, inputs, cotangents = prepared(NETWORKS[name], dtype)
+    fast, reference, notes = engines(module, inputs)
+    expected = dict(reference.factors(inputs, cotangents))
+    found = dict(fast.factors(inputs, cotangents))
+    assert found.keys() == expected.keys() == dict(module.named_parameters()).keys()
+    for parameter, factors in expected.items():
+        gram = factors.gram(GROUPS)
+        assert "idle" in parameter or gram.abs().max() > 1e-6, f"{parameter} has no gradient to compare"
+        assert_near(found[parameter].gram(GROUPS), gram, max(float(gram.abs().max()), 1e-30), TOLERANCE[dtype])
+        for start, stop in ((0, SAMPLES), (3, 7)):
+            total = factors.total(start, stop)
+            scale = max(float(factors.dense(start, stop).norm(dim=2).sum(1).max()), 1e-30)
+            assert_near(found[parameter].total(start, stop), total, scale, TOLERANCE[dtype])
+    assert (not notes) == NETWORKS[name].ruled
+
+
+@DTYPES
+@pytest.mark.parametrize("name", NETWORKS)
+def test_moments_of_both_engines_agree_by_layer_and_cell(name: str, dtype: torch.dtype) -> None:
+    module, inputs, cotangents = prepared(NETWORKS[name], dtype)
+    fast, reference, _ = engines(module, inputs)
+    cells = make_cells(inputs[1].numpy(), inputs[2].numpy(), (2, 2))
+    x, r, t, y = (part[cells.order] for part in inputs if part is not None)
+    sizes = {k: p.numel() for k, p in module.named_parameters()}
+    left = []
+    for engine in (fast, reference):
+        accumulator = Accumulator(cells, sizes, GROUPS, SIZE)
+        for part in torch.arange(SAMPLES).split(5):
+            accumulator.add(
+                len(part), engine.factors((x[part], r[part], t[part], y[part]), cotangents[:, cells.order[part]])
+            )
+        left.append(accumulator)
+    found, expected = (accumulator.moments for accumulator in left)
+    assert found.keys() == expected.keys() and len(found) > 3
+    assert_near(left[0].diagonal, left[1].diagonal, float(left[1].diagonal.max()), TOLERANCE[dtype])
+    for cell, layers in expected.items():
+        assert layers.keys() == found[cell].keys()
+        for layer, blocks in layers.items():
+            ours, theirs = found[cell][layer].replicates(), blocks.replicates()
+            scale = max(float(theirs.Q[0].max()), 1e-30)
+            for which in ("S", "M", "Q"):
+                one, other = getattr(ours, which)[0], getattr(theirs, which)[0]
+                if blocks.count.sum() > 1:  # one sample alone has no covariance
+                    assert_near(one, other, scale, TOLERANCE[dtype])
+                    assert np.isfinite(other).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_reference_is_a_backward_pass_per_sample(name: str) -> None:
+    module, inputs, cotangents = prepared(NETWORKS[name], torch.float64)
+    x, r, t, y = inputs
+    assert y is not None
+    found = per_sample_gradients(module, inputs, cotangents)
+    module.requires_grad_()
+    parameters = dict(module.named_parameters())
+    for i in range(0, SAMPLES, 5):
+        u = module(x[i : i + 1], r[i : i + 1], t[i : i + 1], y[i : i + 1])
+        gradients = torch.autograd.grad(
+            u, list(parameters.values()), cotangents[1, i : i + 1], allow_unused=True, materialize_grads=True
+        )
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            torch.testing.assert_close(found[parameter][1, i], gradient, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first"),
+    [
+        ("bilinear", 2, "product.bias"),
+        ("unusual", 6, "weight.original0"),
+        ("renormalised_embedding", 1, "label.weight"),
+    ],
+)
+def test_what_has_no_rule_is_said_once(name: str, count: int, first: str) -> None:
+    module, inputs, cotangents = prepared(NETWORKS[name], torch.float32)
+    fast, _, notes = engines(module, inputs)
+    for _ in range(2):
+        list(fast.factors(inputs, cotangents))
+    assert len(notes) == 1 and notes[0].startswith(f"{count} parameter") and first in notes[0]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_engines_leave_the_module_as_it_was(name: str) -> None:
+    module, inputs, cotangents = prepared(NETWORKS[name], torch.float32)
+    before = dict(module.named_parameters(remove_duplicate=False))
+    values = {k: p.clone() for k, p in before.items()}
+    for engine in engines(module, inputs)[:2]:
+        list(engine.factors(inputs, cotangents))
+    for parameter, now in module.named_parameters(remove_duplicate=False):
+        assert now is before[parameter] and torch.equal(now, values[parameter]), parameter
+
+
+def test_names_limit_the_reference() -> None:
+    module, inputs, cotangents = prepared(NETWORKS["mlp"], torch.float32)
+    assert list(per_sample_gradients(module, inputs, cotangents, ["layers.0.bias"])) == ["layers.0.bias"]

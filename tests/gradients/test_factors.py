@@ -1,0 +1,87 @@
+"""Factored gradients against the same gradients multiplied out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer
+
+SMALL = st.integers(1, 5)
+
+
+def check(factors: Factors, gradients: torch.Tensor, groups: int) -> None:
+    """All that a `Factors` gives, against gradients [C, n, P]."""
+    cotangents, n, _ = gradients.shape
+    split = gradients.view(groups, cotangents // groups, n, -1)
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(factors.gram(groups), torch.einsum("gknp,glnp->ngkl", split, split), **close)
+    for start, stop in ((0, n), (n // 2, n), (0, 1)):
+        torch.testing.assert_close(factors.dense(start, stop), gradients[:, start:stop], **close)
+        torch.testing.assert_close(factors.total(start, stop), gradients[:, start:stop].sum(1), **close)
+    for bounds in ([(k, k + 1) for k in range(n)], [(0, n)], [(0, 1), (1, n)] if n > 1 else [(0, 1)]):
+        expected = torch.stack([gradients[:, start:stop].sum(1) for start, stop in bounds])
+        torch.testing.assert_close(factors.totals(bounds), expected, **close)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    k=st.integers(1, 3),
+    n=SMALL,
+    tokens=SMALL,
+    p=SMALL,
+    q=SMALL,
+    inputs_first=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example(groups=2, k=2, n=3, tokens=40, p=2, q=3, inputs_first=False, seed=0)  # multiplied out
+@example(groups=2, k=2, n=3, tokens=40, p=2, q=3, inputs_first=True, seed=0)
+@example(groups=2, k=2, n=3, tokens=2, p=40, q=30, inputs_first=False, seed=0)  # token pairs
+@example(groups=2, k=2, n=3, tokens=2, p=40, q=30, inputs_first=True, seed=0)
+@example(groups=3, k=5, n=2, tokens=1, p=6, q=4, inputs_first=False, seed=0)
+def test_every_form_equals_the_gradients_multiplied_out(
+    groups: int, k: int, n: int, tokens: int, p: int, q: int, inputs_first: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, tokens, p, dtype=torch.float64, generator=generator)
+    g = torch.randn(groups * k, n, tokens, q, dtype=torch.float64, generator=generator)
+    gradients = torch.einsum("ntp,cntq->cnpq" if inputs_first else "ntp,cntq->cnqp", a, g).flatten(2)
+    outer, dense = Outer(a, g, inputs_first), Dense(gradients)
+    check(outer, gradients, groups)
+    check(dense, gradients, groups)
+    check(Mixed((outer, dense), n, p * q * 8), 2 * gradients, groups)
+
+
+def test_large_gradients_are_multiplied_out_a_few_samples_at_a_time() -> None:
+    gradients = torch.randn(2, 9, 30, dtype=torch.float64)
+    check(Mixed((Dense(gradients),), 9, sample_bytes=25 << 20), gradients, 1)
+
+
+@pytest.mark.parametrize("inputs_first", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 3), (9, 30)])
+def test_folding_is_linear_and_keeps_what_fits(sizes: tuple[int, int], inputs_first: bool) -> None:
+    """Folded factors are the fold of the gradient: exact below the width, each side of a matrix on its own above it."""
+    generator = torch.Generator().manual_seed(0)
+    q, p = sizes
+    a, g = torch.randn(4, 6, p, dtype=torch.float64), torch.randn(2, 4, 6, q, dtype=torch.float64)
+    outer = Outer(a, g, inputs_first)
+    left, right = Fold(q, 4, generator), Fold(p, 4, generator)
+    found = outer.folded(left, right).dense(0, 4)
+    shaped = outer.dense(0, 4).unflatten(2, (p, q) if inputs_first else (q, p))
+    if inputs_first:
+        shaped = shaped.transpose(-1, -2)
+    expected = left(right(shaped).transpose(-1, -2))
+    expected = expected if inputs_first else expected.transpose(-1, -2)
+    torch.testing.assert_close(found, expected.flatten(2))
+    if max(sizes) <= 4:
+        assert torch.equal(found, outer.dense(0, 4))
+
+
+def test_folded_inner_products_are_unbiased() -> None:
+    x, y = torch.randn(2, 50, dtype=torch.float64)
+    folds = [Fold(50, 8, torch.Generator().manual_seed(seed)) for seed in range(4000)]
+    products = torch.stack([fold(x) @ fold(y) for fold in folds])
+    assert abs(products.mean() - x @ y) <= 4 * products.std() / len(folds) ** 0.5
