@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
-__all__ = ["command"]
+__all__ = ["KINDS", "command", "found"]
 
 Kind = Literal["estimators", "datasets", "models", "times", "metrics"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def command(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
@@ -17,13 +18,14 @@ def command(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None
 
     Example: mfdiag list estimators
     """
-    found = _found(kind)
-    width = max(map(len, found))
-    for name, text in found.items():
+    entries = found(kind)
+    width = max(map(len, entries))
+    for name, text in entries.items():
         sys.stdout.write(f"{name:<{width}}  {text}\n")
 
 
-def _found(kind: Kind) -> dict[str, str]:
+def found(kind: Kind) -> dict[str, str]:
+    """Name -> one line about it."""
     if kind == "estimators":
         from mfdiag.estimators import estimators
 
@@ -43,7 +45,7 @@ def _found(kind: Kind) -> dict[str, str]:
     from mfdiag.tables.schema import TABLES
 
     return {
-        quantity.name: f"{quantity.doc} [{table.name}]"
+        f"{table.name}.{quantity.name}": quantity.doc
         for table in TABLES.values()
         for quantity in table.quantities.values()
     }

@@ -13,7 +13,7 @@ __all__ = ["progress_on"]
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (what, done, total) that draws one bar at a time; nothing where the console is quiet or no terminal."""
+    """A function (what, done, total) that draws one bar at a time; nothing where it is quiet or no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
         task = bar.add_task("", total=None)

@@ -12,18 +12,23 @@ __all__ = ["command"]
 
 
 def command(folders: Annotated[list[Path], typer.Argument(help="Folders of tables.", metavar="DIR...")]) -> None:
-    """Draw the figures of folders of tables again, from the tables alone.
+    """Say in sentences what folders of tables show, and draw their figures again, from the tables alone.
 
     Example: mfdiag report results
     """
     from mfdiag.errors import InputError
     from mfdiag.figures.render import save_figures
+    from mfdiag.reporting import findings
     from mfdiag.tables.schema import TABLES
-    from mfdiag.tables.store import read_table
+    from mfdiag.tables.store import read_table, table_path
 
-    for folder in folders:
-        present = [name for name in TABLES if (folder / f"{name}.parquet").exists()]
-        if not present:
+    found = {folder: [name for name in TABLES if table_path(name, folder).exists()] for folder in folders}
+    for folder, names in found.items():
+        if not names:
             raise InputError(f"{folder} holds no table: expected one of {', '.join(f'{t}.parquet' for t in TABLES)}.")
-        for path in save_figures({name: read_table(name, folder) for name in present}, folder):
+    for folder, names in found.items():
+        tables = {name: read_table(name, folder) for name in names}
+        for subject, sentences in findings(tables):
+            sys.stdout.write("\n".join([subject, *(f"- {sentence}" for sentence in sentences)]) + "\n")
+        for path in (*(table_path(name, folder) for name in names), *save_figures(tables, folder)):
             sys.stdout.write(f"{path}\n")

@@ -19,10 +19,10 @@ def summary(table: str, frame: pd.DataFrame) -> Iterator[Table]:
     if table == "sweep":
         rows = rows[rows["space"] == "gradient"]
     settings = [name for name in ("dataset", "proxy", "times") if rows[name].nunique(dropna=False) > 1]
-    for key, part in rows.groupby(["checkpoint", "step", *settings], dropna=False, sort=False):
-        checkpoint, step, *others = key
-        title = f"{table} of {checkpoint}" + ("" if pd.isna(step) else f", step {int(step):,}")
-        title = ", ".join([title, *(f"{name} {value}" for name, value in zip(settings, others, strict=True))])
+    for _, part in rows.groupby(["checkpoint", "step", *settings], dropna=False, sort=False):
+        head = part.iloc[0]
+        step = [] if pd.isna(head["step"]) else [f"step {head['step']:,}"]
+        title = ", ".join([f"{table} of {head['checkpoint']}", *step, *(f"{name} {head[name]}" for name in settings)])
         yield _sweep(title, part) if table == "sweep" else _plain(title, part)
 
 
@@ -39,11 +39,10 @@ def _sweep(title: str, part: pd.DataFrame) -> Table:
     for title_ in wanted.values():
         found.add_column(title_, justify="right")
     chosen = part[(part["quantity"] != "mse") | (part["batch_size"] == largest)]
-    texts = chosen.assign(text=[_number(row) for row in chosen.itertuples()])
+    texts = chosen.assign(text=[_number(*row) for row in zip(chosen["value"], chosen["std_error"], strict=True)])
     grid = texts.pivot_table(index=["beta", "gamma"], columns="quantity", values="text", aggfunc="first")
-    for key, row in grid.iterrows():
-        numbers = [f"{value:g}" for value in key[: len(keys)]]  # type: ignore[index]
-        found.add_row(*numbers, *(row[name] for name in wanted))
+    for (beta, gamma), row in zip(grid.index, grid.to_dict("records"), strict=True):
+        found.add_row(*[f"{beta:g}", f"{gamma:g}"][: len(keys)], *(row[name] for name in wanted))
     return found
 
 
@@ -60,16 +59,15 @@ def _plain(title: str, part: pd.DataFrame) -> Table:
     found.add_column("value", justify="right")
     found.add_column("95 % interval", justify="right")
     found.add_column("status")
-    for row in part.itertuples():
-        names = ["" if pd.isna(value := getattr(row, k)) else str(value) for k in keys]
-        interval = "" if pd.isna(row.ci_low) else f"{_digits(row.ci_low)} … {_digits(row.ci_high)}"
-        status = "" if row.status == "ok" else str(row.status)
-        found.add_row(*names, str(row.quantity), _digits(float(row.value)), interval, status)
+    for row in part.to_dict("records"):
+        names = ["" if pd.isna(row[k]) else str(row[k]) for k in keys]
+        interval = "" if pd.isna(row["ci_low"]) else f"{_digits(row['ci_low'])} … {_digits(row['ci_high'])}"
+        status = "" if row["status"] == "ok" else row["status"]
+        found.add_row(*names, row["quantity"], _digits(row["value"]), interval, status)
     return found
 
 
-def _number(row: object) -> str:
-    value, error = row.value, row.std_error  # type: ignore[attr-defined]
+def _number(value: float, error: float) -> str:
     return _digits(value) if pd.isna(error) else f"{_digits(value)} ± {_digits(error, 2)}"
 
 

@@ -107,7 +107,7 @@ def derivatives(
             parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
             return parts[0][0], torch.cat([along for _, along in parts])
         except (RuntimeError, NotImplementedError) as error:
-            if "forward AD" not in str(error) and "forward-mode" not in str(error):
+            if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
                 raise
             reason = str(error).splitlines()[0]
             raise InputError(

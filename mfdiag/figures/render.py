@@ -38,16 +38,21 @@ FIGURES = {
 def save_figures(tables: dict[str, pd.DataFrame], out: Path) -> list[Path]:
     """Saves each figure the tables have rows for as `out/figures/NAME.svg` and `.png` (160 dpi), each atomically.
 
-    `tables` maps table names to tidy frames. Returns the paths written, in the order of FIGURES. The same tables give
-    the same SVG. Raises InputError where the folder cannot be written.
+    `tables` maps table names to tidy frames; a figure that one of them no longer has rows for is removed.
+    Returns the paths written, in the order of FIGURES. The same tables give the same SVG. Raises InputError where the
+    folder cannot be written.
     """
     written = []
     for name, kind in FIGURES.items():
-        if kind.table not in tables or kind.rows(tables[kind.table]).empty:
+        if kind.table not in tables:
+            continue
+        paths = {suffix: out / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png")}
+        if kind.rows(tables[kind.table]).empty:
+            for path in paths.values():
+                path.unlink(missing_ok=True)  # of an earlier table
             continue
         figure = kind.draw(tables[kind.table])
-        for suffix in ("svg", "png"):
-            path = out / "figures" / f"{name}.{suffix}"
+        for suffix, path in paths.items():
             with replacing(path) as temporary:
                 save(figure, temporary, suffix)
             written.append(path)

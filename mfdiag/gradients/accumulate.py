@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Accumulator:
     """
 
     def __init__(self, cells: Cells, parameters: dict[str, int], groups: int, size: int) -> None:
-        self.cells, self.groups, self.size = cells, groups, size
+        self.cells, self.parameters, self.groups, self.size = cells, parameters, groups, size
         self.order = cells.order
         self.position = 0
         self.diagonal = torch.zeros(len(cells.leaf), groups, size, dtype=torch.float64)
@@ -106,6 +107,37 @@ class Accumulator:
             node.waiting -= stop - start
             if not node.waiting:
                 self._close(int(leaf[start]))
+
+    def state(self) -> dict[str, Any]:
+        """Everything gathered so far, as tensors and numbers; `restore` on a new accumulator goes on from it."""
+        opened = {
+            cell: {**asdict(node), "count": None if node.count is None else torch.as_tensor(node.count)}
+            for cell, node in self._open.items()
+        }
+        closed = {
+            cell: {layer: moments.state() for layer, moments in layers.items()} for cell, layers in self.moments.items()
+        }
+        halves = [half.state() for half in self.halves]
+        return {
+            "position": self.position,
+            "diagonal": self.diagonal,
+            "open": opened,
+            "closed": closed,
+            "halves": halves,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over a `state` of the same cells, parameters and cotangents."""
+        self.position, self.diagonal = state["position"], state["diagonal"]
+        self._open = {
+            cell: _Open(**{**node, "count": None if node["count"] is None else node["count"].numpy()})
+            for cell, node in state["open"].items()
+        }
+        self.moments = {
+            cell: {layer: BlockMoments.of_state(kept) for layer, kept in layers.items()}
+            for cell, layers in state["closed"].items()
+        }
+        self.halves = [BlockMoments.of_state(kept) for kept in state["halves"]]
 
     def _fold(self, name: str, factors: Factors) -> Factors:
         if name not in self._folds:

@@ -10,13 +10,14 @@ standard error from that axis: write the formula once, broadcast over the first 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy import stats
 
-__all__ = ["BlockMoments", "Estimate", "Moments", "jackknife", "scalar_replicates"]
+__all__ = ["BlockMoments", "Estimate", "Moments", "jackknife", "positive_jackknife", "scalar_replicates"]
 
 
 class Estimate(NamedTuple):
@@ -79,6 +80,15 @@ class BlockMoments:
             self.norm + other.norm,
         )
 
+    def state(self) -> list[torch.Tensor]:
+        """The arrays as tensors, for `of_state`."""
+        return [torch.as_tensor(getattr(self, entry.name)) for entry in fields(self)]
+
+    @classmethod
+    def of_state(cls, state: list[torch.Tensor]) -> BlockMoments:
+        """The inverse of `state`."""
+        return cls(*(tensor.numpy() for tensor in state))
+
     def replicates(self) -> Moments:
         """S, M and Q on the full sample and without each non-empty block."""
         kept = self.count > 0
@@ -106,6 +116,20 @@ def scalar_replicates(values: np.ndarray, block: np.ndarray, blocks: int) -> tup
     totals = np.concatenate([sums.sum(0)[None], sums.sum(0) - sums[kept]])
     with np.errstate(divide="ignore", invalid="ignore"):
         return totals / n.reshape(-1, *[1] * (values.ndim - 1)), count[kept]
+
+
+def positive_jackknife(replicates: np.ndarray, count: np.ndarray, level: float = 0.95) -> Estimate:
+    """`jackknife` of a quantity that cannot be negative, on its logarithm: estimates of a variance are skewed.
+
+    Entries of which some replicate is not positive keep the plain interval.
+    """
+    plain = jackknife(replicates, count, level)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log = jackknife(np.log(replicates), count, level)
+        usable = (replicates > 0).all(0)
+        low, high = (np.where(usable, np.exp(a), b) for a, b in ((log.low, plain.low), (log.high, plain.high)))
+        std_error = np.where(usable, log.std_error * plain.value, plain.std_error)
+    return Estimate(plain.value, std_error, low, high, plain.n_samples)
 
 
 def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = 0.95) -> Estimate:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from mfdiag.flow.seeds import uniforms
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
 from mfdiag.gradients.engine import prepare_engine
-from mfdiag.gradients.factors import Dense
+from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.partial import Partial
 from mfdiag.gradients.reference import Inputs
 
 __all__ = ["Measured", "Needs", "Plan", "Settings", "run_pass"]
@@ -106,8 +107,9 @@ def run_pass(
     proxy_module: nn.Module | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
+    partial: Partial | None = None,
 ) -> Measured:
-    """Measure `plan` on samples 0..N-1 of `draws`.
+    """Measure `plan` on samples 0..N-1 of `draws`, going on from what an interrupted run left in `partial`.
 
     `module` is the network whose gradient is measured; `proxy_module` gives vhat = its u(x_t, t, t) for the proxies
     `ema` and `teacher`. `progress` receives (samples done, N); `say` one-line notes.
@@ -136,25 +138,79 @@ def run_pass(
     cotangents_at_once = plan.groups * plan.size + 2  # and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (engine.bytes_per_sample * cotangents_at_once + 1), cells)
     parameters = {name: p.numel() for name, p in measured.named_parameters()}
-    gradient = Accumulator(cells, parameters, plan.groups, plan.size)
-    output = None
-    scalars: dict[str, np.ndarray] = {}
+    gathered = _Gathered(cells, parameters, plan)
+    kept = partial.load() if partial is not None else None
+    if kept is not None:
+        gathered.restore(kept)
     order = cells.order
-    for start in range(0, len(order), chunk):
-        index = order[start : start + chunk]
-        inputs, fields = maker(index)
-        cotangents = plan.cotangents(fields)
-        _require_finite(cotangents, fields, inputs, index)
-        for name, values in plan.scalars(fields).items():
-            scalars.setdefault(name, np.full(settings.samples, np.nan))[index] = values.double().cpu().numpy()
-        if (out := plan.outputs(fields)) is not None:
-            output = output or Accumulator(cells, {"output": out[0, 0].numel()}, 1, len(out))
-            output.add(len(index), [("output", Dense(out.flatten(2)))])
-        gradient.add(len(index), engine.factors(inputs, cotangents))
-        if progress is not None:
-            progress(min(start + chunk, len(order)), len(order))
+    try:
+        while (start := gathered.gradient.position) < len(order):
+            index = order[start : start + chunk]
+            inputs, fields = maker(index)
+            cotangents = plan.cotangents(fields)
+            _require_finite(cotangents, fields, inputs, index)
+            gathered.add(index, plan.scalars(fields), plan.outputs(fields), engine.factors(inputs, cotangents))
+            if progress is not None:
+                progress(start + len(index), len(order))
+            if partial is not None and partial.due():
+                partial.save(gathered.state())
+    except KeyboardInterrupt:
+        if partial is not None and gathered.whole:
+            partial.save(gathered.state())
+        raise
+    if partial is not None:
+        partial.clear()
     labels = draws.labels_of(numbers)
-    return Measured(cells, gradient, output, scalars, r, t, labels, maker.known, draws.times.stratified, notes)
+    scalars = {name: values.numpy() for name, values in gathered.scalars.items()}
+    return Measured(
+        cells, gathered.gradient, gathered.output, scalars, r, t, labels, maker.known, draws.times.stratified, notes
+    )
+
+
+class _Gathered:
+    """All that a pass gathers: gradient and output moments and numbers per sample."""
+
+    def __init__(self, cells: Cells, parameters: dict[str, int], plan: Plan) -> None:
+        self.cells = cells
+        self.gradient = Accumulator(cells, parameters, plan.groups, plan.size)
+        self.output: Accumulator | None = None
+        self.scalars: dict[str, Tensor] = {}
+        self.whole = True  # False in the middle of a chunk
+
+    def add(
+        self,
+        index: np.ndarray,
+        scalars: dict[str, Tensor],
+        outputs: Tensor | None,
+        factors: Iterable[tuple[str, Factors]],
+    ) -> None:
+        self.whole = False
+        for name, values in scalars.items():
+            if name not in self.scalars:
+                self.scalars[name] = torch.full((len(self.cells.leaf),), torch.nan, dtype=torch.float64)
+            self.scalars[name][torch.as_tensor(index)] = values.double().cpu()
+        if outputs is not None:
+            self._output(outputs[0, 0].numel(), len(outputs)).add(len(index), [("output", Dense(outputs.flatten(2)))])
+        self.gradient.add(len(index), factors)
+        self.whole = True
+
+    def _output(self, dim: int, size: int) -> Accumulator:
+        if self.output is None:
+            self.output = Accumulator(self.cells, {"output": dim}, 1, size)
+        return self.output
+
+    def state(self) -> dict[str, Any]:
+        output = None
+        if self.output is not None:
+            output = (self.output.parameters["output"], self.output.size, self.output.state())
+        return {"gradient": self.gradient.state(), "output": output, "scalars": self.scalars}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.gradient.restore(state["gradient"])
+        self.scalars = state["scalars"]
+        if state["output"] is not None:
+            dim, size, kept = state["output"]
+            self._output(dim, size).restore(kept)
 
 
 def _chunk(fitting: int, cells: Cells) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +14,10 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from mfdiag._version import __version__
 from mfdiag.errors import InputError
 from mfdiag.figures.render import save_figures
+from mfdiag.gradients.partial import Partial
 from mfdiag.measures.measure import Progress, Request, Subject, measure_subject
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, write_table
@@ -48,8 +52,8 @@ def run_job(
 ) -> Outcome:
     """Measure `table` for each checkpoint into `out`: tables, manifest.json, figures.
 
-    Tables are written whole after each checkpoint, so an interrupted job loses at most the one being measured;
-    `resume` skips checkpoints already there under the same request. `options` are what `load` goes by and the tables do
+    Tables are written whole after each checkpoint, and the one being measured when a job is interrupted is kept as it
+    stands; `resume` skips checkpoints already there under the same request and goes on in the middle of the next. `options` are what `load` goes by and the tables do
     not tell, for the manifest; they may not change between a job and its resumption.
     Raises InputError before anything is measured where `out` cannot be used, KeyboardInterrupt with what is saved.
     """
@@ -69,7 +73,11 @@ def run_job(
             if _identity(subject) in done:
                 say(f"{subject.checkpoint} is measured already.")
                 continue
-            for name, frame in measure_subject(subject, table, request, progress=progress, say=say).items():
+            partial = _partial(out, specification, _identity(subject))
+            if mode != "resume":
+                partial.clear()
+            measured_now = measure_subject(subject, table, request, progress=progress, say=say, partial=partial)
+            for name, frame in measured_now.items():
                 frames[name].append(frame)
             paths = [write_table(name, pd.concat(frames[name], ignore_index=True), out) for name in names]
             measured = pd.concat([frame[_IDENTITY] for frame in frames[table]]).drop_duplicates()
@@ -92,6 +100,13 @@ def run_job(
         ) from None
     found = {name: read_table(name, out) for name in names}
     return Outcome(found, [out / f"{name}.parquet" for name in names], save_figures(found, out))
+
+
+def _partial(out: Path, specification: Mapping[str, Any], identity: tuple[str, ...]) -> Partial:
+    """Where an interrupted measurement of one subject is kept; another request or version never reads it."""
+    key = json.dumps([__version__, specification, identity], sort_keys=True, default=str)
+    name = f"{specification['table']}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+    return Partial(out / ".partial" / name, key)
 
 
 def _device_name(device: str) -> str:

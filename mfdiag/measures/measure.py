@@ -17,6 +17,7 @@ from mfdiag.flow.datasets import Data, FiniteData, load_data
 from mfdiag.flow.draw import Draws, posterior_of
 from mfdiag.flow.times import TimeSampler, parse_times
 from mfdiag.flow.weighting import Weighting, parse_weighting
+from mfdiag.gradients.partial import Partial
 from mfdiag.gradients.run import Measured, Plan, Proxy, Settings, run_pass
 from mfdiag.measures.coefficient import coefficient_table
 from mfdiag.measures.plans import EstimatorPlan, PlanePlan
@@ -86,10 +87,11 @@ def measure_subject(
     *,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    partial: Partial | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The frames of one command for one subject: the table itself and, for `variance`, `samples` beside it.
 
-    Raises InputError as `run_pass` does.
+    `partial` keeps what is measured if the run is interrupted. Raises InputError as `run_pass` does.
     """
     if table not in TABLES:
         raise did_you_mean("table", table, TABLES)
@@ -112,6 +114,7 @@ def measure_subject(
             proxy_module=subject.proxy_module,
             progress=report,
             say=say,
+            partial=partial,
         )
 
     if table == "sweep":

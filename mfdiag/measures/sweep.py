@@ -12,7 +12,7 @@ import pandas as pd
 from mfdiag.coefficients.plane import Quadratic, gradient_quadratic, output_quadratic
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.cells import Box
-from mfdiag.gradients.moments import Moments, jackknife
+from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
 from mfdiag.gradients.run import Measured
 from mfdiag.measures.cells import moments_by_cell
 from mfdiag.measures.plans import PlanePlan, WeightedGridPlan
@@ -85,7 +85,8 @@ def _add(
     """theory: MSE_n(c) = Var(c)/n + bias2(c); in output space n repeats at the same x_t, so conditional noise only."""
     keys = {"space": space, "layer": layer, "beta": points[0], "gamma": points[1]}
     for quantity, replicates in values.items():
-        rows.add(quantity, jackknife(replicates, count), box, **keys, batch_size=1)
+        estimate = (jackknife if quantity == "bias2" else positive_jackknife)(replicates, count)
+        rows.add(quantity, estimate, box, **keys, batch_size=1)
     if noise in values and "bias2" in values:
         for n in batch_sizes:
             rows.add("mse", jackknife(values[noise] / n + values["bias2"], count), box, **keys, batch_size=n)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.estimators import Estimator
-from mfdiag.gradients.moments import Moments, jackknife
+from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
 from mfdiag.gradients.run import Measured
 from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
 from mfdiag.measures.plans import EstimatorPlan
@@ -38,7 +38,8 @@ def _gradients(rows: Rows, measured: Measured, plan: EstimatorPlan, by_layer: bo
     for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
         for group, estimator in enumerate(plan.estimators):
             for quantity, replicates in _statistics(moments, group, plan).items():
-                estimate = jackknife(replicates, moments.count)
+                spread = positive_jackknife if quantity.endswith("variance") else jackknife
+                estimate = spread(replicates, moments.count)
                 if quantity == "noise_scale":
                     estimate = estimate.inverse()
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name)
@@ -97,7 +98,7 @@ def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> 
         for name in losses:
             with np.errstate(divide="ignore", invalid="ignore"):
                 variance = (means[f"{name}^2"] - means[name] ** 2) * n / (n - 1)
-            rows.add("loss_variance", jackknife(variance, count), box, layer="all", estimator=name)
+            rows.add("loss_variance", positive_jackknife(variance, count), box, layer="all", estimator=name)
 
 
 def _jacobian(rows: Rows, measured: Measured, dim: int) -> None:

@@ -128,7 +128,8 @@ def train(
                 _write_state(kept, spec, state, log)
     except KeyboardInterrupt:
         _write_state(kept, spec, state, log)
-        raise KeyboardInterrupt(f"{state.step:,} steps are saved in {out}, the same command goes on from there") from None
+        saved = f"{state.step:,} steps are saved in {out}, the same command goes on from there"
+        raise KeyboardInterrupt(saved) from None
     module.load_state_dict(state.params, strict=False)
     description = Description(
         architecture=spec.model,

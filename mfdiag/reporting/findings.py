@@ -1,0 +1,130 @@
+"""What the tables of a folder show, a sentence for each table, with the numbers and intervals it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mfdiag.figures.select import by_time, of_quantity, over_all_times, overall
+from mfdiag.figures.style import number, share
+
+__all__ = ["Findings", "findings"]
+
+_SETTINGS = ["checkpoint", "step", "dataset", "proxy", "weighting", "times", "seed"]
+
+
+class Findings(NamedTuple):
+    """A model under one setting, and what was found about it."""
+
+    subject: str
+    sentences: list[str]
+
+
+def findings(tables: Mapping[str, pd.DataFrame]) -> list[Findings]:
+    """Sentences for each model and setting in the tables (by name, tidy); none where a table lacks their rows."""
+    heads = pd.concat([frame[_SETTINGS] for frame in tables.values()]).drop_duplicates()
+    told = [name for name in _SETTINGS[2:] if heads[name].nunique(dropna=False) > 1]
+    found = []
+    for _, head in heads.iterrows():
+        sentences = []
+        for name, tell in _TELL.items():
+            if name in tables:
+                sentence = tell(_same(tables[name], head))
+                sentences += [sentence] if sentence else []
+        step = [] if pd.isna(head["step"]) else [f"step {int(head['step']):,}"]
+        settings = [f"{name} {head[name]}" for name in told if pd.notna(head[name])]
+        if sentences:
+            found.append(Findings(", ".join([str(head["checkpoint"]), *step, *settings]), sentences))
+    return found
+
+
+def _same(frame: pd.DataFrame, head: pd.Series) -> pd.DataFrame:
+    keys = frame[_SETTINGS].astype(str)
+    return frame[(keys == head.astype(str)).all(axis=1)]
+
+
+def _sweep(frame: pd.DataFrame) -> str:
+    rows = overall(of_quantity(frame, "variance", "bias2", "mse"))
+    rows = rows[(rows["space"] == "gradient") & (rows["gamma"] == 0)].sort_values("beta")
+    variance = rows[rows["quantity"] == "variance"]
+    if variance.empty:
+        return ""
+    first, last = variance.iloc[0], variance.iloc[-1]
+    if len(variance) == 1:
+        return f"The gradient of one sample has variance {_with_interval(first)} at beta = {first['beta']:g}."
+    text = (
+        f"The gradient of one sample has variance {_with_interval(first)} at beta = {first['beta']:g} and "
+        f"{_with_interval(last)} at beta = {last['beta']:g}, the least of {len(variance)} values of beta being at "
+        f"{_argmin(variance)}"
+    )
+    errors = rows[rows["quantity"] == "mse"]
+    if errors.empty:
+        return text + "."
+    least = [
+        f"at {_argmin(errors[errors['batch_size'] == n])} for a batch of {n:,}"
+        for n in dict.fromkeys((errors["batch_size"].min(), errors["batch_size"].max()))
+    ]
+    bias = rows[(rows["quantity"] == "bias2") & (rows["beta"] == last["beta"])].iloc[0]
+    return (
+        f"{text}; squared bias grows to {_with_interval(bias)}, so that the mean squared error is least "
+        f"{' and '.join(least)}."
+    )
+
+
+def _argmin(rows: pd.DataFrame) -> str:
+    best = rows.iloc[int(rows["value"].to_numpy().argmin())]
+    return f"{best['beta']:g}" if best["value"] > 0 else "a beta that is not resolved (estimate below zero)"
+
+
+def _variance(frame: pd.DataFrame) -> str:
+    shares = over_all_times(of_quantity(frame, "top1_share"))
+    if shares.empty:
+        return ""
+    carried = [f"{_with_interval(row, share)} ({row['estimator']})" for _, row in shares.iterrows()]
+    text = f"One sample in a hundred carries {' or '.join(carried)} of the squared gradient norm"
+    main = shares["estimator"].iloc[0]
+    own = frame[frame["estimator"] == main]
+    layers = over_all_times(of_quantity(own, "variance"))
+    layers = layers[layers["layer"] != "all"]
+    if not layers.empty:
+        top = layers.iloc[int(layers["value"].to_numpy().argmax())]
+        part = share(top["value"] / layers["value"].sum())
+        text += f"; with {main}, layer {top['layer']} has {part} of the variance"
+    times = by_time(of_quantity(own, "variance"), "t")
+    times = times[times["status"] == "ok"]
+    if not times.empty:
+        top = times.iloc[int(times["value"].to_numpy().argmax())]
+        text += f"; it is largest for t in [{top['t_low']:g}, {top['t_high']:g}], {_with_interval(top)}"
+    return text + "."
+
+
+def _coefficient(frame: pd.DataFrame) -> str:
+    rows = overall(of_quantity(frame, "optimum", "critical_batch", "variance_reduction"))
+    rows = rows[(rows["form"] == "gradient") & (rows["role"] == "tangent")]
+    one = {name: part.iloc[0] for name, part in rows[rows["batch_size"].isna()].groupby("quantity")}
+    if "optimum" not in one:
+        return ""
+    text = f"For a small batch the gradient's variance is least at beta* = {_with_interval(one['optimum'])}"
+    if "variance_reduction" in one:
+        text += f", which divides it by {_with_interval(one['variance_reduction'])} on held-out samples"
+    if "critical_batch" in one:
+        text += f"; bias halves this optimum at a batch of {_with_interval(one['critical_batch'])} samples"
+    return text + "."
+
+
+_TELL: dict[str, Callable[[pd.DataFrame], str]] = {
+    "sweep": _sweep,
+    "variance": _variance,
+    "coefficient": _coefficient,
+}
+
+
+def _with_interval(row: pd.Series, write: Callable[[float], str] = number) -> str:
+    """`1.15 [1.09, 1.22]`, and the status where it casts doubt on the number."""
+    text = write(row["value"])
+    if np.isfinite([row["ci_low"], row["ci_high"]]).any():
+        text += f" [{write(row['ci_low'])}, {write(row['ci_high'])}]"
+    return text if row["status"] in ("ok", "outside_unit_interval") else f"{text} ({row['status']})"
