@@ -53,8 +53,9 @@ def run_job(
     """Measure `table` for each checkpoint into `out`: tables, manifest.json, figures.
 
     Tables are written whole after each checkpoint, and the one being measured when a job is interrupted is kept as it
-    stands; `resume` skips checkpoints already there under the same request and goes on in the middle of the next. `options` are what `load` goes by and the tables do
-    not tell, for the manifest; they may not change between a job and its resumption.
+    stands; `resume` skips checkpoints already there under the same request and goes on in the middle of the next.
+    `options` are what `load` goes by and the tables do not tell, for the manifest; they may not change between a job
+    and its resumption.
     Raises InputError before anything is measured where `out` cannot be used, KeyboardInterrupt with what is saved.
     """
     names = _WRITTEN[table]

@@ -89,7 +89,7 @@ def test_a_control_without_variance_has_no_coefficient() -> None:
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("target", [True, False])
 def test_layouts_give_variance_bias_and_noise_of_a_plane_of_gradients(known: bool, target: bool) -> None:
-    """Gradients (beta A - gamma I) b + ((1 - beta) A - (1 - gamma) I) v' + m for fixed A and b and random v', by hand."""
+    """By hand: (beta A - gamma I) b + ((1 - beta) A - (1 - gamma) I) v' + m for fixed A, b, m and random v'."""
     rng = np.random.default_rng(0)
     n, d = 400, 3
     a, b, base = rng.normal(size=(d, d)), rng.normal(size=d), rng.normal(size=d)

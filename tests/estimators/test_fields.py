@@ -126,7 +126,7 @@ def test_what_is_not_known_is_refused() -> None:
 @pytest.mark.parametrize(("dim", "jacobian"), [(3, True), (64, True), (66, False)])
 def test_jacobian_numbers_equal_their_definitions(dim: int, jacobian: bool) -> None:
     """Exact up to 64 dimensions; beyond, means over random signs within four standard errors of the definitions."""
-    repeats = 1 if jacobian else 2000
+    repeats = 1 if jacobian else 4000
     torch.manual_seed(0)
     module = randomised(MLP(dim, hidden=8, depth=2)).double().requires_grad_(False)
     x, v_c, vhat, marginal = torch.randn(4, 1, dim, dtype=torch.float64).repeat(1, repeats, 1)
