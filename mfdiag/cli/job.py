@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -67,7 +69,7 @@ def run(table: str, options: Options) -> None:
     if options.format == "csv":
         frame.to_csv(sys.stdout, index=False)
     elif options.format == "json":
-        sys.stdout.write(frame.to_json(orient="records", indent=1) + "\n")
+        sys.stdout.write(_json(frame) + "\n")
     elif not _print(table, frame):
         say("no row is over all times, so there is no summary: see the figures, or --format csv.")
     console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
@@ -84,6 +86,12 @@ def _memory_errors() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
             raise MemoryError from error
         raise
+
+
+def _json(frame: pd.DataFrame) -> str:
+    """All rows with all digits (pandas' own to_json rounds small numbers to zero); NaN and infinity become null."""
+    plain = frame.astype(object).where(frame.notna() & ~frame.isin([np.inf, -np.inf]), None)
+    return json.dumps(plain.to_dict("records"), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def _print(table: str, frame: pd.DataFrame) -> bool:
@@ -119,6 +127,7 @@ def _request(table: str, options: Options) -> Request:
         weighting=parse_weighting(options.weighting),
         by_layer=by == "layer",
         seed=options.seed,
+        posterior=options.posterior,  # type: ignore[arg-type]
         settings=Settings(
             samples=options.samples,
             bins=bins,

@@ -30,6 +30,7 @@ class Options:
     by: str | None
     engine: str
     seed: int
+    posterior: str
     device: str
     dtype: str
     out: Path
@@ -85,6 +86,10 @@ def _template(
         Literal["auto", "fast", "reference"], typer.Option(help="How per-sample gradients are met; reference is slow.")
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Sample i depends on (seed, i) alone.")] = 0,
+    posterior: Annotated[
+        Literal["auto", "exact", "none"],
+        typer.Option(help="The exact posterior over the data; auto leaves it out where it would take minutes."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="Where the network runs.")] = "cpu",
     dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Precision of the network.")] = "float32",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of tables and figures.")] = Path("mfdiag-results"),

@@ -60,10 +60,11 @@ class Draws:
     times: TimeSampler
     seed: int
     conditional: bool = True  # hand out labels (the model takes them) or not
+    exact: bool = True  # compute the posterior where it is known
 
     @cached_property
     def posterior(self) -> Posterior | None:
-        return posterior_of(self.data)
+        return posterior_of(self.data) if self.exact else None
 
     def times_of(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """r, t [n] of the samples `index`."""

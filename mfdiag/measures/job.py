@@ -149,6 +149,7 @@ def _specification(table: str, request: Request) -> dict[str, Any]:
         "weighting": request.weighting.name,
         "by_layer": request.by_layer,
         "seed": request.seed,
+        "posterior": request.posterior,
         **{**settings, "dtype": str(request.settings.dtype).removeprefix("torch.")},
         "bins": None if request.settings.bins is None else list(request.settings.bins),
     }

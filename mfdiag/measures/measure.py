@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,8 @@ from torch import nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import find_estimator
-from mfdiag.flow.datasets import Data, FiniteData, load_data
-from mfdiag.flow.draw import Draws, posterior_of
+from mfdiag.flow.datasets import Data, FiniteData, GaussianData, MixtureData, load_data
+from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import TimeSampler, parse_times
 from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.partial import Partial
@@ -27,6 +27,7 @@ from mfdiag.measures.variance import samples_table, variance_table
 __all__ = ["TABLES", "Request", "Subject", "measure", "measure_subject"]
 
 TABLES = ("sweep", "variance", "coefficient")
+_POSTERIOR_COST = 3e12  # samples x points x coordinates: minutes on a few cores
 _LARGEST = 2**62  # tables hold 64-bit integers
 
 Progress = Callable[[str, int, int], None]
@@ -61,6 +62,7 @@ class Request:
     weighting: Weighting = field(default_factory=Weighting)
     by_layer: bool = True
     seed: int = 0
+    posterior: Literal["auto", "exact", "none"] = "auto"  # auto: unless it would take minutes
     settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
@@ -95,8 +97,9 @@ def measure_subject(
     """
     if table not in TABLES:
         raise did_you_mean("table", table, TABLES)
-    draws = Draws(subject.data, subject.times, request.seed, subject.conditional)
-    known = posterior_of(subject.data) is not None
+    exact = _exact(subject.data, request, say)
+    draws = Draws(subject.data, subject.times, request.seed, subject.conditional, exact)
+    known = draws.posterior is not None
     common = _common(subject, request)
     dim = math.prod(subject.data.shape)
 
@@ -143,6 +146,24 @@ def measure_subject(
     }
 
 
+def _exact(data: Data, request: Request, say: Callable[[str], None] | None) -> bool:
+    """Whether to compute the exact posterior; where not, says what will be missing and why."""
+    cost = request.settings.samples * len(data.points) * math.prod(data.shape) if isinstance(data, FiniteData) else 0
+    reason = None
+    if not isinstance(data, FiniteData | GaussianData | MixtureData):
+        reason = f"the posterior of {data.name} is not known"
+    elif request.posterior == "none":
+        reason = "--posterior none"
+    elif request.posterior == "auto" and cost > _POSTERIOR_COST:
+        reason = f"the exact posterior over {len(data.points):,} points would take long (--posterior exact computes it)"  # type: ignore[union-attr]
+    if reason and say is not None:
+        say(
+            f"{reason}: no conditional variance, no bias in output space, gradient bias by the plain estimate, "
+            "coefficients of the gradient form only."
+        )
+    return reason is None
+
+
 def _common(subject: Subject, request: Request) -> dict[str, Any]:
     return {
         "run": subject.run,
@@ -175,6 +196,7 @@ def measure(
     bins: tuple[int, int] | None = None,
     by_layer: bool = True,
     seed: int = 0,
+    posterior: Literal["auto", "exact", "none"] = "auto",
     engine: Any = "auto",
     chunk: int | None = None,
     dtype: Any = None,
@@ -187,7 +209,8 @@ def measure(
     `model` is a module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape], data at t = 0;
     it is copied and measured in eval mode. `data` is a specification (`"eight_gaussians"`, `"gaussian:2,0,1"`, a file),
     a `Data`, or an array [N, *shape]. `proxy_model` gives vhat = its u(x_t, t, t) for the proxies `ema` and `teacher`.
-    A model with `num_classes` > 0 receives the data's labels.
+    A model with `num_classes` > 0 receives the data's labels. `posterior` says whether the exact posterior over
+    the data is computed; `auto` leaves it out where it would take minutes.
 
     Raises mfdiag.InputError for impossible requests and for models that return NaN or mix their samples.
     """
@@ -209,7 +232,9 @@ def measure(
         conditional=bool(getattr(model, "num_classes", 0)),
     )
     settings = Settings(samples, bins, chunk, engine, dtype or torch.float32, device)
-    request = Request(beta, gamma, batch_sizes, estimators, parse_weighting(weighting), by_layer, seed, settings)
+    request = Request(
+        beta, gamma, batch_sizes, estimators, parse_weighting(weighting), by_layer, seed, posterior, settings
+    )
     frames: dict[str, pd.DataFrame] = {}
     for table in tables:
         frames |= measure_subject(subject, table, request, progress=progress, say=say)

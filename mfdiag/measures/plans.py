@@ -154,7 +154,8 @@ class EstimatorPlan:
         return None
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
-        losses = {f"loss/{e.name}": e.residual(fields).flatten(1).square().sum(1) for e in self.estimators}
+        residuals = {f"loss/{e.name}": e.residual(fields) for e in self.estimators}
+        losses = {name: (self.weighting(e) * e).flatten(1).sum(1) for name, e in residuals.items()}
         return {**losses, **jacobian_scalars(fields)}
 
 

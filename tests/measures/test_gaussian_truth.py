@@ -111,8 +111,7 @@ def test_coefficients(std: float, r: float, t: float, biased: bool) -> None:
     target = {"form": "matrix", "role": "target", "quantity": "optimum"}
     if biased:
         assert_within(row(found, **matrix), best)
-        # gamma: minimise sigma^2 (rho - gamma)^2... of -rho + gamma against gamma^2 b^2
-        assert_within(row(found, **target), rho * shrink)
+        assert_within(row(found, **target), rho * shrink)  # least of (gamma - rho)^2 sigma^2 + gamma^2 b^2
     else:
         deterministic += [(matrix, best), (target, rho)]
         gradient = {"form": "gradient", "role": "tangent", "batch_size": None}

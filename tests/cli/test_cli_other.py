@@ -1,0 +1,67 @@
+"""`mfdiag inspect`, `report` and `train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mfdiag.models.checkpoint import bundled, load_model
+from mfdiag.storage import sha256_of
+
+Run = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
+
+
+def test_inspect(cli: Run) -> None:
+    result = cli("inspect", bundled())
+    assert result.code == 0 and result.err == ""
+    for expected in (
+        "mlp(dim=2, hidden=128, depth=3)",
+        "eight_gaussians",
+        "20,000",
+        "raw",
+        "ema",
+        sha256_of(bundled()),
+    ):
+        assert expected in result.out
+    found = json.loads(cli("inspect", bundled(), "--format", "json").out)
+    assert found["description"]["step"] == 20_000 and {s["key"] for s in found["weights"]} == {"raw", "ema"}
+
+
+def test_report_says_what_tables_show_and_draws_them_again(cli: Run, save: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for table in ("sweep", "variance", "coefficient"):
+        assert cli(table, save(), "--samples", "300", "--bins", "2,2", "--out", out, "--quiet").code == 0
+    drawn = {path.name: path.read_bytes() for path in (out / "figures").glob("*.svg")}
+    for path in (out / "figures").iterdir():
+        path.unlink()
+    result = cli("report", out)
+    assert result.code == 0 and result.err == ""
+    subject, *sentences = result.out.splitlines()[:4]
+    assert subject == f"{tmp_path / 'model.safetensors'}, step 100"
+    assert all(sentence.startswith("- ") and sentence.endswith(".") for sentence in sentences)
+    files = result.out.splitlines()[4:]
+    assert files[:4] == [f"{out / name}.parquet" for name in ("sweep", "variance", "coefficient", "samples")]
+    assert {Path(file).name for file in files[4:] if file.endswith("svg")} == set(drawn)
+    assert {path.name: path.read_bytes() for path in (out / "figures").glob("*.svg")} == drawn
+
+
+def test_train_as_the_bundled_checkpoint_was(cli: Run, tmp_path: Path) -> None:
+    """A few steps of the committed specification, interrupted by nothing, then the same folder again."""
+    text = (ROOT / "sweeps" / "bundled.yaml").read_text()
+    assert "steps: 20000" in text
+    (tmp_path / "short.yaml").write_text(text.replace("steps: 20000", "steps: 3"))
+    out = tmp_path / "model"
+    result = cli("train", tmp_path / "short.yaml", "--out", out)
+    assert (result.code, result.out, result.err) == (0, f"{out / 'model.safetensors'}\n", "")
+    description = load_model(out / "model.safetensors").description
+    expected = load_model(bundled()).description
+    assert description is not None and expected is not None and description.step == 3
+    changed = {"step": 3, "specification": expected.specification | {"steps": 3}}
+    assert description == expected.model_copy(update=changed)
+    before = (out / "model.safetensors").read_bytes()
+    assert cli("train", tmp_path / "short.yaml", "--out", out, "--quiet").code == 0
+    assert cli("train", tmp_path / "short.yaml", "--out", out, "--overwrite").code == 0
+    assert (out / "model.safetensors").read_bytes() == before
