@@ -15,4 +15,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" is no reason to fail
-    app()
+    app(prog_name="mfdiag")

@@ -54,7 +54,7 @@ class Accumulator:
         self.position = 0
         self.diagonal = torch.zeros(len(cells.leaf), groups, size, dtype=torch.float64)
         self.moments: dict[int, dict[str, BlockMoments]] = {}
-        self.halves: list[BlockMoments] = []
+        self._everything: _Open | None = None
         per_entry = cells.blocks * groups * size * 4
         self.folding = sum(parameters.values()) * per_entry > _EXACT_BYTES
         self.width = self._fold_width(parameters, per_entry) if self.folding else 0
@@ -117,14 +117,7 @@ class Accumulator:
         closed = {
             cell: {layer: moments.state() for layer, moments in layers.items()} for cell, layers in self.moments.items()
         }
-        halves = [half.state() for half in self.halves]
-        return {
-            "position": self.position,
-            "diagonal": self.diagonal,
-            "open": opened,
-            "closed": closed,
-            "halves": halves,
-        }
+        return {"position": self.position, "diagonal": self.diagonal, "open": opened, "closed": closed}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over a `state` of the same cells, parameters and cotangents."""
@@ -137,7 +130,12 @@ class Accumulator:
             cell: {layer: BlockMoments.of_state(kept) for layer, kept in layers.items()}
             for cell, layers in state["closed"].items()
         }
-        self.halves = [BlockMoments.of_state(kept) for kept in state["halves"]]
+
+    def halves(self) -> tuple[BlockMoments, BlockMoments]:
+        """All parameters' moments on every second block and on the others, once every sample is in."""
+        assert self._everything is not None
+        even, odd = (sum_layers(self._moments(self._everything, slice(k, None, 2))) for k in (0, 1))
+        return even, odd
 
     def _fold(self, name: str, factors: Factors) -> Factors:
         if name not in self._folds:
@@ -155,10 +153,8 @@ class Accumulator:
         node, parent = self._open.pop(cell), self.cells.parent[cell]
         if node.count is not None:
             self.moments[cell] = self._moments(node, slice(None))
-            if parent < 0:
-                halves = (self._moments(node, slice(k, None, 2)) for k in (0, 1))
-                self.halves = [sum_layers(half) for half in halves]
         if parent < 0:
+            self._everything = node
             return
         above = self._open[parent]
         if node.count is not None:

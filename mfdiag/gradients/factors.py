@@ -33,15 +33,16 @@ class Fold:
 
     def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
         self.width, self.size = min(width, size), size
-        signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
-        self.signs = None if self.width == size else signs.float()
+        segments = -(-size // self.width)
+        signs = torch.randint(0, 2, (segments, self.width), generator=generator) * 2 - 1
+        self.signs = None if self.width == size else signs
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.signs is None:
             return x
-        segments = -(-self.size // self.width)
-        padded = torch.nn.functional.pad(x * self.signs.to(x), (0, segments * self.width - self.size))
-        return padded.view(*x.shape[:-1], segments, self.width).sum(-2)
+        missing = -self.size % self.width
+        padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
+        return torch.einsum("...sw,sw->...w", padded.unflatten(-1, (-1, self.width)), self.signs.to(x))
 
 
 class Factors(Protocol):

@@ -96,8 +96,8 @@ def _gradient(rows: Rows, measured: Measured, layout: Layout, batch_sizes: Seque
 
 def _held_out(rows: Rows, measured: Measured, layout: Layout) -> None:
     """Var(0,0) / Var(fitted coefficient), fitted on every second block and evaluated on the others."""
-    fitted, held = (gradient_quadratic(half.replicates(), layout) for half in measured.gradient.halves)
-    count = measured.gradient.halves[1].replicates().count
+    replicates = [half.replicates() for half in measured.gradient.halves()]
+    fitted, held = (gradient_quadratic(half, layout) for half in replicates)
     for role, k in _ROLES.items():
         c = float(fitted.optimum(fitted.S, 0, (k,))[0, 0])
         point = np.zeros(3)
@@ -106,7 +106,7 @@ def _held_out(rows: Rows, measured: Measured, layout: Layout) -> None:
             gain = held.S[:, 0, 0] / (point @ held.S @ point)
         rows.add(
             "variance_reduction",
-            jackknife(gain, count),
+            jackknife(gain, replicates[1].count),
             **_keys("gradient", role),
             degenerate=_degenerate(fitted.S, k),
         )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Estimate
-from mfdiag.tables.check import to_arrow, to_pandas
+from mfdiag.tables.check import conform
 
 __all__ = ["Rows"]
 
@@ -80,4 +80,4 @@ class Rows:
             columns[name] = np.concatenate(pieces)
         rows = len(columns["value"])
         constant = {name: [value] * rows for name, value in self.common.items() if name not in columns}
-        return to_pandas(self.table, to_arrow(self.table, pd.DataFrame({**constant, **columns})))
+        return conform(self.table, pd.DataFrame({**constant, **columns}))

@@ -14,7 +14,7 @@ from mfdiag.gradients.run import Measured
 from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
 from mfdiag.measures.plans import EstimatorPlan
 from mfdiag.measures.rows import Rows
-from mfdiag.tables.check import to_arrow, to_pandas
+from mfdiag.tables.check import conform
 
 __all__ = ["hill", "samples_table", "top_share", "variance_table"]
 
@@ -126,4 +126,4 @@ def samples_table(measured: Measured, plan: EstimatorPlan, common: Mapping[str, 
             columns |= {"quantity": quantity, "value": value, "std_error": np.nan, "ci_low": np.nan, "ci_high": np.nan}
             status = np.where(np.isfinite(value), "ok", "nonfinite")
             parts.append(pd.DataFrame({**columns, "n_samples": 1, "status": status}))
-    return to_pandas("samples", to_arrow("samples", pd.concat(parts, ignore_index=True)))
+    return conform("samples", pd.concat(parts, ignore_index=True))

@@ -13,7 +13,7 @@ from mfdiag.errors import InputError
 from mfdiag.tables.fields import Column
 from mfdiag.tables.schema import COMMON, STATUSES, table
 
-__all__ = ["arrow_schema", "to_arrow", "to_pandas"]
+__all__ = ["arrow_schema", "conform", "to_arrow", "to_pandas"]
 
 
 def arrow_schema(name: str) -> pa.Schema:
@@ -82,11 +82,20 @@ def to_arrow(name: str, frame: pd.DataFrame) -> pa.Table:
     Raises InputError for a missing or unknown column, a wrong type, a null or a value that is not allowed, an unknown
     quantity or status, a value that is not finite under status ok, and for two rows with the same keys and quantity.
     """
-    _check_names(name, frame.columns)
-    arrays = [_array(name, column, frame[column.name]) for column in table(name).columns]
-    stored = pa.Table.from_arrays(arrays, schema=arrow_schema(name))
+    stored = _stored(name, frame)
     to_pandas(name, stored)
     return stored
+
+
+def conform(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """A tidy frame, in any column order, with the columns and dtypes of its table. Raises InputError as `to_arrow`."""
+    return to_pandas(name, _stored(name, frame))
+
+
+def _stored(name: str, frame: pd.DataFrame) -> pa.Table:
+    _check_names(name, frame.columns)
+    arrays = [_array(name, column, frame[column.name]) for column in table(name).columns]
+    return pa.Table.from_arrays(arrays, schema=arrow_schema(name))
 
 
 def to_pandas(name: str, stored: pa.Table) -> pd.DataFrame:

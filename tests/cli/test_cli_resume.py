@@ -109,11 +109,14 @@ from pathlib import Path
 from mfdiag.models.mlp import MLP
 
 HERE = Path(__file__).parent
+calls = 0
 
 class Waiting(MLP):
     def forward(self, x, r, t, y=None):
-        if (HERE / "out" / "manifest.json").exists() and not (HERE / "waiting").exists():
-            (HERE / "waiting").touch()  # the first checkpoint is saved: wait in the second for the signal
+        global calls
+        calls += (HERE / "out" / "manifest.json").exists()  # the first checkpoint is saved
+        if calls == 40 and not (HERE / "waiting").exists():
+            (HERE / "waiting").touch()  # in the middle of the second: wait for the signal
             time.sleep(300)
         return super().forward(x, r, t, y)
 
@@ -122,11 +125,12 @@ def network():
 """
 
 
-def test_ctrl_c_keeps_what_is_finished(cli: Run, save: Run, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_measured(cli: Run, save: Run, tmp_path: Path) -> None:
     first, second = save("first", 1), save("second", 2, seed=1)
     out = tmp_path / "out"
     (tmp_path / "waiting.py").write_text(WAITING)
-    arguments = ["sweep", str(first), str(second), *QUICK, "--model", f"{tmp_path / 'waiting.py'}:network"]
+    arguments = ["sweep", str(first), str(second), "--samples", "300", "--chunk", "10"]
+    arguments += ["--model", f"{tmp_path / 'waiting.py'}:network"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mfdiag", *arguments, "--out", str(out)],
         stdout=subprocess.PIPE,
@@ -148,11 +152,12 @@ def test_ctrl_c_keeps_what_is_finished(cli: Run, save: Run, tmp_path: Path) -> N
         f"mfdiag: interrupted; 1 of 2 checkpoints are measured and saved in {out}, go on with --resume."
     )
     assert shown == "" and "Traceback" not in errors
-    assert sorted(os.listdir(out)) == ["manifest.json", "sweep.parquet"]  # noqa: PTH208 - hidden leftovers count
     assert set(read_table("sweep", out)["step"]) == {1}
+    assert len(list((out / ".partial").iterdir())) == 1, "what is measured of the second"
 
     result = cli(*arguments, "--out", out, "--resume")
     assert result.code == 0 and f"{first} is measured already" in result.err
+    assert sorted(os.listdir(out)) == ["figures", "manifest.json", "sweep.parquet"]  # noqa: PTH208 - hidden ones count
     assert cli(*arguments, "--out", tmp_path / "whole").code == 0
     pd.testing.assert_frame_equal(read_table("sweep", out), read_table("sweep", tmp_path / "whole"))
 

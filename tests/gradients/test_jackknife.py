@@ -10,7 +10,7 @@ import torch
 from helpers import accumulated, one_cell
 from scipy import stats
 
-from mfdiag.gradients.moments import Estimate, Moments, jackknife, scalar_replicates
+from mfdiag.gradients.moments import Estimate, Moments, jackknife, positive_jackknife, scalar_replicates
 
 REPEATS = 800
 # 95 % intervals are asked to cover at least 90 % of the time, within two binomial standard errors of 800 replications
@@ -101,11 +101,35 @@ def test_coverage_of_a_mean(law: Law) -> None:
 
 
 @LAWS
-def test_coverage_of_a_variance(law: Law) -> None:
+@pytest.mark.parametrize("spread", [jackknife, positive_jackknife])
+def test_coverage_of_a_variance(law: Law, spread: Callable[..., Estimate]) -> None:
     values, variance = law(np.random.default_rng(1), (REPEATS, 1, 1024, 2))
     moments = moments_of(values)
-    covered = coverage(jackknife(moments.S[:, :, 0, 0], moments.count), 2 * variance)
+    covered = coverage(spread(moments.S[:, :, 0, 0], moments.count), 2 * variance)
     assert LEAST <= covered <= 0.98
+
+
+@pytest.mark.parametrize("samples", [256, 1024])
+def test_the_log_scale_covers_better_where_tails_are_heavy(samples: int) -> None:
+    """Variance of exp of N(0, 0.8^2), kurtosis 34: the plain interval misses above, its logarithm's less often."""
+    values = np.random.default_rng(7).lognormal(0, 0.8, (REPEATS, 1, samples, 1))
+    truth = (np.exp(0.64) - 1) * np.exp(0.64)
+    moments = moments_of(values)
+    plain, log = (coverage(f(moments.S[:, :, 0, 0], moments.count), truth) for f in (jackknife, positive_jackknife))
+    assert plain < log <= 0.98
+
+
+def test_a_positive_quantity_keeps_its_value_and_a_positive_interval() -> None:
+    replicates = np.array([[3.0, 1.0], [0.5, 1.1], [9.0, -0.2], [1.0, 1.0]])
+    count = np.array([4, 4, 4])
+    found, plain = positive_jackknife(replicates, count), jackknife(replicates, count)
+    np.testing.assert_array_equal(found.value, plain.value)
+    log = jackknife(np.log(replicates[:, 0]), count)
+    assert plain.low[0] < 0 < found.low[0] and (found.low[0], found.high[0]) == pytest.approx(
+        (np.exp(log.low), np.exp(log.high))
+    )
+    for name in ("low", "high", "std_error"):
+        assert getattr(found, name)[1] == getattr(plain, name)[1], "a replicate below zero has no logarithm"
 
 
 def test_coverage_of_a_squared_mean() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -133,10 +135,26 @@ def test_layers_add_up_and_parameters_share_their_layer() -> None:
     torch.testing.assert_close(accumulator.diagonal[:, 0], norms)
 
 
+def test_an_accumulator_goes_on_from_its_state(times: tuple[np.ndarray, np.ndarray]) -> None:
+    gradients, cells = gradients_of(1, 2, 300, 3), make_cells(*times, (2, 3))
+    ordered = gradients[:, cells.order]
+    first, second = (Accumulator(cells, {"w": 3}, 1, 2) for _ in range(2))
+    first.add(130, [("w", Dense(ordered[:, :130]))])
+    second.restore(copy.deepcopy(first.state()))
+    for accumulator in (first, second):
+        accumulator.add(170, [("w", Dense(ordered[:, 130:]))])
+    for cell, layers in first.moments.items():
+        for name in ("count", "gram", "own", "cross", "norm"):
+            np.testing.assert_array_equal(getattr(second.moments[cell]["w"], name), getattr(layers["w"], name))
+    assert torch.equal(first.diagonal, second.diagonal)
+    for one, other in zip(first.halves(), second.halves(), strict=True):
+        np.testing.assert_array_equal(one.norm, other.norm)
+
+
 def test_halves_are_every_second_block() -> None:
     n = 640
     gradients, cells = gradients_of(1, 2, n, 3), one_cell(n)
-    halves = accumulated(gradients, 1, cells).halves
+    halves = accumulated(gradients, 1, cells).halves()
     for k, half in enumerate(halves):
         expected = plain(gradients.numpy()[:, cells.block % 2 == k])
         found = half.replicates()

@@ -1,0 +1,283 @@
+"""measure(): what changes its numbers and what must not, and one sentence for everything it cannot measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import Unknown, randomised, rows
+from torch import Tensor, nn
+
+from mfdiag import InputError, load_data, measure
+from mfdiag.flow.datasets import FiniteData
+from mfdiag.models.mlp import MLP
+
+LABELLED = FiniteData("labelled", np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 3)
+
+
+def network(seed: int = 0, dim: int = 2, classes: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomised(MLP(dim, hidden=6, depth=2, num_classes=classes))
+
+
+def tables_of(**changed: Any) -> dict[str, pd.DataFrame]:
+    options: dict[str, Any] = {
+        "model": network(),
+        "data": LABELLED,
+        "times": "uniform:0.3",
+        "proxy": "ema",
+        "proxy_model": network(1),
+        "beta": (0.0, 0.7),
+        "samples": 200,
+        "bins": (2, 2),
+        "dtype": torch.float64,
+    }
+    return measure(**(options | changed))
+
+
+def assert_same(found: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame], tolerance: float) -> None:
+    for name, frame in expected.items():
+        numbers = ["value", "std_error", "ci_low", "ci_high"]
+        pd.testing.assert_frame_equal(found[name].drop(columns=numbers), frame.drop(columns=numbers))
+        for column in numbers:
+            np.testing.assert_allclose(found[name][column], frame[column], rtol=tolerance, atol=1e-9, err_msg=column)
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    return tables_of()
+
+
+def test_the_same_seed_gives_the_same_frames(tables: dict[str, pd.DataFrame]) -> None:
+    again = tables_of()
+    for name, frame in tables.items():
+        pd.testing.assert_frame_equal(again[name], frame, check_exact=True)
+
+
+@pytest.mark.parametrize("chunk", [7, 64, 200])
+def test_the_chunk_changes_nothing(tables: dict[str, pd.DataFrame], chunk: int) -> None:
+    assert_same(tables_of(chunk=chunk), tables, 1e-6)
+
+
+def test_one_sample_at_a_time_changes_nothing(tables: dict[str, pd.DataFrame]) -> None:
+    assert_same(tables_of(chunk=1, tables=("sweep",)), {"sweep": tables["sweep"]}, 1e-6)
+
+
+def test_the_engine_changes_nothing(tables: dict[str, pd.DataFrame]) -> None:
+    assert_same(tables_of(engine="reference"), tables, 1e-6)
+
+
+def test_single_precision_is_close(tables: dict[str, pd.DataFrame]) -> None:
+    keys = {"quantity": "variance", "space": "gradient", "layer": "all"}
+    single, double = (rows(one["sweep"], **keys)["value"] for one in (tables_of(dtype=torch.float32), tables))
+    np.testing.assert_allclose(single, double, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"proxy": "self"}, {"times": "uniform"}, {"samples": 199}])
+def test_what_should_change_the_numbers_does(tables: dict[str, pd.DataFrame], changed: dict[str, Any]) -> None:
+    values = [one["sweep"].query("layer == 'all' and t_low.isna()")["value"] for one in (tables_of(**changed), tables)]
+    assert not np.isclose(*values, rtol=1e-8, atol=0).all()
+
+
+def test_more_samples_begin_with_the_same_ones(tables: dict[str, pd.DataFrame]) -> None:
+    keys = ["estimator", "quantity", "index"]
+    long, short = (
+        one["samples"].query("index < 120").sort_values(keys).reset_index(drop=True)
+        for one in (tables_of(samples=260), tables_of(samples=120))
+    )
+    pd.testing.assert_frame_equal(long[[*keys, "r", "t", "label"]], short[[*keys, "r", "t", "label"]])
+    np.testing.assert_allclose(long["value"], short["value"], rtol=1e-9)
+    assert short["label"].isin([0, 1, 2]).all()
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = network().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tables_of(model=model)
+    assert model.training and all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_labels_reach_models_that_take_them() -> None:
+    blind = tables_of(model=network(classes=0), proxy="self", proxy_model=None, tables=("sweep",))["sweep"]
+    bare = FiniteData("labelled", LABELLED.points)
+    same = tables_of(model=network(classes=0), proxy="self", proxy_model=None, tables=("sweep",), data=bare)["sweep"]
+    pd.testing.assert_frame_equal(blind, same)
+    sighted, unsighted = (
+        tables_of(proxy="self", proxy_model=None, tables=("sweep",), data=data)["sweep"] for data in (LABELLED, bare)
+    )
+    assert not np.allclose(sighted["value"], unsighted["value"])
+
+
+def test_arrays_names_and_data_are_the_same_data() -> None:
+    frames = [
+        tables_of(data=data, model=network(classes=0), proxy="self", proxy_model=None, tables=("sweep",))["sweep"]
+        for data in (LABELLED.points, FiniteData("array", LABELLED.points))
+    ]
+    pd.testing.assert_frame_equal(*frames)
+
+
+@pytest.mark.parametrize("bins", [(3, 3), (1, 3), None])
+def test_a_stratified_grid_reports_its_own_cells_alone(bins: tuple[int, int] | None) -> None:
+    """Its cells weigh alike, whatever their area: no mean over several of them belongs to the model's times."""
+    found = tables_of(times="grid:3,3", bins=bins, samples=600)
+    for name in ("sweep", "variance", "coefficient"):
+        edges = found[name][["r_low", "r_high", "t_low", "t_high"]].drop_duplicates()
+        assert edges.notna().all(axis=None), f"{name} mixes cells:\n{edges}"
+        assert len(edges) == 6
+    assert not found["variance"]["quantity"].isin(["top1_share", "tail_index"]).any()
+
+
+class Mixing(nn.Module):
+    """Subtracts the batch's mean, as batch normalisation does in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.layer(x)
+        return torch.tanh(h - 0.5 * h.mean(0)) * (1 + t[:, None])
+
+
+class Output(nn.Module):
+    """An MLP whose output goes through a function."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.body, self.change = network(classes=0), change
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Any:
+        return self.change(self.body(x, r, t))
+
+
+class NoTimes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def with_nan() -> nn.Module:
+    model = network()
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name == "layers.2.weight")[1, 2] = torch.nan
+    return model
+
+
+class SometimesNan(nn.Module):
+    """Breaks on the rare sample far out, which the first few do not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network(classes=0)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.body(x, r, t) * torch.where(x[:, :1] > 2.0, torch.nan, 1.0)
+
+
+UNLABELLED = {"proxy": "self", "proxy_model": None}
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": with_nan()}, "NaN or infinit.*check.* weights"),
+        ({"model": SometimesNan(), **UNLABELLED}, "NaN or infinit.* first at sample"),
+        ({"model": Mixing(), **UNLABELLED}, "mixes the samples of a batch"),
+        ({"model": network(dim=3, classes=0), **UNLABELLED}, "cannot be evaluated"),
+        ({"model": Output(lambda u: u[:, :1]), **UNLABELLED}, "shape"),
+        ({"model": Output(lambda u: torch.cat([u, u], 1)), **UNLABELLED}, "shape"),
+        ({"model": Output(lambda u: (u, u)), **UNLABELLED}, "."),
+        ({"model": NoTimes(), **UNLABELLED}, "cannot be evaluated"),
+        ({"proxy_model": Output(lambda u: u[:, :1])}, "shape"),
+        ({"proxy_model": network(dim=3, classes=0)}, "cannot be evaluated"),
+        ({"proxy_model": with_nan()}, "NaN or infinit"),
+    ],
+    ids=lambda value: None,
+)
+def test_models_that_cannot_be_measured(engine: str, changed: dict[str, Any], message: str) -> None:
+    refused(message, engine=engine, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weighting": "adaptive:1,0.001", "tables": ("coefficient",)}, "closed forms hold for --weighting none"),
+        ({"weighting": "adaptive:1,0.001"}, "closed forms hold for --weighting none"),
+        ({"weighting": "adaptive:-1"}, "p must lie in"),
+        ({"times": "unifrm"}, "Did you mean 'uniform'"),
+        ({"data": "eight_gausians"}, "Did you mean 'eight_gaussians'"),
+        ({"estimators": ["meanflw"]}, "Did you mean 'meanflow'"),
+        ({"tables": ("sweeps",)}, "Did you mean 'sweep'"),
+        ({"proxy": "ema", "proxy_model": None}, "needs proxy_model"),
+        ({"proxy": "exact", "data": Unknown(LABELLED)}, "marginal velocity is known"),
+        ({"proxy": "exactly"}, "proxy"),
+        ({"engine": "quick"}, "engine"),
+        ({"samples": 1}, "at least 2"),
+        ({"samples": 0}, "at least 2"),
+        ({"chunk": 0}, "chunk"),
+        ({"bins": (0, 2)}, "bins"),
+        ({"beta": ()}, "at least one finite number"),
+        ({"beta": (np.nan,)}, "at least one finite number"),
+        ({"batch_sizes": (0,)}, "at least 1"),
+        ({"data": np.zeros((0, 2))}, "."),
+        ({"data": np.full((5, 2), np.nan)}, "."),
+        ({"seed": -1}, "seed"),
+    ],
+    ids=lambda value: None,
+)
+def test_impossible_requests(changed: dict[str, Any], message: str) -> None:
+    refused(message, **changed)
+
+
+def refused(message: str, **changed: Any) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        tables_of(**changed)
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith("."), text
+
+
+def test_evaluation_mode_is_no_mixing() -> None:
+    """Batch normalisation and dropout in eval mode treat samples one by one, and are measured."""
+
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.SiLU(), nn.Dropout(0.5), nn.Linear(5, 2))
+
+        def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return self.body(x * (1 + t[:, None]) + r[:, None])
+
+    torch.manual_seed(0)
+    found = tables_of(model=Normalised().train(), tables=("sweep",), **UNLABELLED)["sweep"]
+    assert {"body.0", "body.1", "body.4"} < set(found["layer"])
+
+
+def test_without_the_posterior_known_data_are_unknown_data() -> None:
+    changed = {"model": network(classes=0), "proxy": "self", "proxy_model": None, "posterior": "none"}
+    known, unknown = (
+        tables_of(data=data, **changed)["coefficient"].drop(columns="dataset") for data in (LABELLED, Unknown(LABELLED))
+    )
+    pd.testing.assert_frame_equal(known, unknown)
+    assert set(known["form"]) == {"gradient"}
+
+
+def test_progress_counts_to_the_end_and_nothing_is_said_for_nothing() -> None:
+    seen: list[tuple[str, int, int]] = []
+    said: list[str] = []
+    tables_of(progress=lambda *step: seen.append(step), say=said.append, chunk=50, bins=None, tables=("sweep",))
+    assert [done for _, done, _ in seen] == [50, 100, 150, 200] and {total for *_, total in seen} == {200}
+    assert said == []
+
+
+def test_named_data_and_its_own_points_agree() -> None:
+    data = load_data("two_moons")
+    frames = [
+        measure(network(classes=0), source, tables=("sweep",), samples=64, beta=(0.0, 1.0), by_layer=False)["sweep"]
+        for source in ("two_moons", data)
+    ]
+    pd.testing.assert_frame_equal(*frames)
