@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 
@@ -12,6 +13,8 @@ def main() -> None:
     """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 interrupted."""
     from mfdiag.cli.app import app
 
+    # Threads of torch that wait must not spin: on a machine with other work that makes a measurement several times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "±" is no reason to fail

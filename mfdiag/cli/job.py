@@ -18,7 +18,6 @@ from mfdiag.cli.summary import summary
 from mfdiag.errors import InputError
 from mfdiag.estimators import estimators
 from mfdiag.flow.specs import parse_grid
-from mfdiag.flow.times import GridTimes, parse_times
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.run import Settings
 from mfdiag.measures.job import run_job
@@ -106,11 +105,8 @@ def _print(table: str, frame: pd.DataFrame) -> bool:
 def _request(table: str, options: Options) -> Request:
     by = options.by or ("layer" if table == "variance" else "none")
     bins = None
-    times = None if options.times is None else parse_times(options.times)
     if options.bins is not None:
         bins = _bins(options.bins)
-    elif isinstance(times, GridTimes):
-        bins = times.r_bins, times.t_bins
     elif by == "time":
         bins = (1, 10)
     elif table != "sweep" and options.by != "none":

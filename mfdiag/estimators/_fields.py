@@ -6,7 +6,8 @@ low-dimensional, the tangents are the coordinate basis and every other derivativ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,17 @@ class Fields:
         return Fields(self.u, v_c, self.vhat, self.gap, self.along_v - along, self.along_shift + along)
 
 
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """nn.MultiheadAttention and nn.TransformerEncoder step by step, as in training."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def _split(tangents: Tensor) -> tuple[Tensor, ...]:
     return tangents.split(_TANGENTS_AT_ONCE)
 
@@ -96,13 +108,13 @@ def derivatives(
 ) -> tuple[Tensor, Tensor]:
     """u [n, *shape] and its derivatives [m, n, *shape] along the tangents dx [m, n, *shape], dt [m, n] (dr = 0).
 
-    Fused attention has no forward-mode derivative, hence the MATH backend.
+    Fused attention has no forward-mode derivative, hence the MATH backend, also for nn.MultiheadAttention.
     """
 
     def one(dx_: Tensor, dt_: Tensor) -> tuple[Tensor, ...]:
         return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_, dt_))
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path():
         try:
             parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
             return parts[0][0], torch.cat([along for _, along in parts])

@@ -70,6 +70,10 @@ class FiniteData:
     labels: np.ndarray | None = None
     width: int = field(default=1, init=False)
 
+    def __post_init__(self) -> None:
+        if self.points.ndim < 2 or not self.points.size:
+            raise InputError(f"{self.name} must hold samples of at least one number, got shape {self.points.shape}.")
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.points.shape[1:]

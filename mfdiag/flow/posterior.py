@@ -91,9 +91,12 @@ class FinitePosterior:
 
     def __init__(self, points: Tensor, labels: Tensor | None = None, *, tile: int = 2048, queries: int = 512) -> None:
         self.points, self.labels, self.tile, self.queries = points, labels, tile, queries
+        # far from the origin the expanded square loses digits: everything is shifted to the mean of a few points
+        self.centre = points[:: max(1, len(points) // 1024)].double().flatten(1).mean(0)
 
     def __call__(self, x_t: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> PosteriorVelocity:
-        x, time = x_t.double().flatten(1), t.double().clamp_min(_TINY_TIME)
+        time = t.double().clamp_min(_TINY_TIME)
+        x = x_t.double().flatten(1) - (1 - time)[:, None] * self.centre  # x_t of the shifted data
         mean, second, draw = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
         if labels is None or self.labels is None:
             groups = [(self.points, torch.arange(len(x)))]
@@ -106,7 +109,9 @@ class FinitePosterior:
         scale = time[:, None]
         variance = (second - mean**2).clamp_min(0) / scale**2
         return PosteriorVelocity(
-            ((x - mean) / scale).view(x_t.shape), variance.view(x_t.shape), ((x - draw) / scale).view(x_t.shape)
+            ((x - mean) / scale - self.centre).view(x_t.shape),
+            variance.view(x_t.shape),
+            ((x - draw) / scale - self.centre).view(x_t.shape),
         )
 
     def _stream(self, points: Tensor, x: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,7 +124,7 @@ class FinitePosterior:
         tiles = points.split(self.tile)
         masses, tops = torch.empty(n, len(tiles), dtype=torch.float64), torch.empty(n, len(tiles), dtype=torch.float64)
         for j, tile in enumerate(tiles):
-            p = tile.double().flatten(1)
+            p = tile.double().flatten(1) - self.centre
             logits = query @ torch.cat([p, (p**2).sum(1, keepdim=True)], 1).T
             local = logits.amax(1, keepdim=True)
             weights = logits.sub_(local).exp_()
@@ -132,7 +137,7 @@ class FinitePosterior:
         draw = torch.empty_like(x)
         for j in tile_of.unique().tolist():
             rows = torch.nonzero(tile_of == j)[:, 0]
-            p = tiles[j].double().flatten(1)
+            p = tiles[j].double().flatten(1) - self.centre
             logits = query[rows] @ torch.cat([p, (p**2).sum(1, keepdim=True)], 1).T
             inside = (logits - top[rows]).exp().cumsum(1) / total[rows, :1]
             before = share[rows, j - 1] if j else torch.zeros(len(rows), dtype=torch.float64)

@@ -22,7 +22,7 @@ from mfdiag.gradients.moments import BlockMoments
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
 
 _EXACT_BYTES = 512 << 20  # block sums up to this size are kept whole
-_FOLDED_BYTES = 32 << 20  # beyond it, they are sketched to this size
+_FOLDED_BYTES = 48 << 20  # beyond it, they are sketched to this size
 
 
 def layer_of(parameter: str) -> str:

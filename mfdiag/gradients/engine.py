@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mfdiag.errors import InputError
+from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Factors
 from mfdiag.gradients.fast import FastEngine
 from mfdiag.gradients.reference import Inputs, ReferenceEngine, per_sample_gradients
@@ -53,7 +53,7 @@ def check_additive(module: nn.Module, inputs: Inputs, cotangent: Tensor, per_sam
     """
     state = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
     with torch.enable_grad():
-        u = functional_call(module, state, inputs)
+        u = call(module, parameter_places(module), state, inputs)
         if u.shape != cotangent.shape:
             came, expected = tuple(u.shape[1:]), tuple(cotangent.shape[1:])
             raise InputError(f"The model returns samples of shape {came} where u of shape {expected} is expected.")

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Dense, Factors, Mixed, Outer
 from mfdiag.gradients.reference import Inputs, per_sample_gradients
 from mfdiag.gradients.rules import rule_for
@@ -44,11 +44,13 @@ class FastEngine:
         self.module = module
         self.state = {k: p.detach() for k, p in module.named_parameters()}
         self.names = {id(p): k for k, p in module.named_parameters()}
+        self.places = parameter_places(module)
         self.layers = {k: m for k, m in module.named_modules() if rule_for(m) is not None}
         ruled = {self.names[id(p)] for m in self.layers.values() for p in m.parameters(recurse=False)}
         self.bare: dict[str, int] = {}
         self.fallback: set[str] = set(self.state) - ruled
-        self._copied: set[str] = set()
+        self._copied: set[str] = set()  # layers whose output is overwritten by what follows
+        self._leaves: set[str] = set()  # layers before which nothing needs a gradient
         self.bytes_per_sample = 0
         self._prepare(inputs, cotangents, truth, say)
 
@@ -110,7 +112,7 @@ class FastEngine:
         n = len(inputs[0])
         bare = {k: _expanded(self.state[k], n, axes).requires_grad_() for k, axes in self.bare.items()}
         with self._hooks() as record, torch.enable_grad():
-            u = functional_call(self.module, {**self.state, **bare}, inputs)
+            u = self._forward({**self.state, **bare}, inputs)
         changed = {layer for layer, _, out, version in record if out._version != version}
         if changed:
             raise _ChangedInPlaceError(changed)
@@ -126,6 +128,14 @@ class FastEngine:
         uses = [(layer, a, g) for (layer, a, _, _), g in zip(record, found, strict=False)]
         return uses, dict(zip(bare, found[len(record) :], strict=True))
 
+    def _forward(self, tensors: dict[str, Tensor], inputs: Inputs) -> Tensor:
+        try:
+            return call(self.module, self.places, tensors, inputs)
+        except RuntimeError as error:
+            if "leaf Variable" in str(error) and "in-place" in str(error):
+                raise _ChangedInPlaceError(self._leaves) from error
+            raise
+
     @contextmanager
     def _hooks(self) -> Iterator[list[tuple[str, Tensor, Tensor, int]]]:
         """Records (layer, input, output, output version) of every use of every layer that has a rule."""
@@ -135,6 +145,7 @@ class FastEngine:
             def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
                 if not out.requires_grad:
                     out.requires_grad_()
+                    self._leaves.add(layer)
                 taken = args[0].detach() if args else out.new_empty(0)  # a keyword call ends with the reference
                 record.append((layer, taken, out, out._version))
                 return out.clone() if layer in self._copied else out

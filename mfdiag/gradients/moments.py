@@ -136,8 +136,9 @@ def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = 0.95) ->
     """Estimate from replicates [1 + g, ...]: the full sample's value, then the values without each of g blocks.
 
     Delete-a-block jackknife for blocks of unequal size (Busing, Meijer and van der Leeden 1999), Student's t on g - 1
-    degrees of freedom. No normality of the data is assumed; for the product of means it errs on the wide side where the
-    means vanish, as the jackknife of a degenerate U-statistic does.
+    degrees of freedom. No normality of the data is assumed. For M of a mean that vanishes in d dimensions the interval
+    covers 81 % (d = 1), 94 % (d = 3) to 99 % (d = 30): the jackknife of a degenerate U-statistic is wide on average,
+    but narrow where the estimate happens to be lowest.
     """
     value, left_out = replicates[0], replicates[1:]
     g, n = len(count), int(count.sum())

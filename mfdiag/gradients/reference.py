@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Dense, Factors
 
 __all__ = ["ReferenceEngine", "per_sample_gradients"]
@@ -27,12 +28,13 @@ def per_sample_gradients(
     """
     state = {k: p.detach() for k, p in module.named_parameters()}
     wanted = {k: state[k] for k in (state if names is None else names)}
+    places = parameter_places(module)
     x, r, t, labels = inputs
 
     def one(x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, e: Tensor) -> dict[str, Tensor]:
         def forward(parameters: dict[str, Tensor]) -> Tensor:
             batch = (x[None], r[None], t[None], None if labels is None else labels[None])
-            return functional_call(module, {**state, **parameters}, batch)[0]
+            return call(module, places, {**state, **parameters}, batch)[0]
 
         pull = vjp(forward, wanted)[1]
         return vmap(lambda e_c: pull(e_c)[0])(e)

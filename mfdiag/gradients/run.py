@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError
-from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, evaluate
-from mfdiag.flow.draw import Batch, Draws
-from mfdiag.flow.seeds import uniforms
+from mfdiag.errors import InputError, did_you_mean
+from mfdiag.estimators._fields import Fields
+from mfdiag.flow.draw import Draws
+from mfdiag.flow.times import GridTimes
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
 from mfdiag.gradients.engine import prepare_engine
 from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.maker import FieldMaker, Needs, Proxy
 from mfdiag.gradients.partial import Partial
 from mfdiag.gradients.reference import Inputs
 
@@ -28,16 +29,7 @@ _CHECKED = 2  # samples on which a run checks itself before it starts
 _CHUNK_BYTES = 160 << 20
 _LARGEST_CHUNK = 1024
 
-Proxy = Literal["self", "ema", "exact", "teacher"]
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a plan asks of the fields besides u and its two derivatives."""
-
-    posterior: bool = True  # the marginal velocity, where it is known
-    second_draw: bool = False
-    jacobian: bool = False
+Engines = Literal["auto", "fast", "reference"]
 
 
 class Plan(Protocol):
@@ -72,9 +64,19 @@ class Settings:
     samples: int = 4096
     bins: tuple[int, int] | None = None
     chunk: int | None = None  # samples at once; None chooses by memory
-    engine: Literal["auto", "fast", "reference"] = "auto"
+    engine: Engines = "auto"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise InputError(f"--samples must be at least 2, got {self.samples}.")
+        if self.chunk is not None and self.chunk < 1:
+            raise InputError(f"--chunk must be at least 1, got {self.chunk}.")
+        if self.bins is not None and not all(1 <= count <= 100 for count in self.bins):
+            raise InputError(f"--bins takes two whole numbers from 1 to 100, got {self.bins}.")
+        if self.engine not in get_args(Engines):
+            raise did_you_mean("engine", self.engine, get_args(Engines))
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ def run_pass(
 
     Raises InputError where the model mixes samples, returns non-finite numbers, or lacks a forward-mode derivative.
     """
-    if settings.samples < 2:
-        raise InputError(f"--samples must be at least 2, got {settings.samples}.")
+    if proxy not in get_args(Proxy):
+        raise did_you_mean("proxy", proxy, get_args(Proxy))
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -131,8 +133,11 @@ def run_pass(
         guide = copy.deepcopy(proxy_module).to(settings.device, settings.dtype).eval().requires_grad_(False)
     numbers = np.arange(settings.samples)
     r, t = draws.times_of(numbers)
-    cells = make_cells(r, t, settings.bins)
-    maker = _FieldMaker(measured, guide, draws, plan.needs, settings, proxy)
+    bins = settings.bins
+    if isinstance(draws.times, GridTimes):  # only its own cells are samples of one law
+        bins = (draws.times.r_bins, draws.times.t_bins)
+    cells = make_cells(r, t, bins)
+    maker = FieldMaker(measured, guide, draws, plan.needs, proxy, lambda a: a.to(settings.device, settings.dtype))
 
     engine = prepare_engine(measured, maker.inputs(draws.batch(cells.order[:_CHECKED])), settings.engine, note)
     cotangents_at_once = plan.groups * plan.size + 2  # and the activations themselves, forward and backward
@@ -219,63 +224,6 @@ def _chunk(fitting: int, cells: Cells) -> int:
     block = max(1, n // cells.blocks)
     chunks = -(-n // int(np.clip(fitting, 1, _LARGEST_CHUNK)))
     return -(-n // (chunks * block)) * block if n > chunks * block else -(-n // chunks)
-
-
-class _FieldMaker:
-    """Sample numbers -> (model inputs, fields) on the run's device and in its dtype."""
-
-    def __init__(
-        self, module: nn.Module, guide: nn.Module, draws: Draws, needs: Needs, settings: Settings, proxy: Proxy
-    ) -> None:
-        self.module, self.guide, self.draws, self.needs, self.proxy = module, guide, draws, needs, proxy
-        self.settings = settings
-        self.known = needs.posterior and draws.posterior is not None
-        if proxy == "exact" and draws.posterior is None:
-            raise InputError(f"--proxy exact needs data whose marginal velocity is known; {draws.data.name!r} is not.")
-
-    def inputs(self, batch: Batch) -> Inputs:
-        """x_t, r, t and labels as the model takes them."""
-        x, r, t = (self._cast(a) for a in (batch.x_t, batch.r, batch.t))
-        return x, r, t, None if batch.labels is None else batch.labels.to(x.device)
-
-    def __call__(self, index: np.ndarray) -> tuple[Inputs, Fields]:
-        batch = self.draws.batch(index)
-        posterior = None
-        if self.known or self.proxy == "exact":
-            posterior = self.draws.velocity_posterior(batch)
-        x, r, t, labels = self.inputs(batch)
-        if self.proxy == "exact" and posterior is not None:
-            vhat = self._cast(posterior.mean)
-        else:
-            with torch.no_grad():
-                vhat = self.guide(x, t, t, labels)
-        known = posterior if self.known else None
-        fields = evaluate(
-            self.module,
-            x,
-            r,
-            t,
-            labels,
-            self._cast(batch.velocity),
-            vhat,
-            marginal=None if known is None else self._cast(known.mean),
-            variance=None if known is None else self._cast(known.variance),
-            other=self._cast(known.draw) if known is not None and self.needs.second_draw else None,
-            jacobian=self.needs.jacobian,
-            signs=self._signs(index, x) if self.needs.jacobian else None,
-        )
-        return (x, r, t, labels), fields
-
-    def _cast(self, a: Tensor) -> Tensor:
-        return a.to(self.settings.device, self.settings.dtype)
-
-    def _signs(self, index: np.ndarray, x: Tensor) -> Tensor | None:
-        d = x[0].numel()
-        if d <= FULL_JACOBIAN_DIM:
-            return None
-        u = uniforms(self.draws.seed, "probes", index, PROBES * d)
-        signs = torch.as_tensor(np.where(u < 0.5, -1.0, 1.0)).view(len(index), PROBES, *x.shape[1:])
-        return self._cast(signs.transpose(0, 1).contiguous())
 
 
 def _require_finite(cotangents: Tensor, fields: Fields, inputs: Inputs, index: np.ndarray) -> None:

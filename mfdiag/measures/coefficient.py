@@ -118,12 +118,13 @@ def _isotropic_and_diagonal(rows: Rows, measured: Measured, dim: int) -> None:
         sigma2d, bias2 = means["sigma2d"], means["bias2"]
         for quantity, replicates in (("sigma2d", sigma2d), ("bias2", bias2)):
             rows.add(quantity, jackknife(replicates, count), box, **_keys("isotropic", "tangent"))
+        # E|A|_F^2 = E|J|_F^2 + 2 tr J + d with A = J + I: nothing to control where A vanishes, as at r = t
+        still = bool(means["jacobi_fro2"][0] + dim * (2 * means["kappa"][0] + 1) <= _DEGENERATE * dim)
         kappas = {"signed": means["kappa"], "magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
         for kind, kappa in kappas.items():
             keys = _keys("isotropic", "tangent", kind=kind)
             rows.add("kappa", jackknife(kappa, count), box, **keys)
             optimum = isotropic_optimum(kappa, sigma2d, bias2)
-            rows.add("optimum", jackknife(optimum, count), box, **keys)
+            rows.add("optimum", jackknife(optimum, count), box, **keys, degenerate=still)
         optimum = diagonal_optimum(means["diagonal/numerator"], means["diagonal/denominator"])
-        still = bool(means["diagonal/denominator"][0] <= _DEGENERATE * sigma2d[0])
         rows.add("optimum", jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=still)

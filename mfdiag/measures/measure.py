@@ -73,8 +73,6 @@ class Request:
             raise InputError(f"--batch-size must be at least 1 and at most 2^62, got {list(self.batch_sizes)}.")
         if not 0 <= self.seed <= _LARGEST:
             raise InputError(f"--seed must be at least 0 and at most 2^62, got {self.seed}.")
-        if self.settings.samples < 2:
-            raise InputError(f"--samples must be at least 2, got {self.settings.samples}.")
         if not len(self.estimators):
             raise InputError("--estimator needs at least one name.")
         for name in self.estimators:

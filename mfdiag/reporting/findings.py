@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,25 +25,30 @@ class Findings(NamedTuple):
 
 def findings(tables: Mapping[str, pd.DataFrame]) -> list[Findings]:
     """Sentences for each model and setting in the tables (by name, tidy); none where a table lacks their rows."""
-    heads = pd.concat([frame[_SETTINGS] for frame in tables.values()]).drop_duplicates()
-    told = [name for name in _SETTINGS[2:] if heads[name].nunique(dropna=False) > 1]
+    keys = {name: _keys(frame) for name, frame in tables.items()}
+    subjects = list(dict.fromkeys(key for found in keys.values() for key in found))
+    told = [len(set(values)) > 1 for values in zip(*subjects, strict=True)]
     found = []
-    for _, head in heads.iterrows():
-        sentences = []
-        for name, tell in _TELL.items():
-            if name in tables:
-                sentence = tell(_same(tables[name], head))
-                sentences += [sentence] if sentence else []
-        step = [] if pd.isna(head["step"]) else [f"step {int(head['step']):,}"]
-        settings = [f"{name} {head[name]}" for name in told if pd.notna(head[name])]
-        if sentences:
-            found.append(Findings(", ".join([str(head["checkpoint"]), *step, *settings]), sentences))
+    for subject in subjects:
+        sentences = [
+            tell(tables[name][[key == subject for key in keys[name]]]) for name, tell in _TELL.items() if name in tables
+        ]
+        checkpoint, step, *settings = subject
+        parts = [checkpoint, *([] if step is None else [f"step {step:,}"])]
+        parts += [
+            f"{name} {value}"
+            for name, value, tell in zip(_SETTINGS[2:], settings, told[2:], strict=True)
+            if tell and value is not None
+        ]
+        if any(sentences):
+            found.append(Findings(", ".join(map(str, parts)), list(filter(None, sentences))))
     return found
 
 
-def _same(frame: pd.DataFrame, head: pd.Series) -> pd.DataFrame:
-    keys = frame[_SETTINGS].astype(str)
-    return frame[(keys == head.astype(str)).all(axis=1)]
+def _keys(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """The settings of each row, None where null."""
+    settings = frame[_SETTINGS].astype(object)
+    return list(settings.where(settings.notna(), None).itertuples(index=False, name=None))
 
 
 def _sweep(frame: pd.DataFrame) -> str:
@@ -97,7 +102,7 @@ def _variance(frame: pd.DataFrame) -> str:
     times = times[times["status"] == "ok"]
     if not times.empty:
         top = times.iloc[int(times["value"].to_numpy().argmax())]
-        text += f"; it is largest for t in [{top['t_low']:g}, {top['t_high']:g}], {_with_interval(top)}"
+        text += f"; the variance is largest for t in [{top['t_low']:g}, {top['t_high']:g}], {_with_interval(top)}"
     return text + "."
 
 

@@ -1,0 +1,41 @@
+# Python 3.11 or later and make are enough: every target first sets up .venv, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test lint docs clean
+
+help:
+	@echo "make demo   measure the bundled checkpoint into demo/ and say what came out"
+	@echo "make test   all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make docs   write the generated pages of docs/ again"
+	@echo "make clean  remove .venv and demo/"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mfdiag needs Python 3.11 or later; set PYTHON.")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/mfdiag sweep --out demo --overwrite
+	$(BIN)/mfdiag variance --out demo --overwrite
+	$(BIN)/mfdiag coefficient --out demo --overwrite
+	$(BIN)/mfdiag report demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python -m mfdiag.tables.docs
+	$(BIN)/python -m mfdiag.cli.docs
+
+clean:
+	rm -rf .venv demo

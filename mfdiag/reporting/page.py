@@ -1,0 +1,109 @@
+"""One self-contained HTML page of a folder of tables: what they show, the figures, the main numbers, how it was run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mfdiag._version import __version__
+from mfdiag.figures.select import overall
+from mfdiag.figures.style import number
+from mfdiag.reporting.findings import findings
+from mfdiag.storage import replacing
+from mfdiag.tables.schema import STATUSES, TABLES
+from mfdiag.tables.store import MANIFEST, read_json
+
+__all__ = ["write_page"]
+
+_KEYS = ("checkpoint", "step", "estimator", "space", "form", "role", "kappa_kind", "beta", "gamma", "batch_size")
+
+
+class _Table(NamedTuple):
+    title: str
+    doc: str
+    columns: list[str]
+    rows: list[list[str]]
+    keys: int  # leading columns that are no numbers
+
+
+def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out: Path) -> Path:
+    """Writes `out/report.html`, which needs no other file; `figures` are paths of which the SVG ones are put into it.
+
+    Raises InputError where it cannot be written or the manifest is no JSON.
+    """
+    environment = Environment(loader=PackageLoader("mfdiag.reporting", "."), autoescape=True, undefined=StrictUndefined)
+    shown = [table for name, frame in tables.items() if (table := _table(name, frame)) is not None]
+    doubts = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
+    datasets = sorted({str(name) for frame in tables.values() for name in frame["dataset"].unique()})
+    text = environment.get_template("page.html.j2").render(
+        title=f"{out.resolve().name}: {', '.join(datasets)}",
+        findings=findings(tables),
+        figures=[(path.stem, _inline(path)) for path in figures if path.suffix == ".svg"],
+        tables=shown,
+        statuses=[STATUSES[name] for name in doubts],
+        runs=dict(_runs(out)),
+        version=__version__,
+    )
+    path = out / "report.html"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _inline(path: Path) -> Markup:
+    """The drawing without its XML head; names inside it get the file's stem, since a page holds several drawings."""
+    text = path.read_text(encoding="utf-8")
+    text = text[text.index("<svg") :]
+    for before in ('id="', 'href="#', "url(#"):
+        text = text.replace(before, f"{before}{path.stem}-")
+    return Markup(text)  # drawn by this project from numbers and escaped text
+
+
+def _table(name: str, frame: pd.DataFrame) -> _Table | None:
+    """The rows over everything; None where there are none (`samples`, stratified maps)."""
+    if name == "samples":
+        return None
+    rows = overall(frame)
+    if rows.empty:
+        return None
+    keys = [key for key in _KEYS if key in rows and rows[key].astype(str).nunique() > 1]
+    cells = [
+        [*(_text(row[key]) for key in keys), row["quantity"], *_interval(row), row["status"].replace("ok", "")]
+        for row in rows.to_dict("records")
+    ]
+    columns = [*keys, "quantity", "value", "from", "to", "status"]
+    return _Table(name, TABLES[name].doc, columns, cells, len(keys) + 1)
+
+
+def _interval(row: Mapping[Any, Any]) -> list[str]:
+    return ["" if pd.isna(row[key]) else number(row[key]) for key in ("value", "ci_low", "ci_high")]
+
+
+def _text(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _runs(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """What the manifest says of each command."""
+    if not (out / MANIFEST).exists():
+        return
+    for name, entry in read_json(out / MANIFEST).items():
+        hardware, command = entry["hardware"], entry["command"]
+        yield (
+            name,
+            {
+                "command": " ".join(["mfdiag", *(json.dumps(a) if " " in a else a for a in command[1:])]),
+                "finished": entry["finished"][:16].replace("T", " "),
+                "seconds": f"{entry['seconds']:.1f}",
+                "hardware": f"{hardware['cpu']}, {hardware['usable_cores']} cores",
+                "versions": ", ".join(f"{package} {version}" for package, version in entry["versions"].items()),
+            },
+        )
