@@ -30,6 +30,7 @@ class _Table(NamedTuple):
     columns: list[str]
     rows: list[list[str]]
     keys: int  # leading columns that are no numbers
+    open: bool  # shown at once, not on demand
 
 
 def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out: Path) -> Path:
@@ -78,7 +79,7 @@ def _table(name: str, frame: pd.DataFrame) -> _Table | None:
         for row in rows.to_dict("records")
     ]
     columns = [*keys, "quantity", "value", "from", "to", "status"]
-    return _Table(name, TABLES[name].doc, columns, cells, len(keys) + 1)
+    return _Table(name, TABLES[name].doc, columns, cells, len(keys) + 1, name != "sweep")
 
 
 def _interval(row: Mapping[Any, Any]) -> list[str]:

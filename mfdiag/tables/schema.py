@@ -55,8 +55,8 @@ STATUSES = {
             "negative_estimate",
             "An unbiased estimate of something that cannot be negative came out below zero: the truth is smaller than "
             "the noise of the estimate. The value is kept, not clamped.",
-            "Take it as zero to within variance / n_samples; raise --samples, or measure on data with a known posterior, "
-            "where the mean is estimated with far less noise.",
+            "Take it as zero to within variance / n_samples; raise --samples, or measure on data with a known "
+            "posterior, where the mean is estimated with far less noise.",
         ),
         Status(
             "degenerate_control",
@@ -206,7 +206,8 @@ TABLES = {
                 Column(
                     "form",
                     "string",
-                    "isotropic: kappa/(kappa+1) sigma2d/(sigma2d + bias2); diagonal: the one beta that is best over all coordinates; "
+                    "isotropic: kappa/(kappa+1) sigma2d/(sigma2d + bias2); diagonal: the one beta that is best over "
+                    "all coordinates, each with its own J_ii, Sigma_ii, b_i; "
                     "matrix: tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2); plane: beta and gamma together, from "
                     "the residual; gradient: from the moments S and M of the gradients.",
                     choices=("isotropic", "diagonal", "matrix", "plane", "gradient"),

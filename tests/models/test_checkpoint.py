@@ -61,8 +61,8 @@ def saved(tmp_path: Path, model: MLP, ema: dict[str, Tensor]) -> Path:
 
 @pytest.fixture
 def factory(tmp_path: Path) -> str:
-    (tmp_path / "networks.py").write_text(FACTORY)
-    return f"{tmp_path / 'networks.py'}:small"
+    (tmp_path / "user_networks.py").write_text(FACTORY)
+    return f"{tmp_path / 'user_networks.py'}:small"
 
 
 def refusal(path: Path, **options: Any) -> str:
@@ -163,7 +163,7 @@ def test_factory_overrides_a_description_and_module_factories_work(
 ) -> None:
     assert load_model(saved, factory=factory).description is not None
     monkeypatch.chdir(tmp_path)
-    assert isinstance(load_model(saved, factory="networks:small").module, MLP)
+    assert isinstance(load_model(saved, factory="user_networks:small").module, MLP)
 
 
 def test_half_precision_weights_take_the_networks_dtype(tmp_path: Path, factory: str, model: MLP) -> None:
@@ -277,7 +277,7 @@ def test_bad_factories(tmp_path: Path, saved: Path, factory: str) -> None:
     file = factory.rpartition(":")[0]
     (tmp_path / "syntax.py").write_text("def (")
     for given, expected in [
-        ("networks", "FILE.py:factory or pkg.module:factory"),
+        ("user_networks", "FILE.py:factory or pkg.module:factory"),
         (f"{tmp_path}/none.py:small", "does not exist"),
         (f"{file}:large", "'large' in"),
         (f"{file}:broken", "raised ValueError: no such width"),
