@@ -1,4 +1,4 @@
-"""What one would write without mfdiag, to be compared with: no sharing between coefficients, gradients multiplied out."""
+"""What one would write without mfdiag: nothing shared between coefficients, per-sample gradients multiplied out."""
 
 from __future__ import annotations
 

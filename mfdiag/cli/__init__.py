@@ -13,7 +13,7 @@ def main() -> None:
     """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 interrupted."""
     from mfdiag.cli.app import app
 
-    # Threads of torch that wait must not spin: on a machine with other work that makes a measurement several times slower
+    # Waiting threads of torch must not spin: beside other work that makes a measurement several times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

@@ -88,7 +88,8 @@ class FieldMaker:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"The proxy's network cannot be evaluated on samples of shape {tuple(x.shape[1:])}: {reason}. Check --proxy."
+                f"The proxy's network cannot be evaluated on samples of shape {tuple(x.shape[1:])}: {reason}; "
+                "check --proxy."
             ) from error
         if vhat.shape != x.shape:
             raise InputError(

@@ -31,7 +31,7 @@ class Page(HTMLParser):
         if found.get("id"):
             self.ids.append(str(found["id"]))
         source = found.get("src") or found.get("href") or found.get("xlink:href") or "#"
-        if not source.startswith("#"):
+        if not source.startswith(("#", "data:")):
             self.outside.append(source)
         self._in_cell = tag == "td"
         if self._in_cell:
