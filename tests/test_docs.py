@@ -1,0 +1,113 @@
+"""What the pages say is so: links lead somewhere, commands parse, code runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import mfdiag
+from mfdiag.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "reports").rglob("*.md")])
+GROUP: Any = typer.main.get_command(app)
+
+
+def blocks(language: str) -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for text in re.findall(
+            rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        ):
+            yield page, text
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every `mfdiag ...` of a shell block or in running text, as (page, command)."""
+    for language in ("sh", "console"):
+        for page, text in blocks(language):
+            for line in text.replace("\\\n", " ").splitlines():
+                yield page.name, line.removeprefix("$ ").partition("  #")[0].strip()
+    for page in PAGES:
+        for text in re.findall(r"`(mfdiag [^`\n]*)`", page.read_text(encoding="utf-8")):
+            yield page.name, text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        place, _, anchor = target.partition("#")
+        if place.startswith("http"):
+            continue
+        assert not place or (page.parent / place).exists(), target
+        heading = anchor.replace("-", " ")
+        assert not anchor or re.search(rf"^#+ {heading}$", text, re.MULTILINE | re.IGNORECASE), target
+
+
+def test_commands_are_those_there_are() -> None:
+    found = {(page, line) for page, line in commands() if line.startswith("mfdiag ")}
+    assert len(found) > 15
+    for page, line in sorted(found):
+        name, *arguments = shlex.split(line)[1:]
+        if name.isupper() or name.startswith("-"):  # `mfdiag COMMAND --help`
+            continue
+        assert name in GROUP.commands, (page, line)
+        command = GROUP.commands[name]
+        given = [word for word in arguments if word.startswith("--")]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(given) <= known | {"--help"}, (page, line)
+
+
+def test_make_targets_are_those_there_are() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for name in re.findall(r"(?:^|`)make ([a-z]+)(?:`|$|  #)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert name in targets, (page.name, name)
+
+
+def test_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    for page, text in blocks("python"):
+        if page.name == "README.md":
+            exec(compile(text, "README.md", "exec"), namespace)
+    shown = capsys.readouterr().out
+    assert "beta" in shown and "ok" in shown and shown.count("\n") == 4
+
+
+def test_python_of_the_tables_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mfdiag.models.mlp import MLP
+    from mfdiag.tables import write_table
+
+    frames = mfdiag.measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["sweep"], samples=64, beta=[0, 1])
+    write_table("sweep", frames["sweep"], tmp_path / "mfdiag-results")
+    monkeypatch.chdir(tmp_path)
+    for page, text in blocks("python"):
+        if page.name == "tables.md":
+            *lines, last = text.strip().splitlines()
+            namespace: dict[str, Any] = {}
+            exec("\n".join(lines), namespace)
+            assert len(eval(last, namespace)) == 2
+
+
+def test_the_estimator_of_the_contributing_page_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mfdiag.estimators
+    from mfdiag.models.mlp import MLP
+
+    ((_, text),) = [(page, text) for page, text in blocks("python") if page.name == "CONTRIBUTING.md"]
+    (tmp_path / "trajectory.py").write_text(text)
+    monkeypatch.setattr(mfdiag.estimators, "__path__", [*mfdiag.estimators.__path__, str(tmp_path)])
+    frames = mfdiag.measure(
+        MLP(2, 4, 1), "gaussian:2,0,1", tables=["variance"], samples=64, estimators=["meanflow", "trajectory"]
+    )
+    assert set(frames["variance"]["estimator"].dropna()) == {"meanflow", "trajectory"}
+
+
+def test_changelog_tells_of_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in text and f"## [{mfdiag.__version__}]" in text
