@@ -20,10 +20,12 @@ from mfdiag.errors import InputError
 
 __all__ = ["FULL_JACOBIAN_DIM", "PROBES", "Fields", "Jacobian", "Known", "Velocity", "derivatives", "evaluate"]
 
+Derivatives = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # tangents dx, dt -> as `derivatives` returns
 Velocity = Callable[..., Tensor]  # (x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape]
 
 FULL_JACOBIAN_DIM = 64  # above it the Jacobian is probed with random signs
 PROBES = 8
+_FEW_TANGENTS = 6  # up to so many, one backward pass each is cheaper than a forward-mode pass of its own
 _TANGENTS_AT_ONCE = 16
 _SHARED_PRIMAL: Any = (None, 0)  # u once, its derivatives tangent by tangent
 
@@ -89,12 +91,16 @@ class Fields:
 
 
 @contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """nn.MultiheadAttention and nn.TransformerEncoder step by step, as in training."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
+def twice_differentiable(wanted: bool = True) -> Iterator[None]:
+    """Attention in elementary steps: the fused kernels know neither forward mode nor a second derivative."""
+    if not wanted:
         yield
+        return
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention in eval mode
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
@@ -114,7 +120,7 @@ def derivatives(
     def one(dx_: Tensor, dt_: Tensor) -> tuple[Tensor, ...]:
         return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_, dt_))
 
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _no_fast_path():
+    with torch.no_grad(), twice_differentiable():
         try:
             parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
             return parts[0][0], torch.cat([along for _, along in parts])
@@ -141,11 +147,19 @@ def evaluate(
     other: Tensor | None = None,
     jacobian: bool = False,
     signs: Tensor | None = None,
+    along: Derivatives | None = None,
 ) -> Fields:
     """Fields at x = x_t. `marginal` (v) and `variance` (diagonal of Sigma) come together; `other` is a second draw.
 
-    `jacobian` asks for A on the coordinate basis (d <= 64), else on the random signs [m, n, *shape].
+    `jacobian` asks for A on the coordinate basis (d <= 64), else on the random signs [m, n, *shape]. `along` replaces
+    `derivatives` for few tangents.
     """
+
+    def differentiated(dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        if along is not None and len(dx) <= _FEW_TANGENTS:
+            return along(dx, dt)
+        return derivatives(model, x, r, t, labels, dx, dt)
+
     n, d = len(x), x[0].numel()
     gap = (t - r).view(-1, *[1] * (x.ndim - 1))
     directions = [v_c, vhat - v_c]
@@ -158,19 +172,19 @@ def evaluate(
         dx = torch.cat([basis, torch.zeros_like(x)[None]])
         dt = torch.zeros(d + 1, n, dtype=x.dtype, device=x.device)
         dt[-1] = 1
-        u, along = derivatives(model, x, r, t, labels, dx, dt)
-        columns = along[:d].flatten(2)  # [d, n, d]: entry j is du/dx_j
+        u, found = differentiated(dx, dt)
+        columns = found[:d].flatten(2)  # [d, n, d]: entry j is du/dx_j
         ways = [torch.einsum("jni,nj->ni", columns, way.flatten(1)).view(x.shape) for way in directions]
-        ways[0] = ways[0] + along[-1]
+        ways[0] = ways[0] + found[-1]
         probed = Jacobian(basis.flatten(2), columns * gap.flatten(1), full=True)
     else:
         probes = signs if jacobian and signs is not None else x.new_empty(0, *x.shape)
         dx = torch.cat([torch.stack(directions), probes])
         dt = torch.zeros(len(dx), n, dtype=x.dtype, device=x.device)
         dt[0] = 1
-        u, along = derivatives(model, x, r, t, labels, dx, dt)
-        ways = list(along[: len(directions)])
-        probed = Jacobian(probes.flatten(2), (along[len(directions) :] * gap).flatten(2), full=False)
+        u, found = differentiated(dx, dt)
+        ways = list(found[: len(directions)])
+        probed = Jacobian(probes.flatten(2), (found[len(directions) :] * gap).flatten(2), full=False)
     if u.shape != x.shape:
         raise InputError(f"The model returned shape {tuple(u.shape)} where u of shape {tuple(x.shape)} was expected.")
     known = None

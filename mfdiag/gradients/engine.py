@@ -12,6 +12,7 @@ from mfdiag.errors import InputError
 from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Factors
 from mfdiag.gradients.fast import FastEngine
+from mfdiag.gradients.opened import Opened
 from mfdiag.gradients.reference import Inputs, ReferenceEngine, per_sample_gradients
 
 __all__ = ["Engine", "check_additive", "prepare_engine"]
@@ -22,7 +23,13 @@ class Engine(Protocol):
 
     bytes_per_sample: int
 
-    def factors(self, inputs: Inputs, cotangents: Tensor) -> Iterator[tuple[str, Factors]]: ...
+    def open(self, inputs: Inputs) -> Opened | None:
+        """A forward pass for `factors` to share, if it also gives directional derivatives."""
+        ...
+
+    def factors(
+        self, inputs: Inputs, cotangents: Tensor, opened: Opened | None = None
+    ) -> Iterator[tuple[str, Factors]]: ...
 
 
 def prepare_engine(

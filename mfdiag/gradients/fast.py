@@ -14,8 +14,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Dense, Factors, Mixed, Outer
+from mfdiag.gradients.opened import Opened, Use
 from mfdiag.gradients.reference import Inputs, per_sample_gradients
 from mfdiag.gradients.rules import rule_for
 
@@ -52,14 +54,34 @@ class FastEngine:
         self._copied: set[str] = set()  # layers whose output is overwritten by what follows
         self._leaves: set[str] = set()  # layers before which nothing needs a gradient
         self.bytes_per_sample = 0
+        self.reversible = True  # derivatives can be had by differentiating the backward pass
         self._prepare(inputs, cotangents, truth, say)
 
     # -- one chunk ----------------------------------------------------------------------------------------------
 
-    def factors(self, inputs: Inputs, cotangents: Tensor) -> Iterator[tuple[str, Factors]]:
-        """(parameter name, factors) for each parameter; cotangents [C, n, *shape]."""
+    def open(self, inputs: Inputs) -> Opened:
+        """The forward pass that derivatives and factors of these inputs share."""
+        x, r, t, labels = inputs
+        x, t = (a.detach().requires_grad_(self.reversible) for a in (x, t))
+        bare = {k: _expanded(self.state[k], len(x), axes).requires_grad_() for k, axes in self.bare.items()}
+        with self._hooks() as uses, torch.enable_grad(), twice_differentiable(self.reversible):
+            u = self._forward({**self.state, **bare}, (x, r, t, labels))
+        changed = {use.layer for use in uses if use.output._version != use.version}
+        if changed:
+            raise _ChangedInPlaceError(changed)
+        self.bytes_per_sample = sum(use.output.numel() * use.output.element_size() for use in uses) // len(x)
+        return Opened(u, x, t, uses, bare)
+
+    def factors(
+        self, inputs: Inputs, cotangents: Tensor, opened: Opened | None = None
+    ) -> Iterator[tuple[str, Factors]]:
+        """(parameter name, factors) for each parameter; cotangents [C, n, *shape]; `opened` is `open(inputs)`."""
         n = len(inputs[0])
-        uses, bare = self._backward(inputs, cotangents)
+        opened = opened or self.open(inputs)
+        gradients = opened.backward(cotangents)
+        uses = [(use.layer, use.input, g) for use, g in zip(opened.uses, gradients, strict=False)]
+        bare = dict(zip(opened.bare, gradients[len(opened.uses) :], strict=bool(gradients)))
+        del gradients
         remaining = Counter(name for layer, *_ in uses for name in self._parameters_of(layer).values())
         found: dict[str, list[Factors]] = defaultdict(list)
         while uses:
@@ -105,29 +127,6 @@ class FastEngine:
         weight = self.state[name]
         return Mixed(tuple(parts), n, weight.numel() * weight.element_size())
 
-    def _backward(
-        self, inputs: Inputs, cotangents: Tensor
-    ) -> tuple[list[tuple[str, Tensor, Tensor]], dict[str, Tensor]]:
-        """Layer uses as (layer, input, output cotangents [C, n, ...]) and bare gradients [C, n, *shape]."""
-        n = len(inputs[0])
-        bare = {k: _expanded(self.state[k], n, axes).requires_grad_() for k, axes in self.bare.items()}
-        with self._hooks() as record, torch.enable_grad():
-            u = self._forward({**self.state, **bare}, inputs)
-        changed = {layer for layer, _, out, version in record if out._version != version}
-        if changed:
-            raise _ChangedInPlaceError(changed)
-        targets = [out for _, _, out, _ in record] + list(bare.values())
-        if not targets or not u.requires_grad:
-            return [], {}
-        self.bytes_per_sample = sum(out.numel() * out.element_size() for out in targets) // n
-        found = [torch.empty(len(cotangents), *out.shape, dtype=out.dtype, device=out.device) for out in targets]
-        for c, e in enumerate(cotangents):
-            gradients = torch.autograd.grad(u, targets, e, retain_graph=c + 1 < len(cotangents), materialize_grads=True)
-            for slot, gradient in zip(found, gradients, strict=True):
-                slot[c] = gradient
-        uses = [(layer, a, g) for (layer, a, _, _), g in zip(record, found, strict=False)]
-        return uses, dict(zip(bare, found[len(record) :], strict=True))
-
     def _forward(self, tensors: dict[str, Tensor], inputs: Inputs) -> Tensor:
         try:
             return call(self.module, self.places, tensors, inputs)
@@ -137,9 +136,9 @@ class FastEngine:
             raise
 
     @contextmanager
-    def _hooks(self) -> Iterator[list[tuple[str, Tensor, Tensor, int]]]:
-        """Records (layer, input, output, output version) of every use of every layer that has a rule."""
-        record: list[tuple[str, Tensor, Tensor, int]] = []
+    def _hooks(self) -> Iterator[list[Use]]:
+        """Records every use of every layer that has a rule."""
+        record: list[Use] = []
 
         def hook_for(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -147,7 +146,7 @@ class FastEngine:
                     out.requires_grad_()
                     self._leaves.add(layer)
                 taken = args[0].detach() if args else out.new_empty(0)  # a keyword call ends with the reference
-                record.append((layer, taken, out, out._version))
+                record.append(Use(layer, taken, out, out._version))
                 return out.clone() if layer in self._copied else out
 
             return hook
@@ -164,6 +163,7 @@ class FastEngine:
     def _prepare(
         self, inputs: Inputs, cotangents: Tensor, truth: dict[str, Tensor], say: Callable[[str], None]
     ) -> None:
+        self.reversible = self._is_reversible(inputs)
         unruled = sorted(self.fallback)
         leading = {k: 0 for k in unruled if self.state[k].shape[:1] == (1,)}  # [1, ...] usually broadcasts as it is
         self.bare, self.fallback = leading, self.fallback - set(leading)
@@ -185,6 +185,17 @@ class FastEngine:
             some = ", ".join(sorted(self.fallback)[:4]) + (", ..." if len(self.fallback) > 4 else "")
             count = len(self.fallback)
             say(f"{count} parameter{'s' * (count > 1)} without a fast rule, measured by the reference engine: {some}.")
+
+    def _is_reversible(self, inputs: Inputs) -> bool:
+        """Whether the model's backward pass can be differentiated, and rightly; if not, torch.func.jvp is used."""
+        while True:
+            try:
+                error = self.open(inputs).adjoint_error(torch.Generator().manual_seed(0))
+                return error <= (1e-10 if inputs[0].dtype == torch.float64 else 1e-4)
+            except _ChangedInPlaceError as change:
+                self._copied |= change.layers
+            except (RuntimeError, NotImplementedError):
+                return False
 
     def _disagreeing(self, inputs: Inputs, cotangents: Tensor, truth: dict[str, Tensor]) -> set[str]:
         """Parameters whose factors, multiplied out, are not the reference's gradients."""

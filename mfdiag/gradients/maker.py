@@ -14,6 +14,8 @@ from mfdiag.errors import InputError
 from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, evaluate
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.seeds import uniforms
+from mfdiag.gradients.engine import Engine
+from mfdiag.gradients.opened import Opened
 from mfdiag.gradients.reference import Inputs
 
 __all__ = ["FieldMaker", "Needs", "Proxy"]
@@ -53,7 +55,7 @@ class FieldMaker:
         x, r, t = (self._cast(a) for a in (batch.x_t, batch.r, batch.t))
         return x, r, t, None if batch.labels is None else batch.labels.to(x.device)
 
-    def __call__(self, index: np.ndarray) -> tuple[Inputs, Fields]:
+    def __call__(self, index: np.ndarray, engine: Engine) -> tuple[Inputs, Fields, Opened | None]:
         batch = self.draws.batch(index)
         posterior = None
         if self.known or self.proxy == "exact":
@@ -64,6 +66,7 @@ class FieldMaker:
         else:
             vhat = self._guided(x, t, labels)
         known = posterior if self.known else None
+        opened = engine.open((x, r, t, labels))
         fields = evaluate(
             self.module,
             x,
@@ -77,8 +80,9 @@ class FieldMaker:
             other=self._cast(known.draw) if known is not None and self.needs.second_draw else None,
             jacobian=self.needs.jacobian,
             signs=self._signs(index, x) if self.needs.jacobian else None,
+            along=opened.derivatives if opened is not None and opened.x.requires_grad else None,
         )
-        return (x, r, t, labels), fields
+        return (x, r, t, labels), fields, opened
 
     def _guided(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """vhat = u(x_t, t, t) of the proxy's network."""

@@ -55,7 +55,10 @@ class ReferenceEngine:
         self.module = module
         self.bytes_per_sample = sum(p.numel() * p.element_size() for p in module.parameters())
 
-    def factors(self, inputs: Inputs, cotangents: Tensor) -> Iterator[tuple[str, Factors]]:
+    def open(self, inputs: Inputs) -> None:
+        """Nothing is shared: derivatives come from torch.func.jvp."""
+
+    def factors(self, inputs: Inputs, cotangents: Tensor, opened: object = None) -> Iterator[tuple[str, Factors]]:
         """(parameter name, factors) for each parameter."""
         with torch.no_grad():
             gradients = per_sample_gradients(self.module, inputs, cotangents)

@@ -151,10 +151,10 @@ def run_pass(
     try:
         while (start := gathered.gradient.position) < len(order):
             index = order[start : start + chunk]
-            inputs, fields = maker(index)
+            inputs, fields, opened = maker(index, engine)
             cotangents = plan.cotangents(fields)
             _require_finite(cotangents, fields, inputs, index)
-            gathered.add(index, plan.scalars(fields), plan.outputs(fields), engine.factors(inputs, cotangents))
+            gathered.add(index, plan.scalars(fields), plan.outputs(fields), engine.factors(inputs, cotangents, opened))
             if progress is not None:
                 progress(start + len(index), len(order))
             if partial is not None and partial.due():

@@ -1,0 +1,75 @@
+"""One forward pass whose graph is kept: directional derivatives and cotangents' backward passes share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Opened", "Use"]
+
+
+class Use(NamedTuple):
+    """One use of a layer in a forward pass; `version` tells whether its output was overwritten later."""
+
+    layer: str
+    input: Tensor
+    output: Tensor
+    version: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """u [n, *shape] with its graph, the inputs x and t it can be differentiated in, and every use of a ruled layer.
+
+    `bare` are the parameters given to each sample as a copy of its own, [n, *shape].
+    """
+
+    u: Tensor
+    x: Tensor
+    t: Tensor
+    uses: list[Use]
+    bare: dict[str, Tensor]
+
+    def derivatives(self, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """u and its derivatives [m, n, *shape] along dx [m, n, *shape], dt [m, n].
+
+        The backward pass w -> J^T w is linear in w, and its own derivative in w along a tangent is J times the tangent:
+        forward mode at the price of one more backward pass, on the graph that the cotangents use anyway.
+        """
+        w = torch.zeros_like(self.u, requires_grad=True)
+        pulled = torch.autograd.grad(self.u, (self.x, self.t), w, create_graph=True, materialize_grads=True)
+        found: list[Tensor] = []
+        for tangent in zip(dx, dt, strict=True):
+            kept = [(p, d) for p, d in zip(pulled, tangent, strict=True) if p.requires_grad]
+            outputs, directions = [p for p, _ in kept], [d for _, d in kept]
+            found += torch.autograd.grad(outputs, w, directions, retain_graph=True, materialize_grads=True)
+        return self.u.detach(), torch.stack(found)
+
+    def adjoint_error(self, generator: torch.Generator) -> float:
+        """Relative difference between <J v, w> and <v, J^T w> for random signs: zero if J v can be had this way."""
+        dx, dt, w = (
+            (torch.randint(0, 2, a.shape, generator=generator) * 2 - 1).to(a) for a in (self.x, self.t, self.u)
+        )
+        along = self.derivatives(dx[None], dt[None])[1][0]
+        inputs = (self.x, self.t)
+        gx, gt = torch.autograd.grad(self.u, inputs, w, retain_graph=True, materialize_grads=True)
+        parts = (along * w).double(), (dx * gx).double(), (dt * gt).double()
+        scale = sum(part.abs().sum() for part in parts)
+        return float((parts[0].sum() - parts[1].sum() - parts[2].sum()).abs() / (scale + torch.finfo(w.dtype).tiny))
+
+    def backward(self, cotangents: Tensor) -> list[Tensor]:
+        """Gradients [C, n, ...] for each use's output, then for each bare parameter; cotangents [C, n, *shape]."""
+        targets = [use.output for use in self.uses] + list(self.bare.values())
+        if not targets or not self.u.requires_grad:
+            return []
+        found = [torch.empty(len(cotangents), *out.shape, dtype=out.dtype, device=out.device) for out in targets]
+        for c, e in enumerate(cotangents):
+            gradients = torch.autograd.grad(
+                self.u, targets, e, retain_graph=c + 1 < len(cotangents), materialize_grads=True
+            )
+            for slot, gradient in zip(found, gradients, strict=True):
+                slot[c] = gradient
+        return found
