@@ -13,9 +13,9 @@ from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Factors
 from mfdiag.gradients.fast import FastEngine
 from mfdiag.gradients.opened import Opened
-from mfdiag.gradients.reference import Inputs, ReferenceEngine, per_sample_gradients
+from mfdiag.gradients.reference import Inputs, ReferenceEngine
 
-__all__ = ["Engine", "check_additive", "prepare_engine"]
+__all__ = ["Engine", "checked_gradients", "prepare_engine"]
 
 
 class Engine(Protocol):
@@ -40,38 +40,54 @@ def prepare_engine(
     Raises InputError for a model that cannot be called as u(x, r, t, labels), that is not finite, or that mixes the
     samples of a batch.
     """
-    signs = torch.randint(0, 2, (1, *inputs[0].shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    cotangents = signs.to(inputs[0])
+    signs = torch.randint(0, 2, inputs[0].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    cotangent = signs.to(inputs[0])
     try:
-        truth = per_sample_gradients(module, inputs, cotangents)
+        truth = checked_gradients(module, inputs, cotangent)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {tuple(inputs[0].shape[1:])}: "
             f"{str(error).splitlines()[0]}. Check that --data fits the model, and --model."
         ) from error
-    check_additive(module, inputs, cotangents[0], truth)
-    return ReferenceEngine(module) if kind == "reference" else FastEngine(module, inputs, cotangents, truth, say)
+    return ReferenceEngine(module) if kind == "reference" else FastEngine(module, inputs, cotangent[None], truth, say)
 
 
-def check_additive(module: nn.Module, inputs: Inputs, cotangent: Tensor, per_sample: dict[str, Tensor]) -> None:
-    """Per-sample gradients must sum to the batch gradient of plain reverse mode; InputError if they do not.
+def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """(du_i/dtheta)^T e_i for each sample, from a batch of it alone, by plain reverse mode: name -> [1, n, *shape].
 
-    On the few samples of `inputs` with one `cotangent` [n, *shape]; `per_sample` [1, n, ...] is the reference's.
+    `cotangent` [n, *shape]. Raises InputError where they do not sum to the gradient of the whole batch, or are not
+    finite.
     """
+    places = parameter_places(module)
     state = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
-    with torch.enable_grad():
-        u = call(module, parameter_places(module), state, inputs)
-        if u.shape != cotangent.shape:
-            came, expected = tuple(u.shape[1:]), tuple(cotangent.shape[1:])
-            raise InputError(f"The model returns samples of shape {came} where u of shape {expected} is expected.")
-        whole = torch.autograd.grad(u, list(state.values()), cotangent, allow_unused=True, materialize_grads=True)
-    if not u.isfinite().all() or not all(part.isfinite().all() for part in whole):
-        raise InputError("The model or its gradient is NaN or infinite on the first samples: check its weights.")
-    difference = sum((g - per_sample[k][0].sum(0)).square().sum() for k, g in zip(state, whole, strict=True)) ** 0.5
-    scale = sum(g[0].square().sum() for g in per_sample.values()) ** 0.5
-    if difference > 1e-3 * scale:
+
+    def gradient(chosen: slice) -> tuple[Tensor, ...]:
+        x, r, t, labels = inputs
+        batch = (x[chosen], r[chosen], t[chosen], None if labels is None else labels[chosen])
+        with torch.enable_grad():
+            u = call(module, places, state, batch)
+            if u.shape != batch[0].shape:
+                came, expected = tuple(u.shape[1:]), tuple(x.shape[1:])
+                raise InputError(f"The model returns samples of shape {came} where u of shape {expected} is expected.")
+            if not u.requires_grad:
+                return tuple(torch.zeros_like(p) for p in state.values())
+            return torch.autograd.grad(
+                u, list(state.values()), cotangent[chosen], allow_unused=True, materialize_grads=True
+            )
+
+    whole = gradient(slice(None))
+    if not all(part.isfinite().all() for part in whole):
         raise InputError(
-            f"The gradients of single samples do not sum to the batch gradient (off by {float(difference / scale):.0%})"
-            ": the model mixes the samples of a batch, so switch off its batch normalisation, dropout or other "
+            "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
+        )
+    singles = [gradient(slice(i, i + 1)) for i in range(len(cotangent))]
+    found = {name: torch.stack(parts)[None] for name, parts in zip(state, zip(*singles, strict=True), strict=True)}
+    off = torch.stack([(g - found[k][0].sum(0)).norm() for k, g in zip(state, whole, strict=True)]).norm()
+    scale = torch.stack([g.norm() for g in found.values()]).norm()
+    if off > 1e-3 * scale:
+        raise InputError(
+            f"The gradients of single samples do not sum to the batch gradient (off by {float(off / scale):.0%}): the "
+            "model mixes the samples of a batch, so switch off its batch normalisation, dropout or other "
             "batch-dependent layers."
         )
+    return found

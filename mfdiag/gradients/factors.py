@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of"]
 
+_FOLD_MATRIX = 1 << 20  # entries
 _DENSE_BYTES = 64 << 20  # what a multiplied-out slice of samples may take
 
 
@@ -34,15 +35,18 @@ class Fold:
     def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
         self.width, self.size = min(width, size), size
         segments = -(-size // self.width)
-        signs = torch.randint(0, 2, (segments, self.width), generator=generator) * 2 - 1
-        self.signs = None if self.width == size else signs
+        self.signs = torch.randint(0, 2, (segments, self.width), generator=generator) * 2 - 1
+        self.matrix: Tensor | None = None
+        if size * self.width <= _FOLD_MATRIX:  # then one matrix product is the fastest way to add segments up
+            self.matrix = torch.diag_embed(self.signs).flatten(0, 1)[:size].float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.signs is None:
+        if self.width == self.size:
             return x
-        missing = -self.size % self.width
-        padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
-        return torch.einsum("...sw,sw->...w", padded.unflatten(-1, (-1, self.width)), self.signs.to(x))
+        if self.matrix is not None:
+            return x @ self.matrix.to(x)
+        padded = torch.nn.functional.pad(x, (0, -self.size % self.width))
+        return (padded.unflatten(-1, (-1, self.width)) * self.signs.to(x)).sum(-2)
 
 
 class Factors(Protocol):

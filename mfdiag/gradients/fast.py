@@ -29,7 +29,7 @@ _LEADING = (0, 1, 2, 3)  # how many axes of size one a bare parameter may need i
 class FastEngine:
     """Factors of every parameter's per-sample gradients, cotangent by cotangent over one hooked forward.
 
-    `truth` are the reference's per-sample gradients for `inputs` (a few samples) and `cotangents`; `say` receives
+    `truth` are the true per-sample gradients for `inputs` (a few samples) and `cotangents`; `say` receives
     each note once (parameters left to the reference).
     """
 
