@@ -125,7 +125,7 @@ def derivatives(
             parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
             return parts[0][0], torch.cat([along for _, along in parts])
         except (RuntimeError, NotImplementedError) as error:
-            if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
+            if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode", "functorch")):
                 raise
             reason = str(error).splitlines()[0]
             raise InputError(

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["call", "parameter_places"]
+from mfdiag.errors import InputError
+
+__all__ = ["call", "parameter_places", "require_velocity"]
 
 
 def parameter_places(module: nn.Module) -> dict[str, str]:
@@ -21,6 +23,16 @@ def parameter_places(module: nn.Module) -> dict[str, str]:
         for prefix, owner in module.named_modules()
         for local, p in owner.named_parameters(recurse=False)
     }
+
+
+def require_velocity(who: str, u: object, x: Tensor) -> Tensor:
+    """`u` if it is one tensor of the shape of x [n, *shape]; InputError that names `who` returned it otherwise."""
+    if not isinstance(u, Tensor):
+        raise InputError(f"{who} returns a {type(u).__name__} where one tensor u(x, r, t) is expected.")
+    if u.shape != x.shape:
+        came, expected = tuple(u.shape[1:]), tuple(x.shape[1:])
+        raise InputError(f"{who} returns samples of shape {came} where u of shape {expected} is expected.")
+    return u
 
 
 def call(module: nn.Module, places: Mapping[str, str], tensors: Mapping[str, Tensor], inputs: tuple) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.gradients.calling import call, parameter_places
+from mfdiag.gradients.calling import call, parameter_places, require_velocity
 from mfdiag.gradients.factors import Factors
 from mfdiag.gradients.fast import FastEngine
 from mfdiag.gradients.opened import Opened
@@ -65,10 +65,7 @@ def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> d
         x, r, t, labels = inputs
         batch = (x[chosen], r[chosen], t[chosen], None if labels is None else labels[chosen])
         with torch.enable_grad():
-            u = call(module, places, state, batch)
-            if u.shape != batch[0].shape:
-                came, expected = tuple(u.shape[1:]), tuple(x.shape[1:])
-                raise InputError(f"The model returns samples of shape {came} where u of shape {expected} is expected.")
+            u = require_velocity("The model", call(module, places, state, batch), batch[0])
             if not u.requires_grad:
                 return tuple(torch.zeros_like(p) for p in state.values())
             return torch.autograd.grad(

@@ -14,6 +14,7 @@ from mfdiag.errors import InputError
 from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, evaluate
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.seeds import uniforms
+from mfdiag.gradients.calling import require_velocity
 from mfdiag.gradients.engine import Engine
 from mfdiag.gradients.opened import Opened
 from mfdiag.gradients.reference import Inputs
@@ -95,11 +96,7 @@ class FieldMaker:
                 f"The proxy's network cannot be evaluated on samples of shape {tuple(x.shape[1:])}: {reason}; "
                 "check --proxy."
             ) from error
-        if vhat.shape != x.shape:
-            raise InputError(
-                f"The proxy's network returns shape {tuple(vhat.shape[1:])} on samples of shape {tuple(x.shape[1:])}."
-            )
-        return vhat
+        return require_velocity("The proxy's network", vhat, x)
 
     def _signs(self, index: np.ndarray, x: Tensor) -> Tensor | None:
         d = x[0].numel()
