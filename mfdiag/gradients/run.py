@@ -26,7 +26,7 @@ from mfdiag.gradients.reference import Inputs
 __all__ = ["Measured", "Needs", "Plan", "Settings", "run_pass"]
 
 _CHECKED = 2  # samples on which a run checks itself before it starts
-_CHUNK_BYTES = 96 << 20
+_CHUNK_BYTES = 128 << 20
 _LARGEST_CHUNK = 1024
 
 Engines = Literal["auto", "fast", "reference"]
