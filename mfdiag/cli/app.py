@@ -21,7 +21,9 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a closed pipe can still be answered, not when Python exits
+            return result
         except MfdiagError as error:
             _end(str(error), 2)
         except MemoryError:
