@@ -1,7 +1,8 @@
 """Everything estimators are made of at one batch: u, its directional derivatives and the velocities.
 
-One primal pass serves all tangents (forward mode under vmap). Where the whole Jacobian is asked for and the data are
-low-dimensional, the tangents are the coordinate basis and every other derivative follows by multiplication.
+One primal pass serves all tangents: forward mode under vmap, or derivatives that an engine hands in. Where the whole
+Jacobian is asked for and the data are low-dimensional, the tangents are the coordinate basis and every other derivative
+follows by multiplication.
 """
 
 from __future__ import annotations

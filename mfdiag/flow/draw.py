@@ -72,6 +72,8 @@ class Draws:
 
     def labels_of(self, index: np.ndarray) -> np.ndarray | None:
         """Labels [n] of the samples `index`, whether or not the model takes them."""
+        if not self.data.num_classes:  # nothing to draw a second time
+            return None
         return self.data.sample(uniforms(self.seed, "data", index, self.data.width))[1]
 
     def batch(self, index: np.ndarray) -> Batch:

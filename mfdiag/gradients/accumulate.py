@@ -81,25 +81,25 @@ class Accumulator:
         leaf, block = self.cells.leaf[rows], self.cells.block[rows]
         runs = _runs(leaf)
         segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]
+        begins = np.array([start for start, _ in segments], dtype=int)
+        cells = [(int(leaf[begins[a]]), a, b, torch.as_tensor(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
         for name, found in factors:
             gram = found.gram(self.groups).cpu()
             self.diagonal[rows] += gram.diagonal(dim1=-2, dim2=-1)
             for start, stop in runs:
-                node = self._open[int(leaf[start])]
-                sums = node.gram.setdefault(
-                    layer_of(name), torch.zeros(self.cells.blocks, *gram.shape[1:], dtype=torch.float64)
-                )
-                sums.index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
+                node, layer = self._open[int(leaf[start])], layer_of(name)
+                if layer not in node.gram:
+                    node.gram[layer] = gram.new_zeros(self.cells.blocks, *gram.shape[1:])
+                node.gram[layer].index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
                 if self.folding:
                     _add(node.exact, name, found.total(start, stop))
             folded = self._fold(name, found) if self.folding else found
             totals = folded.totals(segments)
-            for first, last in _runs(np.array([leaf[start] for start, _ in segments])):
-                node = self._open[int(leaf[segments[first][0]])]
+            for cell, first, last, at in cells:
+                node = self._open[cell]
                 if name not in node.blocks:
                     node.blocks[name] = totals.new_zeros(self.cells.blocks, *totals.shape[1:])
-                at = torch.as_tensor([int(block[start]) for start, _ in segments[first:last]], device=totals.device)
-                node.blocks[name].index_add_(0, at, totals[first:last])
+                node.blocks[name].index_add_(0, at.to(totals.device), totals[first:last])
         for start, stop in runs:
             node = self._open[int(leaf[start])]
             counted = np.bincount(block[start:stop], minlength=self.cells.blocks)
@@ -179,9 +179,9 @@ class Accumulator:
                 total = node.exact[name].view(self.groups, self.size, -1).double()
             norm = total @ total.transpose(-1, -2)
             layer = layer_of(name)
-            zero = np.zeros_like(own.cpu().numpy())
-            gram = zero if layer in found else node.gram[layer][chosen].clone().numpy()
-            one = BlockMoments(node.count[chosen], gram, own.cpu().numpy(), cross.cpu().numpy(), norm.cpu().numpy())
+            # the layer's Gram sums cover all its parameters: they come with the first
+            gram = np.zeros(()) if layer in found else node.gram[layer][chosen].clone().numpy()
+            one = BlockMoments(node.count[chosen], gram, *(a.cpu().numpy() for a in (own, cross, norm)))
             found[layer] = found[layer] + one if layer in found else one
         return found
 

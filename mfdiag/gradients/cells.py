@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ class Cells:
     block: np.ndarray
     blocks: int
 
-    @property
+    @cached_property
     def order(self) -> np.ndarray:
         """Sample numbers in the order in which they are measured: cell by cell."""
         return np.argsort(self.leaf, kind="stable")

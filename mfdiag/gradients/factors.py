@@ -113,7 +113,7 @@ class Outer:
             return gram_of(g[:, :, 0], groups) * a.double().square().sum((1, 2))[:, None, None, None]
         # <G_k, G_l> = sum over token pairs (a a^T) * (g_k g_l^T), or multiply out: whichever costs less
         if tokens * (p + groups * k * q) + groups * k * k * q > groups * k * p * q * (1 + k / tokens):
-            return _sliced_gram(self, groups, len(g) * p * q * a.element_size())
+            return _sliced_gram(self, groups, n, len(g) * p * q * a.element_size())
         flat = g.view(groups, k, n, tokens, q)
         paired = (a @ a.transpose(1, 2)) @ flat
         rows = (x.permute(2, 0, 1, 3, 4).flatten(3) for x in (flat, paired))
@@ -148,10 +148,10 @@ class Mixed:
 
     parts: tuple[Factors, ...]
     samples: int
-    sample_bytes: int  # of the gradients of one sample, multiplied out
+    sample_bytes: int  # of the gradients of one sample for all cotangents, multiplied out
 
     def gram(self, groups: int) -> Tensor:
-        return _sliced_gram(self, groups, self.sample_bytes, self.samples)
+        return _sliced_gram(self, groups, self.samples, self.sample_bytes)
 
     def total(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.total(start, stop) for part in self.parts]).sum(0)
@@ -163,9 +163,7 @@ class Mixed:
         return torch.stack([part.dense(start, stop) for part in self.parts]).sum(0)
 
     def folded(self, left: Fold, right: Fold) -> Factors:
-        step = max(1, _DENSE_BYTES // self.sample_bytes)
-        slices = [right(self.dense(i, min(i + step, self.samples))) for i in range(0, self.samples, step)]
-        return Dense(torch.cat(slices, 1))
+        return Dense(torch.cat([right(self.dense(*part)) for part in _slices(self.samples, self.sample_bytes)], 1))
 
 
 def _common_length(bounds: Sequence[tuple[int, int]]) -> int | None:
@@ -178,8 +176,12 @@ def _one_by_one(factors: Factors, bounds: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([factors.total(start, stop) for start, stop in bounds])
 
 
-def _sliced_gram(factors: Factors, groups: int, sample_bytes: int, samples: int | None = None) -> Tensor:
-    """Gram matrices by multiplying out a few samples at a time."""
-    n = samples if samples is not None else factors.inputs.shape[0]  # type: ignore[attr-defined]
+def _slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:
+    """Half-open runs of as many samples as may be multiplied out at a time."""
     step = max(1, _DENSE_BYTES // sample_bytes)
-    return torch.cat([gram_of(factors.dense(i, min(i + step, n)), groups) for i in range(0, n, step)])
+    return [(start, min(start + step, samples)) for start in range(0, samples, step)]
+
+
+def _sliced_gram(factors: Factors, groups: int, samples: int, sample_bytes: int) -> Tensor:
+    """Gram matrices by multiplying out a few samples at a time."""
+    return torch.cat([gram_of(factors.dense(*part), groups) for part in _slices(samples, sample_bytes)])

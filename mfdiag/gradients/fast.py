@@ -33,8 +33,6 @@ class FastEngine:
     each note once (parameters left to the reference).
     """
 
-    name = "fast"
-
     def __init__(
         self,
         module: nn.Module,
@@ -92,7 +90,7 @@ class FastEngine:
                     found[name].append(made[local])
                 remaining[name] -= 1
                 if not remaining[name] and name in found:
-                    yield name, self._combined(name, found.pop(name), n)
+                    yield name, self._combined(name, found.pop(name), n, len(cotangents))
         for name, gradient in bare.items():
             yield name, Dense(gradient[..., None].flatten(2))
         if self.fallback:
@@ -116,7 +114,7 @@ class FastEngine:
         except (RuntimeError, ValueError, IndexError):
             return {}
 
-    def _combined(self, name: str, parts: list[Factors], n: int) -> Factors:
+    def _combined(self, name: str, parts: list[Factors], n: int, cotangents: int) -> Factors:
         """The gradient of a parameter used several times is the sum over its uses."""
         if len(parts) == 1:
             return parts[0]
@@ -125,7 +123,7 @@ class FastEngine:
             a, g = torch.cat([p.inputs for p in outer], 1), torch.cat([p.cotangents for p in outer], 2)
             return Outer(a, g, outer[0].inputs_first)
         weight = self.state[name]
-        return Mixed(tuple(parts), n, weight.numel() * weight.element_size())
+        return Mixed(tuple(parts), n, cotangents * weight.numel() * weight.element_size())
 
     def _forward(self, tensors: dict[str, Tensor], inputs: Inputs) -> Tensor:
         try:

@@ -17,7 +17,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-__all__ = ["BlockMoments", "Estimate", "Moments", "jackknife", "positive_jackknife", "scalar_replicates"]
+__all__ = [
+    "BlockMoments",
+    "Estimate",
+    "Moments",
+    "jackknife",
+    "positive_jackknife",
+    "replicate_sizes",
+    "scalar_replicates",
+]
 
 
 class Estimate(NamedTuple):
@@ -92,18 +100,23 @@ class BlockMoments:
     def replicates(self) -> Moments:
         """S, M and Q on the full sample and without each non-empty block."""
         kept = self.count > 0
-        count, total = self.count[kept], self.count.sum()
+        count = self.count[kept]
         gram = self.gram.sum(0)
         cross, own = self.cross[kept], self.own[kept]
         # |S - s_b|^2 = |S|^2 - <s_b, S> - <S, s_b> + |s_b|^2
         norms = np.concatenate([self.norm[None], self.norm - cross - cross.swapaxes(-1, -2) + own])
         grams = np.concatenate([gram[None], gram - self.gram[kept]])
-        n = np.concatenate([[total], total - count]).astype(float)[:, None, None, None]
+        n = replicate_sizes(count)[:, None, None, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = grams / n
             covariance = (mean - norms / n**2) * n / (n - 1)
             product = (norms - grams) / (n * (n - 1))
         return Moments(covariance, product, mean, count)
+
+
+def replicate_sizes(count: np.ndarray) -> np.ndarray:
+    """Number of samples behind each replicate [1 + g]: all of them, then all but each block of sizes `count` [g]."""
+    return np.concatenate([[count.sum()], count.sum() - count]).astype(float)
 
 
 def scalar_replicates(values: np.ndarray, block: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +125,7 @@ def scalar_replicates(values: np.ndarray, block: np.ndarray, blocks: int) -> tup
     sums = np.zeros((blocks, *values.shape[1:]))
     np.add.at(sums, block, values)
     kept = count > 0
-    n = np.concatenate([[count.sum()], count.sum() - count[kept]]).astype(float)
+    n = replicate_sizes(count[kept])
     totals = np.concatenate([sums.sum(0)[None], sums.sum(0) - sums[kept]])
     with np.errstate(divide="ignore", invalid="ignore"):
         return totals / n.reshape(-1, *[1] * (values.ndim - 1)), count[kept]

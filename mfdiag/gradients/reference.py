@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Dense, Factors
 
@@ -40,7 +40,7 @@ def per_sample_gradients(
         return vmap(lambda e_c: pull(e_c)[0])(e)
 
     in_dims = (0, 0, 0, None if labels is None else 0, 1)
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    with twice_differentiable(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the reference may be slow
         found = vmap(one, in_dims=in_dims, randomness="error")(x, r, t, labels, cotangents)
     return {name: values.transpose(0, 1) for name, values in found.items()}  # out_dims=1 fails on unused parameters
@@ -48,8 +48,6 @@ def per_sample_gradients(
 
 class ReferenceEngine:
     """Per-sample gradients of every parameter, held in memory: [C, n, P] for the whole chunk."""
-
-    name = "reference"
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

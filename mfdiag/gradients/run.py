@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -90,9 +90,7 @@ class Measured:
     r: np.ndarray
     t: np.ndarray
     labels: np.ndarray | None
-    known: bool  # whether the marginal velocity was available
     stratified: bool  # the sampler fills every cell alike, so only single cells mean anything
-    notes: list[str] = field(default_factory=list)
 
     def reported(self, cell: int) -> bool:
         """Whether the cell's moments estimate something of the model."""
@@ -120,13 +118,6 @@ def run_pass(
     """
     if proxy not in get_args(Proxy):
         raise did_you_mean("proxy", proxy, get_args(Proxy))
-    notes: list[str] = []
-
-    def note(text: str) -> None:
-        notes.append(text)
-        if say is not None:
-            say(text)
-
     measured = copy.deepcopy(module).to(settings.device, settings.dtype).eval().requires_grad_(False)
     guide = measured
     if proxy_module is not None and proxy != "self":
@@ -139,7 +130,8 @@ def run_pass(
     cells = make_cells(r, t, bins)
     maker = FieldMaker(measured, guide, draws, plan.needs, proxy, lambda a: a.to(settings.device, settings.dtype))
 
-    engine = prepare_engine(measured, maker.inputs(draws.batch(cells.order[:_CHECKED])), settings.engine, note)
+    first = maker.inputs(draws.batch(cells.order[:_CHECKED]))
+    engine = prepare_engine(measured, first, settings.engine, say or (lambda _: None))
     cotangents_at_once = plan.groups * plan.size + 2  # and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (engine.bytes_per_sample * cotangents_at_once + 1), cells)
     parameters = {name: p.numel() for name, p in measured.named_parameters()}
@@ -167,9 +159,7 @@ def run_pass(
         partial.clear()
     labels = draws.labels_of(numbers)
     scalars = {name: values.numpy() for name, values in gathered.scalars.items()}
-    return Measured(
-        cells, gathered.gradient, gathered.output, scalars, r, t, labels, maker.known, draws.times.stratified, notes
-    )
+    return Measured(cells, gathered.gradient, gathered.output, scalars, r, t, labels, draws.times.stratified)
 
 
 class _Gathered:

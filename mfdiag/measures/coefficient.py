@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfdiag.coefficients.plane import Layout, Quadratic, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import Layout, gradient_quadratic, output_quadratic
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
 from mfdiag.gradients.moments import jackknife
 from mfdiag.gradients.run import Measured
@@ -41,7 +41,10 @@ def coefficient_table(
         for box, _, moments in moments_by_cell(measured, measured.output):
             form = output_quadratic(moments, layout)
             assert form.W is not None
-            _simple(rows, form, form.W, moments.count, box, "matrix")
+            for role, k in _ROLES.items():
+                # theory: matrix form, beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma
+                estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
+                rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=_degenerate(form.W, k))
             solved = form.optimum(form.W, 1, (1, 2))
             for k, role in enumerate(_ROLES):
                 rows.add(
@@ -62,13 +65,6 @@ def _keys(form: str, role: str, layer: str = "all", n: int | None = None, kind: 
 def _degenerate(noise: np.ndarray, k: int) -> bool:
     """Whether the control's variance is nothing beside the uncontrolled one, so that the ratio means nothing."""
     return bool(noise[0, k, k] <= _DEGENERATE * noise[0, 0, 0])
-
-
-def _simple(rows: Rows, form: Quadratic, noise: np.ndarray, count: np.ndarray, box: Any, name: str) -> None:
-    """theory, matrix form: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma."""
-    for role, k in _ROLES.items():
-        optimum = form.optimum(noise, 1, (k,))[:, 0]
-        rows.add("optimum", jackknife(optimum, count), box, **_keys(name, role), degenerate=_degenerate(noise, k))
 
 
 def _gradient(rows: Rows, measured: Measured, layout: Layout, batch_sizes: Sequence[int], by_layer: bool) -> None:

@@ -20,7 +20,7 @@ from mfdiag.figures.render import save_figures
 from mfdiag.gradients.partial import Partial
 from mfdiag.measures.measure import Progress, Request, Subject, measure_subject
 from mfdiag.tables.provenance import manifest, write_manifest
-from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, write_table
+from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, table_path, write_table
 
 __all__ = ["Outcome", "run_job"]
 
@@ -64,7 +64,7 @@ def run_job(
     specification = _specification(table, request) | dict(options or {})
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
     done: set[tuple[str, ...]] = set()
-    if mode == "resume" and all((out / f"{name}.parquet").exists() for name in names):
+    if mode == "resume" and all(table_path(name, out).exists() for name in names):
         _same_request(out, table, specification)
         frames = {name: [frame] for name, frame in _earlier(out, names).items()}
         done = set(_identities(frames[table][0]))
@@ -100,7 +100,7 @@ def run_job(
             f"{saved} of {len(subjects)} checkpoints are measured and saved in {out}, go on with --resume"
         ) from None
     found = {name: read_table(name, out) for name in names}
-    return Outcome(found, [out / f"{name}.parquet" for name in names], save_figures(found, out))
+    return Outcome(found, [table_path(name, out) for name in names], save_figures(found, out))
 
 
 def _partial(out: Path, specification: Mapping[str, Any], identity: tuple[str, ...]) -> Partial:

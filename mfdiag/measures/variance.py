@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.estimators import Estimator
-from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
+from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife, replicate_sizes
 from mfdiag.gradients.run import Measured
 from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
 from mfdiag.measures.plans import EstimatorPlan
@@ -93,8 +93,7 @@ def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> 
     losses = {e.name: measured.scalars[f"loss/{e.name}"] for e in estimators}
     both = {**losses, **{f"{name}^2": loss**2 for name, loss in losses.items()}}
     for box, means, count in scalars_by_cell(measured, both):
-        total = count.sum()
-        n = np.concatenate([[total], total - count]).astype(float)
+        n = replicate_sizes(count)
         for name in losses:
             with np.errstate(divide="ignore", invalid="ignore"):
                 variance = (means[f"{name}^2"] - means[name] ** 2) * n / (n - 1)
