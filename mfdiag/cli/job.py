@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
+from mfdiag.cli.device import checked_device
 from mfdiag.cli.options import Options
 from mfdiag.cli.progress import progress_on
 from mfdiag.cli.summary import summary
@@ -55,6 +56,10 @@ def run(table: str, options: Options) -> None:
                 weights=options.weights,
                 proxy=options.proxy,
                 times=options.times,
+                source=options.source,
+                coupling=options.coupling,
+                path=options.path,
+                prediction=options.prediction,
                 say=say,
             ),
             _request(table, options),
@@ -130,7 +135,7 @@ def _request(table: str, options: Options) -> Request:
             chunk=_chunk(options.chunk),
             engine=options.engine,  # type: ignore[arg-type]
             dtype=getattr(torch, options.dtype),
-            device=_device(options.device),
+            device=checked_device(options.device),
         ),
     )
 
@@ -153,12 +158,3 @@ def _chunk(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--chunk takes auto or a whole number of at least 1; got {text!r}.")
     return int(text)
-
-
-def _device(name: str) -> str:
-    try:
-        torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device is no error yet
-    except Exception as error:  # each backend has errors of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
-        raise InputError(f"--device {name!r} cannot be used here: {reason}.") from None
-    return name

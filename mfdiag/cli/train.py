@@ -4,37 +4,86 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mfdiag.training.grid import Cell
 
 __all__ = ["command"]
 
 
 def command(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to train.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the checkpoint.")] = Path("mfdiag-model"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the checkpoints.")] = Path("mfdiag-model"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the models of the grid and how long they would take.")
+    ] = False,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.")] = "cpu",
+    compile_: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option("--compile", help="Compile the training step; auto does so for 2,000 steps or more."),
+    ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew; otherwise an earlier run goes on.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train a model with MeanFlow's loss at a point of the coefficient plane; interrupted runs go on where they were.
+    """Train a grid of models with MeanFlow's loss at points of the plane; a killed run goes on where it was.
+
+    Writes DIR/CELL/model.safetensors for each model, DIR/training.parquet and figures. A specification without axes is
+    a grid of one model, DIR/model.safetensors.
 
     Example: mfdiag train sweeps/bundled.yaml --out model
     """
     from rich.console import Console
 
     from mfdiag.cli.progress import progress_on
-    from mfdiag.training.spec import load_spec
-    from mfdiag.training.trainer import train
+    from mfdiag.training.grid import load_grid
 
-    loaded = load_spec(spec)
-    with progress_on(Console(stderr=True, quiet=quiet)) as report:
-        result = train(
-            loaded,
+    cells = load_grid(spec)  # brings no torch: a bad file is answered at once
+
+    from mfdiag.cli.device import checked_device
+    from mfdiag.measures.training import run_grid
+    from mfdiag.training.trainer import Options, estimate_seconds
+
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    options = Options(checked_device(device), compile_, resume=not overwrite)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+
+    if dry_run:
+        _print_cells(cells, estimate_seconds(cells, out, options, say=say))
+        return
+    with progress_on(console) as report:
+        outcome = run_grid(
+            cells,
             out,
-            progress=lambda step, loss: report(f"training on {loaded.data}, loss {loss:.4g}", step, loaded.steps),
-            resume=not overwrite,
+            options,
+            specification={
+                "file": str(spec),
+                "cells": {cell.name: cell.spec.model_dump(mode="json") for cell in cells},
+            },
+            progress=report,
+            say=say,
         )
-    sys.stdout.write(f"{result.checkpoint}\n")
+    for trained in outcome.cells:
+        sys.stdout.write(f"{trained.checkpoint}\n")
+
+
+def _print_cells(cells: Sequence[Cell], seconds: float) -> None:
+    for cell in cells:
+        sys.stdout.write(f"{cell.name or '(one model)'}  {cell.spec.steps:,} steps\n")
+    minutes = seconds / 60
+    left = (
+        f"{minutes / 60:.1f} hours"
+        if minutes > 90
+        else f"{minutes:.1f} minutes"
+        if minutes > 1.5
+        else f"{seconds:.0f} s"
+    )
+    sys.stdout.write(f"{len(cells)} models, about {left} left on this machine if not compiled.\n")

@@ -28,7 +28,12 @@ COMMON = (
         nullable=True,
     ),
     Column("weighting", "string", "Per-sample weight w (none, adaptive:p,eps); null where none enters.", nullable=True),
-    Column("times", "string", "Sampler of (r, t) with its arguments, such as uniform:0."),
+    Column(
+        "times",
+        "string",
+        "Sampler of (r, t) with its arguments, such as uniform:0; null where none enters.",
+        nullable=True,
+    ),
     Column("seed", "int64", "Seed of the samples: sample i depends on (seed, i) alone."),
 )
 
@@ -38,7 +43,7 @@ MEASURED = (
     Column("std_error", "float64", "Standard error of value, in the same unit; null where none exists.", nullable=True),
     Column("ci_low", "float64", "Lower end of the two-sided 95 % interval, in the unit of value.", nullable=True),
     Column("ci_high", "float64", "Upper end of the two-sided 95 % interval, in the unit of value.", nullable=True),
-    Column("n_samples", "int64", "Number of samples (x_0, x_1, r, t) behind the value."),
+    Column("n_samples", "int64", "Number of samples behind the value: (x_0, x_1, r, t), or samples of the model in quality."),
     Column("status", "string", "ok, or why the value should not be trusted."),
 )
 
@@ -262,6 +267,62 @@ TABLES = {
             Quantity("kappa", "tr(J)/d or |J|_F/sqrt(d)", "1", "Kappa of the isotropic form; kappa_kind says which."),
             Quantity("sigma2d", "tr Sigma", "velocity²", "Conditional variance of the conditional velocity, summed."),
             Quantity("bias2", "|b|^2", "velocity²", "Mean squared norm of the proxy's bias b = vhat - v."),
+        ),
+        _table(
+            "training",
+            "train",
+            "The course of training of each model of a grid; beta and gamma are those it is trained with, the checkpoint "
+            "and its hash are the model it became.",
+            (
+                Column("cell", "string", "Name of the model in the grid, which is its folder."),
+                Column("beta", "float64", "Coefficient of the tangent in the training loss."),
+                Column("gamma", "float64", "Coefficient of the target in the training loss."),
+                Column("anchor", "float64", "Coefficient lambda of the flow-matching anchor; 0 without."),
+            ),
+            Quantity("loss", "mean of the loss", "loss", "Mean over the steps since the row before, anchor included."),
+            Quantity(
+                "grad_norm",
+                "mean of |mean_i G_i|",
+                "loss/parameter",
+                "Norm of the batch gradient, mean over the steps since the row before.",
+            ),
+            Quantity(
+                "variance",
+                "tr Cov G at (beta, gamma)",
+                _GRADIENT2,
+                "Variance of the per-sample gradient of the model as it is at this step, at its own coefficients.",
+            ),
+            Quantity(
+                "optimum",
+                "-S_0b / S_bb",
+                "1",
+                "The tangent coefficient of least gradient variance for the model as it is at this step.",
+            ),
+        ),
+        _table(
+            "quality",
+            "quality",
+            "Distances between a model's samples and the data. Values of metrics of pairs depend on --subsample, those "
+            "on features on the map: compare like with like.",
+            (
+                Column("metric", "string", "Name of the metric; see mfdiag list metrics."),
+                Column(
+                    "nfe",
+                    "int64",
+                    "Steps of the sampler, on an equal grid from t = 1 to 0: network evaluations per sample; null for "
+                    "a sampling function.",
+                    nullable=True,
+                ),
+                Column("weights", "string", "Set of weights (raw, ema or a key); null for a model in memory.", True),
+                Column("features", "string", "Map the metric is taken under; null for the samples themselves.", True),
+            ),
+            Quantity("value", "as `mfdiag list metrics` says", "the metric's", "The metric of one model."),
+            Quantity(
+                "mean_over_seeds",
+                "mean of value",
+                "the metric's",
+                "Mean over models that differ in the training seed alone, which stand in braces in checkpoint.",
+            ),
         ),
         _table(
             "samples",

@@ -1,21 +1,18 @@
-"""What a training run is: its specification, and YAML files of it with errors that name line and field."""
+"""What one training run is: its specification, validated."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.description import Architecture
 from mfdiag.models.registry import MODELS
 
-__all__ = ["Anchor", "Loss", "TrainSpec", "load_spec"]
+__all__ = ["Anchor", "Loss", "Optimizer", "Schedule", "TrainSpec"]
 
 
 def _accepted(parse: Callable[[str], object], text: str) -> str:
@@ -32,13 +29,21 @@ class _Strict(BaseModel):
 
 
 class Anchor(_Strict):
-    """The flow-matching anchor lambda E|u(x_t, t - delta, t) - v_c|^2, delta ~ U(0, delta_max) (Algorithm 1).
+    """The flow-matching anchor lambda E|u(x_t, t - delta, t) - v_c|^2, delta ~ U(delta_min, delta_max) (Algorithm 1).
 
     YAML calls the coefficient `lambda`, which Python reserves.
     """
 
     coefficient: float = Field(alias="lambda", ge=0)
+    delta_min: float = Field(default=0, ge=0, le=1)
     delta_max: float = Field(gt=0, le=1)
+
+    @field_validator("delta_max")
+    @classmethod
+    def _ordered(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("delta_min", 0):
+            raise ValueError("delta_max must not be below delta_min")
+        return value
 
 
 class Loss(_Strict):
@@ -60,6 +65,40 @@ class Loss(_Strict):
         return None if value == "none" else value
 
 
+class Optimizer(_Strict):
+    """Adam (arXiv 1412.6980), AdamW (1711.05101; decoupled weight decay), or SGD with momentum `betas[0]`.
+
+    `clip` bounds the norm of the gradient over all parameters; none by default.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("betas must lie in [0, 1)")
+        return value
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _decoupled(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("name") != "adamw":
+            raise ValueError("weight_decay is decoupled and belongs to adamw")
+        return value
+
+
+class Schedule(_Strict):
+    """The learning rate over training: linear from 0 over `warmup` steps, then constant, or falling to 0 at the end."""
+
+    name: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = Field(default=0, ge=0)
+
+
 class TrainSpec(_Strict):
     """One training run; the same specification gives the same weights on the same machine and number of threads."""
 
@@ -69,12 +108,15 @@ class TrainSpec(_Strict):
     steps: int = Field(ge=1)
     loss: Loss = Loss()
     batch_size: int = Field(default=1024, ge=1)
-    optimizer: Literal["adam"] = "adam"
+    optimizer: Optimizer = Optimizer()
     learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Schedule = Schedule()
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=100, ge=1)
     save_every: int = Field(default=1000, ge=1)
+    measure_every: int = Field(default=0, ge=0)
+    measure_samples: int = Field(default=1024, ge=128)
 
     @field_validator("model")
     @classmethod
@@ -90,62 +132,7 @@ class TrainSpec(_Strict):
 
         return _accepted(parse_times, value)
 
-
-_SECTIONS: dict[tuple[int | str, ...], type[BaseModel]] = {
-    (): TrainSpec,
-    ("model",): Architecture,
-    ("loss",): Loss,
-    ("loss", "anchor"): Anchor,
-}
-
-
-def load_spec(path: str | os.PathLike[str]) -> TrainSpec:
-    """The specification in a YAML file. Raises InputError naming file, line, field, and what is allowed there."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(
-            f"Expected a training specification at {path}, but {error.strerror}; check the path."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is no text"
-        raise InputError(f"{path}{line}: expected YAML, but {problem}; correct the file.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of {', '.join(TrainSpec.model_fields)}; see sweeps/bundled.yaml.")
-    try:
-        return TrainSpec.model_validate(values)
-    except ValidationError as error:
-        first, *others = error.errors(include_url=False)
-        more = f" (and {len(others)} more)" if others else ""
-        field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}, line {_line(root, first['loc'])}, {field}{more}: {_problem(first)}") from error
-
-
-def _problem(error: Any) -> str:
-    *section, name = error["loc"]
-    model = _SECTIONS.get(tuple(section), TrainSpec)
-    known = [field.alias or key for key, field in model.model_fields.items()]
-    if error["type"] == "extra_forbidden":
-        return str(did_you_mean("field", str(name), known))
-    if error["type"] == "missing":
-        return f"this field is missing; add it, the fields are {', '.join(known)}."
-    given = "" if isinstance(error["input"], dict) else f", but got {error['input']!r}"
-    return (
-        error["msg"].removeprefix("Value error, ").removesuffix(".").replace("Input should", "It should") + given + "."
-    )
-
-
-def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
-    """The line, from 1, of the field at `place`, or of the nearest section around it."""
-    line = node.start_mark.line if node else 0
-    for name in place:
-        found = [pair for pair in node.value if pair[0].value == name] if isinstance(node, yaml.MappingNode) else []
-        if not found:
-            break
-        line, node = found[-1][0].start_mark.line, found[-1][1]
-    return line + 1
+    @field_validator("optimizer", "schedule", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value

@@ -1,95 +1,249 @@
-"""Training one model: draws, steps, a state that survives being killed, and the final checkpoint."""
+"""Training a grid: cells of one shape together, each saved by itself, so that a killed run goes on where it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mfdiag.errors import InputError, MfdiagError
+from mfdiag.errors import InputError
 from mfdiag.flow.datasets import Data, load_data
-from mfdiag.flow.seeds import normals, uniforms
-from mfdiag.flow.times import parse_times
-from mfdiag.models.checkpoint import save_checkpoint
-from mfdiag.models.containers import container_of, read_torch
-from mfdiag.models.description import Description
 from mfdiag.models.registry import build_model
-from mfdiag.storage import replacing
-from mfdiag.training.loss import Batch, State, start, update
+from mfdiag.training.draws import Feed
+from mfdiag.training.ensemble import Ensemble, start, together
+from mfdiag.training.grid import Cell
+from mfdiag.training.loss import Params
+from mfdiag.training.saved import CHECKPOINT, STATE, Entry, Run, changes, read_run, save_model, write_run
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["CHECKPOINT", "STATE", "Draws", "LogEntry", "TrainResult", "initial_module", "train"]
+__all__ = ["Compile", "Measure", "Options", "TrainedCell", "estimate_seconds", "initial_module", "train"]
 
-CHECKPOINT = "model.safetensors"
-STATE = "state.pt"
-_BUFFER_STEPS = 200
-_BUFFER_NUMBERS = 2**23  # of float64: caps the buffer's memory where samples are large
+Compile = Literal["auto", "on", "off"]
+Measure = Callable[[TrainSpec, nn.Module, nn.Module], list[Entry]]
+"""Gradient statistics of a model in training and its average, as entries of the log; `step` is filled in later."""
 
-
-class LogEntry(NamedTuple):
-    """Loss and gradient norm at the step that made `step` steps complete."""
-
-    step: int
-    loss: float
-    grad_norm: float
+_LOGGED = ("loss", "grad_norm")
+_SHOWN = 3  # of the changed cells an error names
+_TIMED_STEPS = 3
+_COMPILED_FROM = 2_000  # steps: below, compiling takes longer than it saves
+_TOGETHER = {"cpu": 16, "cuda": 512}  # models in one program: more no longer helps, and takes memory
+_PARAMETERS = {"cpu": 2**26, "cuda": 2**29}  # in one program, over all its models
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """The checkpoint written and the log of the whole run, earlier parts of a resumed run included."""
+class Options:
+    """How a grid is trained; nothing here changes a result beyond rounding."""
 
-    checkpoint: Path
-    log: list[LogEntry]
+    device: str = "cpu"
+    compile: Compile = "auto"
+    resume: bool = True
 
 
-class Draws:
-    """Batches by step number: element j of step s is sample s * batch_size + j of the streams `train/*`."""
+@dataclass(frozen=True)
+class TrainedCell:
+    """A finished cell: its checkpoint, and the log of the whole run; no checkpoint if its weights became infinite."""
 
-    def __init__(self, spec: TrainSpec, data: Data) -> None:
-        self.spec, self.data, self.times = spec, data, parse_times(spec.times)
-        self.dim = int(np.prod(data.shape))
-        self.steps = max(1, min(_BUFFER_STEPS, _BUFFER_NUMBERS // (spec.batch_size * self.dim)))
-        self._block = -1
-        self._drawn: Batch | None = None
+    cell: Cell
+    checkpoint: Path | None
+    log: list[Entry]
 
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`, counted from 0, in torch's default dtype."""
-        block, place = divmod(step, self.steps)
-        if block != self._block or self._drawn is None:
-            self._block, self._drawn = block, self._draw(block)
-        size = self.spec.batch_size
-        rows = slice(place * size, (place + 1) * size)
-        return Batch._make(values if values is None else values[rows] for values in self._drawn)
 
-    def _draw(self, block: int) -> Batch:
-        count = self.steps * self.spec.batch_size
-        index = np.arange(block * count, (block + 1) * count)
-        x0, labels = self.data.sample(self._uniforms("data", index, self.data.width))
-        x1 = normals(self.spec.seed, "train/noise", index, self.dim).reshape(x0.shape)
-        r, t = self.times.sample(self._uniforms("times", index, self.times.width), index)
-        time = t.reshape(-1, *[1] * (x0.ndim - 1))
-        anchor = self.spec.loss.anchor
-        delta = np.minimum(anchor.delta_max * self._uniforms("anchor", index, 1)[:, 0], t) if anchor else None
-        return Batch(
-            _tensor((1 - time) * x0 + time * x1),
-            _tensor(x1 - x0),
-            _tensor(r),
-            _tensor(t),
-            None if delta is None else _tensor(delta),
-            None if labels is None else torch.as_tensor(labels),
+def train(
+    cells: Sequence[Cell],
+    out: Path,
+    options: Options = Options(),
+    *,
+    measure: Measure | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None],
+) -> list[TrainedCell]:
+    """Trains every cell and writes `out/CELL/model.safetensors` (raw and EMA weights); finished cells are left alone.
+
+    The state of each cell is saved to `out/CELL/state.pt` every `save_every` steps and on Ctrl-C; a run goes on from
+    there and ends with the weights of an uninterrupted one. A cell whose weights stop being finite ends there, the
+    others go on. `measure` is called every `measure_every` steps; `progress` gets (what, steps done, steps in all).
+
+    Raises InputError if model and data do not fit or `out` holds cells of another specification.
+    """
+    work, data = _prepare(cells, out, options)
+    if not options.resume:
+        for item in work:
+            for name in (STATE, CHECKPOINT):
+                (item.folder / name).unlink(missing_ok=True)
+    total = sum(item.cell.spec.steps for item in work)
+    groups = _groups(work, data, options.device)
+    try:
+        for number, group in enumerate(groups, 1):
+            part = f", part {number} of {len(groups)}" if len(groups) > 1 else ""
+            name = f"training {len(group)} of {len(work)} models{part}" if len(work) > 1 else "training"
+
+            def report(name: str = name) -> None:
+                if progress is not None:
+                    progress(name, sum(item.step for item in work), total)
+
+            _train_group(group, data, options, measure, report, say)
+    except KeyboardInterrupt:
+        done = sum(item.finished for item in work)
+        kept = f"{done} of {len(work)} models are finished, the others saved as they stand in {out}"
+        raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
+    return [TrainedCell(item.cell, item.folder / CHECKPOINT if item.is_finite else None, item.run.log) for item in work]
+
+
+def estimate_seconds(cells: Sequence[Cell], out: Path, options: Options, *, say: Callable[[str], None]) -> float:
+    """Time that `train` has left to spend, from a few uncompiled steps of each group: an upper estimate."""
+    work, data = _prepare(cells, out, options)
+    seconds = 0.0
+    for group in _groups(work, data, options.device):
+        ensemble = _ensemble(group, data, replace(options, compile="off"), say)
+        ensemble.advance(1)  # allocates, and draws the first block
+        before = time.perf_counter()
+        ensemble.advance(_TIMED_STEPS)
+        ensemble.take_tally()  # waits for the device
+        seconds += (time.perf_counter() - before) / _TIMED_STEPS * (group[0].cell.spec.steps - group[0].step)
+        ensemble.feed.close()
+    return seconds
+
+
+@dataclass
+class _Work:
+    """A cell on its way: where it is kept, the network's structure, its state and log, and the steps it has done."""
+
+    cell: Cell
+    folder: Path
+    module: nn.Module
+    run: Run
+    step: int
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self.run.state.params.values())
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.cell.spec.steps and ((self.folder / CHECKPOINT).exists() or not self.is_finite)
+
+    def save(self) -> None:
+        if self.step == self.cell.spec.steps and self.is_finite:
+            save_model(self.folder / CHECKPOINT, self.module, self.cell.spec, self.run.state)
+        write_run(self.folder, self.cell.spec, self.run)
+
+
+def _prepare(cells: Sequence[Cell], out: Path, options: Options) -> tuple[list[_Work], dict[str, Data]]:
+    """Each cell as it stands, and the data by name; refuses what cannot be trained before anything is."""
+    data = {name: load_data(name) for name in dict.fromkeys(cell.spec.data for cell in cells)}
+    work, changed = [], []
+    for cell in cells:
+        folder, module = out / cell.name, initial_module(cell.spec)
+        _check_fit(module, data[cell.spec.data], cell.spec)
+        run = Run(start(module))
+        if options.resume and (folder / STATE).exists():
+            before, run = read_run(folder)
+            if found := changes(before, cell.spec):
+                changed.append(f"{cell.name or folder} ({', '.join(found)})")
+        work.append(_Work(cell, folder, module, run, int(run.state.steps)))
+    if changed:
+        shown = "; ".join(changed[:_SHOWN]) + ("; ..." if len(changed) > _SHOWN else "")
+        raise InputError(
+            f"{len(changed)} of {len(cells)} models in {out} come from another specification: {shown}. Choose another "
+            "folder, or train all of them again with --overwrite."
         )
-
-    def _uniforms(self, purpose: str, index: np.ndarray, width: int) -> np.ndarray:
-        return uniforms(self.spec.seed, f"train/{purpose}", index, width)
+    return work, data
 
 
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.get_default_dtype())
+def _groups(work: Sequence[_Work], data: dict[str, Data], device: str) -> list[list[_Work]]:
+    """Unfinished cells that can train together, the same shape at the same step, in the order of the grid."""
+    kind = device.partition(":")[0]
+    found: dict[tuple[object, ...], list[_Work]] = {}
+    for item in work:
+        if not item.finished:
+            points = data[item.cell.spec.data]
+            key = (together(item.cell.spec), points.shape, points.num_classes, item.step)
+            found.setdefault(key, []).append(item)
+    parts = []
+    for group in found.values():
+        parameters = sum(p.numel() for p in group[0].module.parameters())
+        size = max(1, min(_TOGETHER[kind], _PARAMETERS[kind] // parameters))
+        count = math.ceil(len(group) / size)
+        parts += [group[i * len(group) // count : (i + 1) * len(group) // count] for i in range(count)]
+    return parts
+
+
+def _ensemble(group: Sequence[_Work], data: dict[str, Data], options: Options, say: Callable[[str], None]) -> Ensemble:
+    specs = [item.cell.spec for item in group]
+    return Ensemble(
+        group[0].module,
+        specs,
+        [item.run.state for item in group],
+        Feed(specs, [data[spec.data] for spec in specs], options.device),
+        device=options.device,
+        compiled=options.compile == "on" or (options.compile == "auto" and specs[0].steps >= _COMPILED_FROM),
+        say=say,
+    )
+
+
+def _train_group(
+    group: Sequence[_Work],
+    data: dict[str, Data],
+    options: Options,
+    measure: Measure | None,
+    report: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    spec = group[0].cell.spec  # for what they have in common
+    ensemble = _ensemble(group, data, options, say)
+    logged = max([entry.step for entry in group[0].run.log if entry.quantity in _LOGGED], default=0)
+    measured = measure is not None and spec.measure_every > 0
+    intervals = [spec.log_every, spec.save_every, *([spec.measure_every] if measured else [])]
+
+    def due(step: int, interval: int) -> bool:
+        return step % interval == 0 or step == spec.steps
+
+    def keep() -> None:
+        for item, state in zip(group, ensemble.states(), strict=True):
+            item.run.state, item.step = state, int(state.steps)
+            item.save()
+
+    try:
+        while (step := ensemble.steps_done) < spec.steps:
+            stop = min(spec.steps, *(step - step % interval + interval for interval in intervals))
+            ensemble.advance(stop - step)
+            if due(stop, spec.log_every):
+                means = (ensemble.take_tally() / (stop - logged)).tolist()
+                count, logged = (stop - logged) * spec.batch_size, stop
+                for item, values in zip(group, means, strict=True):
+                    item.run.log += [_entry(stop, *pair, count) for pair in zip(_LOGGED, values, strict=True)]
+            if measure is not None and measured and due(stop, spec.measure_every):
+                for item, state in zip(group, ensemble.states(), strict=True):
+                    weights = [_filled(item.module, values) for values in (state.params, state.ema)]
+                    item.run.log += [entry._replace(step=stop) for entry in measure(item.cell.spec, *weights)]
+            if due(stop, spec.save_every):
+                keep()
+            for item in group:
+                item.step = stop
+            report()
+    except KeyboardInterrupt:
+        keep()
+        raise
+    finally:
+        ensemble.feed.close()
+
+
+def _entry(step: int, quantity: str, value: float, count: int) -> Entry:
+    nan = math.nan
+    return Entry(step, quantity, value, nan, nan, nan, count, "ok" if math.isfinite(value) else "nonfinite")
+
+
+def _filled(module: nn.Module, params: Params) -> nn.Module:
+    filled = copy.deepcopy(module).cpu()
+    filled.load_state_dict(params, strict=False)
+    return filled.eval().requires_grad_(False)
 
 
 def initial_module(spec: TrainSpec) -> nn.Module:
@@ -97,55 +251,6 @@ def initial_module(spec: TrainSpec) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         return build_model(spec.model.name, spec.model.arguments)
-
-
-def train(
-    spec: TrainSpec, out: Path, *, progress: Callable[[int, float], None] | None = None, resume: bool = True
-) -> TrainResult:
-    """Train the model of `spec` and write `out/model.safetensors` (raw and EMA weights).
-
-    The state is saved to `out/state.pt` every `spec.save_every` steps and on Ctrl-C; with `resume` a run
-    goes on from there and ends with the weights of an uninterrupted one. `progress` gets (steps done, loss) as logged.
-
-    Raises InputError if model and data do not fit or `out` holds another specification's state, MfdiagError if the
-    loss stops being finite.
-    """
-    module = initial_module(spec)
-    data = load_data(spec.data)
-    draws = Draws(spec, data)
-    _check_fit(module, data, spec)
-    kept = out / STATE
-    state, log = _read_state(kept, spec) if resume and kept.exists() else (start(module), [])
-    try:
-        while state.step < spec.steps:
-            state, loss, norm = update(module, state, draws.batch(state.step), spec)
-            if state.step % spec.log_every == 0 or state.step == spec.steps:
-                log.append(LogEntry(state.step, loss.item(), norm.item()))
-                if progress:
-                    progress(state.step, log[-1].loss)
-            if state.step % spec.save_every == 0 or state.step == spec.steps:
-                _check_finite(state, out)
-                _write_state(kept, spec, state, log)
-    except KeyboardInterrupt:
-        _write_state(kept, spec, state, log)
-        saved = f"{state.step:,} steps are saved in {out}, the same command goes on from there"
-        raise KeyboardInterrupt(saved) from None
-    module.load_state_dict(state.params, strict=False)
-    description = Description(
-        architecture=spec.model,
-        times=spec.times,
-        data=spec.data,
-        step=state.step,
-        ema_decay=spec.ema_decay,
-        seed=spec.seed,
-        specification=_plain(spec),
-    )
-    save_checkpoint(out / CHECKPOINT, module, module.state_dict() | state.ema, description)
-    return TrainResult(out / CHECKPOINT, log)
-
-
-def _plain(spec: TrainSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json", by_alias=True)
 
 
 def _check_fit(module: nn.Module, data: Data, spec: TrainSpec) -> None:
@@ -166,27 +271,3 @@ def _check_fit(module: nn.Module, data: Data, spec: TrainSpec) -> None:
             f"Expected model.arguments.num_classes to be 0 or the {data.num_classes} classes of {spec.data!r}, "
             f"but got {classes}; correct it."
         )
-
-
-def _check_finite(state: State, out: Path) -> None:
-    if not all(bool(p.isfinite().all()) for p in state.params.values()):
-        raise MfdiagError(
-            f"Training in {out} diverged: weights are not finite after step {state.step}; lower the learning rate, "
-            "or weigh samples adaptively."
-        )
-
-
-def _write_state(path: Path, spec: TrainSpec, state: State, log: list[LogEntry]) -> None:
-    content = {"specification": _plain(spec), "state": state._asdict(), "log": [tuple(entry) for entry in log]}
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _read_state(path: Path, spec: TrainSpec) -> tuple[State, list[LogEntry]]:
-    kept = read_torch(path, container_of(path), load=True).tree
-    if kept.get("specification") != _plain(spec):
-        raise InputError(
-            f"Expected {path} to come from the same specification, but it differs; choose another folder, "
-            "or train without resuming to begin again."
-        )
-    return State(**kept["state"]), [LogEntry(*entry) for entry in kept["log"]]
