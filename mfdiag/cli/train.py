@@ -22,7 +22,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the models of the grid and how long they would take.")
     ] = False,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the networks are trained: cpu, cuda or cuda:N.")] = "cpu",
     compile_: Annotated[
         Literal["auto", "on", "off"],
         typer.Option("--compile", help="Compile the training step; auto does so for 2,000 steps or more."),
@@ -79,11 +79,5 @@ def _print_cells(cells: Sequence[Cell], seconds: float) -> None:
     for cell in cells:
         sys.stdout.write(f"{cell.name or '(one model)'}  {cell.spec.steps:,} steps\n")
     minutes = seconds / 60
-    left = (
-        f"{minutes / 60:.1f} hours"
-        if minutes > 90
-        else f"{minutes:.1f} minutes"
-        if minutes > 1.5
-        else f"{seconds:.0f} s"
-    )
+    left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
     sys.stdout.write(f"{len(cells)} models, about {left} left on this machine if not compiled.\n")

@@ -153,8 +153,13 @@ class MixtureData:
         chosen = np.minimum((u[:, 0] * self.components).astype(np.int64), self.components - 1)
         z = ndtri(u[:, 1:])
         x = self.means[chosen]
-        for column in range(self.dim):  # not a matrix product: its rounding depends on how many samples come together
-            x += self._factors[chosen, :, column] * z[:, column, None]
+        for component in range(self.components):
+            rows = np.flatnonzero(chosen == component)
+            part, factor = np.ascontiguousarray(z[rows].T), self._factors[component]
+            moved = np.ascontiguousarray(x[rows].T)
+            for column in range(self.dim):  # not a matrix product: its rounding depends on how many samples it gets
+                moved[column:] += factor[column:, column, None] * part[column]
+            x[rows] = moved.T
         return x, None
 
 

@@ -110,9 +110,9 @@ def _statistics(spec: TrainSpec, module: nn.Module, ema: nn.Module) -> list[Entr
         optima = optima[(optima["quantity"] == "optimum") & (optima["form"] == "gradient")]
         found.append(("optimum", optima[(optima["role"] == "tangent") & optima["batch_size"].isna()]))
     return [
-        Entry(step=0, quantity=quantity, **row)
+        Entry(0, quantity, *row)
         for quantity, rows in found
-        for row in rows[list(_MEASURED)].to_dict("records")
+        for row in rows[list(_MEASURED)].itertuples(index=False, name=None)
     ]
 
 

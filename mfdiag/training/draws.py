@@ -74,7 +74,7 @@ class _Law(NamedTuple):
 
 
 class Feed:
-    """Batches of many models, [models, n, ...], by step; the next block is drawn in the background.
+    """Batches of many models, [models, n, ...], by step; the next blocks are drawn in the background, on every core.
 
     Models with the same data, times and seed get the same samples, which are drawn once.
     """
@@ -87,7 +87,9 @@ class Feed:
         self.block_steps = min(draws.block_steps for draws in self._draws)
         for draws in self._draws:
             draws.block_steps = self.block_steps
-        self._pool = ThreadPoolExecutor(min(len(self._draws), os.cpu_count() or 1))
+        cores = os.cpu_count() or 1
+        self._blocks_ahead = -(-cores // len(self._draws))
+        self._pool = ThreadPoolExecutor(cores)
         self._ahead: dict[int, list[Future[Batch]]] = {}
         self._number = -1
         self._block = Batch(*[torch.empty(0)] * 4)
@@ -105,9 +107,9 @@ class Feed:
         self._pool.shutdown(cancel_futures=True)
 
     def _load(self, number: int) -> None:
-        self._submit(number)
+        for ahead in range(number, number + self._blocks_ahead + 1):
+            self._submit(ahead)
         parts = [future.result() for future in self._ahead.pop(number)]
-        self._submit(number + 1)
         self._block = Batch._make(
             None if column[0] is None else torch.stack(column).to(self._device) for column in zip(*parts, strict=True)
         )

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import bundled, load_model
-from mfdiag.training.spec import Anchor, Loss, TrainSpec, load_spec
+from mfdiag.training.grid import load_grid
+from mfdiag.training.spec import Anchor, Loss, TrainSpec
 
 BUNDLED = Path(__file__).parents[2] / "sweeps" / "bundled.yaml"
 VALID = """\
@@ -32,9 +33,15 @@ def written(folder: Path, old: str = "", new: str = "") -> Path:
     return path
 
 
+def load_spec(path: Path) -> TrainSpec:
+    (cell,) = load_grid(path)
+    assert cell.name == ""
+    return cell.spec
+
+
 def test_valid(tmp_path: Path) -> None:
     spec = load_spec(written(tmp_path))
-    assert spec.loss == Loss(beta=1.0, anchor=Anchor(coefficient=0.5, delta_max=0.01))
+    assert spec.loss == Loss(beta=1.0, anchor=Anchor.model_validate({"lambda": 0.5, "delta_max": 0.01}))
     assert (spec.steps, spec.batch_size, spec.seed) == (10, 1024, 0)
     assert TrainSpec.model_validate(spec.model_dump(mode="json", by_alias=True)) == spec
     assert load_spec(written(tmp_path, "{lambda: 0.5, delta_max: 1.0e-2}", "none")).loss.anchor is None
@@ -61,7 +68,15 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
         ("steps: 10", "steps: many", "line 6, steps: It should be a valid integer"),
         ("steps: 10", "steps: 0", "line 6, steps: It should be greater than or equal to 1, but got 0"),
         ("steps: 10\n", "", "line 1, steps: this field is missing; add it, the fields are data, model, times, steps"),
-        ("steps: 10", "steps: 10\noptimizer: sgd", "line 7, optimizer: It should be 'adam', but got 'sgd'"),
+        (
+            "steps: 10",
+            "steps: 10\noptimizer: sdg",
+            "line 7, optimizer.name: It should be 'adam', 'adamw' or 'sgd', but got 'sdg'",
+        ),
+        ("steps: 10", "steps: 10\noptimizer: {betas: [0.9, 1]}", "line 7, optimizer.betas: betas must lie in [0, 1)"),
+        ("steps: 10", "steps: 10\noptimizer: {weight_decay: 1}", "line 7, optimizer.weight_decay: weight_decay is"),
+        ("steps: 10", "steps: 10\nschedule: cosin", "line 7, schedule.name: It should be 'constant', 'cosine' or"),
+        ("1.0e-2}", "1.0e-3, delta_min: 0.1}", "line 9, loss.anchor.delta_max: delta_max must not be below delta_min"),
         (
             "  beta: 1",
             "  weighting: adaptiv",
@@ -93,6 +108,53 @@ def test_files_that_are_no_specification(tmp_path: Path) -> None:
         (tmp_path / "odd.yaml").write_bytes(content)
         with pytest.raises(InputError, match=r"expected (a mapping|YAML)"):
             load_spec(tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(BUNDLED.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_specification_loads(path: Path) -> None:
+    cells = load_grid(path)
+    assert cells and len({cell.name for cell in cells}) == len(cells)
+
+
+def test_axes_expand_to_cells(tmp_path: Path) -> None:
+    axes = 'axes:\n  loss.beta: [0, 0.5]\n  "data, seed": [["mixture:2,3", 7], [two_moons, 8]]\n'
+    cells = load_grid(written(tmp_path, "data: eight_gaussians\n", axes))
+    assert [cell.name for cell in cells] == [
+        "beta=0,data=mixture_2_3,seed=7",
+        "beta=0,data=two_moons,seed=8",
+        "beta=0.5,data=mixture_2_3,seed=7",
+        "beta=0.5,data=two_moons,seed=8",
+    ]
+    assert [(cell.spec.loss.beta, cell.spec.data, cell.spec.seed) for cell in cells] == [
+        (0.0, "mixture:2,3", 7),
+        (0.0, "two_moons", 8),
+        (0.5, "mixture:2,3", 7),
+        (0.5, "two_moons", 8),
+    ]
+    assert cells[0].spec.loss.anchor == Anchor.model_validate({"lambda": 0.5, "delta_max": 0.01}), (
+        "the rest of a section stays"
+    )
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        ("axes: [1]", "line 7, axes: expected a mapping of fields to lists"),
+        ("axes: {seed: 1}", "line 7, axes.seed: expected a list of values"),
+        ("axes: {seed: []}", "line 7, axes.seed: expected a list of values"),
+        ("axes: {seed: [1, 1]}", "line 7, axes.seed: a value is there twice"),
+        ("axes:\n  seed: [0, 1]\n  loss.btea: [0]", "line 9, axes.loss.btea: Unknown field 'btea'. Did you mean"),
+        ("axes:\n  batch_size: [1, 0]", "line 8, axes.batch_size: It should be greater than or equal to 1"),
+        ('axes: {"data, seed": [[two_moons]]}', "expected a list of lists of 2 values"),
+        ("axes: {data: ['mixture:2,3', 'mixture:2:3']}", "two cells would both be called 'data=mixture_2_3'"),
+        (f"axes: {{seed: [0, 1], batch_size: {list(range(1, 6000))}}}", "11,998 cells"),
+    ],
+)
+def test_bad_axes(tmp_path: Path, axes: str, expected: str) -> None:
+    path = written(tmp_path, "steps: 10\n", f"steps: 10\n{axes}\n")
+    with pytest.raises(InputError) as caught:
+        load_grid(path)
+    assert expected in str(caught.value), str(caught.value)
 
 
 def test_specifications_are_strict_in_python_too() -> None:

@@ -1,4 +1,4 @@
-"""Training: resuming after a kill changes nothing, draws do not depend on buffers, bad requests are refused."""
+"""Training a grid: killed runs go on and end the same, finished cells stay, changed ones are named."""
 
 from __future__ import annotations
 
@@ -7,93 +7,141 @@ from typing import Any
 
 import pytest
 import torch
+from specs import spec_of
 
-from mfdiag.errors import InputError, MfdiagError
-from mfdiag.flow.datasets import load_data
+from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import load_model
 from mfdiag.training import trainer
+from mfdiag.training.ensemble import Ensemble
+from mfdiag.training.grid import Cell
+from mfdiag.training.saved import CHECKPOINT, STATE, Entry
 from mfdiag.training.spec import TrainSpec
-from mfdiag.training.trainer import Draws, initial_module, train
+from mfdiag.training.trainer import Options, TrainedCell, estimate_seconds, initial_module, train
 
 
-def spec_of(**changes: Any) -> TrainSpec:
-    values = {
-        "data": "gaussian:2,0.5,0.3",
-        "model": {"name": "mlp", "arguments": {"dim": 2, "hidden": 8, "depth": 1}},
-        "times": "logit_normal:-0.4,1,0.75",
-        "loss": {"beta": 0.5, "anchor": {"lambda": 0.5, "delta_max": 0.01}},
-        "batch_size": 16,
-        "steps": 12,
-        "learning_rate": 0.01,
-        "ema_decay": 0.9,
-        "seed": 3,
-        "log_every": 5,
-        "save_every": 4,
-    }
-    return TrainSpec.model_validate(values | changes)
+def grid(**changes: Any) -> list[Cell]:
+    """Three cells of one shape and one of another."""
+    cells = [Cell(f"seed={seed}", spec_of(seed=seed, **changes)) for seed in (3, 4, 5)]
+    return [*cells, Cell("wide", spec_of(model={"name": "mlp", "arguments": {"dim": 2, "hidden": 12}}, **changes))]
+
+
+def run(cells: list[Cell], out: Path, **changes: Any) -> list[TrainedCell]:
+    return train(cells, out, Options(**changes), say=pytest.fail)
 
 
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("stop", "kind"), [(7, Killed), (7, KeyboardInterrupt), (4, Killed), (2, Killed)])
+@pytest.mark.parametrize(("stop", "kind"), [(7, Killed), (7, KeyboardInterrupt), (14, Killed), (2, Killed)])
 def test_resumed_equals_uninterrupted(
     tmp_path: Path, stop: int, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = spec_of()
-    whole = train(spec, tmp_path / "whole")
-    original, out = trainer.update, tmp_path / "parts"
-    done = []
+    whole = run(grid(), tmp_path / "whole")
+    original, out = Ensemble._eager, tmp_path / "parts"
+    done: list[int] = []
 
-    def dying(*arguments: Any) -> Any:
+    def dying(self: Ensemble, *arguments: Any) -> Any:
         if len(done) == stop:
             raise kind
         done.append(1)
-        return original(*arguments)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(trainer, "update", dying)
+    monkeypatch.setattr(Ensemble, "_eager", dying)
     with pytest.raises(kind):
-        train(spec, out)
-    assert not (out / trainer.CHECKPOINT).exists()
-    monkeypatch.setattr(trainer, "update", original)
-    parts = train(spec, out)
-    assert parts.log == whole.log and [entry.step for entry in whole.log] == [5, 10, 12]
-    assert parts.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
-    assert train(spec, out).log == whole.log, "a finished run is not trained again"
-    assert train(spec, out, resume=False).checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+        run(grid(), out)
+    assert not (out / "wide" / CHECKPOINT).exists()
+    monkeypatch.setattr(Ensemble, "_eager", original)
+    for one, other in zip(run(grid(), out), whole, strict=True):
+        assert str(one.log) == str(other.log), "as text, because NaN differs from itself"
+        assert [entry.step for entry in one.log if entry.quantity == "loss"] == [5, 10, 12]
+        assert one.checkpoint is not None and other.checkpoint is not None
+        assert one.checkpoint.read_bytes() == other.checkpoint.read_bytes()
+
+
+def test_finished_cells_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = grid()
+    first = run(cells[:2], tmp_path)
+    trained: list[int] = []
+    original = Ensemble.advance
+
+    def counting(self: Ensemble, steps: int) -> None:
+        trained.append(len(self.specs))
+        original(self, steps)
+
+    monkeypatch.setattr(Ensemble, "advance", counting)
+    second = run(cells, tmp_path)
+    assert set(trained) == {1}, "the two finished cells are not among those trained"
+    assert [str(item.log) for item in second[:2]] == [str(item.log) for item in first]
+    trained.clear()
+    run(cells, tmp_path)
+    assert not trained
+    run(cells, tmp_path, resume=False)
+    assert set(trained) == {3, 1}
+
+
+def test_a_changed_specification_names_what_it_invalidates(tmp_path: Path) -> None:
+    run(grid(), tmp_path)
+    changed = grid()
+    changed[1] = Cell("seed=4", spec_of(seed=4, learning_rate=0.5, steps=13))
+    before = (tmp_path / "seed=4" / CHECKPOINT).read_bytes()
+    with pytest.raises(InputError, match=r"1 of 4 models.*seed=4 \(steps: 12 -> 13, learning_rate: 0.01 -> 0.5\)"):
+        run(changed, tmp_path)
+    assert (tmp_path / "seed=4" / CHECKPOINT).read_bytes() == before
+    run(changed, tmp_path, resume=False)
+    assert load_model(tmp_path / "seed=4" / CHECKPOINT).step == 13
 
 
 def test_checkpoint_describes_the_run(tmp_path: Path) -> None:
-    seen: list[tuple[int, float]] = []
-    spec = spec_of()
-    result = train(spec, tmp_path, progress=lambda step, loss: seen.append((step, loss)))
-    assert seen == [(entry.step, entry.loss) for entry in result.log]
+    seen: list[tuple[str, int, int]] = []
+    (result,) = train([Cell("", spec_of())], tmp_path, progress=lambda *now: seen.append(now), say=pytest.fail)
+    assert seen == [("training", step, 12) for step in (4, 5, 8, 10, 12)]
+    assert result.checkpoint == tmp_path / CHECKPOINT
     loaded = load_model(result.checkpoint)
     assert loaded.description is not None and loaded.step == 12
-    assert TrainSpec.model_validate(loaded.description.specification) == spec
+    assert TrainSpec.model_validate(loaded.description.specification) == spec_of()
     assert not torch.equal(loaded.state["raw"]["layers.0.weight"], loaded.state["ema"]["layers.0.weight"])
 
 
+def test_log_holds_means_over_the_steps_between(tmp_path: Path) -> None:
+    def losses(every: int, save: int) -> list[float]:
+        spec = spec_of(log_every=every, save_every=save)
+        (result,) = run([Cell("", spec)], tmp_path / f"{every}-{save}")
+        return [entry.value for entry in result.log if entry.quantity == "loss"]
+
+    each = losses(1, 100)
+    expected = [sum(each[:5]) / 5, sum(each[5:10]) / 5, sum(each[10:]) / 2]
+    assert losses(5, 100) == pytest.approx(expected, rel=1e-5)
+    assert losses(5, 3) == pytest.approx(expected, rel=1e-5)
+
+
+def test_measuring_on_the_way(tmp_path: Path) -> None:
+    def measure(spec: TrainSpec, module: Any, ema: Any) -> list[Entry]:
+        weights = (module.layers[0].weight[0, 0].item(), ema.layers[0].weight[0, 0].item())
+        assert weights[0] != weights[1] and not module.training
+        return [Entry(0, "variance", weights[0], 0, 0, 0, 1, "ok")]
+
+    spec = spec_of(measure_every=8)
+    (result,) = train([Cell("", spec)], tmp_path, measure=measure, say=pytest.fail)
+    found = [entry for entry in result.log if entry.quantity == "variance"]
+    assert [entry.step for entry in found] == [8, 12]
+    assert result.checkpoint is not None
+    assert found[-1].value == load_model(result.checkpoint).state["raw"]["layers.0.weight"][0, 0]
+
+
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    changes = {"loss": {}, "steps": 300, "log_every": 1, "batch_size": 128}
-    losses = [entry.loss for entry in train(spec_of(**changes), tmp_path).log]
-    assert sum(losses[-30:]) < 0.8 * sum(losses[:30])
+    (result,) = run([Cell("", spec_of(loss={}, steps=300, log_every=30, batch_size=128))], tmp_path)
+    losses = [entry.value for entry in result.log if entry.quantity == "loss"]
+    assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("data", ["gaussian:2,0,1", "digits"])
-def test_draws_do_not_depend_on_the_buffer(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_of(data=data)
-    usual = Draws(spec, load_data(data))
-    monkeypatch.setattr(trainer, "_BUFFER_STEPS", 3)
-    short = Draws(spec, load_data(data))
-    assert (usual.steps, short.steps) == (200, 3)
-    for step in (0, 7, 2):
-        for one, other in zip(usual.batch(step), short.batch(step), strict=True):
-            assert (one is None and other is None) or torch.equal(one, other)
-    batch = usual.batch(0)
-    assert batch.delta is not None and (batch.t - batch.delta >= 0).all() and (batch.delta <= 0.01).all()
-    assert (batch.labels is None) == (data != "digits")
+def test_diverged_cells_end_without_a_checkpoint(tmp_path: Path) -> None:
+    cells = [Cell("good", spec_of()), Cell("wild", spec_of(learning_rate=1e38))]
+    for _ in range(2):  # the second time nothing is left to do
+        good, wild = run(cells, tmp_path)
+        assert good.checkpoint is not None and wild.checkpoint is None
+        assert {entry.status for entry in good.log} == {"ok"}
+        assert wild.log[-1].status == "nonfinite"
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
@@ -105,24 +153,38 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 def test_images_with_labels_train(tmp_path: Path) -> None:
     arguments = {"channels": 1, "size": 8, "width": 16, "depth": 1, "heads": 2, "num_classes": 10}
-    result = train(spec_of(data="digits", model={"name": "dit", "arguments": arguments}, steps=3), tmp_path)
+    spec = spec_of(data="digits", model={"name": "dit", "arguments": arguments}, steps=3)
+    (result,) = run([Cell("", spec)], tmp_path)
+    assert result.checkpoint is not None
     assert load_model(result.checkpoint, weights="ema").module.label is not None
 
 
+def test_large_grids_are_cut_into_programs_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(grid(), tmp_path / "whole")
+    monkeypatch.setattr(trainer, "_TOGETHER", {"cpu": 2})
+    for one, other in zip(run(grid(), tmp_path / "parts"), whole, strict=True):
+        assert one.checkpoint is not None and other.checkpoint is not None
+        raw, expected = (load_model(path).state["raw"] for path in (one.checkpoint, other.checkpoint))
+        for name, value in raw.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_estimate_trains_nothing(tmp_path: Path) -> None:
+    assert estimate_seconds(grid(), tmp_path / "none", Options(), say=pytest.fail) > 0
+    assert not (tmp_path / "none").exists()
+    run(grid(), tmp_path)
+    assert estimate_seconds(grid(), tmp_path, Options(), say=pytest.fail) == 0
+
+
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"shape \[2\], to the same shape, but got mat1"):
-        train(spec_of(model={"name": "mlp", "arguments": {"dim": 3}}), tmp_path)
-    with pytest.raises(InputError, match="num_classes to be 0 or the 0 classes"):
-        train(spec_of(model={"name": "mlp", "arguments": {"dim": 2, "num_classes": 4}}), tmp_path)
-    train(spec_of(), tmp_path)
-    with pytest.raises(InputError, match="same specification, but it differs"):
-        train(spec_of(seed=4), tmp_path)
-    (tmp_path / trainer.STATE).write_bytes(b"PK\x03\x04")
-    with pytest.raises(InputError, match="truncated or damaged"):
-        train(spec_of(), tmp_path)
+    def refused(match: str, **changes: Any) -> None:
+        with pytest.raises(InputError, match=match):
+            run([Cell("", spec_of(**changes))], tmp_path)
 
-
-def test_divergence_is_reported_and_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(MfdiagError, match="diverged: weights are not finite after step 4"):
-        train(spec_of(learning_rate=1e30), tmp_path)
-    assert not (tmp_path / trainer.STATE).exists()
+    refused(r"shape \[2\], to the same shape, but got mat1", model={"name": "mlp", "arguments": {"dim": 3}})
+    labelled = {"name": "mlp", "arguments": {"dim": 2, "num_classes": 3}}
+    refused("num_classes to be 0 or the 0 classes", model=labelled)
+    (tmp_path / STATE).write_bytes(b"PK")
+    refused(r"state\.pt")
+    torch.save({"specification": {}, "state": {}}, tmp_path / STATE)
+    refused("training state of this version")

@@ -1,0 +1,136 @@
+"""`mfdiag train`: grids, killed runs, dry runs, and what other commands read afterwards."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mfdiag.tables.store import read_json, read_table
+
+Run = Callable[..., Any]
+
+GRID = """\
+axes:
+  loss.beta: [0, 1]
+  seed: [0, 1]
+data: gaussian:2,0.5,0.3
+model: {name: mlp, arguments: {dim: 2, hidden: 8, depth: 1}}
+times: uniform
+batch_size: 16
+steps: 40
+log_every: 10
+save_every: 5
+measure_every: 20
+measure_samples: 128
+"""
+CELLS = ["beta=0,seed=0", "beta=0,seed=1", "beta=1,seed=0", "beta=1,seed=1"]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID)
+    return path
+
+
+def test_a_grid(cli: Run, spec: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    result = cli("train", spec, "--out", out)
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [str(out / cell / "model.safetensors") for cell in CELLS]
+    frame = read_table("training", out)
+    assert list(dict.fromkeys(frame["cell"])) == CELLS
+    counts = frame.groupby("quantity").size().to_dict()
+    assert counts == {"loss": 16, "grad_norm": 16, "variance": 8, "optimum": 8}
+    assert frame["checkpoint_sha256"].nunique() == 4
+    variance = frame[frame["quantity"] == "variance"]
+    assert (variance["ci_low"] < variance["value"]).all() and (variance["value"] < variance["ci_high"]).all()
+    assert read_json(out / "manifest.json")["train"]["specification"]["cells"][CELLS[2]]["loss"]["beta"] == 1
+    measured = tmp_path / "measured"
+    arguments = ["--samples", "256", "--out", measured, "--quiet"]
+    assert cli("variance", *result.out.split(), *arguments).code == 0
+    joined = read_table("variance", measured).merge(
+        frame[["checkpoint_sha256", "cell"]].drop_duplicates(), on="checkpoint_sha256"
+    )
+    assert joined["cell"].nunique() == 4, "tables of other commands are joined by the checkpoint's hash"
+
+
+def test_statistics_on_the_way_are_those_of_the_commands(cli: Run, spec: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    assert cli("train", spec, "--out", out, "--quiet").code == 0
+    frame = read_table("training", out)
+    row = frame[(frame["cell"] == CELLS[3]) & (frame["step"] == 40)].set_index("quantity")
+    options = ["--weights", "raw", "--proxy", "ema", "--times", "uniform", "--posterior", "none", "--samples", "128"]
+    options += [out / CELLS[3] / "model.safetensors", "--out", tmp_path / "m", "--seed", "1", "--quiet"]
+    assert cli("sweep", *options, "--beta", "1").code == 0
+    sweep = read_table("sweep", tmp_path / "m")
+    found = sweep[(sweep["quantity"] == "variance") & (sweep["layer"] == "all") & (sweep["space"] == "gradient")]
+    pd.testing.assert_series_equal(
+        found[["value", "ci_low", "ci_high"]].iloc[0],
+        row.loc["variance", ["value", "ci_low", "ci_high"]],
+        check_names=False,
+        check_dtype=False,
+        rtol=1e-4,
+    )
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(cli: Run, spec: Path, tmp_path: Path) -> None:
+    spec.write_text(GRID.replace("steps: 40", "steps: 400").replace("measure_every: 20\n", ""))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli("train", spec, "--out", whole, "--quiet").code == 0
+    command = [sys.executable, "-m", "mfdiag", "train", str(spec), "--out", str(parts), "--quiet"]
+    process = subprocess.Popen(command)
+    state = parts / CELLS[-1] / "state.pt"
+    while not state.exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (parts / CELLS[0] / "model.safetensors").exists(), "killed in the middle"
+    assert cli("train", spec, "--out", parts, "--quiet").code == 0
+    for cell in CELLS:
+        one, other = ((folder / cell / "model.safetensors").read_bytes() for folder in (whole, parts))
+        assert one == other
+
+
+def test_dry_run_trains_nothing(cli: Run, spec: Path, tmp_path: Path) -> None:
+    result = cli("train", spec, "--out", tmp_path / "none", "--dry-run")
+    assert result.code == 0, result.err
+    *cells, last = result.out.splitlines()
+    assert [line.split()[0] for line in cells] == CELLS
+    assert last.startswith("4 models, about 0.0 minutes left")
+    assert not (tmp_path / "none").exists()
+
+
+def test_bad_grids_are_one_sentence(cli: Run, spec: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    assert cli("train", spec, "--out", out, "--quiet").code == 0
+    for old, new, expected in (
+        ("steps: 40", "steps: 41", "4 of 4 models"),
+        ("seed: [0, 1]", "seed: 0", "line 3, axes.seed: expected a list"),
+        ("dim: 2", "dim: 3", "shape [2]"),
+        ("gaussian:2,0.5,0.3", "gaussain:2,0,1", "Did you mean 'gaussian'"),
+    ):
+        spec.write_text(GRID.replace(old, new))
+        result = cli("train", spec, "--out", out)
+        assert result.code == 2 and result.out == "", result
+        assert expected in result.err and "Traceback" not in result.err, result.err
+    assert cli("train", spec, "--device", "cuda:99").code == 2
+
+
+def test_divergence_is_told_and_the_others_finish(cli: Run, spec: Path, tmp_path: Path) -> None:
+    text = GRID.replace("loss.beta: [0, 1]", "learning_rate: [0.001, 1.0e+38]").replace("measure_every: 20\n", "")
+    spec.write_text(text)
+    result = cli("train", spec, "--out", tmp_path / "grid")
+    assert result.code == 2 and "2 of 4 models" in result.err and "rate=1e+38" in result.err
+    frame = read_table("training", tmp_path / "grid")
+    assert frame["cell"].nunique() == 4
+    assert set(frame[frame["cell"].str.contains("0.001")]["status"]) == {"ok"}

@@ -1,0 +1,57 @@
+"""What models are trained on: independent of blocks and of who trains beside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from specs import spec_of
+
+from mfdiag.flow.datasets import load_data
+from mfdiag.training import draws
+from mfdiag.training.draws import Draws, Feed
+from mfdiag.training.loss import Batch
+
+
+def assert_same(found: Batch, expected: Batch) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or other is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("data", ["gaussian:2,0,1", "mixture:3,2", "digits"])
+def test_batches_do_not_depend_on_the_block(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, points = spec_of(data=data), load_data(data)
+    usual = Feed([spec], [points], "cpu")
+    monkeypatch.setattr(draws, "_BLOCK_STEPS", 3)
+    short = Feed([spec], [points], "cpu")
+    assert (usual.block_steps, short.block_steps) == (200, 3)
+    for step in (0, 7, 2, 203):
+        assert_same(usual.batch(step), short.batch(step))
+    usual.close()
+    short.close()
+
+
+def test_each_model_gets_its_own_draws_and_equal_laws_share_them() -> None:
+    specs = [spec_of(seed=1), spec_of(data="two_moons"), spec_of(), spec_of(loss={"anchor": spec_of().loss.anchor})]
+    points = [load_data(spec.data) for spec in specs]
+    feed = Feed(specs, points, "cpu")
+    together = feed.batch(5)
+    for i, (spec, data) in enumerate(zip(specs, points, strict=True)):
+        alone = Feed([spec], [data], "cpu")
+        assert_same(Batch._make(None if values is None else values[i, None] for values in together), alone.batch(5))
+        alone.close()
+    assert torch.equal(together.x_t[2], together.x_t[3]) and not torch.equal(together.x_t[0], together.x_t[2])
+    assert torch.equal(together.t[1], together.t[2]), "times are common to data sets"
+    feed.close()
+
+
+def test_law_of_a_batch() -> None:
+    anchor = {"lambda": 1, "delta_min": 0.002, "delta_max": 0.01}
+    block = Draws(spec_of(loss={"anchor": anchor}, batch_size=512), load_data("gaussian:2,0.5,0.3")).block(0)
+    x_0 = block.x_t - block.t[:, None] * block.v_c
+    torch.testing.assert_close(x_0.mean(0), torch.full((2,), 0.5), rtol=0, atol=4 * 0.3 / len(x_0) ** 0.5)
+    x_1 = x_0 + block.v_c
+    torch.testing.assert_close(x_1.var(0), torch.ones(2), rtol=0, atol=4 * (2 / len(x_1)) ** 0.5)
+    assert block.delta is not None
+    assert (block.delta <= block.t).all() and block.delta.max() <= 0.01
+    assert (block.delta[block.t > 0.01] >= 0.002).all() and (block.r <= block.t).all()
