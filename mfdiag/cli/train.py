@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mfdiag.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,6 +21,9 @@ __all__ = ["command"]
 def command(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to train.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the checkpoints.")] = Path("mfdiag-model"),
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the code (FILE.py:factory) that the specification names.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the models of the grid and how long they would take.")
     ] = False,
@@ -45,6 +50,9 @@ def command(
     from mfdiag.training.grid import load_grid
 
     cells = load_grid(spec)  # brings no torch: a bad file is answered at once
+    named = sorted({code for cell in cells for code in cell.spec.code})
+    if named and not trust_code:
+        raise InputError(f"{spec} names code, {', '.join(named)}: pass --trust-code to run it.")
 
     from mfdiag.cli.device import checked_device
     from mfdiag.measures.training import run_grid

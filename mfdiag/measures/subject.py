@@ -1,4 +1,4 @@
-"""From a checkpoint file to what is measured: weights, proxy, data and times, from the file unless told otherwise."""
+"""From a checkpoint file to what is measured: weights, proxy and draws, from the file unless told otherwise."""
 
 from __future__ import annotations
 
@@ -6,25 +6,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.datasets import load_data
+from mfdiag.flow.paths import parse_path
+from mfdiag.flow.sources import parse_source
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.measure import Subject
 from mfdiag.models.checkpoint import bundled, load_model
+from mfdiag.models.prediction import as_average_velocity, prediction_name
+from mfdiag.models.teacher import load_teacher, teacher_velocity
+from mfdiag.usercode import is_user_code
 
 __all__ = ["load_subject"]
 
 _BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
+_DEFAULTS = {"source": "gaussian", "coupling": "independent", "path": "linear", "prediction": "u"}
 _DEFAULT_TIMES = "logit_normal"  # MeanFlow's own
 
 
 def load_subject(
-    path: Path,
+    checkpoint: Path,
     *,
     model: str | None = None,
     data: str | None = None,
     weights: str = "raw",
     proxy: str | None = None,
     times: str | None = None,
+    source: str | None = None,
+    coupling: str | None = None,
+    path: str | None = None,
+    prediction: str | None = None,
     say: Callable[[str], None],
 ) -> Subject:
     """The subject a checkpoint describes; arguments as the options of the same names.
@@ -32,17 +43,25 @@ def load_subject(
     `say` receives what was assumed. Raises InputError for files that cannot be read, and where the file does not tell
     and no option does.
     """
-    loaded = load_model(path, factory=model, weights=weights)
+    loaded = load_model(checkpoint, factory=model, weights=weights)
     description = loaded.description
     if data is None:
         if description is None:
-            raise InputError(f"{path} does not say what data it was trained on: pass --data NAME or FILE.")
+            raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or FILE.")
         data = description.data
     if times is None and description is not None:
         times = description.times
     elif times is None:
         times = _DEFAULT_TIMES
-        say(f"{path} does not say how (r, t) were drawn: measuring under --times {parse_times(times).name}.")
+        say(f"{checkpoint} does not say how (r, t) were drawn: measuring under --times {parse_times(times).name}.")
+    given = {"source": source, "coupling": coupling, "path": path, "prediction": prediction}
+    axes = {
+        name: given[name] or _told(checkpoint, name, getattr(description, name, default))
+        for name, default in _DEFAULTS.items()
+    }
+    found = load_data(data)
+    way = parse_path(axes["path"])
+    start = parse_source(axes["source"], found)
     if proxy is None:
         proxy = "ema" if loaded.has_weights("ema") else "self"
     kind, _, teacher = proxy.partition("=")
@@ -50,21 +69,25 @@ def load_subject(
     if kind == "teacher":
         if not teacher:
             raise InputError("--proxy teacher needs the teacher's checkpoint: teacher=PATH.")
-        guide = load_model(teacher, factory=model, weights="raw").module
+        guide = load_teacher(teacher, model, axes["prediction"], way.name)
     elif kind == "ema":
-        guide = loaded.with_weights("ema")
+        guide = as_average_velocity(loaded.with_weights("ema"), axes["prediction"], way)
     elif kind not in ("self", "exact") or teacher:
         raise did_you_mean("proxy", proxy, ("self", "ema", "exact", "teacher=PATH"))
-    found = load_data(data)
+    networks = {} if guide is None else {kind: guide}
+    if kind != "ema" and weights == "raw" and loaded.has_weights("ema"):
+        networks["ema"] = as_average_velocity(loaded.with_weights("ema"), axes["prediction"], way)
     classes = getattr(loaded.module, "num_classes", 0)
     if classes and found.num_classes > classes:
-        raise InputError(f"{path} holds a network for {classes} classes, but {data} has {found.num_classes} labels.")
-    run = path.stem if path.parent.name in ("", ".") else path.parent.name
-    name = str(path)
-    if path == bundled():
+        raise InputError(
+            f"{checkpoint} holds a network for {classes} classes, but {data} has {found.num_classes} labels."
+        )
+    run = checkpoint.stem if checkpoint.parent.name in ("", ".") else checkpoint.parent.name
+    name = str(checkpoint)
+    if checkpoint == bundled():
         run, name = "bundled", _BUNDLED
     return Subject(
-        loaded.module,
+        as_average_velocity(loaded.module, axes["prediction"], way),
         found,
         parse_times(times),
         kind,  # type: ignore[arg-type]
@@ -75,4 +98,18 @@ def load_subject(
         sha256=loaded.sha256,
         step=loaded.step,
         conditional=bool(classes),
+        source=start,
+        coupling=parse_coupling(axes["coupling"], found, start, lambda file: teacher_velocity(file, model)),
+        path=way,
+        prediction=prediction_name(axes["prediction"]),
+        networks=networks,
     )
+
+
+def _told(checkpoint: Path, axis: str, value: str) -> str:
+    """What the checkpoint says of an axis; code it names is not run unless the user names it too."""
+    if is_user_code(value):
+        raise InputError(
+            f"{checkpoint} was trained with the {axis} {value}, which is code: pass --{axis} {value} to run it."
+        )
+    return value

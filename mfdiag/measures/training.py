@@ -16,16 +16,16 @@ from torch import nn
 from mfdiag.errors import MfdiagError
 from mfdiag.figures.render import save_figures
 from mfdiag.flow.datasets import load_data
-from mfdiag.flow.times import parse_times
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.run import Settings
 from mfdiag.measures.measure import Progress, Request, Subject, measure_subject
 from mfdiag.storage import sha256_of
 from mfdiag.tables.check import conform
 from mfdiag.tables.provenance import manifest, write_manifest
-from mfdiag.tables.store import check_writable, write_table
+from mfdiag.tables.store import check_writable, read_table, table_path, write_table
+from mfdiag.training.draws import Law
 from mfdiag.training.grid import Cell
-from mfdiag.training.saved import Entry
+from mfdiag.training.saved import CHECKPOINT, Entry, number_entry
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import Options, TrainedCell, train
 
@@ -52,13 +52,15 @@ def run_grid(
 ) -> GridOutcome:
     """Trains `cells` into `out`: a checkpoint in each cell's folder, training.parquet, manifest.json, figures.
 
-    `specification` is what the cells were made from, for the manifest. Raises InputError as `train` does, and
+    `specification` is what the cells were made from, for the manifest. Rows of cells that an earlier grid left in the
+    same folder stay in the table. Raises InputError as `train` does, and
     MfdiagError, after everything is written, if the weights of a model stopped being finite.
     """
     check_writable(out, [], "overwrite")
     started = datetime.now(UTC)
     trained = train(cells, out, options, measure=_statistics, progress=progress, say=say)
-    frame = conform("training", pd.DataFrame([row for item in trained for row in _rows(item, out)]))
+    frame = pd.DataFrame([row for item in trained for row in _rows(item, out)])
+    frame = conform("training", pd.concat([_others(out, cells), frame], ignore_index=True))
     table = write_table("training", frame, out)
     entry = manifest(
         sys.argv,
@@ -84,14 +86,19 @@ def run_grid(
 
 def _statistics(spec: TrainSpec, module: nn.Module, ema: nn.Module) -> list[Entry]:
     """Gradient variance at the model's own coefficients, and the coefficient of least variance, as they are now."""
+    draws = Law.of(spec).draws(load_data(spec.data))
     subject = Subject(
         module,
-        load_data(spec.data),
-        parse_times(spec.times),
+        draws.data,
+        draws.times,
         "ema",
         ema,
         "ema",
         conditional=bool(getattr(module, "num_classes", 0)),
+        source=draws.source,
+        coupling=draws.coupling,
+        path=draws.path,
+        prediction=spec.prediction,
     )
     request = Request(
         betas=[spec.loss.beta],
@@ -119,11 +126,20 @@ def _statistics(spec: TrainSpec, module: nn.Module, ema: nn.Module) -> list[Entr
 _MEASURED = ("value", "std_error", "ci_low", "ci_high", "n_samples", "status")
 
 
+def _others(out: Path, cells: Sequence[Cell]) -> pd.DataFrame:
+    if not table_path("training", out).exists():
+        return pd.DataFrame()
+    earlier = read_table("training", out)
+    return earlier[~earlier["cell"].isin([cell.name for cell in cells])]
+
+
 def _rows(trained: TrainedCell, out: Path) -> list[dict[str, Any]]:
     cell, spec = trained.cell, trained.cell.spec
+    last = max((entry.step for entry in trained.log), default=spec.steps)
+    log = [*trained.log, number_entry(last, "steps", last, last * spec.batch_size)]
     common = {
-        "run": str(out),
-        "checkpoint": str(trained.checkpoint or out / cell.name),
+        "run": out.name,
+        "checkpoint": str(Path(cell.name) / CHECKPOINT),
         "checkpoint_sha256": sha256_of(trained.checkpoint) if trained.checkpoint else None,
         "dataset": spec.data,
         "estimator": None,
@@ -136,4 +152,4 @@ def _rows(trained: TrainedCell, out: Path) -> list[dict[str, Any]]:
         "gamma": spec.loss.gamma,
         "anchor": spec.loss.anchor.coefficient if spec.loss.anchor else 0.0,
     }
-    return [common | entry._asdict() for entry in trained.log]
+    return [common | entry._asdict() for entry in log]

@@ -9,68 +9,77 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.datasets import Data
-from mfdiag.flow.seeds import normals, uniforms
+from mfdiag.flow.draw import Draws
+from mfdiag.flow.paths import parse_path
+from mfdiag.flow.sources import parse_source
 from mfdiag.flow.times import parse_times
+from mfdiag.models.teacher import teacher_velocity
 from mfdiag.training.loss import Batch
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["Draws", "Feed"]
+__all__ = ["Feed", "Law", "Stream"]
 
 _BLOCK_STEPS = 200
 _BLOCK_NUMBERS = 2**23  # of float64: caps a block's memory where samples are large
 
 
-class Draws:
-    """Batches by step number: element j of step s is sample s * batch_size + j of the streams `train/*`."""
-
-    def __init__(self, spec: TrainSpec, data: Data) -> None:
-        self.spec, self.data, self.times = spec, data, parse_times(spec.times)
-        self.dim = int(np.prod(data.shape))
-        self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // (spec.batch_size * self.dim)))
-
-    def block(self, number: int) -> Batch:
-        """The samples of `block_steps` steps from step number * block_steps on, in torch's default dtype."""
-        count = self.block_steps * self.spec.batch_size
-        index = np.arange(number * count, (number + 1) * count)
-        x0, labels = self.data.sample(self._uniforms("data", index, self.data.width))
-        x1 = normals(self.spec.seed, "train/noise", index, self.dim).reshape(x0.shape)
-        r, t = self.times.sample(self._uniforms("times", index, self.times.width), index)
-        time = t.reshape(-1, *[1] * (x0.ndim - 1))
-        return Batch(
-            _tensor((1 - time) * x0 + time * x1),
-            _tensor(x1 - x0),
-            _tensor(r),
-            _tensor(t),
-            self._delta(index, t),
-            None if labels is None else torch.as_tensor(labels),
-        )
-
-    def _delta(self, index: np.ndarray, t: np.ndarray) -> Tensor | None:
-        anchor = self.spec.loss.anchor
-        if anchor is None:
-            return None
-        width = anchor.delta_max - anchor.delta_min
-        return _tensor(np.minimum(anchor.delta_min + width * self._uniforms("anchor", index, 1)[:, 0], t))
-
-    def _uniforms(self, purpose: str, index: np.ndarray, width: int) -> np.ndarray:
-        return uniforms(self.spec.seed, f"train/{purpose}", index, width)
-
-
-class _Law(NamedTuple):
+class Law(NamedTuple):
     """What decides a model's samples: models that share it share them."""
 
     data: str
     times: str
+    source: str
+    coupling: str
+    path: str
     seed: int
     delta: tuple[float, float] | None
 
     @classmethod
-    def of(cls, spec: TrainSpec) -> _Law:
+    def of(cls, spec: TrainSpec) -> Law:
+        """The law of a specification."""
         anchor = spec.loss.anchor
-        return cls(spec.data, spec.times, spec.seed, (anchor.delta_min, anchor.delta_max) if anchor else None)
+        delta = (anchor.delta_min, anchor.delta_max) if anchor else None
+        return cls(spec.data, spec.times, spec.source, spec.coupling, spec.path, spec.seed, delta)
+
+    def draws(self, data: Data) -> Draws:
+        """The law itself. Raises InputError for arguments that do not fit the data."""
+        source = parse_source(self.source, data)
+        return Draws(
+            data,
+            parse_times(self.times),
+            self.seed,
+            exact=False,
+            source=source,
+            coupling=parse_coupling(self.coupling, data, source, teacher_velocity),
+            path=parse_path(self.path),
+            streams="train/",
+        )
+
+
+class Stream:
+    """Batches by step number: element j of step s is sample s * batch_size + j of the streams `train/*`."""
+
+    def __init__(self, law: Law, data: Data, batch_size: int) -> None:
+        self.draws, self.delta, self.batch_size = law.draws(data), law.delta, batch_size
+        width = batch_size * int(np.prod(data.shape))
+        self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // width))
+
+    def block(self, number: int) -> Batch:
+        """The samples of `block_steps` steps from step number * block_steps on, in torch's default dtype."""
+        count = self.block_steps * self.batch_size
+        index = np.arange(number * count, (number + 1) * count)
+        drawn = self.draws.batch(index)
+        delta = None
+        if self.delta is not None:
+            low, high = self.delta
+            u = torch.as_tensor(self.draws.uniforms("anchor", index, 1)[:, 0])
+            delta = torch.minimum(low + (high - low) * u, drawn.t)
+        found = Batch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight)
+        dtype = torch.get_default_dtype()
+        return Batch._make(v if v is None or not v.is_floating_point() else v.to(dtype) for v in found)
 
 
 class Feed:
@@ -80,15 +89,13 @@ class Feed:
     """
 
     def __init__(self, specs: Sequence[TrainSpec], data: Sequence[Data], device: str) -> None:
-        laws = {_Law.of(spec): Draws(spec, points) for spec, points in zip(specs, data, strict=True)}
-        self._draws = list(laws.values())
-        self._which = torch.tensor([list(laws).index(_Law.of(spec)) for spec in specs], device=device)
         self._size, self._device = specs[0].batch_size, device
-        self.block_steps = min(draws.block_steps for draws in self._draws)
-        for draws in self._draws:
-            draws.block_steps = self.block_steps
+        points = {Law.of(spec): values for spec, values in zip(specs, data, strict=True)}
+        self._streams = [Stream(law, values, self._size) for law, values in points.items()]
+        self._which = torch.tensor([list(points).index(Law.of(spec)) for spec in specs], device=device)
+        self.block_steps = self._streams[0].block_steps
         cores = os.cpu_count() or 1
-        self._blocks_ahead = -(-cores // len(self._draws))
+        self._blocks_ahead = -(-cores // len(self._streams))
         self._pool = ThreadPoolExecutor(cores)
         self._ahead: dict[int, list[Future[Batch]]] = {}
         self._number = -1
@@ -117,8 +124,4 @@ class Feed:
 
     def _submit(self, number: int) -> None:
         if number not in self._ahead:
-            self._ahead[number] = [self._pool.submit(draws.block, number) for draws in self._draws]
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.get_default_dtype())
+            self._ahead[number] = [self._pool.submit(stream.block, number) for stream in self._streams]

@@ -83,7 +83,7 @@ def rates_of(specs: Sequence[TrainSpec], device: str) -> Rates:
 def together(spec: TrainSpec) -> str:
     """What models must have in common to train together, as a key: all but what `Rates` and `Feed` take apart."""
     loss = spec.loss.model_copy(update={"beta": 0, "gamma": 0, "anchor": spec.loss.anchor is not None})
-    same = {"data": "", "times": "", "seed": 0, "learning_rate": 1, "ema_decay": 0, "loss": loss}
+    same = {"data": "", "times": "", "source": "", "seed": 0, "learning_rate": 1, "ema_decay": 0, "loss": loss}
     return repr(spec.model_copy(update=same))
 
 

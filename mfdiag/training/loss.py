@@ -16,7 +16,7 @@ Params = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """n samples: x_t and the conditional velocity v_c [n, *shape], times r and t, the anchor's delta [n], labels."""
+    """n samples: x_t and conditional velocity v_c [n, *shape]; r, t, the anchor's delta, labels, loss weights [n]."""
 
     x_t: Tensor
     v_c: Tensor
@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     t: Tensor
     delta: Tensor | None = None
     labels: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class Point(NamedTuple):
@@ -40,11 +41,11 @@ class Point(NamedTuple):
 def loss_of(module: nn.Module, params: Params, ema: Params, batch: Batch, point: Point, weighting: Weighting) -> Tensor:
     """The loss at (beta, gamma), a scalar (theory: section 2; anchor and proxy: Algorithm 1).
 
-    Sums squares over coordinates, averages over samples. The proxy is vhat = u_ema(x_t, t, t); the anchor is not
-    weighted. `module` lends its structure only: the weights are `params` and `ema`. Fused attention has no
-    forward-mode derivative: call within sdpa_kernel(SDPBackend.MATH).
+    Sums squares over coordinates, averages over samples. The proxy is vhat = u_ema(x_t, t, t); `weighting` leaves the
+    anchor alone, the batch's own weights do not. `module` lends its structure only: the weights are `params` and
+    `ema`. Fused attention has no forward-mode derivative: call within sdpa_kernel(SDPBackend.MATH).
     """
-    x_t, v_c, r, t, delta, labels = batch
+    x_t, v_c, r, t, delta, labels, weight = batch
     tangent = target = v_c
     if point.beta is not None or point.gamma is not None:
         vhat = functional_call(module, ema, (x_t, t, t, labels)).detach()
@@ -59,14 +60,13 @@ def loss_of(module: nn.Module, params: Params, ema: Params, batch: Batch, point:
     u, derivative = jvp(network, (x_t, t), (tangent, torch.ones_like(t)))[:2]
     gap = (t - r).reshape(-1, *[1] * (x_t.ndim - 1))
     # e = u + (t-r) sg[du/dx tangent + du/dt] - sg[target]
-    square = _square(u + gap * derivative.detach() - target)
+    losses = _square(u + gap * derivative.detach() - target)
     if weighting.p:
-        square = square * (square.detach() + weighting.eps) ** -weighting.p
-    total = square.mean()
+        losses = losses * (losses.detach() + weighting.eps) ** -weighting.p
     if point.anchor is not None and delta is not None:
         anchored = functional_call(module, params, (x_t, t - delta, t, labels))
-        total = total + point.anchor * _square(anchored - v_c).mean()
-    return total
+        losses = losses + point.anchor * _square(anchored - v_c)
+    return (losses if weight is None else weight * losses).mean()
 
 
 def _square(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,18 +12,20 @@ from pydantic import ValidationError
 from torch import nn
 
 from mfdiag.errors import InputError
-from mfdiag.models.checkpoint import save_checkpoint
+from mfdiag.models.checkpoint import load_model, save_checkpoint
 from mfdiag.models.containers import container_of, read_torch
 from mfdiag.models.description import Description
+from mfdiag.models.prediction import Predicts
 from mfdiag.storage import replacing
-from mfdiag.training.ensemble import State
+from mfdiag.training.ensemble import State, start
 from mfdiag.training.optimizers import Moments
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["CHECKPOINT", "STATE", "Entry", "Run", "changes", "read_run", "save_model", "write_run"]
+__all__ = ["CHECKPOINT", "STATE", "Entry", "Run", "changes", "find_run", "number_entry", "save_model", "write_run"]
 
 CHECKPOINT = "model.safetensors"
 STATE = "state.pt"
+_WRAPPED = "network."  # begins the names of a network's parameters inside Predicts
 
 
 class Entry(NamedTuple):
@@ -36,6 +39,12 @@ class Entry(NamedTuple):
     ci_high: float
     n_samples: int
     status: str
+
+
+def number_entry(step: int, quantity: str, value: float, n_samples: int) -> Entry:
+    """An entry without an interval."""
+    nan = math.nan
+    return Entry(step, quantity, value, nan, nan, nan, n_samples, "ok" if math.isfinite(value) else "nonfinite")
 
 
 @dataclass
@@ -57,9 +66,26 @@ def write_run(folder: Path, spec: TrainSpec, run: Run) -> None:
         torch.save(content, temporary)
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], Run]:
-    """The specification, as plain values, and the run in `folder/state.pt`. Raises InputError for a damaged file."""
-    path = folder / STATE
+def find_run(folder: Path) -> tuple[dict[str, Any], Run] | None:
+    """The specification, as plain values, and the run in `folder`; None if nothing is there.
+
+    A finished checkpoint whose state was deleted is a run without a log. Raises InputError for a damaged file.
+    """
+    if (folder / STATE).exists():
+        return _read_state(folder / STATE)
+    if not (folder / CHECKPOINT).exists():
+        return None
+    loaded = load_model(folder / CHECKPOINT)
+    if loaded.description is None:
+        raise InputError(f"Expected a model of this grid at {loaded.path}, but it does not say what it is; move it.")
+    before = "" if loaded.description.prediction == "u" else _WRAPPED
+    names = dict(loaded.module.named_parameters())
+    params, ema = ({before + name: loaded.state[key][name] for name in names} for key in ("raw", "ema"))
+    state = start(loaded.module)._replace(params=params, ema=ema)
+    return loaded.description.specification, Run(state._replace(steps=torch.tensor(float(loaded.description.step))))
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], Run]:
     kept = read_torch(path, container_of(path), load=True).tree
     try:
         state = State(**{**kept["state"], "moments": Moments(**kept["state"]["moments"])})
@@ -84,8 +110,14 @@ def changes(before: dict[str, Any], spec: TrainSpec) -> list[str]:
 def save_model(path: Path, module: nn.Module, spec: TrainSpec, state: State) -> None:
     """Writes a checkpoint with raw and EMA weights; `module` lends its structure and its buffers."""
     module.load_state_dict(state.params, strict=False)
+    bare = bare_network(module)
+    ema = {name.removeprefix(_WRAPPED): value for name, value in state.ema.items()} if bare is not module else state.ema
     description = Description(
         architecture=spec.model,
+        path=spec.path,
+        source=spec.source,
+        coupling=spec.coupling,
+        prediction=spec.prediction,
         times=spec.times,
         data=spec.data,
         step=int(state.steps),
@@ -93,4 +125,9 @@ def save_model(path: Path, module: nn.Module, spec: TrainSpec, state: State) -> 
         seed=spec.seed,
         specification=spec.model_dump(mode="json", by_alias=True),
     )
-    save_checkpoint(path, module, module.state_dict() | state.ema, description)
+    save_checkpoint(path, bare, bare.state_dict() | ema, description)
+
+
+def bare_network(module: nn.Module) -> nn.Module:
+    """The network itself, without what turns its prediction into an average velocity."""
+    return module.network if isinstance(module, Predicts) else module

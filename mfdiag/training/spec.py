@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.description import Architecture
-from mfdiag.models.registry import MODELS
+from mfdiag.models.registry import MODELS, PREDICTIONS
+from mfdiag.usercode import is_user_code
 
 __all__ = ["Anchor", "Loss", "Optimizer", "Schedule", "TrainSpec"]
 
@@ -105,6 +106,10 @@ class TrainSpec(_Strict):
     data: str
     model: Architecture
     times: str
+    source: str = "gaussian"
+    coupling: str = "independent"
+    path: str = "linear"
+    prediction: str = "u"
     steps: int = Field(ge=1)
     loss: Loss = Loss()
     batch_size: int = Field(default=1024, ge=1)
@@ -131,6 +136,30 @@ class TrainSpec(_Strict):
         from mfdiag.flow.times import parse_times  # brings scipy
 
         return _accepted(parse_times, value)
+
+    @field_validator("source", "coupling", "path")
+    @classmethod
+    def _known_axis(cls, value: str, info: ValidationInfo) -> str:
+        from mfdiag.flow.couplings import COUPLINGS
+        from mfdiag.flow.paths import PATHS
+        from mfdiag.flow.sources import SOURCES
+
+        known = {"source": SOURCES, "coupling": COUPLINGS, "path": PATHS}[str(info.field_name)]
+        if not is_user_code(value) and value.partition(":")[0] not in known:
+            raise ValueError(str(did_you_mean(str(info.field_name), value.partition(":")[0], known)))
+        return value
+
+    @field_validator("prediction")
+    @classmethod
+    def _known_prediction(cls, value: str) -> str:
+        if value.partition(":")[0] not in PREDICTIONS:
+            raise ValueError(str(did_you_mean("prediction", value, PREDICTIONS)))
+        return value
+
+    @property
+    def code(self) -> list[str]:
+        """Code of the user's that the specification names, which runs when it is trained."""
+        return [value for value in (self.source, self.path) if is_user_code(value)]
 
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod

@@ -15,12 +15,14 @@ from torch import nn
 
 from mfdiag.errors import InputError
 from mfdiag.flow.datasets import Data, load_data
+from mfdiag.flow.paths import parse_path
+from mfdiag.models.prediction import as_average_velocity
 from mfdiag.models.registry import build_model
-from mfdiag.training.draws import Feed
+from mfdiag.training.draws import Feed, Law
 from mfdiag.training.ensemble import Ensemble, start, together
 from mfdiag.training.grid import Cell
 from mfdiag.training.loss import Params
-from mfdiag.training.saved import CHECKPOINT, STATE, Entry, Run, changes, read_run, save_model, write_run
+from mfdiag.training.saved import CHECKPOINT, STATE, Entry, Run, changes, find_run, number_entry, save_model, write_run
 from mfdiag.training.spec import TrainSpec
 
 __all__ = ["Compile", "Measure", "Options", "TrainedCell", "estimate_seconds", "initial_module", "train"]
@@ -142,9 +144,10 @@ def _prepare(cells: Sequence[Cell], out: Path, options: Options) -> tuple[list[_
     for cell in cells:
         folder, module = out / cell.name, initial_module(cell.spec)
         _check_fit(module, data[cell.spec.data], cell.spec)
+        Law.of(cell.spec).draws(data[cell.spec.data])  # refuses what does not fit the data
         run = Run(start(module))
-        if options.resume and (folder / STATE).exists():
-            before, run = read_run(folder)
+        if options.resume and (kept := find_run(folder)):
+            before, run = kept
             if found := changes(before, cell.spec):
                 changed.append(f"{cell.name or folder} ({', '.join(found)})")
         work.append(_Work(cell, folder, module, run, int(run.state.steps)))
@@ -218,7 +221,7 @@ def _train_group(
                 means = (ensemble.take_tally() / (stop - logged)).tolist()
                 count, logged = (stop - logged) * spec.batch_size, stop
                 for item, values in zip(group, means, strict=True):
-                    item.run.log += [_entry(stop, *pair, count) for pair in zip(_LOGGED, values, strict=True)]
+                    item.run.log += [number_entry(stop, *pair, count) for pair in zip(_LOGGED, values, strict=True)]
             if measure is not None and measured and due(stop, spec.measure_every):
                 for item, state in zip(group, ensemble.states(), strict=True):
                     weights = [_filled(item.module, values) for values in (state.params, state.ema)]
@@ -235,11 +238,6 @@ def _train_group(
         ensemble.feed.close()
 
 
-def _entry(step: int, quantity: str, value: float, count: int) -> Entry:
-    nan = math.nan
-    return Entry(step, quantity, value, nan, nan, nan, count, "ok" if math.isfinite(value) else "nonfinite")
-
-
 def _filled(module: nn.Module, params: Params) -> nn.Module:
     filled = copy.deepcopy(module).cpu()
     filled.load_state_dict(params, strict=False)
@@ -247,10 +245,11 @@ def _filled(module: nn.Module, params: Params) -> nn.Module:
 
 
 def initial_module(spec: TrainSpec) -> nn.Module:
-    """The network before training; its weights depend on the specification's seed alone."""
+    """u(x, r, t, y) before training; its weights depend on the specification's seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        return build_model(spec.model.name, spec.model.arguments)
+        network = build_model(spec.model.name, spec.model.arguments)
+    return as_average_velocity(network, spec.prediction, parse_path(spec.path))
 
 
 def _check_fit(module: nn.Module, data: Data, spec: TrainSpec) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from mfdiag.models.checkpoint import load_model
 from mfdiag.tables.store import read_json, read_table
 
 Run = Callable[..., Any]
@@ -49,7 +50,7 @@ def test_a_grid(cli: Run, spec: Path, tmp_path: Path) -> None:
     frame = read_table("training", out)
     assert list(dict.fromkeys(frame["cell"])) == CELLS
     counts = frame.groupby("quantity").size().to_dict()
-    assert counts == {"loss": 16, "grad_norm": 16, "variance": 8, "optimum": 8}
+    assert counts == {"loss": 16, "grad_norm": 16, "variance": 8, "optimum": 8, "steps": 4}
     assert frame["checkpoint_sha256"].nunique() == 4
     variance = frame[frame["quantity"] == "variance"]
     assert (variance["ci_low"] < variance["value"]).all() and (variance["value"] < variance["ci_high"]).all()
@@ -101,6 +102,16 @@ def test_a_killed_run_goes_on_and_ends_the_same(cli: Run, spec: Path, tmp_path: 
         assert one == other
 
 
+def test_two_grids_in_one_folder(cli: Run, spec: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    for seeds in ("[0, 1]", "[1, 2]"):
+        spec.write_text(GRID.replace("seed: [0, 1]", f"seed: {seeds}").replace("steps: 40", "steps: 3"))
+        assert cli("train", spec, "--out", out, "--quiet").code == 0
+    frame = read_table("training", out)
+    last = frame[frame["quantity"] == "steps"]
+    assert sorted(last["cell"]) == [f"beta={beta},seed={seed}" for beta in (0, 1) for seed in (0, 1, 2)]
+
+
 def test_dry_run_trains_nothing(cli: Run, spec: Path, tmp_path: Path) -> None:
     result = cli("train", spec, "--out", tmp_path / "none", "--dry-run")
     assert result.code == 0, result.err
@@ -124,6 +135,30 @@ def test_bad_grids_are_one_sentence(cli: Run, spec: Path, tmp_path: Path) -> Non
         assert result.code == 2 and result.out == "", result
         assert expected in result.err and "Traceback" not in result.err, result.err
     assert cli("train", spec, "--device", "cuda:99").code == 2
+
+
+def test_axes_of_the_specification_are_in_the_checkpoint(cli: Run, spec: Path, tmp_path: Path) -> None:
+    """A model that predicts noise on a path of the user's: named code runs only where the command says so."""
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "import torch\n\n"
+        "def path():\n    return (lambda t: torch.cos(t * torch.pi / 2)), (lambda t: torch.sin(t * torch.pi / 2))\n"
+    )
+    spec.write_text(
+        GRID.replace("times: uniform", f"times: uniform\npath: {code}:path\nprediction: eps\nsource: gaussian")
+    )
+    out = tmp_path / "grid"
+    refused = cli("train", spec, "--out", out)
+    assert refused.code == 2 and "pass --trust-code to run it" in refused.err and not out.exists()
+    assert cli("train", spec, "--out", out, "--trust-code", "--quiet").code == 0
+    checkpoint = out / CELLS[0] / "model.safetensors"
+    described = load_model(checkpoint).description
+    assert described is not None and (described.prediction, described.path) == ("eps", f"{code}:path")
+    measured = ["variance", checkpoint, "--samples", "128", "--out", tmp_path / "m"]
+    refused = cli(*measured)
+    assert refused.code == 2 and f"--path {code}:path" in refused.err
+    assert cli(*measured, "--path", f"{code}:path", "--quiet").code == 0
+    assert cli("train", spec, "--out", out, "--trust-code", "--quiet").code == 0, "finished cells are recognised"
 
 
 def test_divergence_is_told_and_the_others_finish(cli: Run, spec: Path, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from specs import spec_of
 
 from mfdiag.flow.datasets import load_data
 from mfdiag.training import draws
-from mfdiag.training.draws import Draws, Feed
+from mfdiag.training.draws import Feed, Law, Stream
 from mfdiag.training.loss import Batch
 
 
@@ -47,7 +48,8 @@ def test_each_model_gets_its_own_draws_and_equal_laws_share_them() -> None:
 
 def test_law_of_a_batch() -> None:
     anchor = {"lambda": 1, "delta_min": 0.002, "delta_max": 0.01}
-    block = Draws(spec_of(loss={"anchor": anchor}, batch_size=512), load_data("gaussian:2,0.5,0.3")).block(0)
+    spec = spec_of(loss={"anchor": anchor})
+    block = Stream(Law.of(spec), load_data(spec.data), 512).block(0)
     x_0 = block.x_t - block.t[:, None] * block.v_c
     torch.testing.assert_close(x_0.mean(0), torch.full((2,), 0.5), rtol=0, atol=4 * 0.3 / len(x_0) ** 0.5)
     x_1 = x_0 + block.v_c
@@ -55,3 +57,17 @@ def test_law_of_a_batch() -> None:
     assert block.delta is not None
     assert (block.delta <= block.t).all() and block.delta.max() <= 0.01
     assert (block.delta[block.t > 0.01] >= 0.002).all() and (block.r <= block.t).all()
+
+
+def test_axes_reach_training() -> None:
+    """On the trigonometric path with optimal-transport pairs: x_t and v_c are those of the measuring side's draws."""
+    spec = spec_of(path="trigonometric", coupling="minibatch_ot:8", source="norm_aligned")
+    stream = Stream(Law.of(spec), load_data(spec.data), 16)
+    block = stream.block(0)
+    drawn = stream.draws.batch(np.arange(len(block.t)))
+    angle = drawn.t[:, None] * np.pi / 2
+    torch.testing.assert_close(block.x_t, (angle.cos() * drawn.x0 + angle.sin() * drawn.x1).float())
+    expected = np.pi / 2 * (angle.cos() * drawn.x1 - angle.sin() * drawn.x0)
+    torch.testing.assert_close(block.v_c, expected.float(), rtol=1e-5, atol=1e-5)
+    gibbs = Stream(Law.of(spec_of(coupling="gibbs:4")), load_data(spec.data), 16).block(0)
+    assert gibbs.weight is not None and gibbs.weight.std() > 0

@@ -76,6 +76,8 @@ def test_finished_cells_are_not_trained_again(tmp_path: Path, monkeypatch: pytes
     trained.clear()
     run(cells, tmp_path)
     assert not trained
+    (tmp_path / "wide" / STATE).unlink()
+    assert run(cells, tmp_path)[-1].log == [] and not trained, "a finished checkpoint needs no state"
     run(cells, tmp_path, resume=False)
     assert set(trained) == {3, 1}
 
