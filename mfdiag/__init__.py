@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from mfdiag.flow.datasets import load_data
     from mfdiag.measures.measure import measure
     from mfdiag.models.checkpoint import load_model, save_checkpoint
+    from mfdiag.quality.prepared import measure_quality, prepare_quality
+    from mfdiag.quality.sampling import sample
+    from mfdiag.quality.tidy import mean_over_seeds
 
 __all__ = [
     "Estimator",
@@ -23,7 +26,11 @@ __all__ = [
     "find_estimator",
     "load_data",
     "load_model",
+    "mean_over_seeds",
     "measure",
+    "measure_quality",
+    "prepare_quality",
+    "sample",
     "save_checkpoint",
 ]
 
@@ -33,7 +40,11 @@ _LAZY = {  # torch is imported when something is measured, not when help is prin
     "find_estimator": "mfdiag.estimators",
     "load_data": "mfdiag.flow.datasets",
     "load_model": "mfdiag.models.checkpoint",
+    "mean_over_seeds": "mfdiag.quality.tidy",
     "measure": "mfdiag.measures.measure",
+    "measure_quality": "mfdiag.quality.prepared",
+    "prepare_quality": "mfdiag.quality.prepared",
+    "sample": "mfdiag.quality.sampling",
     "save_checkpoint": "mfdiag.models.checkpoint",
 }
 

@@ -34,9 +34,9 @@ Results alone go to stdout; progress, notes and errors go to stderr. Exit codes:
 | 2 | bad input: one line on stderr says what was expected, what came and what to do |
 | 3 | interrupted; what is finished is saved, and the line on stderr says how to go on |
 
-`mfdiag sweep`, `mfdiag variance` and `mfdiag coefficient` write their tables ([tables.md](tables.md)), a
-`manifest.json` (command, options, versions, hardware, seeds, hashes) and figures to the folder `--out`. A folder that
-already holds the table is refused unless `--resume` or `--overwrite` is given.
+The commands that measure checkpoints write their tables ([tables.md](tables.md)), a `manifest.json` (command, options,
+versions, hardware, seeds, hashes) and figures to the folder `--out`. A folder that already holds the table is refused
+unless `--resume` or `--overwrite` is given.
 """
 
 
@@ -120,7 +120,7 @@ def _section(name: str, command: Callable[..., Any], shared: set[str]) -> str:
 def markdown() -> str:
     """The whole page as Markdown, ending in one newline."""
     commands = dict(_commands())
-    measuring = [_parameters(commands[name]) for name in ("sweep", "variance", "coefficient")]
+    measuring = [_parameters(commands[name]) for name in ("sweep", "variance", "coefficient", "compare")]
     shared = [
         p for p in measuring[0].values() if isinstance(_info(p), OptionInfo) and all(p.name in m for m in measuring)
     ]
@@ -128,16 +128,15 @@ def markdown() -> str:
     parts = [_INTRO, *(_section(name, command, names) for name, command in commands.items())]
     parts += [
         "## Shared options\n",
-        "Of `mfdiag sweep`, `mfdiag variance` and `mfdiag coefficient`.\n",
+        "Of `mfdiag sweep`, `mfdiag variance`, `mfdiag coefficient` and `mfdiag compare`.\n",
         _options(shared),
     ]
     parts += ["## Names\n", "What `mfdiag list` prints; arguments in brackets may be left out.\n"]
     for kind in KINDS:
-        if kind != "metrics":  # docs/tables.md has them
-            parts += [
-                f"### {kind}\n",
-                _grid(("name", "meaning"), ((f"`{n}`", text) for n, text in found(kind).items())),
-            ]
+        parts += [
+            f"### {kind}\n",
+            _grid(("name", "meaning"), ((f"`{n}`", text) for n, text in found(kind).items())),
+        ]
     return "\n".join(parts)
 
 

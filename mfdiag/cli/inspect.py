@@ -35,14 +35,17 @@ def command(
         arguments = ", ".join(f"{k}={v}" for k, v in d.architecture.arguments.items())
         for name, value in (
             ("network", f"{d.architecture.name}({arguments})"),
+            ("prediction", d.prediction),
             ("data", d.data),
+            ("source", d.source),
+            ("coupling", d.coupling),
             ("path", d.path),
             ("times", d.times),
             ("step", f"{d.step:,}"),
             ("EMA decay", d.ema_decay),
             ("seed", d.seed),
         ):
-            console.print(f"  {name:<10}{value}", markup=False)
+            console.print(f"  {name:<12}{value}", markup=False)
     weights = Table(title="weights", title_justify="left")
     for name in ("--weights", "tensors", "parameters", "dtypes"):
         weights.add_column(name, justify="right" if name in ("tensors", "parameters") else "left")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,36 +18,27 @@ from mfdiag.cli.options import Options
 from mfdiag.cli.progress import progress_on
 from mfdiag.cli.summary import summary
 from mfdiag.errors import InputError
-from mfdiag.estimators import estimators
 from mfdiag.flow.specs import parse_grid
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.run import Settings
-from mfdiag.measures.job import run_job
-from mfdiag.measures.measure import Request
+from mfdiag.measures.chosen import default_estimators
+from mfdiag.measures.job import Mode, Outcome, run_job
+from mfdiag.measures.measure import Progress, Request
 from mfdiag.measures.subject import load_subject
 from mfdiag.models.checkpoint import bundled
 
-__all__ = ["run"]
+__all__ = ["chunk_of", "present", "run"]
+
+
+Work = Callable[[list[Path], Mode, Progress, Callable[[str], None]], Outcome]
+"""(checkpoints, what to do with earlier results, progress, notes) -> what was measured."""
 
 
 def run(table: str, options: Options) -> None:
     """Measure `table` as the options say, write it, and print it."""
-    if options.resume and options.overwrite:
-        raise InputError("--resume keeps earlier results and --overwrite replaces them: pass one of the two.")
-    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
-    said: set[str] = set()
 
-    def say(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            console.print(f"note: {text}", markup=False)
-
-    checkpoints = options.checkpoints
-    if not checkpoints:
-        checkpoints = [bundled()]
-        say("no checkpoint named: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
-    with progress_on(console) as progress, _memory_errors():
-        outcome = run_job(
+    def work(checkpoints: list[Path], mode: Mode, progress: Progress, say: Callable[[str], None]) -> Outcome:
+        return run_job(
             table,
             checkpoints,
             lambda path: load_subject(
@@ -64,11 +56,37 @@ def run(table: str, options: Options) -> None:
             ),
             _request(table, options),
             options.out,
-            "resume" if options.resume else "overwrite" if options.overwrite else "new",
-            options={"model": options.model, "weights": options.weights},
+            mode,
+            options={
+                name: getattr(options, name)
+                for name in ("model", "weights", "source", "coupling", "path", "prediction")
+            },
             progress=progress,
             say=say,
         )
+
+    present(table, options, work)
+
+
+def present(table: str, options: Options, work: Work) -> None:
+    """Do the work of a command on the checkpoints of `options`, with progress and notes, and print its `table`."""
+    if options.resume and options.overwrite:
+        raise InputError("--resume keeps earlier results and --overwrite replaces them: pass one of the two.")
+    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
+    said: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            console.print(f"note: {text}", markup=False)
+
+    checkpoints = options.checkpoints
+    if not checkpoints:
+        checkpoints = [bundled()]
+        say("no checkpoint named: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
+    mode: Mode = "resume" if options.resume else "overwrite" if options.overwrite else "new"
+    with progress_on(console) as progress, _memory_errors():
+        outcome = work(checkpoints, mode, progress, say)
     frame = outcome.frames[table]
     if options.format == "csv":
         frame.to_csv(sys.stdout, index=False)
@@ -108,18 +126,18 @@ def _print(table: str, frame: pd.DataFrame) -> bool:
 
 
 def _request(table: str, options: Options) -> Request:
-    by = options.by or ("layer" if table == "variance" else "none")
+    by = options.by or ("layer" if table in ("variance", "compare") else "none")
     bins = None
     if options.bins is not None:
         bins = _bins(options.bins)
     elif by == "time":
         bins = (1, 10)
+    elif table == "compare" and options.by != "none":
+        bins = (1, 5)
     elif table != "sweep" and options.by != "none":
         bins = (5, 5)
     defaults = Request()
-    chosen = options.estimator or list(defaults.estimators)
-    if "all" in chosen:
-        chosen = [name for name, estimator in estimators().items() if estimator.parse is None]
+    chosen = options.estimator or default_estimators(table)
     return Request(
         betas=parse_grid("--beta", options.beta),
         gammas=parse_grid("--gamma", options.gamma),
@@ -132,7 +150,7 @@ def _request(table: str, options: Options) -> Request:
         settings=Settings(
             samples=options.samples,
             bins=bins,
-            chunk=_chunk(options.chunk),
+            chunk=chunk_of(options.chunk),
             engine=options.engine,  # type: ignore[arg-type]
             dtype=getattr(torch, options.dtype),
             device=checked_device(options.device),
@@ -152,7 +170,8 @@ def _bins(text: str) -> tuple[int, int] | None:
     return r_bins, t_bins
 
 
-def _chunk(text: str) -> int | None:
+def chunk_of(text: str) -> int | None:
+    """The value of --chunk, None for auto. Raises InputError for anything but auto and whole numbers of at least 1."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:

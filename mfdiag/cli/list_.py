@@ -9,7 +9,7 @@ import typer
 
 __all__ = ["KINDS", "command", "found"]
 
-Kind = Literal["estimators", "datasets", "models", "times", "metrics"]
+Kind = Literal["estimators", "datasets", "sources", "couplings", "paths", "times", "models", "predictions", "metrics"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -34,18 +34,30 @@ def found(kind: Kind) -> dict[str, str]:
         from mfdiag.flow.datasets import DATASETS
 
         return DATASETS
+    if kind == "sources":
+        from mfdiag.flow.sources import SOURCES
+
+        return SOURCES
+    if kind == "couplings":
+        from mfdiag.flow.couplings import COUPLINGS
+
+        return COUPLINGS
+    if kind == "paths":
+        from mfdiag.flow.paths import PATHS
+
+        return PATHS
     if kind == "models":
         from mfdiag.models.registry import MODELS
 
         return {name: text for name, (_, text) in MODELS.items()}
+    if kind == "predictions":
+        from mfdiag.models.registry import PREDICTIONS
+
+        return PREDICTIONS
     if kind == "times":
         from mfdiag.flow.times import TIMES
 
         return TIMES
-    from mfdiag.tables.schema import TABLES
+    from mfdiag.quality.metrics import metrics
 
-    return {
-        f"{table.name}.{quantity.name}": quantity.doc
-        for table in TABLES.values()
-        for quantity in table.quantities.values()
-    }
+    return {name: f"{m.title} ({m.paper}): {m.formula}" for name, m in metrics().items()}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-__all__ = ["Options", "measuring"]
+__all__ = ["Options", "measuring", "sharing"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Options:
     weights: str
     proxy: str | None
     times: str | None
+    source: str | None
+    coupling: str | None
+    path: str | None
+    prediction: str | None
     weighting: str
     samples: int
     chunk: str
@@ -71,16 +75,37 @@ def _template(
         str | None,
         typer.Option(metavar="NAME[:args]", help="Sampler of (r, t), see `list times`. [default: the checkpoint's]"),
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:args]", help="What x_1 is, see `list sources`. [default: the checkpoint's]"),
+    ] = None,
+    coupling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:args]", help="Which x_0 meets which x_1, see `list couplings`. [default: the checkpoint's]"
+        ),
+    ] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="From x_0 to x_1, see `list paths`. [default: the checkpoint's]"),
+    ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:args]",
+            help="What the network's output stands for, see `list predictions`. [default: the checkpoint's]",
+        ),
+    ] = None,
     weighting: Annotated[str, typer.Option(metavar="none|adaptive:p,eps", help="Loss weight per sample.")] = "none",
     samples: Annotated[int, typer.Option(help="Number of samples (x_0, x_1, r, t).")] = 4096,
     chunk: Annotated[str, typer.Option(metavar="auto|N", help="Samples at once; changes no result.")] = "auto",
     bins: Annotated[
         str | None,
-        typer.Option(metavar="R,T", help="Bins of r and t, or none. [default: 5,5; none for sweep]"),
+        typer.Option(metavar="R,T", help="Bins of r and t, or none. [default: 5,5; none for sweep; 1,5 for compare]"),
     ] = None,
     by: Annotated[
         Literal["layer", "time", "none"] | None,
-        typer.Option(help="Break results down. [default: layer for variance, else none]"),
+        typer.Option(help="Break results down. [default: layer for variance and compare, else none]"),
     ] = None,
     engine: Annotated[
         Literal["auto", "fast", "reference"], typer.Option(help="How per-sample gradients are met; reference is slow.")
@@ -109,7 +134,11 @@ def _template(
     ] = None,
     estimator: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Repeatable, or `all`. [default: meanflow and ema_tangent]"),
+        typer.Option(
+            metavar="NAME[:args]|FILE.py:name",
+            help="See `list estimators`; repeatable, or `all`. A file's code is run. "
+            "[default: meanflow and ema_tangent; all for compare]",
+        ),
     ] = None,
 ) -> None: ...
 
@@ -128,6 +157,30 @@ def measuring(*own: str) -> Callable[[Callable[[Options], None]], Callable[..., 
         kept = [p for name, p in shared.parameters.items() if name not in _ONLY_SOME - set(own)]
         command.__signature__ = shared.replace(parameters=kept)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in kept}
+        command.__doc__ = function.__doc__
+        return command
+
+    return decorate
+
+
+def sharing(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a function of `Options` and options of its own a command line of these and of the shared ones in `names`.
+
+    Shared options that are not named keep their defaults.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        template = inspect.signature(_template, eval_str=True)
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        defaults = {name: p.default for name, p in template.parameters.items()}
+
+        def command(**given: Any) -> None:
+            shared = defaults | {name: given.pop(name) for name in names}
+            function(Options(**{**shared, "checkpoints": shared["checkpoints"] or []}), **given)
+
+        kept = [template.parameters[name] for name in names]
+        command.__signature__ = template.replace(parameters=[*kept[:1], *own, *kept[1:]])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*kept, *own)}
         command.__doc__ = function.__doc__
         return command
 

@@ -14,25 +14,21 @@ __all__ = ["command"]
 def command(folders: Annotated[list[Path], typer.Argument(help="Folders of tables.", metavar="DIR...")]) -> None:
     """Say in sentences what folders of tables show, draw their figures again, and write one page, report.html.
 
-    Everything comes from the tables alone.
+    Everything comes from the tables alone. A folder without tables stands for the folders in it.
 
     Example: mfdiag report results
     """
     from mfdiag.errors import InputError
-    from mfdiag.figures.render import save_figures
-    from mfdiag.reporting import findings, write_page
+    from mfdiag.reporting.folder import report_folder, tables_below
     from mfdiag.tables.schema import TABLES
-    from mfdiag.tables.store import read_table, table_path
 
-    found = {folder: [name for name in TABLES if table_path(name, folder).exists()] for folder in folders}
-    for folder, names in found.items():
-        if not names:
+    found = {folder: tables_below(folder) for folder in folders}
+    for folder, inside in found.items():
+        if not inside:
             raise InputError(f"{folder} holds no table: expected one of {', '.join(f'{t}.parquet' for t in TABLES)}.")
-    for folder, names in found.items():
-        tables = {name: read_table(name, folder) for name in names}
-        for subject, sentences in findings(tables):
+    for folder in dict.fromkeys(folder for inside in found.values() for folder in inside):
+        report = report_folder(folder)
+        for subject, sentences in report.findings:
             sys.stdout.write("\n".join([subject, *(f"- {sentence}" for sentence in sentences)]) + "\n")
-        figures = save_figures(tables, folder)
-        page = write_page(tables, figures, folder)
-        for path in (*(table_path(name, folder) for name in names), *figures, page):
+        for path in report.files:
             sys.stdout.write(f"{path}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -23,7 +24,10 @@ def summary(table: str, frame: pd.DataFrame) -> Iterator[Table]:
         head = part.iloc[0]
         step = [] if pd.isna(head["step"]) else [f"step {head['step']:,}"]
         title = ", ".join([f"{table} of {head['checkpoint']}", *step, *(f"{name} {head[name]}" for name in settings)])
-        yield _sweep(title, part) if table == "sweep" else _plain(title, part)
+        if table == "compare":
+            yield from _compare(title, part)
+        else:
+            yield {"sweep": _sweep, "quality": _quality}.get(table, _plain)(title, part)
 
 
 def _sweep(title: str, part: pd.DataFrame) -> Table:
@@ -44,6 +48,48 @@ def _sweep(title: str, part: pd.DataFrame) -> Table:
     for (beta, gamma), row in zip(grid.index, grid.to_dict("records"), strict=True):
         found.add_row(*[f"{beta:g}", f"{gamma:g}"][: len(keys)], *(row[name] for name in wanted))
     return found
+
+
+def _quality(title: str, part: pd.DataFrame) -> Table:
+    """A line per metric, a column per set of weights and number of steps."""
+    found = _table(title)
+    found.add_column("metric")
+    columns = part[["weights", "nfe"]].drop_duplicates()
+    several = columns["weights"].nunique() > 1
+    for weights, nfe in columns.itertuples(index=False):
+        found.add_column(f"{weights}, NFE {nfe}" if several else f"NFE {nfe}", justify="right")
+    for metric, line in part.groupby("metric", sort=False):
+        found.add_row(str(metric), *map(_number, line["value"], line["std_error"]))
+    return found
+
+
+def _compare(title: str, part: pd.DataFrame) -> Iterator[Table]:
+    """A line per estimator, MSE at the smallest and largest batch; then the gain of the best mixture by batch."""
+    sizes = sorted(part.loc[part["quantity"] == "mse_ratio", "batch_size"].unique())
+    wanted: dict[tuple[str, Any], str] = {
+        ("cost", None): "cost",
+        ("variance", None): "variance",
+        ("variance_ratio", None): "variance ratio",
+        ("conditional_variance_ratio", None): "conditional ratio",
+        ("bias2", None): "bias2",
+        ("cosine", None): "cosine",
+        **{("mse_ratio", n): f"MSE ratio, n={n:,}" for n in dict.fromkeys((sizes[0], sizes[-1]))},
+    }
+    rows = {
+        (row["estimator"], row["quantity"], None if pd.isna(row["batch_size"]) else row["batch_size"]): row
+        for row in part.to_dict("records")
+    }
+    found = _table(title)
+    found.add_column("estimator")
+    shown = {key: text for key, text in wanted.items() if any(given[1:] == key for given in rows)}
+    for text in shown.values():
+        found.add_column(text, justify="right")
+    for name in part.loc[part["quantity"] == "variance", "estimator"]:
+        cells = [rows[name, *key] for key in shown]
+        found.add_row(name, *(_number(row["value"], row["std_error"]) for row in cells))
+    yield found
+    if (gains := part[part["quantity"] == "mixture_gain"]).size:
+        yield _plain("best mixture of these, on held-out samples (no batch_size: least variance)", gains)
 
 
 def _table(title: str) -> Table:

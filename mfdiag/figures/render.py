@@ -9,7 +9,19 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mfdiag.figures import batch_optimum, beta_map, bias_variance, concentration, layers, loss_by_time
+from mfdiag.figures import (
+    batch_optimum,
+    beta_map,
+    bias_variance,
+    compare,
+    concentration,
+    grid,
+    grid_optimum,
+    layers,
+    loss_by_time,
+    quality,
+    training_course,
+)
 from mfdiag.figures.style import save
 from mfdiag.storage import replacing
 
@@ -32,6 +44,12 @@ FIGURES = {
     "layers": FigureKind("variance", layers.rows, layers.draw),
     "loss_by_time": FigureKind("variance", loss_by_time.rows, loss_by_time.draw),
     "concentration": FigureKind("samples", concentration.rows, concentration.draw),
+    "compare": FigureKind("compare", compare.rows, compare.draw),
+    "quality": FigureKind("quality", quality.rows, quality.draw),
+    "training_course": FigureKind("training", training_course.rows, training_course.draw),
+    "grid_variance": FigureKind("grid", grid.variance_rows, grid.draw_variance),
+    "grid_quality": FigureKind("grid", grid.quality_rows, grid.draw_quality),
+    "grid_optimum": FigureKind("grid", grid_optimum.rows, grid_optimum.draw),
 }
 
 

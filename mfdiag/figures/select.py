@@ -37,12 +37,12 @@ def of_quantity(frame: pd.DataFrame, *quantities: str) -> pd.DataFrame:
 def overall(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows over the whole network and all times."""
     kept = over_all_times(frame)
-    return kept[kept["layer"] == "all"]
+    return kept[kept["layer"] == "all"] if "layer" in kept else kept
 
 
 def over_all_times(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows with null bins, of the whole network or of single layers."""
-    return frame[frame[list(_BIN_EDGES)].isna().all(axis=1)]
+    return frame[frame[[edge for edge in _BIN_EDGES if edge in frame]].isna().all(axis=1)]
 
 
 def by_time(frame: pd.DataFrame, *times: str) -> pd.DataFrame:
@@ -106,5 +106,6 @@ def _phrase(name: str, value: object) -> str:
     if name == "step":
         return f"step {int(str(value)):,}"
     if name in ("dataset", "checkpoint"):
-        return Path(str(value)).stem
+        path = Path(str(value))
+        return path.parent.name if path.stem == "model" and path.parent.name else path.stem  # a folder for each model
     return str(value) if name in ("run", "estimator") else f"{name} {value}"

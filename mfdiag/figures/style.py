@@ -114,7 +114,7 @@ def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: st
     )
 
 
-def heading(axes: Axes, title: str) -> None:
+def heading(axes: Axes, title: str, columns: int = 1) -> None:
     """The legend of a panel above it, where it can hide no data, with the panel's title as its head."""
     handles, labels = axes.get_legend_handles_labels()
     legend = axes.legend(
@@ -123,6 +123,7 @@ def heading(axes: Axes, title: str) -> None:
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),
         title=title or None,
+        ncols=columns,
         alignment="left",
         borderaxespad=0.3,
     )

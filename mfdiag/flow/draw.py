@@ -1,4 +1,4 @@
-"""What is drawn: batches of (x_0, x_1, r, t) whose sample i depends on (seed, i) alone."""
+"""What is drawn: batches of (x_0, x_1, r, t) whose sample i depends on (seed, i) alone, or on its coupled group."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfdiag.flow.couplings import INDEPENDENT, Coupling, Ends
 from mfdiag.flow.datasets import Data, FiniteData, GaussianData, MixtureData
+from mfdiag.flow.paths import LINEAR, Path
 from mfdiag.flow.posterior import FinitePosterior, MixturePosterior, Posterior, PosteriorVelocity
-from mfdiag.flow.seeds import normals, uniforms
+from mfdiag.flow.reduced import ReducedPosterior
+from mfdiag.flow.seeds import uniforms
+from mfdiag.flow.sources import Components, GaussianSource, Source
 from mfdiag.flow.times import TimeSampler
 
-__all__ = ["Batch", "Draws", "posterior_of"]
+__all__ = ["Batch", "Draws", "posterior_of", "why_unknown"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """n samples in float64: x0, x1 [n, *shape]; r, t [n]; labels [n] or None; index [n] their numbers."""
+    """n samples in float64: x0, x1 [n, *shape]; r, t [n]; labels [n] or None; index [n] their numbers.
+
+    `weight` [n] multiplies each sample's loss; None where all weigh 1.
+    """
 
     index: np.ndarray
     x0: Tensor
@@ -27,21 +34,26 @@ class Batch:
     r: Tensor
     t: Tensor
     labels: Tensor | None
+    weight: Tensor | None = None
+    path: Path = LINEAR
+
+    def at(self, time: Tensor) -> Tensor:
+        """The points of the path at times [n]."""
+        return self.path.point(self.x0, self.x1, time)
 
     @property
     def velocity(self) -> Tensor:
-        """Conditional velocity v_c = x_1 - x_0."""
-        return self.x1 - self.x0
+        """Conditional velocity v_c at time t; x_1 - x_0 on the linear path."""
+        return self.path.velocity(self.x0, self.x1, self.t)
 
     @property
     def x_t(self) -> Tensor:
-        """The point at time t of the linear path: (1 - t) x_0 + t x_1."""
-        time = self.t.view(-1, *[1] * (self.x0.ndim - 1))
-        return (1 - time) * self.x0 + time * self.x1
+        """The point at time t; (1 - t) x_0 + t x_1 on the linear path."""
+        return self.at(self.t)
 
 
 def posterior_of(data: Data) -> Posterior | None:
-    """The exact posterior velocity of a data set, or None where it is not known."""
+    """The exact posterior velocity on the linear path from N(0, I), or None where it is not known."""
     if isinstance(data, GaussianData):
         return MixturePosterior.gaussian(data.mean, data.std, data.dim)
     if isinstance(data, MixtureData):
@@ -52,42 +64,83 @@ def posterior_of(data: Data) -> Posterior | None:
     return None
 
 
+def why_unknown(data: Data, source: Source, coupling: Coupling, conditional: bool) -> str | None:
+    """Why the exact posterior velocity of these draws is not known, in words; None where it is, whatever the path."""
+    if not isinstance(data, FiniteData | GaussianData | MixtureData):
+        return f"the posterior of {data.name} is not known"
+    if coupling.dependent:
+        return f"under the coupling {coupling.name} x_0 and x_1 depend on each other, and their posterior is not known"
+    if source.components(np.zeros(1, np.int64) if conditional and data.num_classes else None) is None:
+        return (
+            f"the source {source.name} is not a Gaussian mixture given what the model is told, and its posterior is "
+            "not known"
+        )
+    return None
+
+
 @dataclass(frozen=True)
 class Draws:
-    """A data set, a time sampler and a seed; the source is N(0, I), the coupling independent."""
+    """A data set, a time sampler and a seed, with a source (None: N(0, I)), a coupling and a path.
+
+    `streams` begins the names of the random streams, so that training and measuring see different samples.
+    """
 
     data: Data
     times: TimeSampler
     seed: int
     conditional: bool = True  # hand out labels (the model takes them) or not
     exact: bool = True  # compute the posterior where it is known
+    source: Source | None = None
+    coupling: Coupling = INDEPENDENT
+    path: Path = LINEAR
+    streams: str = ""
+
+    @cached_property
+    def ends(self) -> Ends:
+        """The laws of x_0 and x_1."""
+        return Ends(self.data, self.source or GaussianSource(self.data.shape), self.seed, self.streams)
 
     @cached_property
     def posterior(self) -> Posterior | None:
-        return posterior_of(self.data) if self.exact else None
+        """The exact posterior velocity, if asked for and known."""
+        source = self.ends.source
+        if not self.exact or why_unknown(self.data, source, self.coupling, self.conditional) is not None:
+            return None
+        base = posterior_of(self.data)
+        if base is None or (self.path is LINEAR and isinstance(source, GaussianSource)):
+            return base
+        return ReducedPosterior(base, self.path, self._components)
+
+    def _components(self, labels: Tensor | None) -> Components:
+        found = self.ends.source.components(None if labels is None else labels.numpy())
+        assert found is not None, "why_unknown lets only Gaussian mixtures through"
+        return found
+
+    def uniforms(self, purpose: str, index: np.ndarray, width: int) -> np.ndarray:
+        """Uniform numbers [n, width] of the samples `index` for one purpose."""
+        return uniforms(self.seed, f"{self.streams}{purpose}", index, width)
 
     def times_of(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """r, t [n] of the samples `index`."""
-        return self.times.sample(uniforms(self.seed, "times", index, self.times.width), index)
+        return self.times.sample(self.uniforms("times", index, self.times.width), index)
 
     def labels_of(self, index: np.ndarray) -> np.ndarray | None:
         """Labels [n] of the samples `index`, whether or not the model takes them."""
-        if not self.data.num_classes:  # nothing to draw a second time
-            return None
-        return self.data.sample(uniforms(self.seed, "data", index, self.data.width))[1]
+        return self.coupling.labels(self.ends, index)
 
     def batch(self, index: np.ndarray) -> Batch:
         """The samples `index` [n]."""
-        x0, labels = self.data.sample(uniforms(self.seed, "data", index, self.data.width))
-        x1 = normals(self.seed, "noise", index, int(np.prod(self.data.shape))).reshape(x0.shape)
+        x0, x1, labels, weight = self.coupling.pairs(self.ends, index)
         r, t = self.times_of(index)
         kept = torch.as_tensor(labels) if labels is not None and self.conditional else None
         data, noise, start, end = (torch.as_tensor(a, dtype=torch.float64) for a in (x0, x1, r, t))
-        return Batch(index, data, noise, start, end, kept)
+        return Batch(
+            index, data, noise, start, end, kept, None if weight is None else torch.as_tensor(weight), self.path
+        )
 
     def velocity_posterior(self, batch: Batch) -> PosteriorVelocity | None:
         """Marginal velocity, diagonal of Sigma and one fresh draw of v_c at the batch's x_t; None if unknown."""
         if self.posterior is None:
             return None
-        u = uniforms(self.seed, "posterior", batch.index, self.posterior.width)
+        u = self.uniforms("posterior", batch.index, self.posterior.width)
         return self.posterior(batch.x_t, batch.t, torch.as_tensor(u), batch.labels)

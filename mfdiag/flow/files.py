@@ -8,13 +8,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mfdiag.errors import InputError
 
-__all__ = ["READERS", "read_points"]
+__all__ = ["READERS", "read_pairs", "read_points"]
 
 _DATA_KEYS = ("x", "data", "images", "latents", "arr_0")
 _LABEL_KEYS = ("y", "labels", "label")
@@ -40,10 +40,29 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return points, None if labels is None else _checked_labels(labels, len(points), path)
 
 
+def read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Pairs x0, x1 [N, ...] and labels int64 [N] (or None) of an .npz or .safetensors file with arrays of these names.
+
+    Labels are under y, labels or label. Raises InputError as `read_points` does, and where x0 and x1 differ in shape.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _PAIR_READERS:
+        raise InputError(f"Cannot read pairs from {path}: expected {' or '.join(_PAIR_READERS)}, got {suffix!r}.")
+    arrays = _read(path, _PAIR_READERS[suffix])
+    if not {"x0", "x1"} <= arrays.keys():
+        raise InputError(f"{path}: expected arrays named x0 and x1; found {', '.join(sorted(arrays)) or 'none'}.")
+    x0, x1 = (_checked_points(arrays[key], path) for key in ("x0", "x1"))
+    if x0.shape != x1.shape:
+        raise InputError(f"{path}: expected x0 and x1 of one shape, got {list(x0.shape)} and {list(x1.shape)}.")
+    label = next((key for key in _LABEL_KEYS if key in arrays), None)
+    return x0, x1, None if label is None else _checked_labels(arrays[label], len(x0), path)
+
+
 _Arrays = tuple[np.ndarray, np.ndarray | None]
+_Read = TypeVar("_Read")
 
 
-def _read(path: Path, reader: Callable[[Path], _Arrays]) -> _Arrays:
+def _read(path: Path, reader: Callable[[Path], _Read]) -> _Read:
     if not path.is_file():
         raise InputError(f"No file at {path}; give the path of a data file or the name of a data set.")
     if path.stat().st_size == 0:
@@ -116,6 +135,23 @@ READERS: dict[str, Callable[[Path], _Arrays]] = {
     ".pt": _read_pt,
     ".safetensors": _read_safetensors,
     ".parquet": _read_parquet,
+}
+
+
+def _named_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _named_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.torch import load_file
+
+    return {name: _from_torch(tensor) for name, tensor in load_file(path).items()}
+
+
+_PAIR_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".npz": _named_npz,
+    ".safetensors": _named_safetensors,
 }
 
 

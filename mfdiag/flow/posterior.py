@@ -17,11 +17,12 @@ _TINY_TIME = 1e-9  # below it float64 cannot tell x_t from its data point
 
 
 class PosteriorVelocity(NamedTuple):
-    """What is known of v_c given x_t: each of shape [n, *shape]."""
+    """What is known of v_c given x_t: each of shape [n, *shape], but the density."""
 
     mean: Tensor  # the marginal velocity v(x_t, t)
     variance: Tensor  # diagonal of Sigma; its sum over coordinates is tr Sigma
     draw: Tensor  # one fresh draw of v_c, independent of the sample's own
+    log_density: Tensor  # [n], log p(x_t | t) up to a constant in x_t and t
 
 
 class Posterior(Protocol):
@@ -65,7 +66,8 @@ class MixturePosterior:
         shape, flat, time = x_t.shape, x_t.double().flatten(1), t.double()[:, None, None]
         y = self._rotate(flat[:, None] - (1 - time) * self.means)  # [n, k, d]
         s2 = (1 - time) ** 2 * self.eigenvalues + time**2
-        weight = torch.softmax(self.log_weights - 0.5 * (s2.log() + y.square() / s2).sum(-1), dim=1)
+        logits = self.log_weights - 0.5 * (s2.log() + y.square() / s2).sum(-1)
+        weight = torch.softmax(logits, dim=1)
         means = self._rotate((time - (1 - time) * self.eigenvalues) / s2 * y, inverse=True) - self.means
         spread = self.eigenvalues / s2
         squares = spread if self.eigenvectors is None else torch.einsum("kij,nkj->nki", self.eigenvectors**2, spread)
@@ -76,7 +78,7 @@ class MixturePosterior:
         noise = torch.special.ndtri(uniforms[:, None, 1:]) * spread.sqrt()
         draws = means + self._rotate(noise, inverse=True)
         draw = draws.gather(1, chosen[:, :, None].expand(-1, -1, draws.shape[2]))[:, 0]
-        return PosteriorVelocity(mean.view(shape), within.view(shape), draw.view(shape))
+        return PosteriorVelocity(mean.view(shape), within.view(shape), draw.view(shape), logits.logsumexp(1))
 
 
 class FinitePosterior:
@@ -98,6 +100,7 @@ class FinitePosterior:
         time = t.double().clamp_min(_TINY_TIME)
         x = x_t.double().flatten(1) - (1 - time)[:, None] * self.centre  # x_t of the shifted data
         mean, second, draw = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+        log_sum = torch.empty_like(time)
         if labels is None or self.labels is None:
             groups = [(self.points, torch.arange(len(x)))]
         else:
@@ -105,17 +108,18 @@ class FinitePosterior:
         for points, rows in groups:
             for part in rows.split(self.queries):
                 found = self._stream(points, x[part], time[part], uniforms[part, 0].double())
-                mean[part], second[part], draw[part] = found
+                mean[part], second[part], draw[part], log_sum[part] = found
         scale = time[:, None]
         variance = (second - mean**2).clamp_min(0) / scale**2
         return PosteriorVelocity(
             ((x - mean) / scale - self.centre).view(x_t.shape),
             variance.view(x_t.shape),
             ((x - draw) / scale - self.centre).view(x_t.shape),
+            log_sum - 0.5 * x.square().sum(1) / time**2 - x.shape[1] * time.log(),
         )
 
-    def _stream(self, points: Tensor, x: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Posterior mean, mean square and one draw of x_0, each [n, d]."""
+    def _stream(self, points: Tensor, x: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Posterior mean, mean square and one draw of x_0, each [n, d]; log of the sum of exp(logits) [n]."""
         n, d = x.shape
         shrink = ((1 - t) / t**2)[:, None]
         query = torch.cat([shrink * x, -0.5 * (1 - t)[:, None] * shrink], 1)  # logits = query @ [p, |p|^2]
@@ -144,4 +148,4 @@ class FinitePosterior:
             pick = torch.searchsorted(inside, (u[rows] - before)[:, None].contiguous()).clamp_max(len(p) - 1)
             draw[rows] = p[pick[:, 0]]
         mean, second = total[:, 1 : d + 1] / total[:, :1], total[:, d + 1 :] / total[:, :1]
-        return mean, second, draw
+        return mean, second, draw, (top + total[:, :1].log())[:, 0]

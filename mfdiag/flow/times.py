@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import expit, ndtri
+from scipy.special import expit, logit, ndtr, ndtri
 
-from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.specs import format_spec, parse_arguments
+from mfdiag.errors import did_you_mean
+from mfdiag.flow.curricula import AlphaFlowTimes, MeanAudioTimes
+from mfdiag.flow.sampler import Pair, Sampler, TimeSampler, logit_normal_pair
+from mfdiag.flow.specs import parse_arguments
 
 __all__ = [
     "TIMES",
@@ -19,6 +20,7 @@ __all__ = [
     "LogitNormalTimes",
     "PointTimes",
     "RestrictedTimes",
+    "TerminalVelocityTimes",
     "TimeSampler",
     "UniformTimes",
     "parse_times",
@@ -30,62 +32,21 @@ TIMES: dict[str, str] = {
     "logit_normal:[mu=-0.4],[sigma=1],[r_ne_t=0.25]",
     "uniform": "sorted pair of two uniforms, a share r_eq_t of it moved to r = t: uniform:[r_eq_t=0]",
     "restricted": "t uniform, r uniform in [max(0, t - delta), t]: restricted:delta",
+    "terminal_velocity": "t - r = sigmoid(N(gap_mu, gap_sigma^2)), then r from sigmoid(N(mu, sigma^2)) below "
+    "1 - (t - r), as Terminal Velocity Matching draws them: "
+    "terminal_velocity:[gap_mu=-0.8],[gap_sigma=1],[mu=-0.4],[sigma=1]",
+    "alpha_flow": "the interval on which alpha-Flow's target asks the model at a share progress of its annealing, "
+    "from r = t at 0 to MeanFlow's pair at 1: "
+    "alpha_flow:progress,[r_ne_t=0.5],[gamma=25],[clamp=0.005],[mu=-0.4],[sigma=1]",
+    "mean_audio": "MeanAudio's curriculum at a share progress of training: r = t until switch, then for a share "
+    "r_eq_t: mean_audio:progress,[switch=0.5],[r_eq_t=0.75],[mu=-0.4],[sigma=1]",
     "grid": "equally many samples in each cell of an r_bins x t_bins partition where r <= t: grid:r_bins,t_bins",
     "point": "one fixed pair: point:r,t",
 }
 
 
-class TimeSampler(Protocol):
-    """A law of (r, t), drawn by transforming uniform numbers."""
-
-    @property
-    def name(self) -> str:
-        """Canonical specification, the same for equal samplers: trailing arguments at their defaults are left out."""
-
-    @property
-    def width(self) -> int:
-        """Uniform numbers one sample consumes."""
-
-    @property
-    def stratified(self) -> bool:
-        """Whether the sample number decides the cell, so that samples are not identically distributed."""
-
-    def sample(self, u: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(r, t), each float64 [n], from uniforms `u` [n, width] in (0, 1) and sample numbers `index` int64 [n]."""
-
-
-Pair = tuple[np.ndarray, np.ndarray]
-
-
-class _Sampler:
-    """What the samplers share: dataclasses whose fields are the arguments of their specification."""
-
-    kind: ClassVar[str]
-    stratified: ClassVar[bool] = False
-
-    @classmethod
-    def defaults(cls) -> dict[str, float | None]:
-        """Default of each argument by name, in order; None where it must be given."""
-        return {
-            key: None if given.default is given.empty else given.default
-            for key, given in signature(cls).parameters.items()
-        }
-
-    @property
-    def name(self) -> str:
-        """See `TimeSampler.name`."""
-        given = [(getattr(self, key), default) for key, default in self.defaults().items()]
-        while given and given[-1][0] == given[-1][1]:
-            given.pop()
-        return format_spec(self.kind, *(value for value, _ in given))
-
-    def _require(self, holds: bool, problem: str) -> None:
-        if not holds:
-            raise InputError(f"Bad {self.name!r}: {problem}.")
-
-
 @dataclass(frozen=True)
-class LogitNormalTimes(_Sampler):
+class LogitNormalTimes(Sampler):
     """MeanFlow's law (arXiv 2505.13447, design decisions): a sorted pair of sigmoid(N(mu, sigma^2)), often at r = t.
 
     With probability `r_ne_t` the pair stays apart; otherwise r is set equal to t, the larger of the two.
@@ -103,12 +64,12 @@ class LogitNormalTimes(_Sampler):
 
     def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
         """See `TimeSampler.sample`."""
-        pair = np.sort(expit(self.mu + self.sigma * ndtri(u[:, :2])), axis=1)
-        return np.where(u[:, 2] < self.r_ne_t, pair[:, 0], pair[:, 1]), pair[:, 1]
+        r, t = logit_normal_pair(u[:, :2], self.mu, self.sigma)
+        return np.where(u[:, 2] < self.r_ne_t, r, t), t
 
 
 @dataclass(frozen=True)
-class UniformTimes(_Sampler):
+class UniformTimes(Sampler):
     """The sorted pair of two uniforms: uniform on the triangle r <= t; with probability `r_eq_t` r moves up to t."""
 
     kind: ClassVar[str] = "uniform"
@@ -125,7 +86,7 @@ class UniformTimes(_Sampler):
 
 
 @dataclass(frozen=True)
-class RestrictedTimes(_Sampler):
+class RestrictedTimes(Sampler):
     """Restricted MeanFlow (DisCa): t uniform on [0, 1], r uniform in [max(0, t - delta), t], so t - r <= delta."""
 
     kind: ClassVar[str] = "restricted"
@@ -142,7 +103,34 @@ class RestrictedTimes(_Sampler):
 
 
 @dataclass(frozen=True)
-class GridTimes(_Sampler):
+class TerminalVelocityTimes(Sampler):
+    """Terminal Velocity Matching's gap sampling (arXiv 2511.19797 and its code): the gap first, then where it lies.
+
+    t - r = sigmoid(N(gap_mu, gap_sigma^2)); r is sigmoid(N(mu, sigma^2)) given that t = r + gap stays below 1.
+    """
+
+    kind: ClassVar[str] = "terminal_velocity"
+    width: ClassVar[int] = 2
+    gap_mu: float = -0.8
+    gap_sigma: float = 1.0
+    mu: float = -0.4
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._require(self.gap_sigma > 0, f"gap_sigma must be above 0, got {self.gap_sigma}")
+        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
+
+    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+        """See `TimeSampler.sample`."""
+        gap = expit(self.gap_mu + self.gap_sigma * ndtri(u[:, 0]))
+        # quantile of the law cut at 1 - gap: F^-1(u F(1 - gap)), where logit(1 - gap) = -logit(gap)
+        below = ndtr((-logit(gap) - self.mu) / self.sigma)
+        r = np.minimum(expit(self.mu + self.sigma * ndtri(u[:, 1] * below)), 1 - gap)
+        return r, np.minimum(r + gap, 1.0)
+
+
+@dataclass(frozen=True)
+class GridTimes(Sampler):
     """Stratified over `time_cells(r_bins, t_bins)`: sample i is uniform on the part of cell i mod C where r <= t.
 
     Every cell weighs the same, whatever its area: an average over samples is an average over cells.
@@ -179,7 +167,7 @@ class GridTimes(_Sampler):
 
 
 @dataclass(frozen=True)
-class PointTimes(_Sampler):
+class PointTimes(Sampler):
     """One fixed pair (r, t)."""
 
     kind: ClassVar[str] = "point"
@@ -219,5 +207,15 @@ def parse_times(spec: str) -> TimeSampler:
 
 
 _SAMPLERS: dict[str, Any] = {
-    sampler.kind: sampler for sampler in (LogitNormalTimes, UniformTimes, RestrictedTimes, GridTimes, PointTimes)
+    sampler.kind: sampler
+    for sampler in (
+        LogitNormalTimes,
+        UniformTimes,
+        RestrictedTimes,
+        TerminalVelocityTimes,
+        AlphaFlowTimes,
+        MeanAudioTimes,
+        GridTimes,
+        PointTimes,
+    )
 }

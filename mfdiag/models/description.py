@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from mfdiag.errors import InputError
 
 __all__ = ["METADATA_KEY", "Architecture", "Description", "parse_description"]
 
 METADATA_KEY = "mfdiag"
+
+
+_SINCE_0_2 = {"source": "gaussian", "coupling": "independent", "prediction": "u"}
 
 
 class Architecture(BaseModel):
@@ -29,13 +32,21 @@ class Description(BaseModel):
 
     format: Literal[1] = 1
     architecture: Architecture
-    path: Literal["linear"] = "linear"
+    path: str = "linear"
+    source: str = "gaussian"
+    coupling: str = "independent"
+    prediction: str = "u"
     times: str
     data: str
     step: int = Field(ge=0)
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
     seed: int
     specification: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _readable_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields version 0.1 did not know, where they say what it took for granted."""
+        return {name: value for name, value in handler(self).items() if (name, value) not in _SINCE_0_2.items()}
 
 
 def parse_description(text: str, source: object) -> Description:

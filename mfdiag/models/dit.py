@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError
 from mfdiag.models.mlp import label_embedding, labels_or_null
 
-__all__ = ["DiT"]
+__all__ = ["Attention", "DiT", "TimeEmbedding"]
 
 _FREQUENCIES = 128
 _LONGEST_PERIOD = 10_000.0
 _STD = 0.02
 
 
-class _TimeEmbedding(nn.Module):
+class TimeEmbedding(nn.Module):
     """Sinusoidal features of `scale` times a time [n], then two linear layers: [n, width]."""
 
     def __init__(self, width: int, scale: float) -> None:
@@ -36,7 +36,9 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
+    """Self-attention of `heads` heads over tokens [n, tokens, width]."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -54,7 +56,7 @@ class _Block(nn.Module):
         super().__init__()
         inner = int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attention = _Attention(width, heads)
+        self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(approximate="tanh"), nn.Linear(inner, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -97,8 +99,8 @@ class DiT(nn.Module):
         self.patch = patch
         self.embed = nn.Linear(channels * patch**2, width)
         self.pos_embed = nn.Parameter(torch.empty(1, (size // patch) ** 2, width))
-        self.time = _TimeEmbedding(width, time_scale)
-        self.interval = _TimeEmbedding(width, time_scale)
+        self.time = TimeEmbedding(width, time_scale)
+        self.interval = TimeEmbedding(width, time_scale)
         self.num_classes = num_classes
         self.label = label_embedding(num_classes, width)
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))
@@ -112,7 +114,7 @@ class DiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-                if name == "head" or "modulation" in name:
+                if name.endswith("head") or "modulation" in name:
                     nn.init.normal_(module.weight, std=_STD)
                 if "modulation" in name:
                     nn.init.normal_(module.bias, std=_STD)
@@ -122,15 +124,24 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """u, shaped as x [n, channels, size, size], from times r and t [n] in [0, 1], labels y int64 [n] or None."""
-        n, channels, size, _ = x.shape
-        grid = (channels, size // self.patch, self.patch, size // self.patch, self.patch)
-        tokens = x.reshape(n, *grid).permute(0, 2, 4, 1, 3, 5).reshape(n, grid[1] ** 2, -1)
-        condition = self.time(t) + self.interval(t - r)
-        if self.label is not None:
-            condition = condition + self.label(labels_or_null(y, self.label, x))
-        tokens = self.embed(tokens) + self.pos_embed
+        condition = self._labelled(self.time(t) + self.interval(t - r), x, y)
+        tokens = self._tokens(x)
         for block in self.blocks:
             tokens = block(tokens, condition)
-        tokens = self.head(_modulate(self.norm(tokens), *self.modulation(condition).chunk(2, dim=1)))
-        tokens = tokens.reshape(n, grid[1], grid[3], channels, self.patch, self.patch)
-        return tokens.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, size, size)
+        return self._image(tokens, condition, self.modulation, self.head, x)
+
+    def _labelled(self, condition: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        return condition if self.label is None else condition + self.label(labels_or_null(y, self.label, x))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        n, channels, size, _ = x.shape
+        side = size // self.patch
+        patches = x.reshape(n, channels, side, self.patch, side, self.patch).permute(0, 2, 4, 1, 3, 5)
+        return self.embed(patches.reshape(n, side**2, -1)) + self.pos_embed
+
+    def _image(self, tokens: Tensor, condition: Tensor, modulation: nn.Module, head: nn.Module, like: Tensor) -> Tensor:
+        n, channels, size, _ = like.shape
+        side = size // self.patch
+        tokens = head(_modulate(self.norm(tokens), *modulation(condition).chunk(2, dim=1)))
+        patches = tokens.reshape(n, side, side, channels, self.patch, self.patch).permute(0, 3, 1, 4, 2, 5)
+        return patches.reshape(n, channels, size, size)

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mfdiag.figures.select import by_time, of_quantity, over_all_times, overall
-from mfdiag.figures.style import number, share
+from mfdiag.figures.style import share
+from mfdiag.reporting.grids import grid_findings
+from mfdiag.reporting.sentences import Findings, with_interval
 
 __all__ = ["Findings", "findings"]
 
 _SETTINGS = ["checkpoint", "step", "dataset", "proxy", "weighting", "times", "seed"]
 
 
-class Findings(NamedTuple):
-    """A model under one setting, and what was found about it."""
-
-    subject: str
-    sentences: list[str]
-
-
 def findings(tables: Mapping[str, pd.DataFrame]) -> list[Findings]:
-    """Sentences for each model and setting in the tables (by name, tidy); none where a table lacks their rows."""
+    """Sentences for each model and setting in the tables (by name, tidy); none where a table lacks their rows.
+
+    Of a grid of models, sentences for each data set instead.
+    """
+    if "grid" in tables:
+        return grid_findings(tables["grid"])
+    tables = {name: frame for name, frame in tables.items() if name in _TELL}
     keys = {name: _keys(frame) for name, frame in tables.items()}
-    subjects = list(dict.fromkeys(key for found in keys.values() for key in found))
+    known = list(dict.fromkeys(key for found in keys.values() for key in found))
+    fullest = {key: _fullest(key, known) for key in known}
+    keys = {name: [fullest[key] for key in found] for name, found in keys.items()}
+    subjects = list(dict.fromkeys(fullest.values()))
     told = [len(set(values)) > 1 for values in zip(*subjects, strict=True)]
     found = []
     for subject in subjects:
@@ -45,6 +48,12 @@ def findings(tables: Mapping[str, pd.DataFrame]) -> list[Findings]:
     return found
 
 
+def _fullest(key: tuple[Any, ...], known: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The settings with the fewest nulls that agree with `key` where it has none: sample quality needs no times."""
+    agreeing = [other for other in known if all(a is None or a == b for a, b in zip(key, other, strict=True))]
+    return min(agreeing, key=lambda other: other.count(None))
+
+
 def _keys(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
     """The settings of each row, None where null."""
     settings = frame[_SETTINGS].astype(object)
@@ -59,10 +68,10 @@ def _sweep(frame: pd.DataFrame) -> str:
         return ""
     first, last = variance.iloc[0], variance.iloc[-1]
     if len(variance) == 1:
-        return f"The gradient of one sample has variance {_with_interval(first)} at beta = {first['beta']:g}."
+        return f"The gradient of one sample has variance {with_interval(first)} at beta = {first['beta']:g}."
     text = (
-        f"The gradient of one sample has variance {_with_interval(first)} at beta = {first['beta']:g} and "
-        f"{_with_interval(last)} at beta = {last['beta']:g}, the least of {len(variance)} values of beta being at "
+        f"The gradient of one sample has variance {with_interval(first)} at beta = {first['beta']:g} and "
+        f"{with_interval(last)} at beta = {last['beta']:g}, the least of {len(variance)} values of beta being at "
         f"{_argmin(variance)}"
     )
     errors = rows[rows["quantity"] == "mse"]
@@ -74,7 +83,7 @@ def _sweep(frame: pd.DataFrame) -> str:
     ]
     bias = rows[(rows["quantity"] == "bias2") & (rows["beta"] == last["beta"])].iloc[0]
     return (
-        f"{text}; squared bias grows to {_with_interval(bias)}, so that the mean squared error is least "
+        f"{text}; squared bias grows to {with_interval(bias)}, so that the mean squared error is least "
         f"{' and '.join(least)}."
     )
 
@@ -88,7 +97,7 @@ def _variance(frame: pd.DataFrame) -> str:
     shares = over_all_times(of_quantity(frame, "top1_share"))
     if shares.empty:
         return ""
-    carried = [f"{_with_interval(row, share)} ({row['estimator']})" for _, row in shares.iterrows()]
+    carried = [f"{with_interval(row, share)} ({row['estimator']})" for _, row in shares.iterrows()]
     text = f"One sample in a hundred carries {' or '.join(carried)} of the squared gradient norm"
     main = shares["estimator"].iloc[0]
     own = frame[frame["estimator"] == main]
@@ -102,7 +111,7 @@ def _variance(frame: pd.DataFrame) -> str:
     times = times[times["status"] == "ok"]
     if not times.empty:
         top = times.iloc[int(times["value"].to_numpy().argmax())]
-        text += f"; the variance is largest for t in [{top['t_low']:g}, {top['t_high']:g}], {_with_interval(top)}"
+        text += f"; the variance is largest for t in [{top['t_low']:g}, {top['t_high']:g}], {with_interval(top)}"
     return text + "."
 
 
@@ -112,11 +121,49 @@ def _coefficient(frame: pd.DataFrame) -> str:
     one = {name: part.iloc[0] for name, part in rows[rows["batch_size"].isna()].groupby("quantity")}
     if "optimum" not in one:
         return ""
-    text = f"For a small batch the gradient's variance is least at beta* = {_with_interval(one['optimum'])}"
+    text = f"For a small batch the gradient's variance is least at beta* = {with_interval(one['optimum'])}"
     if "variance_reduction" in one:
-        text += f", which divides it by {_with_interval(one['variance_reduction'])} on held-out samples"
+        text += f", which divides it by {with_interval(one['variance_reduction'])} on held-out samples"
     if "critical_batch" in one:
-        text += f"; bias halves this optimum at a batch of {_with_interval(one['critical_batch'])} samples"
+        text += f"; bias halves this optimum at a batch of {with_interval(one['critical_batch'])} samples"
+    return text + "."
+
+
+def _quality(frame: pd.DataFrame) -> str:
+    rows = of_quantity(frame, "value", "mean_over_seeds")
+    rows = rows[rows["features"].isna() & (rows["metric"] == "sliced_wasserstein")].sort_values("nfe", kind="stable")
+    found = []
+    for weights, part in rows.groupby("weights", dropna=False, sort=False):
+        ends = part.iloc[[0, -1]].drop_duplicates("nfe")
+        told = [f"{with_interval(row)} at {_steps(row['nfe'])}" for _, row in ends.iterrows()]
+        found.append(" and ".join(told) + ("" if pd.isna(weights) else f" with {weights!s} weights"))
+    return f"The sliced Wasserstein distance of the samples to the data is {'; '.join(found)}." if found else ""
+
+
+def _steps(nfe: Any) -> str:
+    return "its own steps" if pd.isna(nfe) else f"NFE {nfe}"
+
+
+def _compare(frame: pd.DataFrame) -> str:
+    rows = overall(of_quantity(frame, "variance_ratio", "mse_ratio"))
+    rows = rows[rows["estimator"] != "meanflow"]
+    ratios = rows[rows["quantity"] == "variance_ratio"]
+    if ratios.empty:
+        return ""
+    quietest = ratios.loc[ratios["value"].idxmin()]
+    text = (
+        f"Of {len(ratios)} estimators, {quietest['estimator']} has the least gradient variance, "
+        f"{_with_interval(quietest)} of MeanFlow's"
+    )
+    errors = rows[(rows["quantity"] == "mse_ratio") & (rows["value"] > 0)]
+    if not errors.empty:
+        n = errors["batch_size"].max()
+        nearest = errors[errors["batch_size"] == n]
+        nearest = nearest.loc[nearest["value"].idxmin()]
+        text += (
+            f"; for a batch of {n:,} the mean squared error is least with {nearest['estimator']}, "
+            f"{_with_interval(nearest)} of MeanFlow's"
+        )
     return text + "."
 
 
@@ -124,12 +171,6 @@ _TELL: dict[str, Callable[[pd.DataFrame], str]] = {
     "sweep": _sweep,
     "variance": _variance,
     "coefficient": _coefficient,
+    "compare": _compare,
+    "quality": _quality,
 }
-
-
-def _with_interval(row: pd.Series, write: Callable[[float], str] = number) -> str:
-    """`1.15 [1.09, 1.22]`, and the status where it casts doubt on the number."""
-    text = write(row["value"])
-    if np.isfinite([row["ci_low"], row["ci_high"]]).any():
-        text += f" [{write(row['ci_low'])}, {write(row['ci_high'])}]"
-    return text if row["status"] in ("ok", "outside_unit_interval") else f"{text} ({row['status']})"

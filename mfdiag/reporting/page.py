@@ -21,7 +21,22 @@ from mfdiag.tables.store import MANIFEST, read_json
 
 __all__ = ["write_page"]
 
-_KEYS = ("checkpoint", "step", "estimator", "space", "form", "role", "kappa_kind", "beta", "gamma", "batch_size")
+_KEYS = (
+    "checkpoint",
+    "step",
+    "estimator",
+    "space",
+    "form",
+    "role",
+    "kappa_kind",
+    "beta",
+    "gamma",
+    "batch_size",
+    "weights",
+    "features",
+    "nfe",
+    "metric",
+)
 
 
 class _Table(NamedTuple):
@@ -67,8 +82,8 @@ def _inline(path: Path) -> Markup:
 
 
 def _table(name: str, frame: pd.DataFrame) -> _Table | None:
-    """The rows over everything; None where there are none (`samples`, stratified maps)."""
-    if name == "samples":
+    """The rows over everything; None where there are none (stratified maps), or far too many to read."""
+    if name in ("samples", "training"):
         return None
     rows = overall(frame)
     if rows.empty:

@@ -43,7 +43,7 @@ MEASURED = (
     Column("std_error", "float64", "Standard error of value, in the same unit; null where none exists.", nullable=True),
     Column("ci_low", "float64", "Lower end of the two-sided 95 % interval, in the unit of value.", nullable=True),
     Column("ci_high", "float64", "Upper end of the two-sided 95 % interval, in the unit of value.", nullable=True),
-    Column("n_samples", "int64", "Number of samples behind the value: (x_0, x_1, r, t), or samples of the model in quality."),
+    Column("n_samples", "int64", "Number of samples behind the value: (x_0, x_1, r, t), in quality of the model."),
     Column("status", "string", "ok, or why the value should not be trusted."),
 )
 
@@ -269,10 +269,65 @@ TABLES = {
             Quantity("bias2", "|b|^2", "velocity²", "Mean squared norm of the proxy's bias b = vhat - v."),
         ),
         _table(
+            "compare",
+            "compare",
+            "Every estimator on the same samples, each held against MeanFlow, and their best linear mixture (estimator "
+            "mixture). Rows of single layers are over all times, rows of time bins over the whole network.",
+            (
+                Column("batch_size", "int64", "Batch n of mse and of the mixture; null where n does not enter.", True),
+                _LAYER,
+                *_BINS,
+            ),
+            _VARIANCE,
+            _CONDITIONAL,
+            Quantity("variance_ratio", "variance / variance of MeanFlow", "1", "Below 1 is less noisy than MeanFlow."),
+            Quantity(
+                "conditional_variance_ratio",
+                "conditional_variance / conditional_variance of MeanFlow",
+                "1",
+                "The same for the noise given (x_t, r, t); needs a posterior over the data.",
+            ),
+            Quantity(
+                "bias2",
+                "|E G - E G_MeanFlow|^2",
+                _GRADIENT2,
+                "Squared distance of the mean gradient to MeanFlow's, which is unbiased for the regression on the "
+                "marginal velocity: an unbiased estimate, which may be negative. For losses of another scale it tells "
+                "of that too.",
+            ),
+            Quantity(
+                "cosine",
+                "<E G, E G_MeanFlow> / (|E G| |E G_MeanFlow|)",
+                "1",
+                "Cosine of the mean gradient to MeanFlow's, from unbiased products; may leave [-1, 1] by their noise.",
+            ),
+            Quantity("mse", "variance/n + bias2", _GRADIENT2, "Mean squared error of a batch of n = batch_size."),
+            Quantity("mse_ratio", "mse / mse of MeanFlow", "1", "Below 1 a batch of n is nearer to the truth."),
+            Quantity(
+                "cost",
+                "evaluations + derivatives + 2 per backward pass",
+                "forward passes",
+                "What a training step costs per sample; follows from the method, so it has no interval.",
+            ),
+            Quantity(
+                "mixture_weight",
+                "argmin_w w (S/n + M) w, sum of w = 1",
+                "1",
+                "Weight of the estimator in the mixture of least mse at n, or of least variance where n is null.",
+            ),
+            Quantity(
+                "mixture_gain",
+                "mse of MeanFlow / mse of the mixture",
+                "1",
+                "The mixture fitted on every second block of samples and tried on the others; above 1 is better. "
+                "Variances instead of errors where n is null.",
+            ),
+        ),
+        _table(
             "training",
             "train",
-            "The course of training of each model of a grid; beta and gamma are those it is trained with, the checkpoint "
-            "and its hash are the model it became.",
+            "The course of training of each model of a grid; beta and gamma are those it is trained with, the "
+            "checkpoint and its hash are the model it became.",
             (
                 Column("cell", "string", "Name of the model in the grid, which is its folder."),
                 Column("beta", "float64", "Coefficient of the tangent in the training loss."),
@@ -298,6 +353,7 @@ TABLES = {
                 "1",
                 "The tangent coefficient of least gradient variance for the model as it is at this step.",
             ),
+            Quantity("steps", "steps", "steps", "Optimiser steps done; one row for each model, at its last step."),
         ),
         _table(
             "quality",
@@ -322,6 +378,44 @@ TABLES = {
                 "mean of value",
                 "the metric's",
                 "Mean over models that differ in the training seed alone, which stand in braces in checkpoint.",
+            ),
+        ),
+        _table(
+            "grid",
+            "report",
+            "A grid of models held against the coefficient it was trained with, from the other tables of its folder: "
+            "means over training seeds with Student's t intervals. n_samples counts models, or data sets where dataset "
+            "is all.",
+            (
+                Column("beta", "float64", "Coefficient of the tangent; null where the row is about all of them.", True),
+                Column("metric", "string", "Metric of sample quality; null where none is meant.", nullable=True),
+                Column("nfe", "int64", "Number of steps from noise to sample; null where none is meant.", True),
+                Column("weights", "string", "Weights that were sampled from; null where none are meant.", True),
+                Column("batch_size", "int64", "The n of the optimum, in samples; null where n does not enter.", True),
+            ),
+            Quantity("variance", "tr Cov G at beta", _GRADIENT2, "Of models trained at beta, measured at this beta."),
+            Quantity(
+                "variance_ratio",
+                "variance at 0 / variance at beta",
+                "1",
+                "Factor by which training at beta lowers the gradient variance, paired by seed.",
+            ),
+            Quantity("variance_at_0", "tr Cov G at beta", _GRADIENT2, "Of models trained at 0, measured at beta."),
+            Quantity("quality", "metric", "that of the metric", "Sample quality of models trained at beta."),
+            Quantity("quality_ratio", "metric at beta / metric at 0", "1", "Paired by seed."),
+            Quantity(
+                "best_beta",
+                "argmin over beta of quality",
+                "1",
+                "Trained beta of least distance; the interval spans those a paired t test does not tell from it.",
+            ),
+            Quantity("optimum", "beta*_n", "1", "Batch-aware optimum of the models trained at beta = 0."),
+            Quantity(
+                "prediction_error",
+                "|optimum - best_beta|",
+                "1",
+                "With the optimum moved into the range of betas that were trained; dataset all is the mean over data "
+                "sets.",
             ),
         ),
         _table(

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from mfdiag.flow.weighting import parse_weighting
+from mfdiag.training.compiling import compiled as compiled_step
 from mfdiag.training.draws import Feed
 from mfdiag.training.loss import Batch, Params, Point, loss_of
 from mfdiag.training.optimizers import Moments, schedule_factor, step_parameters
@@ -109,7 +110,7 @@ class Ensemble:
         self.rates = rates_of(specs, device)
         stacked = [torch.stack(leaves).to(device) for leaves in zip(*map(_leaves, states), strict=True)]
         self.state: State = pytree.tree_unflatten(stacked, pytree.tree_structure(states[0]))
-        self._step = torch.compile(self._eager, fullgraph=True, dynamic=False) if compiled else self._eager
+        self._step = compiled_step(self._eager) if compiled else self._eager
         self._compiled, self._graph = compiled, device.startswith("cuda") and compiled
         self._replay: Any = None
         self._buffer: Batch | None = None

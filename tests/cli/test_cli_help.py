@@ -33,7 +33,7 @@ def options() -> Iterator[tuple[str, str]]:
 
 
 def test_commands_are_the_contract() -> None:
-    assert COMMANDS == ["sweep", "variance", "coefficient", "train", "report", "inspect", "list"]
+    assert COMMANDS == ["sweep", "variance", "coefficient", "compare", "quality", "train", "report", "inspect", "list"]
 
 
 def test_the_committed_page_is_the_generated_one() -> None:
@@ -71,7 +71,7 @@ def test_version_and_bare_command(cli: Run) -> None:
         ("datasets", "eight_gaussians"),
         ("models", "mlp"),
         ("times", "logit_normal"),
-        ("metrics", "sweep.mse"),
+        ("metrics", "sliced_wasserstein"),
     ],
 )
 def test_list(kind: str, known: str, cli: Run) -> None:

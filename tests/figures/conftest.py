@@ -148,6 +148,48 @@ def samples_table(steps: tuple[int, ...] = (12_000,), count: int = 1000) -> pd.D
     return tidy("samples", rows)
 
 
+def compare_table(steps: tuple[int, ...] = (12_000,)) -> pd.DataFrame:
+    """Table `compare`: four estimators, ratios to MeanFlow, three batch sizes, one negative MSE."""
+    rows: list[Row] = []
+    for step in steps:
+        for name, ratio, bias in (
+            ("meanflow", 1.0, 0.0),
+            ("alpha_flow", 0.8, 1e-4),
+            ("teacher", 0.01, 0.02),
+            ("stable_velocity", 0.2, -0.001),
+        ):
+            key = {**common(step, name), "layer": "all", **BINS, "batch_size": None}
+            for quantity in ("variance_ratio", "conditional_variance_ratio"):
+                rows.append({**key, **measured(quantity, ratio, 0.1 * ratio)})
+            for n in (1, 4096, 1_000_000):
+                value = ratio + n * bias / 700
+                status = "ok" if value > 0 else "negative_estimate"
+                rows.append({**key, "batch_size": n, **measured("mse_ratio", value, 0.1 * abs(value), status)})
+    return tidy("compare", rows)
+
+
+@pytest.fixture
+def compare() -> Callable[..., pd.DataFrame]:
+    return compare_table
+
+
+def quality_table(steps: tuple[int, ...] = (12_000,), seeds: int = 0) -> pd.DataFrame:
+    """Table `quality` at NFE 1, 2 and 4 with raw and EMA weights; with `seeds`, also rows of the mean over so many."""
+    rows: list[Row] = []
+    for step in steps:
+        for weights, scale in (("raw", 1.0), ("ema", 0.6)):
+            for k, nfe in enumerate((1, 2, 4)):
+                for metric, base in (("sliced_wasserstein", 0.1), ("coverage", 0.9), ("wasserstein_2", 0.3)):
+                    value = base * scale * (1 - 0.1 * k) * (1 + step / 1e5)
+                    unused = dict.fromkeys(("weighting", "times", "features"))
+                    key = {**common(step, None, None), **unused, "metric": metric, "nfe": nfe, "weights": weights}
+                    rows.append({**key, **measured("value", value, 0.04 * base)})
+                    if seeds:
+                        group = {"checkpoint": f"seed={{0,{seeds}}}/step={step}", "run": "grid"}
+                        rows.append({**key, **group, **measured("mean_over_seeds", 1.1 * value, 0.1 * base)})
+    return tidy("quality", rows)
+
+
 @pytest.fixture
 def sweep() -> Callable[..., pd.DataFrame]:
     return sweep_table
@@ -166,3 +208,8 @@ def variance() -> Callable[..., pd.DataFrame]:
 @pytest.fixture
 def samples() -> Callable[..., pd.DataFrame]:
     return samples_table
+
+
+@pytest.fixture
+def quality() -> Callable[..., pd.DataFrame]:
+    return quality_table

@@ -12,7 +12,17 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
 from mfdiag.errors import InputError
-from mfdiag.figures import FIGURES, batch_optimum, beta_map, bias_variance, concentration, layers, loss_by_time
+from mfdiag.figures import (
+    FIGURES,
+    batch_optimum,
+    beta_map,
+    bias_variance,
+    compare,
+    concentration,
+    layers,
+    loss_by_time,
+    quality,
+)
 from mfdiag.figures.beta_map import _corners
 
 Make = Callable[..., pd.DataFrame]
@@ -237,11 +247,45 @@ def test_lines_differ_in_colour_dashes_and_marker(coefficient: Make) -> None:
         assert len({trait(found) for found in drawn}) == 4
 
 
+def test_compare_orders_estimators_and_drops_what_is_below_zero(request: pytest.FixtureRequest) -> None:
+    frame = request.getfixturevalue("compare")()
+    left, right = compare.draw(frame).axes
+    names = ["meanflow", "alpha_flow", "stable_velocity", "teacher"]
+    assert [label.get_text() for label in left.get_yticklabels()] == names
+    np.testing.assert_allclose(xy(line(left, "all"))[0], [1, 0.8, 0.2, 0.01])
+    assert legend(right) == ["n = 1", "n = 4,096", "n = 1,000,000"]
+    largest = xy(line(right, "n = 1,000,000"))[0]
+    np.testing.assert_allclose(largest, [1, 0.8 + 100 / 700, np.nan, 0.01 + 20_000 / 700])
+    assert left.get_xscale() == right.get_xscale() == "log"
+
+
+def test_quality_draws_a_line_for_each_set_of_weights(request: pytest.FixtureRequest) -> None:
+    figure = quality.draw(request.getfixturevalue("quality")())
+    panel = figure.axes[0]
+    assert [title(found) for found in figure.axes] == ["sliced wasserstein", "coverage", "wasserstein 2"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["raw", "ema"]
+    drawn = [found for found in panel.lines if found.get_linestyle() != "None"]
+    np.testing.assert_allclose(xy(drawn[0])[1], 0.112 * np.array([1, 0.9, 0.8]))
+    np.testing.assert_allclose(xy(drawn[1])[1], 0.6 * 0.112 * np.array([1, 0.9, 0.8]))
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2", "4"]
+    low, high = panel.collections[0].get_segments()[0][:, 1]
+    assert (low, high) == (pytest.approx(0.112 - 0.004), pytest.approx(0.112 + 0.004))
+
+
+def test_quality_of_many_models_has_a_row_for_each_and_means_come_first(request: pytest.FixtureRequest) -> None:
+    make = request.getfixturevalue("quality")
+    left = quality.draw(make(steps=(1000, 2000, 3000))).axes[0]
+    labels = [label.get_text() for label in left.get_yticklabels()]
+    assert labels == [f"step {step},000, {weights}" for step in (1, 2, 3) for weights in ("raw", "ema")]
+    means = quality.draw(make(seeds=3))
+    drawn = [found for found in means.axes[0].lines if found.get_linestyle() != "None"]
+    np.testing.assert_allclose(xy(drawn[0])[1], 1.1 * 0.112 * np.array([1, 0.9, 0.8]))
+    assert "over seeds" in caption(means)
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_table_without_the_rows_is_refused(
-    name: str, sweep: Make, coefficient: Make, variance: Make, samples: Make
-) -> None:
+def test_a_table_without_the_rows_is_refused(name: str, request: pytest.FixtureRequest) -> None:
     kind = FIGURES[name]
-    frame = {"sweep": sweep, "coefficient": coefficient, "variance": variance, "samples": samples}[kind.table]()
+    frame = request.getfixturevalue(kind.table)()
     with pytest.raises(InputError, match="no rows to draw"):
         kind.draw(frame.iloc[:0])

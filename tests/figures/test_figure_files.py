@@ -15,10 +15,8 @@ from mfdiag.figures.style import number
 Make = Callable[..., pd.DataFrame]
 
 
-def test_every_figure_with_data_is_saved_as_svg_and_png(
-    sweep: Make, coefficient: Make, variance: Make, samples: Make, tmp_path: Path
-) -> None:
-    tables = {"sweep": sweep(), "coefficient": coefficient(), "variance": variance(), "samples": samples(count=200)}
+def test_every_figure_with_data_is_saved_as_svg_and_png(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    tables = {name: request.getfixturevalue(name)() for name in {kind.table for kind in FIGURES.values()}}
     before = dict(mpl.rcParams)
     written = save_figures(tables, tmp_path)
     assert written == [tmp_path / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
@@ -41,14 +39,9 @@ def test_svg_is_deterministic_and_its_text_is_text(sweep: Make, tmp_path: Path) 
     assert "Gradient variance, bias and mean squared error against β" in text and "<dc:date>" not in text
 
 
-def test_nothing_overlaps_and_nothing_is_cut(sweep: Make, coefficient: Make, variance: Make, samples: Make) -> None:
+def test_nothing_overlaps_and_nothing_is_cut(request: pytest.FixtureRequest) -> None:
     steps = (3000, 12_000)
-    tables = {
-        "sweep": sweep(steps),
-        "coefficient": coefficient(steps),
-        "variance": variance(steps),
-        "samples": samples(steps, count=100),
-    }
+    tables = {name: request.getfixturevalue(name)(steps) for name in {kind.table for kind in FIGURES.values()}}
     for name, kind in FIGURES.items():
         figure = kind.draw(tables[kind.table])
         figure.draw_without_rendering()

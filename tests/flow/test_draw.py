@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from mfdiag.flow.couplings import Gibbs
 from mfdiag.flow.datasets import FiniteData, load_data
 from mfdiag.flow.draw import Draws, posterior_of
+from mfdiag.flow.paths import TRIGONOMETRIC
 from mfdiag.flow.seeds import normals, uniforms
+from mfdiag.flow.sources import GaussianSource
 from mfdiag.flow.times import parse_times
 
 LABELLED = FiniteData("labelled", np.arange(12.0).reshape(6, 2), np.arange(6) % 3)
@@ -52,6 +55,29 @@ def test_the_path_is_linear_and_the_velocity_its_slope(data: str) -> None:
     torch.testing.assert_close(batch.x_t, batch.x0 + t * batch.velocity)
     torch.testing.assert_close(batch.x_t - t * batch.velocity, batch.x0)
     assert batch.x_t.dtype == torch.float64
+
+
+def test_points_of_the_path_at_other_times() -> None:
+    batch = Draws(DATA["mixture"], parse_times("uniform"), 0, path=TRIGONOMETRIC).batch(np.arange(20))
+    torch.testing.assert_close(batch.at(torch.zeros(20, dtype=torch.float64)), batch.x0)
+    torch.testing.assert_close(batch.at(torch.ones(20, dtype=torch.float64)), batch.x1)
+    torch.testing.assert_close(batch.at(batch.t), batch.x_t)
+
+
+def test_streams_of_another_name_are_other_samples() -> None:
+    usual, other = (Draws(DATA["gaussian"], parse_times("uniform"), 0, streams=name) for name in ("", "train/"))
+    one, two = usual.batch(np.arange(50)), other.batch(np.arange(50))
+    assert not any((getattr(one, name) == getattr(two, name)).any() for name in ("x0", "x1", "t"))
+    np.testing.assert_array_equal(two.x1, normals(0, "train/noise", np.arange(50), 2))
+
+
+def test_weights_are_the_coupling_s() -> None:
+    data = DATA["gaussian"]
+    coupling = Gibbs.of(3.0, data, GaussianSource((2,)))
+    draws = Draws(data, parse_times("uniform"), 0, coupling=coupling)
+    weight = draws.batch(np.arange(5)).weight
+    assert weight is not None and draws_of("gaussian").batch(np.arange(5)).weight is None
+    np.testing.assert_array_equal(weight, coupling.pairs(draws.ends, np.arange(5)).weight)
 
 
 def test_laws_of_data_noise_and_times_are_independent() -> None:

@@ -195,6 +195,7 @@ def test_shapes_and_float32_data() -> None:
     images = torch.randn(30, 1, 4, 4)
     x = torch.randn(6, 1, 4, 4, dtype=torch.float64)
     found = FinitePosterior(images)(x, full(0.5, 6), words(6, 1))
-    assert all(part.shape == x.shape and part.dtype == torch.float64 for part in found)
+    assert all(part.shape == x.shape and part.dtype == torch.float64 for part in found[:3])
+    assert found.log_density.shape == (6,)
     _, mean, _ = dense(images.double().flatten(1), x.flatten(1), 0.5)
     torch.testing.assert_close(found.mean.flatten(1), mean)

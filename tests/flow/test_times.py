@@ -18,6 +18,13 @@ SPECS = [
     "uniform:0.75",
     "restricted:0.1",
     "restricted:1",
+    "terminal_velocity",
+    "terminal_velocity:0.5,2,0,0.5",
+    "alpha_flow:0",
+    "alpha_flow:0.5",
+    "alpha_flow:1,0.75",
+    "mean_audio:0.2",
+    "mean_audio:1,0.5,0.6",
     "grid:4,4",
     "grid:3,5",
     "grid:1,7",
@@ -91,6 +98,20 @@ def test_restricted_law(delta: float) -> None:
     assert (t - r).max() <= delta + 1e-15
 
 
+@pytest.mark.parametrize(("spec", "mu"), [("terminal_velocity", -0.8), ("terminal_velocity:0.5,1,0.3,2", 0.5)])
+def test_terminal_velocity_law(spec: str, mu: float) -> None:
+    """Against the slow twin: gaps and starts drawn apart, starts beyond 1 - gap drawn again."""
+    r, t = draw(spec)
+    assert passes(logit(t - r), stats.norm(mu, 1).cdf)
+    rng, start = np.random.default_rng(0), (-0.4, 1) if spec == "terminal_velocity" else (0.3, 2)
+    gap = 1 / (1 + np.exp(-rng.normal(mu, 1, 20_000)))
+    twin = np.full(20_000, np.inf)
+    while (again := twin > 1 - gap).any():
+        twin[again] = 1 / (1 + np.exp(-rng.normal(*start, again.sum())))
+    for ours, theirs in ((r, twin), (t, twin + gap), (r * t, twin * (twin + gap))):
+        assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
+
+
 @pytest.mark.parametrize(("r_bins", "t_bins", "count"), [(1, 1, 1), (4, 4, 10), (3, 5, 11), (1, 7, 7), (7, 1, 7)])
 def test_grid_covers_its_cells_evenly(r_bins: int, t_bins: int, count: int) -> None:
     cells = time_cells(r_bins, t_bins)
@@ -133,6 +154,9 @@ def test_point() -> None:
         ("uniform:0", "uniform"),
         ("uniform:r_eq_t=0.75", "uniform:0.75"),
         ("restricted:0.20", "restricted:0.2"),
+        ("terminal_velocity:gap_sigma=1,mu=0", "terminal_velocity:-0.8,1,0"),
+        ("alpha_flow:0.5,0.5,25", "alpha_flow:0.5"),
+        ("mean_audio:1,r_eq_t=0.5", "mean_audio:1,0.5,0.5"),
         ("grid:8, 8", "grid:8,8"),
         ("point:0,1.0", "point:0,1"),
     ],
@@ -159,6 +183,16 @@ def test_every_name_is_described_and_known() -> None:
         ("restricted", "no value for delta"),
         ("restricted:0", "delta must be in"),
         ("restricted:1.1", "delta must be in"),
+        ("terminal_velocity:0,0", "gap_sigma must be above 0"),
+        ("terminal_velocity:0,1,0,-1", "sigma must be above 0"),
+        ("alpha_flow", "no value for progress"),
+        ("alpha_flow:1.5", "progress must be in"),
+        ("alpha_flow:1,2", "r_ne_t must be in"),
+        ("alpha_flow:1,1,0", "gamma must be above 0"),
+        ("alpha_flow:1,1,25,0.5", "clamp must be in"),
+        ("mean_audio:-1", "progress must be in"),
+        ("mean_audio:1,2", "switch must be in"),
+        ("mean_audio:1,0.5,0.75,0,0", "sigma must be above 0"),
         ("grid:4", "no value for t_bins"),
         ("grid:0,4", "whole number of at least 1"),
         ("grid:2.5,4", "whole number of at least 1"),

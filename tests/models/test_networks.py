@@ -1,4 +1,4 @@
-"""MLP and DiT: shapes, labels, usable gradients, forward-mode derivatives."""
+"""Built-in networks: shapes, labels, usable gradients, forward-mode derivatives."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfdiag.errors import InputError
+from mfdiag.models.decoupled import DecoupledDiT
 from mfdiag.models.dit import DiT
 from mfdiag.models.mlp import MLP
+from mfdiag.models.unet import UNet, UNet1d
 
 NETWORKS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda classes: MLP(2, hidden=16, num_classes=classes), (2,)),
     "dit": (lambda classes: DiT(3, size=4, width=16, depth=2, heads=2, num_classes=classes), (3, 4, 4)),
+    "decoupled_dit": (
+        lambda classes: DecoupledDiT(3, size=4, width=16, depth=3, heads=2, num_classes=classes),
+        (3, 4, 4),
+    ),
+    "unet": (lambda classes: UNet(2, width=16, num_classes=classes), (2, 5, 4)),
+    "unet1d": (lambda classes: UNet1d(2, width=16, num_classes=classes), (2, 9)),
 }
 
 

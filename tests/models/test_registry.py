@@ -15,6 +15,9 @@ from mfdiag.models.registry import MODELS, build_model
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "mlp": {"dim": 2},
     "dit": {"channels": 1, "size": 4, "width": 8, "depth": 1, "heads": 1},
+    "decoupled_dit": {"channels": 1, "size": 4, "width": 8, "depth": 2, "heads": 1, "decoder_depth": 1},
+    "unet": {"channels": 1, "width": 8},
+    "unet1d": {"channels": 1, "width": 8},
     "gaussian": {"mean": [0.0, 1.0], "std": 0.5, "shape": [2]},
 }
 

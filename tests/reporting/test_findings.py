@@ -82,3 +82,43 @@ def test_tables_may_lack_what_a_sentence_needs(tables: Tables) -> None:
     assert "at beta = 0.5." in findings({"sweep": single})[0].sentences[0]
     plain = tables["sweep"].query("quantity == 'variance'")
     assert "squared bias" not in findings({"sweep": plain})[0].sentences[0]
+
+
+def test_sample_quality_joins_the_model_it_belongs_to() -> None:
+    """Quality has no proxy and no times; its sentence stands with those of the same checkpoint."""
+    chosen = {"metrics": ["sliced_wasserstein"], "samples": 128}
+    prepared = mfdiag.prepare_quality("gaussian:2,0,1", **chosen)
+    model = MLP(2, hidden=8, depth=1)
+    quality = pd.concat([prepared.measure(model, nfe=[1, 2, 4], weights=key) for key in ("raw", "ema")])
+    sweep = mfdiag.measure(model, "gaussian:2,0,1", tables=["sweep"], samples=64, beta=[0])["sweep"]
+    ((subject, (_, sentence)),) = findings({"sweep": sweep, "quality": quality})
+    first, last = quality.iloc[0], quality.iloc[2]
+    assert subject == "model" and sentence.startswith("The sliced Wasserstein distance of the samples to the data is ")
+    assert f"{with_interval(first)} at NFE 1 and {with_interval(last)} at NFE 4 with raw weights; " in sentence
+    assert sentence.endswith(" with ema weights.")
+    ((alone, (same,)),) = findings({"quality": quality})
+    assert alone == "model" and same == sentence
+
+
+def test_compare_names_the_quietest_and_the_nearest() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MLP(2, hidden=8, depth=1)
+    names = ["meanflow", "self_tangent", "flow_matching"]
+    frame = mfdiag.measure(
+        model,
+        "gaussian:2,0,1",
+        tables=["compare"],
+        samples=256,
+        estimators=names,
+        batch_sizes=(1, 10**6),
+        by_layer=False,
+    )["compare"]
+    ((_, (sentence,)),) = findings({"compare": frame})
+    ratios = frame[(frame["quantity"] == "variance_ratio") & (frame["estimator"] != "meanflow")]
+    least = ratios.loc[ratios["value"].idxmin()]
+    assert f"Of 2 estimators, {least['estimator']} has the least gradient variance, {with_interval(least)}" in sentence
+    errors = frame[(frame["quantity"] == "mse_ratio") & (frame["batch_size"] == 10**6)]
+    nearest = errors[errors["estimator"] != "meanflow"].sort_values("value").iloc[0]
+    assert f"for a batch of 1,000,000 the mean squared error is least with {nearest['estimator']}" in sentence
+    assert not findings({"compare": frame[frame["estimator"] == "meanflow"]})

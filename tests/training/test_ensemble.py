@@ -92,7 +92,7 @@ def test_where_compilation_fails_training_goes_on(monkeypatch: pytest.MonkeyPatc
 
         return step
 
-    monkeypatch.setattr(ensemble.torch, "compile", failing)
+    monkeypatch.setattr(ensemble, "compiled_step", failing)
     said: list[str] = []
     spec = SPECS[0]
     feed = Feed([spec], [load_data(spec.data)], "cpu")

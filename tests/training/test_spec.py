@@ -67,7 +67,11 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
         ("times: uniform", "times: unifrm", "line 5, times: Unknown time sampler 'unifrm'. Did you mean 'uniform'"),
         ("steps: 10", "steps: many", "line 6, steps: It should be a valid integer"),
         ("steps: 10", "steps: 0", "line 6, steps: It should be greater than or equal to 1, but got 0"),
-        ("steps: 10\n", "", "line 1, steps: this field is missing; add it, the fields are data, model, times, source, coupling"),
+        (
+            "steps: 10\n",
+            "",
+            "line 1, steps: this field is missing; add it, the fields are data, model, times, source, coupling",
+        ),
         (
             "steps: 10",
             "steps: 10\noptimizer: sdg",

@@ -1,0 +1,18 @@
+"""`mfdiag compare`."""
+
+from __future__ import annotations
+
+from mfdiag.cli.options import Options, measuring
+
+__all__ = ["command"]
+
+
+@measuring("batch_size", "estimator")
+def command(options: Options) -> None:
+    """Compare every estimator on the same samples: variance, bias, MSE_n and cost against MeanFlow's, best mixture.
+
+    Example: mfdiag compare model.safetensors --proxy teacher=teacher.safetensors --out results
+    """
+    from mfdiag.cli.job import run
+
+    run("compare", options)

@@ -1,0 +1,100 @@
+"""Sample quality: each metric against the number of steps, or, of many models, model by model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mfdiag.figures.select import of_quantity, select
+from mfdiag.figures.style import LINES, Line, finish, grid_of_axes, styled
+
+__all__ = ["MOST_MODELS", "draw", "rows"]
+
+MOST_MODELS = 40
+_COLUMNS = 3
+
+
+def rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of table `quality` this figure draws: means over seeds where there are any, else each model's values."""
+    means = of_quantity(frame, "mean_over_seeds")
+    kept = of_quantity(frame, "value") if means.empty else means
+    return kept[kept["nfe"].notna()].sort_values("nfe", kind="stable")
+
+
+@styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """One panel for each metric. Up to four models and sets of weights: lines over NFE; above, a row for each of them.
+
+    `frame` is table `quality`. Raises InputError where there is nothing to draw.
+    """
+    chosen = select(rows(frame), limit=MOST_MODELS)
+    series = [
+        (", ".join(filter(None, [label, str(weights)])), part)
+        for label, found in chosen.items
+        for weights, part in found.groupby("weights", dropna=False, sort=False)
+    ]
+    metrics = list(dict.fromkeys(frame["metric"]))
+    columns = min(_COLUMNS, len(metrics))
+    lines = len(series) <= len(LINES)
+    height = 2.1 if lines else 0.8 + 0.17 * len(series)
+    figure, axes = grid_of_axes(-(-len(metrics) // columns), columns, 2.7, height, sharey=not lines)
+    for panel, metric in zip(axes.flat, metrics, strict=False):
+        found = [(label, part[part["metric"] == metric]) for label, part in series]
+        (_against_steps if lines else _by_model)(panel, found)
+        panel.set_title(metric.replace("_", " "), loc="left", fontweight="bold")
+    for panel in axes.flat[len(metrics) :]:
+        panel.set_visible(False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    return finish(
+        figure,
+        "Sample quality",
+        chosen.context,
+        "Bars: 95 % intervals" + (" over seeds" if (frame["quantity"] == "mean_over_seeds").any() else ""),
+        "Distances: 0 is best; precision, recall, density and coverage: 1",
+        chosen.note,
+    )
+
+
+def _against_steps(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
+    """A line for each series, side by side at each number of steps."""
+    steps = sorted({int(nfe) for _, part in series for nfe in part["nfe"]})
+    for k, ((label, part), line) in enumerate(zip(series, LINES, strict=False)):
+        shift = 0.08 * (k - (len(series) - 1) / 2)
+        place = part["nfe"].map(steps.index).to_numpy(float) + shift
+        style = _style(line, label)
+        axes.errorbar(place, part["value"].to_numpy(), yerr=_errors(part), linestyle=line.dashes, **style)
+    axes.set_xticks(range(len(steps)), [str(nfe) for nfe in steps])
+    axes.set(xlabel="NFE", xlim=(-0.4, len(steps) - 0.6))
+
+
+def _by_model(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
+    """A row for each series, a mark for each of the first numbers of steps."""
+    together = pd.concat([part.assign(row=k) for k, (_, part) in enumerate(series)])
+    for (nfe, part), line in zip(together.groupby("nfe"), LINES, strict=False):
+        style = _style(line, f"NFE {nfe}")
+        axes.errorbar(part["value"].to_numpy(), part["row"], xerr=_errors(part), linestyle="none", **style)
+    axes.set_yticks(range(len(series)), [label for label, _ in series], fontsize=7)
+    axes.set_ylim(len(series) - 0.5, -0.5)
+
+
+def _style(line: Line, label: str) -> dict[str, Any]:
+    return {
+        "color": line.color,
+        "marker": line.marker,
+        "markerfacecolor": "white",
+        "elinewidth": 1,
+        "capsize": 2,
+        "label": label,
+        "zorder": 3,
+    }
+
+
+def _errors(rows: pd.DataFrame) -> np.ndarray:
+    """Lengths [2, n] of the two sides of each interval."""
+    sides = np.stack([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]])
+    return sides.clip(0)  # rounding may leave a value of 1 just outside

@@ -1,0 +1,122 @@
+"""Paths from data to noise: stochastic interpolants x_t = alpha(t) x_0 + sigma(t) x_1 (arXiv 2303.08797)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import pi
+from typing import TYPE_CHECKING
+
+from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.specs import parse_arguments
+from mfdiag.usercode import call_user, is_user_code
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["LINEAR", "PATHS", "TRIGONOMETRIC", "Path", "Schedule", "parse_path"]
+
+PATHS: dict[str, str] = {
+    "linear": "x_t = (1 - t) x_0 + t x_1, that of MeanFlow and rectified flow",
+    "trigonometric": "x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1, which keeps the variance of standardised data",
+    "FILE.py:factory": "the two functions alpha(t), sigma(t) on tensors that your factory returns",
+}
+
+_GRID = 257
+_TOLERANCE = 1e-6  # of the four ends
+
+Schedule = Callable[["Tensor"], "Tensor"]
+"""A differentiable function of times [n], elementwise."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """x_t = alpha(t) x_0 + sigma(t) x_1 with alpha from 1 to 0 and sigma from 0 to 1: data at t = 0, noise at t = 1.
+
+    The average velocity of any such path obeys x_r = x_t - (t - r) u(x_t, r, t), so that one step is
+    x_0 = x_1 - u(x_1, 0, 1) whatever the path. `slopes` are alpha' and sigma' where they are at hand.
+    """
+
+    name: str
+    alpha: Schedule = field(repr=False)
+    sigma: Schedule = field(repr=False)
+    slopes: tuple[Schedule, Schedule] | None = field(default=None, repr=False)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha'(t) and sigma'(t), each shaped as t [n]; by forward mode where there are no `slopes`."""
+        if self.slopes is not None:
+            return self.slopes[0](t), self.slopes[1](t)
+        from torch import ones_like
+        from torch.func import jvp
+
+        return jvp(lambda time: (self.alpha(time), self.sigma(time)), (t,), (ones_like(t),))[1]
+
+    def point(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """x_t [n, *shape] of the ends x0, x1 [n, *shape] at times t [n]."""
+        time = t.view(-1, *[1] * (x0.ndim - 1))
+        return self.alpha(time) * x0 + self.sigma(time) * x1
+
+    def velocity(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """The conditional velocity v_c = alpha'(t) x_0 + sigma'(t) x_1 [n, *shape]."""
+        alpha, sigma = (rate.view(-1, *[1] * (x0.ndim - 1)) for rate in self.rates(t))
+        return alpha * x0 + sigma * x1
+
+
+LINEAR = Path(
+    "linear", lambda t: 1 - t, lambda t: t, (lambda t: t.new_full(t.shape, -1), lambda t: t.new_ones(t.shape))
+)
+TRIGONOMETRIC = Path(
+    "trigonometric",
+    lambda t: (t * (pi / 2)).cos(),
+    lambda t: (t * (pi / 2)).sin(),
+    (lambda t: -(pi / 2) * (t * (pi / 2)).sin(), lambda t: (pi / 2) * (t * (pi / 2)).cos()),
+)
+_BUILT_IN = {path.name: path for path in (LINEAR, TRIGONOMETRIC)}
+
+
+def parse_path(spec: str) -> Path:
+    """The path `spec` names: a key of `PATHS`, or a factory of the user's that returns (alpha, sigma).
+
+    Raises InputError for an unknown name, and for functions that are no path: ends other than alpha(0) = sigma(1) = 1,
+    alpha(1) = sigma(0) = 0, not finite, or with a noise-to-data ratio sigma / alpha that does not rise on (0, 1).
+    """
+    if is_user_code(spec):
+        functions = call_user(spec, "--path")
+        if not (isinstance(functions, tuple | list) and len(functions) == 2 and all(map(callable, functions))):
+            raise InputError(
+                f"Expected {spec} to return two functions (alpha, sigma) of t, got {type(functions).__name__}."
+            )
+        return _checked(Path(spec, *functions))
+    name = spec.partition(":")[0]
+    if name not in _BUILT_IN:
+        raise did_you_mean("path", name, PATHS)
+    parse_arguments(spec, {})
+    return _BUILT_IN[name]
+
+
+def _checked(path: Path) -> Path:
+    import torch
+
+    t = torch.linspace(0, 1, _GRID, dtype=torch.float64)
+    try:
+        (alpha, sigma), rates = (path.alpha(t), path.sigma(t)), path.rates(t)
+    except Exception as error:  # the user's code raises anything
+        raise InputError(
+            f"Path {path.name} cannot be evaluated on a tensor of times: {type(error).__name__}: {error}."
+        ) from error
+    if alpha.shape != t.shape or sigma.shape != t.shape:
+        raise InputError(f"Path {path.name}: alpha and sigma must map times [n] to [n]; use elementwise functions.")
+    ends = (float(alpha[0]), float(alpha[-1]), float(sigma[0]), float(sigma[-1]))
+    if any(abs(end - wanted) > _TOLERANCE for end, wanted in zip(ends, (1, 0, 0, 1), strict=True)):
+        raise InputError(
+            f"Path {path.name} must lead from data at t = 0 to noise at t = 1: expected alpha(0), alpha(1), sigma(0), "
+            f"sigma(1) = 1, 0, 0, 1, got {', '.join(f'{end:.4g}' for end in ends)}."
+        )
+    # d/dt (sigma / alpha) has the sign of alpha sigma' - alpha' sigma
+    valid = ((alpha > 0) & (sigma > 0) & (alpha * rates[1] - rates[0] * sigma > 0))[1:-1]
+    if not valid.all():
+        raise InputError(
+            f"Path {path.name} is no path at t = {float(t[1:-1][~valid][0]):.3g}: alpha and sigma must be finite and "
+            "above 0 there, with sigma / alpha rising; correct the functions."
+        )
+    return path

@@ -1,0 +1,269 @@
+"""Sources: what x_1 is drawn from. Sample i is a function of its own uniform numbers and its label alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from scipy.special import gammaln, ndtri
+
+from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.datasets import Data, FiniteData
+from mfdiag.flow.seeds import uniforms
+from mfdiag.flow.specs import format_spec, parse_arguments
+from mfdiag.usercode import call_user, is_user_code
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "SOURCES",
+    "Components",
+    "GaussianSource",
+    "LearnedSource",
+    "MixedSource",
+    "MixtureSource",
+    "Source",
+    "parse_source",
+]
+
+SOURCES: dict[str, str] = {
+    "gaussian": "N(0, I)",
+    "mixture": "k isotropic Gaussians of equal weight around the k-means of the data, MeanFuser's noise "
+    "(arXiv 2602.20060): mixture:[k=8],[std=0.1]",
+    "mixed": "N(w m, w s^2 + 1 - w) with w uniform in [low, high]: from N(0, I) at w = 0 to mean m and variance s^2 of "
+    "the label's data (all data without labels) at w = 1, MixFlow's (arXiv 2604.09181): mixed:[low=0],[high=1]",
+    "norm_aligned": "N(0, s^2 I) whose mean norm is that of the data (arXiv 2512.18184)",
+    "FILE.py:factory": "learned: x_1 = module(z, labels) of noise z ~ N(0, I) [n, *shape] and labels [n] or None, with "
+    "the module that your factory returns",
+}
+
+_REFERENCE = 4096  # draws that stand for the data where a source is fitted to them
+
+
+class Components(NamedTuple):
+    """A Gaussian mixture given the labels: weights [K]; means [n or 1, K, *shape]; stds [n or 1, K], isotropic."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    stds: np.ndarray
+
+
+class Source(Protocol):
+    """A distribution of x_1, drawn by transforming uniform numbers."""
+
+    @property
+    def name(self) -> str:
+        """The specification `parse_source` reads."""
+
+    @property
+    def width(self) -> int:
+        """Uniform numbers one sample consumes."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the law of x_1 depends on the label."""
+
+    def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """Samples float64 [n, *shape] from uniform numbers `u` [n, width] in (0, 1) and labels [n] (or None)."""
+
+    def components(self, labels: np.ndarray | None) -> Components | None:
+        """The law given the labels where it is a Gaussian mixture, else None."""
+
+
+@dataclass(frozen=True)
+class GaussianSource:
+    """N(0, I) of the given shape."""
+
+    shape: tuple[int, ...]
+    name: str = field(default="gaussian", init=False)
+    labelled: bool = field(default=False, init=False)
+
+    @property
+    def width(self) -> int:
+        return int(np.prod(self.shape))
+
+    def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """See `Source.sample`."""
+        return ndtri(u).reshape(len(u), *self.shape)
+
+    def components(self, labels: np.ndarray | None) -> Components:
+        """One component: the law itself."""
+        return Components(np.ones(1), np.zeros((1, 1, *self.shape)), np.ones((1, 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureSource:
+    """Gaussians of equal weight with `means` [K, *shape] and one standard deviation `std`."""
+
+    name: str
+    means: np.ndarray
+    std: float
+    labelled: bool = field(default=False, init=False)
+
+    @property
+    def width(self) -> int:
+        return 1 + self.means[0].size
+
+    def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """Component floor(u_0 K), then mean + std ndtri(u_1..d)."""
+        count = len(self.means)
+        chosen = np.minimum((u[:, 0] * count).astype(np.int64), count - 1)
+        return self.means[chosen] + self.std * ndtri(u[:, 1:]).reshape(len(u), *self.means.shape[1:])
+
+    def components(self, labels: np.ndarray | None) -> Components:
+        """The components, the same for every label."""
+        count = len(self.means)
+        return Components(np.full(count, 1 / count), self.means[None], np.full((1, count), self.std))
+
+
+@dataclass(frozen=True, eq=False)
+class MixedSource:
+    """MixFlow's path between distributions: x_1 ~ N(w m_y, (w s_y^2 + 1 - w) I), w ~ U(low, high) (arXiv 2604.09181).
+
+    The paper's signal kappa is here the label y, and its learned mean and variance are those of the label's data:
+    `means` [C, *shape], `variances` [C]; without labels C = 1.
+    """
+
+    means: np.ndarray
+    variances: np.ndarray
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise InputError(f"Bad {self.name!r}: expected 0 <= low <= high <= 1, got {self.low:g} and {self.high:g}.")
+
+    @property
+    def name(self) -> str:
+        return format_spec("mixed", self.low, self.high)
+
+    @property
+    def width(self) -> int:
+        return 1 + self.means[0].size
+
+    @property
+    def labelled(self) -> bool:
+        return len(self.means) > 1
+
+    def _law(self, w: np.ndarray, labels: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Means [n, *shape] and standard deviations [n]."""
+        index = np.zeros(count, dtype=np.int64) if labels is None or not self.labelled else labels
+        share = w.reshape(-1, *[1] * (self.means.ndim - 1))
+        return share * self.means[index], np.sqrt(w * self.variances[index] + 1 - w)
+
+    def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """See `Source.sample`."""
+        w = self.low + (self.high - self.low) * u[:, 0]
+        means, stds = self._law(w, labels, len(u))
+        return means + stds.reshape(-1, *[1] * (means.ndim - 1)) * ndtri(u[:, 1:]).reshape(means.shape)
+
+    def components(self, labels: np.ndarray | None) -> Components | None:
+        """One Gaussian for each label where w is fixed."""
+        if self.low < self.high or (labels is None and self.labelled):
+            return None
+        count = 1 if labels is None else len(labels)
+        means, stds = self._law(np.full(count, self.low), labels, count)
+        return Components(np.ones(1), means[:, None], stds[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedSource:
+    """x_1 = module(z, labels) with z ~ N(0, I): any condition-dependent source, by reparametrisation.
+
+    The module runs in float64, without gradients. Raises InputError where it does not keep the shape.
+    """
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    labelled: bool = field(default=True, init=False)
+
+    @property
+    def width(self) -> int:
+        return int(np.prod(self.shape))
+
+    def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """See `Source.sample`."""
+        import torch
+
+        z = torch.as_tensor(ndtri(u).reshape(len(u), *self.shape))
+        with torch.no_grad():
+            x1 = self.module(z, None if labels is None else torch.as_tensor(labels))
+        if not isinstance(x1, torch.Tensor) or x1.shape != z.shape:
+            came = list(x1.shape) if isinstance(x1, torch.Tensor) else type(x1).__name__
+            raise InputError(f"Source {self.name} must map noise of shape {list(z.shape)} to that shape, got {came}.")
+        return x1.double().numpy()
+
+    def components(self, labels: np.ndarray | None) -> None:
+        """Not known."""
+
+
+def parse_source(spec: str, data: Data) -> Source:
+    """The source `spec` names, fitted to `data` where it depends on them: a key of `SOURCES` or the user's factory.
+
+    Raises InputError for an unknown name, a wrong argument, or code that does not return a module.
+    """
+    if is_user_code(spec):
+        return _learned(spec, data)
+    name = spec.partition(":")[0]
+    if name == "gaussian":
+        parse_arguments(spec, {})
+        return GaussianSource(data.shape)
+    if name == "mixture":
+        return _mixture(spec, data)
+    if name == "mixed":
+        given = parse_arguments(spec, {"low": 0.0, "high": 1.0})
+        return MixedSource(*_statistics(data), given["low"], given["high"])
+    if name == "norm_aligned":
+        parse_arguments(spec, {})
+        points = _reference(data)
+        half = points.shape[1] / 2
+        mean_norm = np.sqrt(2) * np.exp(gammaln(half + 0.5) - gammaln(half))  # of z ~ N(0, I): the chi law's mean
+        ratio = float(np.linalg.norm(points, axis=1).mean() / mean_norm)
+        return MixtureSource(name, np.zeros((1, *data.shape)), ratio)
+    raise did_you_mean("source", name, SOURCES)
+
+
+def _reference(data: Data) -> np.ndarray:
+    """Draws that stand for the data, flat [n, d]: the same for every seed of a measurement."""
+    return data.sample(uniforms(0, "source/data", np.arange(_REFERENCE), data.width))[0].reshape(_REFERENCE, -1)
+
+
+def _mixture(spec: str, data: Data) -> MixtureSource:
+    from sklearn.cluster import KMeans
+
+    given = parse_arguments(spec, {"k": 8, "std": 0.1}, integers={"k"})
+    if not given["std"] > 0 or given["k"] > _REFERENCE:
+        raise InputError(f"Bad {spec!r}: std must be above 0 and k at most {_REFERENCE:,}.")
+    centres = KMeans(int(given["k"]), n_init=4, random_state=0).fit(_reference(data)).cluster_centers_
+    name = format_spec("mixture", given["k"], given["std"])
+    return MixtureSource(name, centres.reshape(-1, *data.shape), given["std"])
+
+
+def _statistics(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [C, *shape] and variance per coordinate [C] of each label's data; C = 1 without labels."""
+    if isinstance(data, FiniteData) and data.labels is not None:
+        groups = [data.points[data.labels == label] for label in range(data.num_classes)]
+        empty = [label for label, group in enumerate(groups) if not len(group)]
+        if empty:
+            raise InputError(f"Source mixed needs data of every label, but {data.name} has none of label {empty[0]}.")
+    else:
+        groups = [_reference(data).reshape(-1, *data.shape)]
+    means = np.stack([group.mean(axis=0, dtype=np.float64) for group in groups])
+    variances = np.array([np.mean((group - mean) ** 2) for group, mean in zip(groups, means, strict=True)])
+    return means, variances
+
+
+def _learned(spec: str, data: Data) -> LearnedSource:
+    from torch import nn
+
+    module = call_user(spec, "--source")
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"Expected {spec} to return a torch.nn.Module for --source, but it returned {type(module).__name__}; "
+            "return the module itself."
+        )
+    return LearnedSource(spec, copy.deepcopy(module).double().eval().requires_grad_(False), data.shape)

@@ -1,0 +1,26 @@
+"""The metrics of sample quality: one file each, found by name. Importing this package does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from mfdiag.errors import did_you_mean
+from mfdiag.quality.metrics._base import Metric, Pairs, Replicate
+
+__all__ = ["Metric", "Pairs", "Replicate", "find_metric", "metrics"]
+
+
+def metrics() -> dict[str, Metric]:
+    """Name -> metric, one for each public file of this package."""
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    found = (importlib.import_module(f"{__name__}.{name}").METRIC for name in names)
+    return {metric.name: metric for metric in found}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric called `name`; InputError with 'did you mean' for unknown names."""
+    known = metrics()
+    if name not in known:
+        raise did_you_mean("metric", name, known)
+    return known[name]

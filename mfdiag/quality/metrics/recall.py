@@ -1,0 +1,31 @@
+"""Recall: how much of the data lies where samples of the model are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mfdiag.quality.metrics._base import Metric
+from mfdiag.quality.metrics._neighbours import radii
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mfdiag.quality.metrics._base import Pairs, Replicate
+
+__all__ = ["METRIC"]
+
+
+def prepare(data: Replicate) -> Callable[[Pairs], float]:
+    # arXiv 1904.06991, equation 2 with the roles exchanged: share of y in the union of the balls B(x_i, r_k(x_i))
+    return lambda pairs: float((pairs.xy < radii(pairs.xx)[:, None]).any(0).double().mean())
+
+
+METRIC = Metric(
+    name="recall",
+    title="share of the data within reach of the samples, k = 5",
+    paper="Kynkäänniemi et al. 2019, arXiv 1904.06991",
+    formula="mean_j 1[y_j in union_i B(x_i, r_k(x_i))]",
+    best=1.0,
+    share=True,
+    paired=prepare,
+)

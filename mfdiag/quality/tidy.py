@@ -1,0 +1,101 @@
+"""Table `quality` from estimates, and its rows of means over training seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mfdiag.errors import InputError
+from mfdiag.gradients.moments import Estimate
+from mfdiag.quality.points import REPLICATES
+from mfdiag.tables.check import conform
+
+__all__ = ["mean_over_seeds", "quality_frame"]
+
+_NONNEGATIVE = {"energy_distance", "mmd2"}  # and estimated without bias, so that estimates may be below zero
+_SAME = ["step", "dataset", "seed", "weights", "features", "nfe", "metric"]
+
+
+def quality_frame(common: Mapping[str, Any], found: Iterable[tuple[int | None, str, Estimate]]) -> pd.DataFrame:
+    """One row for each (steps, metric, estimate), with the `common` columns of a model."""
+    rows = [
+        {
+            **common,
+            "nfe": nfe,
+            "metric": metric,
+            "quantity": "value",
+            "value": float(estimate.value),
+            "std_error": float(estimate.std_error),
+            "ci_low": float(estimate.low),
+            "ci_high": float(estimate.high),
+            "n_samples": estimate.n_samples,
+        }
+        for nfe, metric, estimate in found
+    ]
+    return _conformed(pd.DataFrame(rows))
+
+
+def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """Rows `mean_over_seeds` of models that differ in the training seed alone, one for each metric, steps and weights.
+
+    `frame` holds the rows `value` of at least two models. The interval is Student's t over models; the variance of a
+    single model's value is added, because all of them are measured on the same noise and its error is shared.
+    Raises InputError for a single model.
+    """
+    values = frame[frame["quantity"] == "value"]
+    names = values["checkpoint"].drop_duplicates()
+    if len(names) < 2:
+        raise InputError(f"A mean over seeds needs at least two models, got {len(names)}; pass the rows of several.")
+    grouped = values.groupby(_SAME, dropna=False, sort=False)
+    found = grouped.agg(
+        value=("value", "mean"),
+        spread=("value", "var"),
+        shared=("std_error", lambda errors: float((errors**2).mean())),
+        count=("value", "size"),
+        n_samples=("n_samples", "first"),
+    ).reset_index()
+    # values are a_s + z for models s, where z is the error of the noise they share: Var = Var(a) / S + Var(z), two
+    # estimates with S - 1 and REPLICATES - 1 degrees of freedom, together by Welch and Satterthwaite
+    own, shared, models = found["spread"] / found["count"], found["shared"], found["count"]
+    found["std_error"] = np.sqrt(own + shared)
+    freedom = (own + shared) ** 2 / (own**2 / (models - 1) + shared**2 / (REPLICATES - 1))
+    half = (stats.t.ppf(0.5 + level / 2, freedom) * found["std_error"]).fillna(0)  # where nothing varies at all
+    found = found.assign(
+        run=_braces(values["run"]),
+        checkpoint=_braces(names),
+        checkpoint_sha256=None,
+        quantity="mean_over_seeds",
+        ci_low=found["value"] - half,
+        ci_high=found["value"] + half,
+    )
+    return _conformed(found.drop(columns=["spread", "shared", "count"]))
+
+
+def _conformed(frame: pd.DataFrame) -> pd.DataFrame:
+    value = frame["value"].to_numpy(dtype=float)
+    below = frame["metric"].isin(_NONNEGATIVE) & (value < 0)
+    status = np.select([~np.isfinite(value), below], ["nonfinite", "negative_estimate"], "ok")
+    unused = dict.fromkeys(("estimator", "proxy", "weighting", "times"))
+    return conform("quality", frame.assign(**unused, status=status))
+
+
+def _braces(names: Iterable[str]) -> str:
+    """What names have in common, with what differs in braces: runs/seed={0,1,2}/model."""
+    unique = list(dict.fromkeys(names))
+    if len(unique) == 1:
+        return unique[0]
+    head = _common(unique)
+    rest = [name[len(head) :] for name in unique]
+    tail = _common([name[::-1] for name in rest])[::-1]
+    return f"{head}{{{','.join(name[: len(name) - len(tail)] for name in rest)}}}{tail}"
+
+
+def _common(names: Sequence[str]) -> str:
+    """The longest text that all names begin with."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same)

@@ -1,0 +1,180 @@
+"""Sources: their laws, what they are fitted to, and what their components say of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mfdiag.errors import InputError
+from mfdiag.flow.datasets import FiniteData, load_data
+from mfdiag.flow.seeds import normals, uniforms
+from mfdiag.flow.sources import MixedSource, MixtureSource, Source, parse_source
+
+N = 20_000
+RNG = np.random.default_rng(0)
+LABELS = np.arange(900) % 3
+LABELLED = FiniteData("labelled", RNG.normal(size=(900, 2)) * (1 + LABELS[:, None]) + 4 * LABELS[:, None], LABELS)
+PLAIN = load_data("gaussian:3,0.5,2")
+SOURCES = {spec: parse_source(spec, LABELLED) for spec in ("gaussian", "mixture", "mixed", "norm_aligned")}
+CODE = """
+import torch
+from torch import nn
+
+class Shift(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Embedding(3, 2)
+
+    def forward(self, z, labels):
+        return 0.5 * z + self.mean(labels)
+
+class Flat(nn.Module):
+    def forward(self, z, labels):
+        return z.flatten()
+
+def shift():
+    torch.manual_seed(0)
+    return Shift()
+
+def flat():
+    return Flat()
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "source.py").write_text(CODE)
+    return tmp_path / "source.py"
+
+
+def sample(source: Source, count: int = N, labels: np.ndarray | None = None) -> np.ndarray:
+    return source.sample(uniforms(0, "noise", np.arange(count), source.width), labels)
+
+
+def test_gaussian_is_the_stream_of_normal_numbers() -> None:
+    source = parse_source("gaussian", load_data("digits"))
+    np.testing.assert_array_equal(sample(source, 5), normals(0, "noise", np.arange(5), 64).reshape(5, 1, 8, 8))
+
+
+def test_mixture_lies_around_the_means_of_the_data() -> None:
+    source = parse_source("mixture:k=8,std=0.05", load_data("eight_gaussians"))
+    assert isinstance(source, MixtureSource)
+    ring = load_data("eight_gaussians").points.reshape(-1, 2)
+    nearest = ((source.means[:, None] - ring[None, :4000]) ** 2).sum(2).argmin(0)
+    assert (np.bincount(nearest, minlength=8) > 400).all(), "each mean stands in a cluster of its own"
+    x1 = sample(source)
+    distance = ((x1[:, None] - source.means) ** 2).sum(2)
+    counts = np.bincount(distance.argmin(1), minlength=8)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    assert stats.kstest(distance.min(1) / 0.05**2, stats.chi2(2).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("data", ["gaussian:3,0.5,2", "digits", "two_moons"])
+def test_norm_aligned_has_the_mean_norm_of_the_data(data: str) -> None:
+    law = load_data(data)
+    x1 = np.linalg.norm(sample(parse_source("norm_aligned", law)).reshape(N, -1), axis=1)
+    x0 = np.linalg.norm(law.sample(uniforms(5, "data", np.arange(N), law.width))[0].reshape(N, -1), axis=1)
+    error = np.hypot(np.hypot(x1.std() / N**0.5, x0.std() / N**0.5), x0.std() / 4096**0.5)
+    assert abs(x1.mean() - x0.mean()) <= 4 * error
+
+
+def test_mixed_goes_from_noise_to_the_data_of_the_label() -> None:
+    labels = np.arange(N) % 3
+    noise = sample(parse_source("mixed:0,0", LABELLED), labels=labels)
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    fitted = sample(parse_source("mixed:1,1", LABELLED), labels=labels)
+    for label in range(3):
+        own, points = fitted[labels == label], LABELLED.points[label::3]
+        np.testing.assert_allclose(own.mean(0), points.mean(0), atol=0.1)
+        assert own.var(0).mean() == pytest.approx(points.var(0).mean(), rel=0.05)
+
+
+def test_mixed_variance_is_linear_in_w() -> None:
+    """E[x_1] = E[w] m and Var[x_1] = E[w s^2 + 1 - w] + Var[w] m^2, with w uniform."""
+    source = parse_source("mixed:0.2,0.8", PLAIN)
+    assert isinstance(source, MixedSource)
+    x1, (m,), (s2,) = sample(source), source.means, source.variances
+    np.testing.assert_allclose(x1.mean(0), 0.5 * m, atol=4 * x1.std() / N**0.5)
+    np.testing.assert_allclose(x1.var(0), 0.5 * s2 + 0.5 + m**2 * 0.6**2 / 12, rtol=0.05)
+
+
+def test_statistics_of_all_data_without_labels() -> None:
+    source = parse_source("mixed", PLAIN)
+    assert isinstance(source, MixedSource) and not source.labelled
+    np.testing.assert_allclose(source.means, np.full((1, 3), 0.5), atol=4 * 2 / 4096**0.5)
+    assert source.variances[0] == pytest.approx(4, rel=0.1)
+
+
+def test_learned_is_the_module_of_noise_and_labels(code: Path) -> None:
+    source, labels = parse_source(f"{code}:shift", LABELLED), np.arange(6) % 3
+    x1 = sample(source, 6, labels)
+    means = source.module.mean.weight.detach().numpy()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(x1, 0.5 * normals(0, "noise", np.arange(6), 2) + means[labels], rtol=1e-12)
+    assert source.labelled and source.components(labels) is None
+    np.testing.assert_array_equal(sample(source, 4, labels[:4]), x1[:4])
+
+
+@pytest.mark.parametrize("spec", ["gaussian", "mixture:3,0.2", "norm_aligned", "mixed:0.4,0.4"])
+def test_components_are_the_law(spec: str) -> None:
+    """Moments of the samples against those of the mixture of components."""
+    source, labels = parse_source(spec, LABELLED), np.arange(N) % 3
+    x1, law = sample(source, labels=labels), source.components(labels)
+    assert law is not None
+    mean = np.einsum("k,nkd->nd", law.weights, np.broadcast_to(law.means, (N, *law.means.shape[1:])))
+    second = law.weights @ (law.means**2 + law.stds[..., None] ** 2)
+    for label in range(3):
+        chosen = labels == label
+        for values, truth in ((x1, mean), (x1**2, np.broadcast_to(second, x1.shape))):
+            error = values[chosen].std(0) / chosen.sum() ** 0.5
+            assert (np.abs(values[chosen].mean(0) - truth[chosen].mean(0)) <= 4.5 * error).all()
+
+
+@pytest.mark.parametrize("spec", SOURCES)
+@settings(max_examples=10, deadline=None)
+@given(index=st.lists(st.integers(0, 10**6), min_size=1, max_size=5))
+def test_a_sample_depends_on_its_own_numbers_alone(spec: str, index: list[int]) -> None:
+    source = SOURCES[spec]
+    together = source.sample(uniforms(0, "noise", np.array(index), source.width), np.array(index) % 3)
+    for place, number in enumerate(index):
+        alone = source.sample(uniforms(0, "noise", np.array([number]), source.width), np.array([number]) % 3)
+        np.testing.assert_array_equal(alone[0], together[place])
+
+
+@pytest.mark.parametrize("spec", ["gaussian", "mixture:3,0.2", "norm_aligned", "mixed:0.1,0.9"])
+def test_names_read_back(spec: str) -> None:
+    name = parse_source(spec, PLAIN).name
+    assert parse_source(name, PLAIN).name == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gausian", "Did you mean 'gaussian'"),
+        ("mixture:0", "whole number of at least 1"),
+        ("mixture:5000", "k at most 4,096"),
+        ("mixture:3,0", "std must be above 0"),
+        ("mixed:0.5,0.2", "expected 0 <= low <= high <= 1"),
+        ("norm_aligned:2", "takes no arguments"),
+        ("nowhere.py:make", "nowhere.py does not exist"),
+    ],
+)
+def test_bad_specs(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_source(spec, PLAIN)
+
+
+def test_bad_code_and_labels(code: Path) -> None:
+    with pytest.raises(InputError, match=r"torch.nn.Module for --source, but it returned int"):
+        parse_source(f"{code}:number", PLAIN)
+    with pytest.raises(InputError, match=r"must map noise of shape \[4, 3\] to that shape, got \[12\]"):
+        sample(parse_source(f"{code}:flat", PLAIN), 4)
+    with pytest.raises(InputError, match="none of label 1"):
+        parse_source("mixed", FiniteData("gaps", np.zeros((4, 2)), np.array([0, 0, 2, 2])))

@@ -1,0 +1,37 @@
+"""Descriptions: what an earlier version wrote reads, and what is as it took for granted it can read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mfdiag.models.description import Description, parse_description
+
+EARLIER = {
+    "format": 1,
+    "architecture": {"name": "mlp", "arguments": {"dim": 2}},
+    "path": "linear",
+    "times": "uniform",
+    "data": "two_moons",
+    "step": 3,
+    "ema_decay": None,
+    "seed": 0,
+    "specification": {},
+}
+
+
+def test_files_of_version_0_1_mean_what_they_meant_and_stay_the_same() -> None:
+    found = parse_description(json.dumps(EARLIER), "file")
+    assert (found.source, found.coupling, found.path, found.prediction) == ("gaussian", "independent", "linear", "u")
+    assert json.loads(found.model_dump_json()) == EARLIER
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("source", "mixed:0,1"), ("coupling", "gibbs:2"), ("path", "trigonometric"), ("prediction", "x")],
+)
+def test_other_draws_come_back(field: str, value: str) -> None:
+    found = parse_description(json.dumps(EARLIER | {field: value}), "file")
+    assert getattr(found, field) == value
+    assert Description.model_validate_json(found.model_dump_json()) == found
