@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mfdiag.figures.select import of_quantity
+from mfdiag.figures.select import of_quantity, present
 from mfdiag.figures.style import LINES, estimate, finish, grid_of_axes, styled
 
 __all__ = ["draw_quality", "draw_variance", "quality_rows", "variance_rows"]
@@ -23,7 +23,7 @@ def variance_rows(frame: pd.DataFrame) -> pd.DataFrame:
 @styled
 def draw_variance(frame: pd.DataFrame) -> Figure:
     """Gradient variance against beta: of models trained at each beta, and of those trained at 0 measured there."""
-    rows = variance_rows(frame)
+    rows = present(variance_rows(frame))
     series = {"variance": "trained and measured at β", "variance_at_0": "trained at 0, measured at β"}
     parts = {label: rows[rows["quantity"] == quantity] for quantity, label in series.items()}
     return _draw(parts, "Gradient variance, tr Cov G", "Gradient variance against the tangent coefficient β", _SEEDS)
@@ -39,7 +39,7 @@ def quality_rows(frame: pd.DataFrame) -> pd.DataFrame:
 @styled
 def draw_quality(frame: pd.DataFrame) -> Figure:
     """Sliced Wasserstein-1 against the beta that was trained, one line for each set of weights."""
-    rows = quality_rows(frame)
+    rows = present(quality_rows(frame))
     parts = {f"{weights} weights": part for weights, part in rows.groupby("weights", sort=False)}
     steps = int(rows["nfe"].iloc[0])
     title = f"Sample quality against the tangent coefficient β, {steps} step{'s' * (steps > 1)}"

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mfdiag.figures.select import of_quantity
+from mfdiag.figures.select import of_quantity, present
 from mfdiag.figures.style import GREY, LINES, Line, finish, grid_of_axes, heading, number, styled
 
 __all__ = ["draw", "rows"]
@@ -27,7 +27,7 @@ def rows(frame: pd.DataFrame) -> pd.DataFrame:
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
     """One row for each data set: marks for beta*_n of each n, and above them the best beta of each set of weights."""
-    found = rows(frame)
+    found = present(rows(frame))
     datasets = list(dict.fromkeys(found["dataset"]))
     figure, axes = grid_of_axes(1, 1, 6.4, 0.9 + 0.5 * len(datasets))
     panel: Axes = axes[0, 0]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mfdiag.errors import InputError
 
-__all__ = ["Selection", "by_time", "midpoint", "of_quantity", "over_all_times", "overall", "select"]
+__all__ = ["Selection", "by_time", "midpoint", "of_quantity", "over_all_times", "overall", "present", "select"]
 
 # In the order in which they are tried as labels.
 _SETTINGS = ("dataset", "step", "checkpoint", "run", "estimator", "proxy", "weighting", "times", "seed")
@@ -32,6 +32,13 @@ class Selection:
 def of_quantity(frame: pd.DataFrame, *quantities: str) -> pd.DataFrame:
     """Rows that hold one of the quantities and a finite value."""
     return frame[frame["quantity"].isin(quantities) & frame["value"].abs().lt(float("inf"))]
+
+
+def present(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame`. Raises InputError where it has no rows."""
+    if frame.empty:
+        raise InputError("There are no rows to draw: the table lacks the quantities or bins of this figure.")
+    return frame
 
 
 def overall(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,8 +72,7 @@ def select(frame: pd.DataFrame, *, within: Sequence[str] = (), limit: int = 4) -
     of each run and setting is kept, and if those are still too many, only the last of all.
     Raises InputError where there are no rows.
     """
-    if frame.empty:
-        raise InputError("There are no rows to draw: the table lacks the quantities or bins of this figure.")
+    present(frame)
     settings = [name for name in _SETTINGS if name not in within]
     parts = [rows for _, rows in frame.groupby(settings, dropna=False, sort=False)]
     parts.sort(key=lambda rows: -1 if pd.isna(rows["step"].iloc[0]) else int(rows["step"].iloc[0]))

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mfdiag.figures.select import of_quantity
+from mfdiag.figures.select import of_quantity, present
 from mfdiag.figures.style import LINES, finish, grid_of_axes, styled
 
 __all__ = ["draw", "rows"]
@@ -35,7 +35,7 @@ def rows(frame: pd.DataFrame) -> pd.DataFrame:
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
     """A panel for each quantity; a line for each beta, the mean over seeds, with the band from least to largest."""
-    found = rows(frame)
+    found = present(rows(frame))
     quantities = [name for name in _PANELS if name in set(found["quantity"])]
     figure, axes = grid_of_axes(1, len(quantities), 2.9, 2.5)
     for panel, quantity in zip(axes[0], quantities, strict=True):

@@ -213,3 +213,55 @@ def samples() -> Callable[..., pd.DataFrame]:
 @pytest.fixture
 def quality() -> Callable[..., pd.DataFrame]:
     return quality_table
+
+
+def training_table(steps: tuple[int, ...] = (1000, 2000), betas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pd.DataFrame:
+    """Table `training`: two data sets, two seeds; the loss falls with beta and step."""
+    rows: list[Row] = []
+    for dataset in ("two_moons", "pinwheel"):
+        for beta in betas:
+            for seed in (0, 1):
+                key = {
+                    **common(None, None),
+                    "dataset": dataset,
+                    "seed": seed,
+                    "beta": beta,
+                    "gamma": 0.0,
+                    "anchor": 0.5,
+                }
+                key |= {"anchor": 0.5, "cell": f"data={dataset},beta={beta:g},seed={seed}"}
+                for step in steps:
+                    loss = 6 - beta - step / 1e4 + 0.1 * seed
+                    rows += [{**key, "step": step, **measured(name, loss, 0.1)} for name in ("loss", "grad_norm")]
+    return tidy("training", rows)
+
+
+def grid_rows(steps: tuple[int, ...] = ()) -> pd.DataFrame:
+    """Table `grid` of two data sets, for the figures alone."""
+    rows: list[Row] = []
+    for dataset in ("two_moons", "pinwheel"):
+        key = {**common(None, None), "dataset": dataset}
+        key |= dict.fromkeys(("beta", "metric", "nfe", "weights", "batch_size"))
+        for beta in (0.0, 0.5, 1.0):
+            rows += [
+                {**key, "beta": beta, **measured(name, scale * (2 - beta), 0.3)}
+                for name, scale in (("variance", 90.0), ("variance_at_0", 100.0))
+            ]
+            for weights in ("raw", "ema"):
+                place = {**key, "metric": "sliced_wasserstein", "nfe": 1, "weights": weights}
+                rows.append({**place, "beta": beta, **measured("quality", 0.03 + 0.01 * beta, 0.002)})
+        for weights in ("raw", "ema"):
+            place = {**key, "metric": "sliced_wasserstein", "nfe": 1, "weights": weights}
+            rows.append({**place, **measured("best_beta", 0.5, 0.5)})
+        rows += [{**key, "batch_size": n, **measured("optimum", 1.3 / (1 + n / 5e5), 0.1)} for n in (1, 512_000)]
+    return tidy("grid", rows)
+
+
+@pytest.fixture
+def training() -> Callable[..., pd.DataFrame]:
+    return training_table
+
+
+@pytest.fixture
+def grid() -> Callable[..., pd.DataFrame]:
+    return grid_rows

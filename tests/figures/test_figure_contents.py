@@ -19,10 +19,13 @@ from mfdiag.figures import (
     bias_variance,
     compare,
     concentration,
+    grid_optimum,
     layers,
     loss_by_time,
     quality,
+    training_course,
 )
+from mfdiag.figures import grid as grids
 from mfdiag.figures.beta_map import _corners
 
 Make = Callable[..., pd.DataFrame]
@@ -281,6 +284,34 @@ def test_quality_of_many_models_has_a_row_for_each_and_means_come_first(request:
     drawn = [found for found in means.axes[0].lines if found.get_linestyle() != "None"]
     np.testing.assert_allclose(xy(drawn[0])[1], 1.1 * 0.112 * np.array([1, 0.9, 0.8]))
     assert "over seeds" in caption(means)
+
+
+def test_training_course_shows_the_first_data_set_with_means_over_seeds(training: Make) -> None:
+    panels = training_course.draw(training(steps=(1000, 2000, 3000))).axes
+    assert [panel.get_ylabel() for panel in panels] == ["loss", "gradient norm"]
+    step, value = xy(line(panels[0], "β = 0.5"))
+    np.testing.assert_allclose(value, 5.5 - step / 1e4 + 0.05)
+    many = training_course.draw(training(betas=tuple(np.linspace(0, 1, 11))))
+    assert [found.get_label() for found in many.axes[0].lines] == ["β = 0", "β = 0.3", "β = 0.7", "β = 1"]
+    assert "Showing 8 of 44 models" in caption(many)
+
+
+def test_grid_figures_have_a_panel_for_each_data_set(grid: Make) -> None:
+    frame = grid()
+    variance = grids.draw_variance(frame)
+    assert [title(panel) for panel in variance.axes] == ["two_moons", "pinwheel"]
+    np.testing.assert_allclose(xy(line(variance.axes[0], "trained and measured"))[1], [180, 135, 90])
+    np.testing.assert_allclose(xy(line(variance.axes[0], "trained at 0"))[1], [200, 150, 100])
+    quality_figure = grids.draw_quality(frame)
+    np.testing.assert_allclose(xy(line(quality_figure.axes[1], "ema"))[1], [0.03, 0.035, 0.04])
+
+
+def test_grid_optimum_marks_predictions_and_the_best(grid: Make) -> None:
+    panel = grid_optimum.draw(grid()).axes[0]
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["two_moons", "pinwheel"]
+    np.testing.assert_allclose(xy(line(panel, "predicted, n = 1"))[0], 1.3, rtol=1e-5)
+    np.testing.assert_allclose(xy(line(panel, "predicted, n = 512,000"))[0], 1.3 / 2.024)
+    np.testing.assert_allclose(xy(line(panel, "best by samples, ema"))[0], 0.5)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -19,7 +19,7 @@ def test_columns_are_common_then_keys_then_measured() -> None:
 
 
 def test_contract_of_names() -> None:
-    assert set(TABLES) == {"sweep", "variance", "coefficient", "compare", "training", "quality", "samples"}
+    assert set(TABLES) == {"sweep", "variance", "coefficient", "compare", "training", "quality", "grid", "samples"}
     assert [c.name for c in COMMON] == (
         [
             "run",
