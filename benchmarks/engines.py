@@ -1,6 +1,6 @@
 """Speed and memory of the fast engine against what one would write without it, as ratios measured in one run.
 
-python benchmarks/engines.py [mlp] [grid] [dit] [memory]
+python benchmarks/engines.py [mlp] [grid] [dit] [memory] [cotangents]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 import mfdiag
+from mfdiag.estimators._fields import Fields
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
+from mfdiag.gradients.run import Needs, Settings, run_pass
 from mfdiag.models.checkpoint import bundled
 from mfdiag.models.dit import DiT
 
@@ -124,6 +127,44 @@ def dit(rows: list[tuple[str, ...]]) -> None:
     rows.append((f"{name}: mfdiag / one forward and backward", f"{ratio:.1f}", "at most 4.5"))
 
 
+@dataclass(frozen=True)
+class Several:
+    """`size` coefficients beta as one group of cotangents, as a comparison of that many estimators takes them."""
+
+    size: int
+    groups = 1
+    needs = Needs(posterior=False)
+    losses = ()
+
+    def cotangents(self, fields: Fields) -> torch.Tensor:
+        e_0, e_b, _ = fields.plane
+        return torch.stack([e_0 + beta * e_b for beta in np.linspace(0, 1, self.size)])
+
+    def outputs(self, fields: Fields) -> None:
+        """No output moments."""
+
+    def scalars(self, fields: Fields) -> dict[str, torch.Tensor]:
+        return {}
+
+
+def cotangents(rows: list[tuple[str, ...]]) -> None:
+    cases = (("MLP, 4096 samples", toy(), SAMPLES, 5), ("DiT, 128 samples", images(), IMAGES, 3))
+    for name, (module, data), n, repeats in cases:
+        draws = Draws(data, parse_times("uniform"), 0)  # type: ignore[arg-type]
+
+        def once(size: int) -> None:
+            run_pass(Several(size), module, draws, Settings(samples=n))  # noqa: B023
+
+        once(2)
+        found: dict[int, list[float]] = {2: [], 8: [], 16: []}
+        for _ in range(repeats):  # in turn, so that the machine's drift meets all
+            for size, times in found.items():
+                times += seconds(lambda: once(size), 1)  # noqa: B023
+        for size in (8, 16):
+            ratio = statistics.median(b / a for a, b in zip(found[2], found[size], strict=True))
+            rows.append((f"{name}: a pass of {size} cotangents / of 2", f"{ratio:.1f}", "none"))
+
+
 def peak(what: str) -> None:
     """Prints the memory (MB) of a process that holds model and imports, and its peak while it does one thing."""
     module, data = images()
@@ -164,13 +205,14 @@ def memory(rows: list[tuple[str, ...]]) -> None:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or ["mlp", "grid", "dit", "memory"]
+    known = {"mlp": mlp, "grid": grid, "dit": dit, "memory": memory, "cotangents": cotangents}
+    chosen = sys.argv[1:] or list(known)
     if chosen[0] == "peak":
         peak(chosen[1])
         return
     rows: list[tuple[str, ...]] = []
     for name in chosen:
-        {"mlp": mlp, "grid": grid, "dit": dit, "memory": memory}[name](rows)
+        known[name](rows)
     table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}", title_justify="left")
     for column in ("comparison", "ratio", "target"):
         table.add_column(column, justify="left" if column == "comparison" else "right")

@@ -106,6 +106,12 @@ def test_the_estimator_of_the_contributing_page_is_complete(tmp_path: Path, monk
         MLP(2, 4, 1), "gaussian:2,0,1", tables=["variance"], samples=64, estimators=["meanflow", "trajectory"]
     )
     assert set(frames["variance"]["estimator"].dropna()) == {"meanflow", "trajectory"}
+    monkeypatch.undo()  # from here on the file is outside of the package
+    assert text.count("\n") < 40
+    named = [f"{tmp_path / 'trajectory.py'}:ESTIMATOR", "alpha_flow:1"]
+    frame = mfdiag.measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["compare"], samples=64, estimators=named)["compare"]
+    variance = frame[(frame["quantity"] == "variance") & (frame["layer"] == "all")].set_index("estimator")["value"]
+    assert variance["trajectory"] == pytest.approx(variance["alpha_flow:1"], rel=1e-5)
 
 
 def test_changelog_tells_of_this_version() -> None:

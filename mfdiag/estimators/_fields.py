@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfdiag.errors import InputError
+from mfdiag.estimators._around import Around, Velocity
 
 __all__ = ["FULL_JACOBIAN_DIM", "PROBES", "Fields", "Jacobian", "Known", "Velocity", "derivatives", "evaluate"]
 
 Derivatives = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # tangents dx, dt -> as `derivatives` returns
-Velocity = Callable[..., Tensor]  # (x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape]
 
 FULL_JACOBIAN_DIM = 64  # above it the Jacobian is probed with random signs
 PROBES = 8
@@ -44,6 +44,11 @@ class Known:
     delta: Tensor | None = None
     along_delta: Tensor | None = None  # du/dx delta
 
+    def part(self, chosen: slice) -> Known:
+        """What is known of some of the samples."""
+        values = (getattr(self, entry.name) for entry in fields(self))
+        return Known(*(None if value is None else value[chosen] for value in values))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Jacobian:
@@ -56,7 +61,10 @@ class Jacobian:
 
 @dataclass(frozen=True)
 class Fields:
-    """At one batch, all [n, *shape] in the model's dtype; `gap` = t - r, ready to broadcast."""
+    """At one batch, all [n, *shape] in the model's dtype; `gap` = t - r and other times are ready to broadcast.
+
+    `around` evaluates networks elsewhere, for the methods that need it.
+    """
 
     u: Tensor
     v_c: Tensor
@@ -66,12 +74,94 @@ class Fields:
     along_shift: Tensor  # du/dx (vhat - v_c)
     known: Known | None = None
     jacobian: Jacobian | None = None
+    around: Around | None = None
+    weight: Tensor | None = None  # [n], of the coupling; None where all samples weigh 1
+
+    def weighed(self, values: Tensor, axis: int = 0) -> Tensor:
+        """`values`, whose axis `axis` counts samples, times the coupling's weight of each."""
+        if self.weight is None:
+            return values
+        return values * self.weight.view(-1, *[1] * (values.ndim - axis - 1))
 
     @property
     def plane(self) -> tuple[Tensor, Tensor, Tensor]:
         """e_0, e_b, e_g of theory, section 2: the residual is e_0 + beta e_b + gamma e_g."""
         shift = self.vhat - self.v_c
         return self.u + self.gap * self.along_v - self.v_c, self.gap * self.along_shift, -shift
+
+    # -- evaluations elsewhere ----------------------------------------------------------------------------------
+
+    @property
+    def x(self) -> Tensor:
+        """x_t."""
+        return self._there.x
+
+    @property
+    def r(self) -> Tensor:
+        return self._there.r.view_as(self.gap)
+
+    @property
+    def t(self) -> Tensor:
+        return self._there.t.view_as(self.gap)
+
+    def velocity(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        """u(x, r, t) of the measured network, without gradient."""
+        return self._there.velocity(x, r.flatten(), t.flatten())
+
+    def guide(self, name: str, x: Tensor, t: Tensor) -> Tensor:
+        """Velocity v(x, t) of the network `name`: "ema", "head", "self" or "teacher"."""
+        return self._there.guide(name, x, t.flatten())
+
+    def derivative(self, r: Tensor) -> Tensor:
+        """du/dx v_c + du/dt at (x_t, r, t) for another r, without gradient."""
+        there, ones = self._there, torch.ones_like(self._there.t)
+        return derivatives(there.model, there.x, r.flatten(), there.t, there.labels, self.v_c[None], ones[None])[1][0]
+
+    def path(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The point at `time` of the sample's own path, and its conditional velocity there."""
+        there, path = self._there, self._there.draws.path
+        t, s = there.t, time.flatten()
+        alpha, sigma, (slope, rise) = path.alpha(t), path.sigma(t), path.rates(t)
+        # x_t = alpha x_0 + sigma x_1 and v_c = alpha' x_0 + sigma' x_1, solved for the ends
+        scale, *weights = (a.view_as(self.gap) for a in (alpha * rise - slope * sigma, alpha, sigma, slope, rise))
+        alpha, sigma, slope, rise = weights
+        x0, x1 = (rise * there.x - sigma * self.v_c) / scale, (alpha * self.v_c - slope * there.x) / scale
+        return path.point(x0, x1, s), path.velocity(x0, x1, s)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """A uniform number for each sample, ready to broadcast; it depends on the seed, the sample and `purpose`."""
+        return self._there.uniform(purpose).view_as(self.gap)
+
+    def further_data(self, count: int) -> tuple[Tensor, Tensor]:
+        """Points x_0 [count, n, *shape] of the data, drawn for each sample, and whether they have its label."""
+        return self._there.data(count)
+
+    def partners(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Other samples x_t, r, t, labels of the same law, `count` for each sample, one after another [n * count]."""
+        return self._there.partners(count)
+
+    def guided_by(self, name: str | None) -> Fields:
+        """The fields with the velocity of the network `name` as vhat; where a run has no "ema", its own proxy."""
+        if self.around is None or name in (None, "run", self.around.proxy):
+            return self
+        if name == "ema" and name not in self.around.networks:
+            return self
+        assert name is not None
+        kept = self.around.kept
+        if name not in kept:
+            change = self.guide(name, self.x, self.t) - self.vhat
+            kept[name] = change, self.around.derive(change[None])[0]
+        change, along = kept[name]
+        known = self.known
+        if known is not None:
+            known = replace(known, bias=known.bias + change, along_bias=known.along_bias + along)
+        return replace(self, vhat=self.vhat + change, along_shift=self.along_shift + along, known=known)
+
+    def with_velocity(self, v_c: Tensor) -> Fields:
+        """The fields with another v_c, by one more derivative."""
+        return self._at(v_c, self._there.derive((self.v_c - v_c)[None])[0])
+
+    # -- the conditional law ------------------------------------------------------------------------------------
 
     def mean_field(self) -> Fields:
         """The same with v_c replaced by its conditional mean v: residuals affine in v_c become their own mean."""
@@ -84,11 +174,27 @@ class Fields:
         """The same x_t with an independent draw of v_c: the difference of residuals is conditional noise alone."""
         if self.known is None or self.known.delta is None or self.known.along_delta is None:
             raise InputError("A second posterior draw needs data whose marginal velocity is known.")
-        return self._at(self.v_c - self.known.delta, self.known.along_delta)
+        other = self._at(self.v_c - self.known.delta, self.known.along_delta)
+        return other if self.around is None else replace(other, around=replace(self.around, second=True))
+
+    def part(self, chosen: slice) -> Fields:
+        """The fields of some of the samples, without the Jacobian."""
+        names = ("u", "v_c", "vhat", "gap", "along_v", "along_shift")
+        around = None if self.around is None else self.around.part(chosen)
+        known = None if self.known is None else self.known.part(chosen)
+        weight = None if self.weight is None else self.weight[chosen]
+        cut = {name: getattr(self, name)[chosen] for name in names}
+        return Fields(**cut, known=known, around=around, weight=weight)
+
+    @property
+    def _there(self) -> Around:
+        assert self.around is not None, "these fields were taken without networks"
+        return self.around
 
     def _at(self, v_c: Tensor, along: Tensor) -> Fields:
         """The fields with v_c replaced, given `along` = du/dx (old v_c - new v_c)."""
-        return Fields(self.u, v_c, self.vhat, self.gap, self.along_v - along, self.along_shift + along)
+        along_v, along_shift = self.along_v - along, self.along_shift + along
+        return Fields(self.u, v_c, self.vhat, self.gap, along_v, along_shift, around=self.around, weight=self.weight)
 
 
 @contextmanager

@@ -1,8 +1,19 @@
-"""EMA tangent: the proxy as tangent, the conditional velocity as target, (1, 0)."""
+"""EMA tangent: the velocity of the EMA weights as tangent, the conditional velocity as target, (1, 0).
+
+Where a run has no EMA weights, `mfdiag variance` puts the run's proxy in their place; the column `proxy` says which.
+"""
 
 from mfdiag.estimators.plane import point
 
 __all__ = ["ESTIMATOR"]
 
-# e = u + (t-r) [du/dx vhat + du/dt] - v_c
-ESTIMATOR = point("ema_tangent", "proxy velocity as tangent, conditional target", "arXiv 2605.09235", 1.0, 0.0)
+# arXiv 2605.09235, Algorithm 1 without its anchor: e = u + (t-r) [du/dx u_ema(x_t,t,t) + du/dt] - v_c
+ESTIMATOR = point(
+    "ema_tangent",
+    "velocity of the EMA weights as tangent, conditional target",
+    "arXiv 2605.09235",
+    1.0,
+    0.0,
+    proxy="ema",
+    formula="u + (t-r) [du/dx u_ema(x_t,t,t) + du/dt] - v_c",
+)

@@ -4,5 +4,14 @@ from mfdiag.estimators.plane import point
 
 __all__ = ["ESTIMATOR"]
 
-# e = u + (t-r) [du/dx v_c + du/dt] - v_c
-ESTIMATOR = point("meanflow", "MeanFlow: conditional velocity as tangent and target", "arXiv 2505.13447", 0.0, 0.0)
+# arXiv 2505.13447, equations 9 to 11: e = u + (t-r) [du/dx v_c + du/dt] - v_c, all but the leading u under
+# stop-gradient
+ESTIMATOR = point(
+    "meanflow",
+    "MeanFlow: conditional velocity as tangent and target",
+    "arXiv 2505.13447",
+    0.0,
+    0.0,
+    proxy=None,
+    formula="u + (t-r) [du/dx v_c + du/dt] - v_c",
+)

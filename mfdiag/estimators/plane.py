@@ -7,7 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from mfdiag.errors import InputError
-from mfdiag.estimators._base import Estimator
+from mfdiag.estimators._base import Estimator, Needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,16 +17,29 @@ if TYPE_CHECKING:
 __all__ = ["ESTIMATOR", "point"]
 
 
-def residual(fields: Fields, beta: float = 0.0, gamma: float = 0.0) -> Tensor:
+def residual(fields: Fields, beta: float = 0.0, gamma: float = 0.0, proxy: str | None = "run") -> Tensor:
     # theory, section 2: e = u + (t-r) [du/dx (v_c + beta (vhat - v_c)) + du/dt] - (v_c + gamma (vhat - v_c))
-    e_0, e_b, e_g = fields.plane
+    e_0, e_b, e_g = fields.guided_by(proxy).plane
     return e_0 + beta * e_b + gamma * e_g
 
 
-def point(name: str, title: str, paper: str, beta: float, gamma: float) -> Estimator:
-    """The estimator at (beta, gamma)."""
-    formula = f"(beta, gamma) = ({beta:g}, {gamma:g})"
-    return Estimator(name, title, paper, formula, partial(residual, beta=beta, gamma=gamma), (beta, gamma))
+def point(
+    name: str, title: str, paper: str, beta: float, gamma: float, *, proxy: str | None = "run", formula: str = ""
+) -> Estimator:
+    """The estimator at (beta, gamma); vhat comes from `proxy`: "ema", "head", "self", "teacher" or the run's, "run"."""
+    return Estimator(
+        name,
+        title,
+        paper,
+        formula or f"(beta, gamma) = ({beta:g}, {gamma:g})",
+        partial(residual, beta=beta, gamma=gamma, proxy=proxy),
+        (beta, gamma),
+        needs=Needs(
+            forwards=0 if proxy is None else 1,
+            jvps=1,
+            networks=(proxy,) if proxy in ("ema", "head", "teacher") else (),
+        ),
+    )
 
 
 def parse(text: str) -> Estimator:
@@ -46,4 +59,6 @@ ESTIMATOR = Estimator(
     "e_0 + beta e_b + gamma e_g",
     residual,
     parse=parse,
+    needs=Needs(forwards=1, jvps=1),
+    template=True,
 )

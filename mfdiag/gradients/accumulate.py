@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mfdiag.gradients.cells import Cells
 from mfdiag.gradients.factors import Factors, Fold, Outer
+from mfdiag.gradients.joined import Joined
 from mfdiag.gradients.moments import BlockMoments
 
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
@@ -82,26 +83,34 @@ class Accumulator:
         runs = _runs(leaf)
         segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]
         begins = np.array([start for start, _ in segments], dtype=int)
-        cells = [(int(leaf[begins[a]]), a, b, torch.as_tensor(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
+        cells = [(int(leaf[begins[a]]), a, b, _rows(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
+        norms = torch.zeros(samples, self.groups, self.size, dtype=torch.float64)
+        grams: dict[str, Tensor] = {}
         for name, found in factors:
             gram = found.gram(self.groups).cpu()
-            self.diagonal[rows] += gram.diagonal(dim1=-2, dim2=-1)
-            for start, stop in runs:
-                node, layer = self._open[int(leaf[start])], layer_of(name)
-                if layer not in node.gram:
-                    node.gram[layer] = gram.new_zeros(self.cells.blocks, *gram.shape[1:])
-                node.gram[layer].index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
-                if self.folding:
-                    _add(node.exact, name, found.total(start, stop))
+            _add(grams, layer_of(name), gram)
+            for start, stop in runs if self.folding else ():
+                exact = self._open[int(leaf[start])].exact
+                if name in exact and isinstance(found, Outer):
+                    found.add_total(exact[name], start, stop)
+                else:
+                    _add(exact, name, found.total(start, stop))
             folded = self._fold(name, found) if self.folding else found
             totals = folded.totals(segments)
             for cell, first, last, at in cells:
                 node = self._open[cell]
                 if name not in node.blocks:
                     node.blocks[name] = totals.new_zeros(self.cells.blocks, *totals.shape[1:])
-                node.blocks[name].index_add_(0, at.to(totals.device), totals[first:last])
+                node.blocks[name][at] += totals[first:last]
+        for gram in grams.values():
+            norms += gram.diagonal(dim1=-2, dim2=-1)
+        self.diagonal[torch.as_tensor(rows)] = norms
         for start, stop in runs:
             node = self._open[int(leaf[start])]
+            for layer, gram in grams.items():
+                if layer not in node.gram:
+                    node.gram[layer] = gram.new_zeros(self.cells.blocks, *gram.shape[1:])
+                node.gram[layer].index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
             counted = np.bincount(block[start:stop], minlength=self.cells.blocks)
             node.count = counted if node.count is None else node.count + counted
             node.waiting -= stop - start
@@ -140,8 +149,9 @@ class Accumulator:
     def _fold(self, name: str, factors: Factors) -> Factors:
         if name not in self._folds:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            if isinstance(factors, Outer):
-                sizes = [(factors.cotangents.shape[-1], self.width), (factors.inputs.shape[-1], self.width)]
+            outer = factors.outer if isinstance(factors, Joined) else factors
+            if isinstance(outer, Outer):
+                sizes = [(outer.cotangents.shape[-1], self.width), (outer.inputs.shape[-1], self.width)]
             else:
                 size = factors.total(0, 1).shape[-1]
                 sizes = [(1, 1), (size, self.width**2)]
@@ -172,12 +182,12 @@ class Accumulator:
         found: dict[str, BlockMoments] = {}
         for name, sums in node.blocks.items():
             split = sums[chosen].view(-1, self.groups, self.size, sums.shape[-1])
-            total = split.sum(0, dtype=torch.float64)
-            cross = torch.einsum("bgks,gls->bgkl", split, total.to(split)).double()
+            total = split.sum(0)
+            cross = torch.einsum("bgks,gls->bgkl", split, total).double()
             own = (split @ split.transpose(-1, -2)).double()
             if name in node.exact and chosen == slice(None):
-                total = node.exact[name].view(self.groups, self.size, -1).double()
-            norm = total @ total.transpose(-1, -2)
+                total = node.exact[name].view(self.groups, self.size, -1)
+            norm = total.double() @ total.double().transpose(-1, -2)
             layer = layer_of(name)
             # the layer's Gram sums cover all its parameters: they come with the first
             gram = np.zeros(()) if layer in found else node.gram[layer][chosen].clone().numpy()
@@ -198,6 +208,12 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
         sums[name] += value
     else:
         sums[name] = value
+
+
+def _rows(blocks: np.ndarray) -> slice | list[int]:
+    """An index of different `blocks` in ascending order: a slice, which costs nothing, where none is left out."""
+    first, last = int(blocks[0]), int(blocks[-1])
+    return slice(first, last + 1) if last - first + 1 == len(blocks) else blocks.tolist()
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mfdiag.errors import InputError
 from mfdiag.gradients.calling import call, parameter_places, require_velocity
@@ -52,8 +53,8 @@ def prepare_engine(
     return ReferenceEngine(module) if kind == "reference" else FastEngine(module, inputs, cotangent[None], truth, say)
 
 
-def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
-    """(du_i/dtheta)^T e_i for each sample, from a batch of it alone, by plain reverse mode: name -> [1, n, *shape].
+def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """(du_i/dtheta)^T e_i of each sample, from a batch of it alone, by plain reverse mode: name -> n tensors [*shape].
 
     `cotangent` [n, *shape]. Raises InputError where they do not sum to the gradient of the whole batch, or are not
     finite.
@@ -73,14 +74,15 @@ def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> d
             )
 
     whole = gradient(slice(None))
-    if not all(part.isfinite().all() for part in whole):
+    if not get_total_norm(whole).isfinite():
         raise InputError(
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
         )
     singles = [gradient(slice(i, i + 1)) for i in range(len(cotangent))]
-    found = {name: torch.stack(parts)[None] for name, parts in zip(state, zip(*singles, strict=True), strict=True)}
-    off = torch.stack([(g - found[k][0].sum(0)).norm() for k, g in zip(state, whole, strict=True)]).norm()
-    scale = torch.stack([g.norm() for g in found.values()]).norm()
+    found = dict(zip(state, zip(*singles, strict=True), strict=True))
+    pairs = zip(whole, found.values(), strict=True)
+    off = torch.stack([torch.dist(g, torch.stack(parts).sum(0)) for g, parts in pairs]).norm()
+    scale = get_total_norm([part for parts in found.values() for part in parts])
     if off > 1e-3 * scale:
         raise InputError(
             f"The gradients of single samples do not sum to the batch gradient (off by {float(off / scale):.0%}): the "

@@ -16,7 +16,6 @@ from torch import Tensor
 
 __all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of"]
 
-_FOLD_MATRIX = 1 << 20  # entries
 _DENSE_BYTES = 64 << 20  # what a multiplied-out slice of samples may take
 
 
@@ -36,17 +35,13 @@ class Fold:
         self.width, self.size = min(width, size), size
         segments = -(-size // self.width)
         self.signs = torch.randint(0, 2, (segments, self.width), generator=generator) * 2 - 1
-        self.matrix: Tensor | None = None
-        if size * self.width <= _FOLD_MATRIX:  # then one matrix product is the fastest way to add segments up
-            self.matrix = torch.diag_embed(self.signs).flatten(0, 1)[:size].float()
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.width == self.size:
             return x
-        if self.matrix is not None:
-            return x @ self.matrix.to(x)
-        padded = torch.nn.functional.pad(x, (0, -self.size % self.width))
-        return (padded.unflatten(-1, (-1, self.width)) * self.signs.to(x)).sum(-2)
+        if self.size % self.width:
+            x = torch.nn.functional.pad(x, (0, -self.size % self.width))
+        return (x.unflatten(-1, (-1, self.width)) * self.signs.to(x)).sum(-2)
 
 
 class Factors(Protocol):
@@ -124,6 +119,13 @@ class Outer:
         a = self.inputs[start:stop].flatten(0, 1)
         g = self.cotangents[:, start:stop].flatten(1, 2)
         return (a.T @ g if self.inputs_first else g.transpose(1, 2) @ a).flatten(1)
+
+    def add_total(self, sums: Tensor, start: int, stop: int) -> None:
+        """Adds `total` to sums [C, P] in place: a large weight's sums are written once."""
+        a = self.inputs[start:stop].flatten(0, 1).expand(len(self.cotangents), -1, -1)
+        g = self.cotangents[:, start:stop].flatten(1, 2)
+        left, right = (a, g) if self.inputs_first else (g, a)
+        sums.view(len(g), left.shape[-1], -1).baddbmm_(left.transpose(1, 2), right)
 
     def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
         if (length := _common_length(bounds)) is None:

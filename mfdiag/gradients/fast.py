@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.calling import call, parameter_places
@@ -38,7 +39,7 @@ class FastEngine:
         module: nn.Module,
         inputs: Inputs,
         cotangents: Tensor,
-        truth: dict[str, Tensor],
+        truth: dict[str, tuple[Tensor, ...]],
         say: Callable[[str], None],
     ) -> None:
         self.module = module
@@ -46,7 +47,11 @@ class FastEngine:
         self.names = {id(p): k for k, p in module.named_parameters()}
         self.places = parameter_places(module)
         self.layers = {k: m for k, m in module.named_modules() if rule_for(m) is not None}
-        ruled = {self.names[id(p)] for m in self.layers.values() for p in m.parameters(recurse=False)}
+        self.parameters = {  # of each layer: name within it -> name within the model
+            k: {local: self.names[id(p)] for local, p in m.named_parameters(recurse=False)}
+            for k, m in self.layers.items()
+        }
+        ruled = {name for names in self.parameters.values() for name in names.values()}
         self.bare: dict[str, int] = {}
         self.fallback: set[str] = set(self.state) - ruled
         self._copied: set[str] = set()  # layers whose output is overwritten by what follows
@@ -80,12 +85,12 @@ class FastEngine:
         uses = [(use.layer, use.input, g) for use, g in zip(opened.uses, gradients, strict=False)]
         bare = dict(zip(opened.bare, gradients[len(opened.uses) :], strict=bool(gradients)))
         del gradients
-        remaining = Counter(name for layer, *_ in uses for name in self._parameters_of(layer).values())
+        remaining = Counter(name for layer, *_ in uses for name in self.parameters[layer].values())
         found: dict[str, list[Factors]] = defaultdict(list)
         while uses:
             layer, a, g = uses.pop(0)
             made = self._made(layer, a, g, n)
-            for local, name in self._parameters_of(layer).items():
+            for local, name in self.parameters[layer].items():
                 if name not in self.fallback and made:
                     found[name].append(made[local])
                 remaining[name] -= 1
@@ -98,10 +103,6 @@ class FastEngine:
                 rest = per_sample_gradients(self.module, inputs, cotangents, sorted(self.fallback))
             for name, values in rest.items():
                 yield name, Dense(values[..., None].flatten(2))
-
-    def _parameters_of(self, layer: str) -> dict[str, str]:
-        """Name within the layer -> name within the model."""
-        return {local: self.names[id(p)] for local, p in self.layers[layer].named_parameters(recurse=False)}
 
     def _made(self, layer: str, a: Tensor, g: Tensor, n: int) -> dict[str, Factors]:
         """The rule's factors; nothing where the layer is not used as its rule expects (found out in `_prepare`)."""
@@ -159,7 +160,11 @@ class FastEngine:
     # -- prepared once ------------------------------------------------------------------------------------------
 
     def _prepare(
-        self, inputs: Inputs, cotangents: Tensor, truth: dict[str, Tensor], say: Callable[[str], None]
+        self,
+        inputs: Inputs,
+        cotangents: Tensor,
+        truth: dict[str, tuple[Tensor, ...]],
+        say: Callable[[str], None],
     ) -> None:
         self.reversible = self._is_reversible(inputs)
         unruled = sorted(self.fallback)
@@ -178,7 +183,7 @@ class FastEngine:
                 del self.bare[name]
                 self.fallback.add(name)
         self.fallback |= wrong - set(self.bare)
-        self.layers = {k: m for k, m in self.layers.items() if set(self._parameters_of(k).values()) - self.fallback}
+        self.layers = {k: m for k, m in self.layers.items() if set(self.parameters[k].values()) - self.fallback}
         if self.fallback:
             some = ", ".join(sorted(self.fallback)[:4]) + (", ..." if len(self.fallback) > 4 else "")
             count = len(self.fallback)
@@ -195,17 +200,18 @@ class FastEngine:
             except (RuntimeError, NotImplementedError):
                 return False
 
-    def _disagreeing(self, inputs: Inputs, cotangents: Tensor, truth: dict[str, Tensor]) -> set[str]:
+    def _disagreeing(self, inputs: Inputs, cotangents: Tensor, truth: dict[str, tuple[Tensor, ...]]) -> set[str]:
         """Parameters whose factors, multiplied out, are not the reference's gradients."""
         n, agreed = len(inputs[0]), set()
         tolerance = 1e-9 if inputs[0].dtype == torch.float64 else 1e-3
         while True:
             try:
                 for name, factors in self.factors(inputs, cotangents):
-                    want, got = truth[name][..., None].flatten(2), factors.dense(0, n)
-                    scale = want.norm() + torch.finfo(want.dtype).tiny
-                    if got.shape == want.shape and (got - want).norm() <= tolerance * scale:
-                        agreed.add(name)
+                    got, want = factors.dense(0, n)[0], [part.flatten() for part in truth[name]]
+                    if got.shape == (n, len(want[0])):
+                        off = torch.stack([torch.dist(*pair) for pair in zip(got, want, strict=True)]).norm()
+                        if off <= tolerance * get_total_norm(want):
+                            agreed.add(name)
                 return set(self.state) - agreed
             except _ChangedInPlaceError as change:
                 self._copied |= change.layers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, evaluate
+from mfdiag.estimators._around import Around, Velocity
+from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, derivatives, evaluate
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.seeds import uniforms
 from mfdiag.gradients.calling import require_velocity
@@ -44,9 +45,13 @@ class FieldMaker:
         needs: Needs,
         proxy: Proxy,
         to: Callable[[Tensor], Tensor],
+        networks: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.module, self.guide, self.draws, self.needs, self.proxy = module, guide, draws, needs, proxy
         self._cast = to  # the run's device and dtype
+        self.networks: dict[str, Velocity] = dict(networks or {})
+        if hasattr(module, "velocity"):
+            self.networks["head"] = module.velocity  # type: ignore[assignment]
         self.known = needs.posterior and draws.posterior is not None
         if proxy == "exact" and draws.posterior is None:
             raise InputError(f"--proxy exact needs data whose marginal velocity is known; {draws.data.name!r} is not.")
@@ -83,7 +88,20 @@ class FieldMaker:
             signs=self._signs(index, x) if self.needs.jacobian else None,
             along=opened.derivatives if opened is not None and opened.x.requires_grad else None,
         )
-        return (x, r, t, labels), fields, opened
+        around = self._around(x, r, t, labels, opened, index)
+        weight = None if batch.weight is None else self._cast(batch.weight)
+        return (x, r, t, labels), replace(fields, around=around, weight=weight), opened
+
+    def _around(
+        self, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, opened: Opened | None, index: np.ndarray
+    ) -> Around:
+        def derive(dx: Tensor) -> Tensor:
+            dt = x.new_zeros(len(dx), len(x))
+            if opened is not None and opened.x.requires_grad:
+                return opened.derivatives(dx, dt)[1]
+            return derivatives(self.module, x, r, t, labels, dx, dt)[1]
+
+        return Around(x, r, t, labels, self.module, self.networks, self.proxy, derive, self.draws, index)
 
     def _guided(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """vhat = u(x_t, t, t) of the proxy's network."""

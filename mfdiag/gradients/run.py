@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -19,6 +19,7 @@ from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
 from mfdiag.gradients.engine import prepare_engine
 from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.general import GeneralEngine, Loss
 from mfdiag.gradients.maker import FieldMaker, Needs, Proxy
 from mfdiag.gradients.partial import Partial
 from mfdiag.gradients.reference import Inputs
@@ -26,7 +27,7 @@ from mfdiag.gradients.reference import Inputs
 __all__ = ["Measured", "Needs", "Plan", "Settings", "run_pass"]
 
 _CHECKED = 2  # samples on which a run checks itself before it starts
-_CHUNK_BYTES = 128 << 20
+_CHUNK_BYTES = 192 << 20
 _LARGEST_CHUNK = 1024
 
 Engines = Literal["auto", "fast", "reference"]
@@ -44,8 +45,13 @@ class Plan(Protocol):
     @property
     def needs(self) -> Needs: ...
 
+    @property
+    def losses(self) -> Sequence[Loss]:
+        """Losses whose per-sample gradients follow the cotangents' in the one group; none where there are several."""
+        ...
+
     def cotangents(self, fields: Fields) -> Tensor:
-        """[groups * size, n, *shape]; the per-sample gradient is (du/dtheta)^T times a cotangent."""
+        """[C, n, *shape] with C = groups * size less the losses; the gradient is (du/dtheta)^T times a cotangent."""
         ...
 
     def outputs(self, fields: Fields) -> Tensor | None:
@@ -105,6 +111,7 @@ def run_pass(
     *,
     proxy: Proxy = "self",
     proxy_module: nn.Module | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     partial: Partial | None = None,
@@ -112,26 +119,37 @@ def run_pass(
     """Measure `plan` on samples 0..N-1 of `draws`, going on from what an interrupted run left in `partial`.
 
     `module` is the network whose gradient is measured; `proxy_module` gives vhat = its u(x_t, t, t) for the proxies
-    `ema` and `teacher`. `progress` receives (samples done, N); `say` one-line notes.
+    `ema` and `teacher`, `networks` those of estimators that name one. `progress` receives (samples done, N); `say`
+    one-line notes.
 
     Raises InputError where the model mixes samples, returns non-finite numbers, or lacks a forward-mode derivative.
     """
     if proxy not in get_args(Proxy):
         raise did_you_mean("proxy", proxy, get_args(Proxy))
-    measured = copy.deepcopy(module).to(settings.device, settings.dtype).eval().requires_grad_(False)
-    guide = measured
-    if proxy_module is not None and proxy != "self":
-        guide = copy.deepcopy(proxy_module).to(settings.device, settings.dtype).eval().requires_grad_(False)
+
+    def frozen(network: nn.Module) -> nn.Module:
+        return copy.deepcopy(network).to(settings.device, settings.dtype).eval().requires_grad_(False)
+
+    measured = frozen(module)
+    guide = frozen(proxy_module) if proxy_module is not None and proxy != "self" else measured
+    others = {name: frozen(network) for name, network in (networks or {}).items()}
     numbers = np.arange(settings.samples)
     r, t = draws.times_of(numbers)
     bins = settings.bins
     if isinstance(draws.times, GridTimes):  # only its own cells are samples of one law
         bins = (draws.times.r_bins, draws.times.t_bins)
     cells = make_cells(r, t, bins)
-    maker = FieldMaker(measured, guide, draws, plan.needs, proxy, lambda a: a.to(settings.device, settings.dtype))
+
+    def cast(values: Tensor) -> Tensor:
+        return values.to(settings.device, settings.dtype)
+
+    maker = FieldMaker(measured, guide, draws, plan.needs, proxy, cast, others)
 
     first = maker.inputs(draws.batch(cells.order[:_CHECKED]))
-    engine = prepare_engine(measured, first, settings.engine, say or (lambda _: None))
+    engine = prepare_engine(measured, first, settings.engine, say or _mute)
+    general = None
+    if plan.losses:
+        general = GeneralEngine(measured, engine, plan.losses, maker(cells.order[:_CHECKED], engine)[1], say or _mute)
     cotangents_at_once = plan.groups * plan.size + 2  # and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (engine.bytes_per_sample * cotangents_at_once + 1), cells)
     parameters = {name: p.numel() for name, p in measured.named_parameters()}
@@ -144,9 +162,15 @@ def run_pass(
         while (start := gathered.gradient.position) < len(order):
             index = order[start : start + chunk]
             inputs, fields, opened = maker(index, engine)
-            cotangents = plan.cotangents(fields)
+            cotangents = fields.weighed(plan.cotangents(fields), axis=1)
             _require_finite(cotangents, fields, inputs, index)
-            gathered.add(index, plan.scalars(fields), plan.outputs(fields), engine.factors(inputs, cotangents, opened))
+            factors = engine.factors(inputs, cotangents, opened)
+            if general is not None:
+                factors = general.beside(factors, fields)
+            outputs = plan.outputs(fields)
+            if outputs is not None:
+                outputs = fields.weighed(outputs, axis=1)
+            gathered.add(index, plan.scalars(fields), outputs, factors)
             if progress is not None:
                 progress(start + len(index), len(order))
             if partial is not None and partial.due():
@@ -160,6 +184,10 @@ def run_pass(
     labels = draws.labels_of(numbers)
     scalars = {name: values.numpy() for name, values in gathered.scalars.items()}
     return Measured(cells, gathered.gradient, gathered.output, scalars, r, t, labels, draws.times.stratified)
+
+
+def _mute(note: str) -> None:
+    """Nobody listens."""
 
 
 class _Gathered:

@@ -18,13 +18,19 @@ from mfdiag._version import __version__
 from mfdiag.errors import InputError
 from mfdiag.figures.render import save_figures
 from mfdiag.gradients.partial import Partial
+from mfdiag.measures.chosen import chosen_estimators
 from mfdiag.measures.measure import Progress, Request, Subject, measure_subject
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, table_path, write_table
 
-__all__ = ["Outcome", "run_job"]
+__all__ = ["Mode", "Outcome", "device_name", "run_job", "same_request"]
 
-_WRITTEN = {"sweep": ("sweep",), "variance": ("variance", "samples"), "coefficient": ("coefficient",)}
+_WRITTEN = {
+    "sweep": ("sweep",),
+    "variance": ("variance", "samples"),
+    "coefficient": ("coefficient",),
+    "compare": ("compare",),
+}
 
 Mode = Literal["new", "overwrite", "resume"]
 
@@ -65,7 +71,7 @@ def run_job(
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
     done: set[tuple[str, ...]] = set()
     if mode == "resume" and all(table_path(name, out).exists() for name in names):
-        _same_request(out, table, specification)
+        same_request(out, table, specification)
         frames = {name: [frame] for name, frame in _earlier(out, names).items()}
         done = set(_identities(frames[table][0]))
     started = datetime.now(UTC)
@@ -84,13 +90,15 @@ def run_job(
             measured = pd.concat([frame[_IDENTITY] for frame in frames[table]]).drop_duplicates()
             entry = manifest(
                 sys.argv,
-                specification | {"subjects": measured.to_dict("records")},
+                specification
+                | {"subjects": _records(measured, subjects, _entry(out, table))}
+                | _left_out(table, request, subjects),
                 seeds=[request.seed],
                 inputs=list(measured[["checkpoint", "checkpoint_sha256"]].itertuples(index=False, name=None)),
                 started=started,
                 finished=datetime.now(UTC),
                 outputs=paths,
-                device=_device_name(request.settings.device),
+                device=device_name(request.settings.device),
             )
             write_manifest(out, table, entry)
             done.add(_identity(subject))
@@ -110,7 +118,8 @@ def _partial(out: Path, specification: Mapping[str, Any], identity: tuple[str, .
     return Partial(out / ".partial" / name, key)
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What the manifest calls a device: the model of a GPU."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
@@ -125,6 +134,27 @@ def _identity(subject: Subject) -> tuple[str, ...]:
 def _identities(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     """`_identity` of each row's subject."""
     return list(frame[_IDENTITY].astype(str).itertuples(index=False, name=None))
+
+
+def _records(measured: pd.DataFrame, subjects: Sequence[Subject], before: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was measured, a record each: identity, source, coupling, path, prediction; of earlier jobs as they wrote."""
+    axes = {_identity(subject): subject.axes for subject in subjects}
+    for record in before.get("specification", {}).get("subjects", []):
+        axes.setdefault(tuple(str(record[name]) for name in _IDENTITY), record)
+    records = zip(_identities(measured), measured.to_dict("records"), strict=True)
+    return [axes.get(key, {}) | {str(name): value for name, value in record.items()} for key, record in records]
+
+
+def _left_out(table: str, request: Request, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """For the commands that measure estimators: those that could not be, by checkpoint and reason."""
+    if table not in ("variance", "compare"):
+        return {}
+    return {"left_out": {s.checkpoint: chosen_estimators(request.estimators, s, table)[1] for s in subjects}}
+
+
+def _entry(out: Path, table: str) -> dict[str, Any]:
+    """What the folder's manifest says of the command; empty where there is none."""
+    return read_json(out / MANIFEST).get(table, {}) if (out / MANIFEST).exists() else {}
 
 
 def _earlier(out: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -155,9 +185,9 @@ def _specification(table: str, request: Request) -> dict[str, Any]:
     }
 
 
-def _same_request(out: Path, table: str, specification: dict[str, Any]) -> None:
-    entry = read_json(out / MANIFEST).get(table, {}) if (out / MANIFEST).exists() else {}
-    before = entry.get("specification", {})
+def same_request(out: Path, table: str, specification: dict[str, Any]) -> None:
+    """Raises InputError where the manifest in `out` tells of another specification of the command `table`."""
+    before = _entry(out, table).get("specification", {})
     changed = [name for name, value in specification.items() if before.get(name) != value]
     if changed:
         raise InputError(

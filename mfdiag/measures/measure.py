@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,20 +13,26 @@ from torch import nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import find_estimator
-from mfdiag.flow.datasets import Data, FiniteData, GaussianData, MixtureData, load_data
-from mfdiag.flow.draw import Draws
+from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
+from mfdiag.flow.datasets import Data, FiniteData, load_data
+from mfdiag.flow.draw import Draws, why_unknown
+from mfdiag.flow.paths import LINEAR, Path, parse_path
+from mfdiag.flow.sources import GaussianSource, MixtureSource, Source, parse_source
 from mfdiag.flow.times import TimeSampler, parse_times
 from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.partial import Partial
 from mfdiag.gradients.run import Measured, Plan, Proxy, Settings, run_pass
+from mfdiag.measures.chosen import chosen_estimators, default_estimators, left_out_note
 from mfdiag.measures.coefficient import coefficient_table
+from mfdiag.measures.compare import compare_table
+from mfdiag.measures.compare_plan import ComparePlan
 from mfdiag.measures.plans import EstimatorPlan, PlanePlan
 from mfdiag.measures.sweep import sweep_plan, sweep_table
 from mfdiag.measures.variance import samples_table, variance_table
 
 __all__ = ["TABLES", "Request", "Subject", "measure", "measure_subject"]
 
-TABLES = ("sweep", "variance", "coefficient")
+TABLES = ("sweep", "variance", "coefficient", "compare")
 _POSTERIOR_COST = 3e12  # samples x points x coordinates: minutes on a few cores
 _LARGEST = 2**62  # tables hold 64-bit integers
 
@@ -36,7 +42,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a network, what guides it, and the draws it was trained on."""
+    """What is measured: a network, what guides it, and the draws it was trained on (`source` None is N(0, I)).
+
+    `module` and `proxy_module` give average velocity; `prediction` says what they were made of.
+    """
 
     module: nn.Module
     data: Data
@@ -49,6 +58,22 @@ class Subject:
     sha256: str | None = None
     step: int | None = None
     conditional: bool = False  # whether the network takes labels
+    source: Source | None = None
+    coupling: Coupling = INDEPENDENT
+    path: Path = LINEAR
+    prediction: str = "u"
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)  # "ema" and "teacher", where there are such
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """The draws' and the network's choices by name, besides data and times."""
+        source = "gaussian" if self.source is None else self.source.name
+        return {
+            "source": source,
+            "coupling": self.coupling.name,
+            "path": self.path.name,
+            "prediction": self.prediction,
+        }
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,7 @@ class Request:
     betas: Sequence[float] = tuple(np.linspace(0, 1, 21))
     gammas: Sequence[float] = (0.0,)
     batch_sizes: Sequence[int] = (1, 64, 4096, 65536, 1048576)
-    estimators: Sequence[str] = ("meanflow", "ema_tangent")
+    estimators: Sequence[str] = default_estimators("variance")
     weighting: Weighting = field(default_factory=Weighting)
     by_layer: bool = True
     seed: int = 0
@@ -76,7 +101,8 @@ class Request:
         if not len(self.estimators):
             raise InputError("--estimator needs at least one name.")
         for name in self.estimators:
-            find_estimator(name)
+            if name != "all":
+                find_estimator(name)
 
 
 @np.errstate(divide="ignore", invalid="ignore")  # a cell with too few samples has NaN and a status, not a warning
@@ -95,8 +121,17 @@ def measure_subject(
     """
     if table not in TABLES:
         raise did_you_mean("table", table, TABLES)
-    exact = _exact(subject.data, request, say)
-    draws = Draws(subject.data, subject.times, request.seed, subject.conditional, exact)
+    exact = _exact(subject, request, say)
+    draws = Draws(
+        subject.data,
+        subject.times,
+        request.seed,
+        subject.conditional,
+        exact,
+        subject.source,
+        subject.coupling,
+        subject.path,
+    )
     known = draws.posterior is not None
     common = _common(subject, request)
     dim = math.prod(subject.data.shape)
@@ -113,6 +148,7 @@ def measure_subject(
             request.settings,
             proxy=subject.proxy,
             proxy_module=subject.proxy_module,
+            networks=subject.networks,
             progress=report,
             say=say,
             partial=partial,
@@ -136,7 +172,18 @@ def measure_subject(
         measured = run(plane)
         common["estimator"] = "plane"
         return {"coefficient": coefficient_table(measured, plane, request.batch_sizes, common, dim, request.by_layer)}
-    chosen = EstimatorPlan([find_estimator(name) for name in request.estimators], request.weighting, known)
+    asked, absent = chosen_estimators(request.estimators, subject, table)
+    if say is not None:
+        for reason, names in absent.items():
+            say(left_out_note(reason, names))
+    if table == "compare":
+        first = find_estimator("meanflow")  # always measured, as what the others are held against
+        comparison = ComparePlan([first, *(e for e in asked if e.name != first.name)], request.weighting, known)
+        measured = run(comparison)
+        listed = [e.name for e in asked]
+        frame = compare_table(measured, comparison, request.batch_sizes, common, request.by_layer, listed)
+        return {"compare": frame}
+    chosen = EstimatorPlan(asked, request.weighting, known)
     measured = run(chosen)
     return {
         "variance": variance_table(measured, chosen, common, dim, request.by_layer),
@@ -144,16 +191,19 @@ def measure_subject(
     }
 
 
-def _exact(data: Data, request: Request, say: Callable[[str], None] | None) -> bool:
+def _exact(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
     """Whether to compute the exact posterior; where not, says what will be missing and why."""
-    cost = request.settings.samples * len(data.points) * math.prod(data.shape) if isinstance(data, FiniteData) else 0
-    reason = None
-    if not isinstance(data, FiniteData | GaussianData | MixtureData):
-        reason = f"the posterior of {data.name} is not known"
-    elif request.posterior == "none":
+    data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
+    reason = why_unknown(data, source, subject.coupling, subject.conditional)
+    if reason is None and request.posterior == "none":
         reason = "--posterior none"
-    elif request.posterior == "auto" and cost > _POSTERIOR_COST:
-        reason = f"the exact posterior over {len(data.points):,} points would take long (--posterior exact computes it)"  # type: ignore[union-attr]
+    elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData):
+        components = len(source.means) if isinstance(source, MixtureSource) else 1
+        cost = request.settings.samples * len(data.points) * math.prod(data.shape) * components
+        if cost > _POSTERIOR_COST:
+            reason = (
+                f"the exact posterior over {len(data.points):,} points would take long (--posterior exact computes it)"
+            )
     if reason and say is not None:
         say(
             f"{reason}: no conditional variance, no bias in output space, gradient bias by the plain estimate, "
@@ -181,12 +231,16 @@ def measure(
     model: nn.Module,
     data: str | Data | np.ndarray,
     *,
-    tables: Sequence[str] = TABLES,
+    tables: Sequence[str] = TABLES[:3],
     times: str = "logit_normal",
+    source: str = "gaussian",
+    coupling: str = "independent",
+    path: str = "linear",
+    prediction: str = "u",
     proxy: Proxy = "self",
     proxy_model: nn.Module | None = None,
     weighting: str = "none",
-    estimators: Sequence[str] = Request.estimators,
+    estimators: Sequence[str] | None = None,
     beta: Sequence[float] = Request.betas,
     gamma: Sequence[float] = Request.gammas,
     batch_sizes: Sequence[int] = Request.batch_sizes,
@@ -208,11 +262,16 @@ def measure(
     it is copied and measured in eval mode. `data` is a specification (`"eight_gaussians"`, `"gaussian:2,0,1"`, a file),
     a `Data`, or an array [N, *shape]. `proxy_model` gives vhat = its u(x_t, t, t) for the proxies `ema` and `teacher`.
     A model with `num_classes` > 0 receives the data's labels. `posterior` says whether the exact posterior over
-    the data is computed; `auto` leaves it out where it would take minutes.
+    the data is computed; `auto` leaves it out where it would take minutes. `times`, `source`, `coupling`, `path` and
+    `prediction` are specifications as on the command line; `model` and `proxy_model` predict the same. `estimators` are
+    names as on the command line, with the same defaults.
 
     Raises mfdiag.InputError for impossible requests and for models that return NaN or mix their samples.
     """
     import torch
+
+    from mfdiag.models.prediction import as_average_velocity, prediction_name
+    from mfdiag.models.teacher import teacher_velocity
 
     if isinstance(data, str):
         data = load_data(data)
@@ -220,20 +279,27 @@ def measure(
         data = FiniteData("array", data)
     if proxy in ("ema", "teacher") and proxy_model is None:
         raise InputError(f"proxy={proxy!r} needs proxy_model, the network whose u(x_t, t, t) is the proxy velocity.")
+    way, start = parse_path(path), parse_source(source, data)
+    proxy_network = None if proxy_model is None else as_average_velocity(proxy_model, prediction, way)
     subject = Subject(
-        model,
+        as_average_velocity(model, prediction, way),
         data,
         parse_times(times),
         proxy,
-        proxy_model,
+        proxy_network,
         proxy,
         conditional=bool(getattr(model, "num_classes", 0)),
+        source=start,
+        coupling=parse_coupling(coupling, data, start, teacher_velocity),
+        path=way,
+        prediction=prediction_name(prediction),
+        networks={} if proxy_network is None or proxy not in ("ema", "teacher") else {proxy: proxy_network},
     )
     settings = Settings(samples, bins, chunk, engine, dtype or torch.float32, device)
-    request = Request(
-        beta, gamma, batch_sizes, estimators, parse_weighting(weighting), by_layer, seed, posterior, settings
-    )
+    weigh = parse_weighting(weighting)
     frames: dict[str, pd.DataFrame] = {}
     for table in tables:
+        names = estimators or default_estimators(table)
+        request = Request(beta, gamma, batch_sizes, names, weigh, by_layer, seed, posterior, settings)
         frames |= measure_subject(subject, table, request, progress=progress, say=say)
     return frames

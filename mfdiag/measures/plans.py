@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from mfdiag.coefficients.plane import Layout
 from mfdiag.estimators import Estimator
 from mfdiag.estimators._fields import Fields
 from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.general import Loss
 from mfdiag.gradients.run import Needs
 
 __all__ = ["EstimatorPlan", "PlanePlan", "WeightedGridPlan", "jacobian_scalars", "plane_basis"]
@@ -38,6 +40,7 @@ class PlanePlan:
     target: bool = True
     jacobian: bool = False
     groups: int = 1
+    losses: ClassVar[tuple[Loss, ...]] = ()
 
     @property
     def size(self) -> int:
@@ -72,6 +75,7 @@ class WeightedGridPlan:
     points: Sequence[tuple[float, float]]
     weighting: Weighting
     known: bool
+    losses: ClassVar[tuple[Loss, ...]] = ()
 
     @property
     def layout(self) -> Layout:
@@ -120,6 +124,7 @@ class EstimatorPlan:
     estimators: Sequence[Estimator]
     weighting: Weighting
     known: bool
+    losses: ClassVar[tuple[Loss, ...]] = ()
 
     @property
     def affine(self) -> bool:
@@ -143,6 +148,7 @@ class EstimatorPlan:
             other = fields.mean_field() if self.affine else fields.other_draw()
         found = []
         for estimator in self.estimators:
+            assert estimator.residual is not None
             weighted = self.weighting(estimator.residual(fields))
             found.append(weighted)
             if other is not None:
@@ -154,8 +160,8 @@ class EstimatorPlan:
         return None
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
-        residuals = {f"loss/{e.name}": e.residual(fields) for e in self.estimators}
-        losses = {name: (self.weighting(e) * e).flatten(1).sum(1) for name, e in residuals.items()}
+        residuals = {f"loss/{e.name}": e.residual(fields) for e in self.estimators if e.residual is not None}
+        losses = {name: fields.weighed((self.weighting(e) * e).flatten(1).sum(1)) for name, e in residuals.items()}
         return {**losses, **jacobian_scalars(fields)}
 
 

@@ -20,6 +20,8 @@ _NONNEGATIVE = {
     "conditional_variance",
     "bias2",
     "mse",
+    "mse_ratio",
+    "mixture_gain",
     "mean_norm2",
     "noise_scale",
     "snr",

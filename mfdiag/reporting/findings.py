@@ -150,19 +150,19 @@ def _compare(frame: pd.DataFrame) -> str:
     ratios = rows[rows["quantity"] == "variance_ratio"]
     if ratios.empty:
         return ""
-    quietest = ratios.loc[ratios["value"].idxmin()]
+    quietest = ratios.iloc[int(ratios["value"].to_numpy().argmin())]
     text = (
         f"Of {len(ratios)} estimators, {quietest['estimator']} has the least gradient variance, "
-        f"{_with_interval(quietest)} of MeanFlow's"
+        f"{with_interval(quietest)} of MeanFlow's"
     )
     errors = rows[(rows["quantity"] == "mse_ratio") & (rows["value"] > 0)]
     if not errors.empty:
         n = errors["batch_size"].max()
         nearest = errors[errors["batch_size"] == n]
-        nearest = nearest.loc[nearest["value"].idxmin()]
+        nearest = nearest.iloc[int(nearest["value"].to_numpy().argmin())]
         text += (
             f"; for a batch of {n:,} the mean squared error is least with {nearest['estimator']}, "
-            f"{_with_interval(nearest)} of MeanFlow's"
+            f"{with_interval(nearest)} of MeanFlow's"
         )
     return text + "."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from mfdiag.tables.store import read_json, read_table
 
 Run = Callable[..., Any]
 
+SWEEPS = Path(__file__).parents[2] / "sweeps"
 GRID = """\
 axes:
   loss.beta: [0, 1]
@@ -110,6 +112,28 @@ def test_two_grids_in_one_folder(cli: Run, spec: Path, tmp_path: Path) -> None:
     frame = read_table("training", out)
     last = frame[frame["quantity"] == "steps"]
     assert sorted(last["cell"]) == [f"beta={beta},seed={seed}" for beta in (0, 1) for seed in (0, 1, 2)]
+
+
+def test_the_quick_experiment_runs(cli: Run, tmp_path: Path) -> None:
+    """The shipped specification with 2 steps, from training to the derived table and its figures."""
+    text = (SWEEPS / "mixtures_quick.yaml").read_text()
+    assert "measure_every: 500" in text
+    (tmp_path / "short.yaml").write_text(re.sub(r"steps: \d+", "steps: 2", text).replace("measure_every: 500\n", ""))
+    out = tmp_path / "grid"
+    result = cli("train", tmp_path / "short.yaml", "--out", out, "--quiet")
+    assert result.code == 0, result.err
+    some = [path for path in result.out.split() if "mixture_8_8" in path]
+    assert len(some) == 6
+    options = ["--out", out, "--quiet"]
+    assert cli("quality", *some, "--metric", "sliced_wasserstein", "--nfe", "1", "--samples", "256", *options).code == 0
+    sweep = ["--beta", "0:1:0.5", "--by", "none", "--samples", "128", "--posterior", "none"]
+    assert cli("sweep", *some, *sweep, *options).code == 0
+    result = cli("report", tmp_path)
+    assert result.code == 0 and "divides the gradient variance by" in result.out, result.err
+    frame = read_table("grid", out)
+    assert set(frame["quantity"]) >= {"variance", "variance_ratio", "quality", "quality_ratio", "best_beta"}
+    assert {path.stem for path in (out / "figures").iterdir()} >= {"grid_variance", "grid_quality"}
+    assert (out / "report.html").stat().st_size > 10_000
 
 
 def test_dry_run_trains_nothing(cli: Run, spec: Path, tmp_path: Path) -> None:

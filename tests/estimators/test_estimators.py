@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import mfdiag.estimators
 from mfdiag.errors import InputError
-from mfdiag.estimators import Estimator, estimators, find_estimator
+from mfdiag.estimators import GROUP, Estimator, estimators, find_estimator
 from mfdiag.estimators._fields import Fields
 
 
@@ -25,6 +27,7 @@ def test_residuals_are_where_the_plane_says(name: str, fields: Fields) -> None:
     assert estimator.coefficients is not None
     beta, gamma = estimator.coefficients
     e_0, e_b, e_g = fields.plane
+    assert estimator.residual is not None
     torch.testing.assert_close(estimator.residual(fields), e_0 + beta * e_b + gamma * e_g)
 
 
@@ -35,7 +38,9 @@ def test_the_corners(fields: Fields) -> None:
         "distillation": (1, 1),
     }
     # written out: the proxy in both roles leaves no trace of v_c
-    found = estimators()["distillation"].residual(fields)
+    residual = estimators()["distillation"].residual
+    assert residual is not None
+    found = residual(fields)
     expected = fields.u + fields.gap * (fields.along_v + fields.along_shift) - fields.vhat
     torch.testing.assert_close(found, expected)
 
@@ -45,6 +50,7 @@ def test_every_file_is_an_estimator_of_its_name() -> None:
         assert isinstance(estimator, Estimator) and estimator.name == name
         assert estimator.parse is not None or find_estimator(name) is estimator
         assert estimator.title and estimator.paper and estimator.formula
+        assert (estimator.residual is None) != (estimator.loss is None)
 
 
 def test_a_point_of_the_plane() -> None:
@@ -73,3 +79,62 @@ def test_bad_names(spec: str, message: str) -> None:
 def test_listing_does_not_import_torch() -> None:
     code = "import sys, mfdiag.estimators as e; e.estimators(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+OUTSIDE = """
+from mfdiag.estimators import Estimator, Needs
+
+def loss(fields, network):
+    return (network(fields.x, fields.r, fields.t) - fields.v_c).flatten(1).square().sum(1)
+
+def parse(text):
+    return Estimator(f"outside:{text}", "with an argument", "none", "as outside", loss=loss)
+
+OUTSIDE = Estimator("outside", "from outside", "none", "|u - v_c|^2", loss=loss, parse=parse, needs=Needs())
+TAKEN = Estimator("meanflow", "a taken name", "none", "|u - v_c|^2", loss=loss)
+NOTHING = 3
+"""
+
+
+def test_a_file_is_named_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OUTSIDE)
+    assert find_estimator(f"{tmp_path}/mine.py:OUTSIDE").title == "from outside"
+    assert find_estimator(f"{tmp_path}/mine.py:OUTSIDE:5").name == "outside:5"
+    for name, message in (("NOTHING", "to be an Estimator, got int"), ("ABSENT", "'ABSENT' in .*mine.py")):
+        with pytest.raises(InputError, match=message):
+            find_estimator(f"{tmp_path}/mine.py:{name}")
+    with pytest.raises(InputError, match="does not exist"):
+        find_estimator(f"{tmp_path}/yours.py:OUTSIDE")
+    with pytest.raises(InputError, match="takes no arguments"):
+        find_estimator(f"{tmp_path}/mine.py:TAKEN:1")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("outside_package:OUTSIDE", None),
+        ("outside_package:TAKEN", "gives the name 'meanflow' again"),
+        ("outside_package:NOTHING", "gives int"),
+        ("outside_package:ABSENT", "cannot be loaded: AttributeError"),
+    ],
+)
+def test_another_package_adds_its_own(
+    value: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package as pip installs it: a module, and metadata with an entry point."""
+    (tmp_path / "outside_package.py").write_text(OUTSIDE)
+    metadata = tmp_path / "outside_package-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-package\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(f"[{GROUP}]\nanything = {value}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mfdiag.estimators._installed.cache_clear()
+    try:
+        if message is None:
+            assert estimators()["outside"].title == "from outside" and find_estimator("outside:5").name == "outside:5"
+        else:
+            with pytest.raises(InputError, match=message):
+                estimators()
+    finally:
+        mfdiag.estimators._installed.cache_clear()
+        sys.modules.pop("outside_package", None)

@@ -8,10 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mfdiag.flow.paths import TRIGONOMETRIC, Path
+from mfdiag.models.decoupled import DecoupledDiT
 from mfdiag.models.dit import DiT
 from mfdiag.models.mlp import MLP
+from mfdiag.models.prediction import Predicts
+from mfdiag.models.unet import UNet, UNet1d
 
 CLASSES = 3
+_SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t**2 + 0.1 * t * (1 - t))  # its slopes by forward mode
 
 
 class Network(NamedTuple):
@@ -149,6 +154,13 @@ NETWORKS: dict[str, Network] = {
     "mlp": Network(lambda: MLP(3, hidden=8, depth=2), (3,)),
     "mlp_labels": Network(lambda: MLP(3, hidden=8, depth=2, num_classes=CLASSES), (3,)),
     "dit": Network(lambda: DiT(2, size=4, width=8, depth=2, heads=2, num_classes=CLASSES), (2, 4, 4)),
+    "decoupled_dit": Network(
+        lambda: DecoupledDiT(2, size=4, width=8, depth=3, heads=2, num_classes=CLASSES, decoder_depth=1), (2, 4, 4)
+    ),
+    "unet": Network(lambda: UNet(2, width=8, num_classes=CLASSES), (2, 5, 4)),
+    "unet1d": Network(lambda: UNet1d(2, width=8, heads=1, num_classes=CLASSES), (2, 7)),
+    "predicts_x": Network(lambda: Predicts(MLP(3, hidden=8, depth=2), "x", TRIGONOMETRIC), (3,)),
+    "predicts_eps_by_forward_mode": Network(lambda: Predicts(MLP(3, hidden=8, depth=2), "eps", _SQUARED), (3,)),
     "convolutional": Network(_convolutional, (4, 6, 6)),
     "conv1d": Network(
         lambda: Timed(

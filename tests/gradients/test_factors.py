@@ -61,7 +61,18 @@ def test_large_gradients_are_multiplied_out_a_few_samples_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("inputs_first", [False, True])
-@pytest.mark.parametrize("sizes", [(2, 3), (9, 30)])
+def test_sums_grow_in_place(inputs_first: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(5, 3, 4, dtype=torch.float64, generator=generator)
+    g = torch.randn(2, 5, 3, 6, dtype=torch.float64, generator=generator)
+    outer = Outer(a, g, inputs_first)
+    sums = outer.total(0, 2)
+    outer.add_total(sums, 2, 5)
+    torch.testing.assert_close(sums, outer.dense(0, 5).sum(1))
+
+
+@pytest.mark.parametrize("inputs_first", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 3), (8, 12), (9, 30)])
 def test_folding_is_linear_and_keeps_what_fits(sizes: tuple[int, int], inputs_first: bool) -> None:
     """Folded factors are the fold of the gradient: exact below the width, each side of a matrix on its own above it."""
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,84 @@
+"""Derivatives of the network that carry a gradient to its parameters: on dual numbers, or by reverse mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from mfdiag.estimators._fields import twice_differentiable
+
+__all__ = ["along_by_duals", "along_by_reverse"]
+
+Times = tuple[Tensor, Tensor, Tensor]
+"""x [n, *shape], r [n], t [n], or tangents of the same shapes."""
+
+
+def along_by_duals(evaluate: Callable[..., Tensor], at: Times, tangents: Times) -> tuple[Tensor, Tensor]:
+    """u = evaluate(x, r, t) and its derivative along the tangents, each shaped as x, from one pass on dual numbers."""
+    with twice_differentiable(), _Elementary(), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(evaluate(*map(forward_ad.make_dual, at, tangents)))
+    return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
+
+
+def along_by_reverse(evaluate: Callable[..., Tensor], at: Times, tangents: Times) -> tuple[Tensor, Tensor]:
+    """The same from reverse mode alone: w -> J^T w is linear, and its derivative in w along a tangent is J times it."""
+    x, r, t = (a.detach().requires_grad_() for a in at)
+    with twice_differentiable(), _Elementary():
+        u = evaluate(x, r, t)
+        w = torch.zeros_like(u, requires_grad=True)
+        pulled = torch.autograd.grad(u, (x, r, t), w, create_graph=True, materialize_grads=True)
+        kept = [(p, tangent) for p, tangent in zip(pulled, tangents, strict=True) if p.requires_grad]
+        outputs, directions = [p for p, _ in kept], [tangent for _, tangent in kept]
+        (found,) = torch.autograd.grad(outputs, w, directions, create_graph=True, materialize_grads=True)
+    return u, found
+
+
+class _Elementary(TorchFunctionMode):
+    """Functions whose derivative has no right gradient of its own, in elementary steps.
+
+    Softmax on dual numbers overwrites what reverse mode kept (https://github.com/pytorch/pytorch/issues/162350); the
+    derivative of layer normalisation takes its mean and scale for constants.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (F.softmax, torch.softmax, Tensor.softmax):
+            return _softmax(*args, **kwargs)
+        if func in (F.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **kwargs)
+        plain = len(args) == 3 and not kwargs.keys() - {"scale"}  # without mask or dropout
+        if func is F.scaled_dot_product_attention and plain:
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _softmax(input: Tensor, dim: int = -1, **ignored: Any) -> Tensor:
+    weights = (input - input.detach().amax(dim, keepdim=True)).exp()
+    return weights / weights.sum(dim, keepdim=True)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *ignored: Any,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normal = normal if weight is None else normal * weight
+    return normal if bias is None else normal + bias
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+    scale = 1 / sqrt(query.shape[-1]) if scale is None else scale
+    return _softmax(scale * query @ key.transpose(-1, -2)) @ value

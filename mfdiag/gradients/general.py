@@ -1,0 +1,235 @@
+"""The general path: per-sample gradients of any loss, for estimators that are no cotangent of u(x_t, r, t).
+
+The loss of a chunk is computed once with every use of every layer recorded. Samples do not mix, so the gradient of the
+summed loss with respect to a layer's output holds each sample's own cotangent, and the layer's rule turns it into
+factors as in the fast engine. Where the loss holds a directional derivative, the network runs on dual numbers
+(y, y'): a layer that is linear in its input has y = W a and y' = W a', so that its gradient is g (x) a + g' (x) a'.
+The slow, obvious twin takes the gradient of one sample's loss at a time; parameters on which the two disagree on a few
+samples are left to it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import jvp
+
+from mfdiag.estimators._fields import Fields
+from mfdiag.gradients.along import along_by_duals, along_by_reverse
+from mfdiag.gradients.calling import call, parameter_places
+from mfdiag.gradients.engine import Engine
+from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.fast import FastEngine, _expanded
+from mfdiag.gradients.joined import Joined, added
+from mfdiag.gradients.rules import rule_for
+
+__all__ = ["GeneralEngine", "Loss", "Network"]
+
+Loss = Callable[[Fields, "Network"], Tensor]
+"""(fields, network) -> loss of each sample [n]."""
+
+
+class Network:
+    """The measured network as losses see it: with a gradient to its parameters. Times broadcast or are [n]."""
+
+    def __init__(
+        self, module: nn.Module, evaluate: Callable[..., Tensor], labels: Tensor | None, along: Callable[..., Any]
+    ) -> None:
+        self._module, self._evaluate, self._labels, self._along = module, evaluate, labels, along
+
+    def __call__(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        """u(x, r, t), shaped as x [n, *shape]."""
+        return self._evaluate(x, r.flatten(), t.flatten(), self._labels)
+
+    def along(
+        self, x: Tensor, r: Tensor, t: Tensor, *, dx: Tensor | None = None, dr: float = 0.0, dt: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """u(x, r, t) and its derivative along (dx, dr, dt), each shaped as x."""
+        r, t = r.flatten(), t.flatten()
+        tangents = (torch.zeros_like(x) if dx is None else dx, torch.full_like(r, dr), torch.full_like(t, dt))
+        return self._along(lambda *at: self._evaluate(*at, self._labels), (x, r, t), tangents)
+
+    def features(self, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """u(x, r, t) and the hidden features [n, ...] in the middle of the network's longest stack of layers.
+
+        `labels` go with x where these are not the batch's own samples.
+        """
+        taken: list[Tensor] = []
+        handle = _middle(self._module).register_forward_hook(lambda module, args, out: taken.append(out))
+        try:
+            u = self._evaluate(x, r.flatten(), t.flatten(), self._labels if labels is None else labels)
+        finally:
+            handle.remove()
+        return u, taken[0].reshape(len(x), -1)  # where tokens are folded into the batch, sample by sample
+
+
+def _middle(module: nn.Module) -> nn.Module:
+    """The middle element of the longest nn.ModuleList or nn.Sequential; the module itself where there is none."""
+    stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    longest = max(stacks, key=len, default=None)
+    return module if longest is None or not len(longest) else longest[len(longest) // 2]
+
+
+class _Use(NamedTuple):
+    """One use of a layer while a loss was computed: its output y, or, on dual numbers, the tangent y' of that.
+
+    `tangent` is that of the input, where `output` is y'.
+    """
+
+    layer: str
+    input: Tensor
+    tangent: Tensor | None
+    output: Tensor
+
+
+class GeneralEngine:
+    """Factors of the per-sample gradients of losses; `engine` says which parameters have a fast way.
+
+    `fields` hold a few samples on which each loss tries it; `say` receives a note where one cannot.
+    """
+
+    def __init__(
+        self, module: nn.Module, engine: Engine, losses: Sequence[Loss], fields: Fields, say: Callable[[str], None]
+    ) -> None:
+        self.module, self.losses = module, losses
+        self.places = parameter_places(module)
+        self.state = {name: p.detach() for name, p in module.named_parameters()}
+        self.names = {id(p): name for name, p in module.named_parameters()}
+        self.fast = isinstance(engine, FastEngine)
+        self.layers = engine.layers if isinstance(engine, FastEngine) else {}
+        self.bare = engine.bare if isinstance(engine, FastEngine) else {}
+        self.slow = [self._disagreeing(loss, fields) for loss in losses]
+        if self.fast and (left := {name for slow in self.slow for name in slow}):
+            say(f"{len(left)} parameters measured one sample at a time for some estimators, first {min(left)}.")
+
+    def beside(self, factors: Iterator[tuple[str, Factors]], fields: Fields) -> Iterator[tuple[str, Factors]]:
+        """`factors` of the cotangents, joined by parameter with those of each loss."""
+        n = len(fields.u)
+        own = [self.factors(k, fields) for k in range(len(self.losses))]
+        for name, found in factors:
+            yield name, Joined((found, *(loss.pop(name) for loss in own)), n, self.state[name].numel())
+
+    def factors(self, which: int, fields: Fields) -> dict[str, Factors]:
+        """Factors [1, n, ...] of every parameter for one of the losses."""
+        loss, slow = self.losses[which], self.slow[which]
+        found = {} if len(slow) == len(self.state) else self._at_once(loss, fields)
+        return found | (self._one_by_one(loss, fields, slow) if slow else {})
+
+    # -- one sample at a time -----------------------------------------------------------------------------------
+
+    def _one_by_one(self, loss: Loss, fields: Fields, names: Sequence[str]) -> dict[str, Factors]:
+        """The gradient of each sample's loss by plain reverse mode."""
+        gradients = []
+        for i in range(len(fields.u)):
+            state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
+            one = fields.part(slice(i, i + 1))
+            with torch.enable_grad():
+                value = one.weighed(loss(one, self._network(state, one, along_by_reverse))).sum()
+                wanted = [state[name] for name in names]
+                gradients.append(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+        columns = zip(names, zip(*gradients, strict=True), strict=True)
+        return {name: Dense(torch.stack([g.flatten() for g in parts])[None]) for name, parts in columns}
+
+    def _network(
+        self, state: Mapping[str, Tensor], fields: Fields, along: Callable[..., Any], copies: Mapping[str, Tensor] = {}
+    ) -> Network:
+        """The network with the parameters of `state`, and `copies` [n, ...] of some, one for each sample."""
+        assert fields.around is not None
+
+        def evaluate(x: Tensor, *others: Tensor | None) -> Tensor:
+            each = len(x) // len(fields.u)
+            own = {name: p if each == 1 else p.repeat_interleave(each, 0) for name, p in copies.items()}
+            return call(self.module, self.places, {**state, **own}, (x, *others))
+
+        return Network(self.module, evaluate, fields.around.labels, along)
+
+    # -- all samples at once ------------------------------------------------------------------------------------
+
+    def _at_once(self, loss: Loss, fields: Fields) -> dict[str, Factors]:
+        n = len(fields.u)
+        bare = {name: _expanded(self.state[name], n, axes).requires_grad_() for name, axes in self.bare.items()}
+        with self._recorded() as uses, torch.enable_grad():
+            values = fields.weighed(loss(fields, self._network(self.state, fields, along_by_duals, bare)))
+        targets = [*(use.output for use in uses), *bare.values()]
+        gradients = torch.autograd.grad(values.sum(), targets, allow_unused=True, materialize_grads=True)
+        parts: dict[str, list[Factors]] = defaultdict(list)
+        for use, g in zip(uses, gradients, strict=False):
+            each = len(g) // n  # a loss may evaluate several points for a sample
+            for k in range(each):
+                tangent = None if use.tangent is None else use.tangent[k::each]
+                made = _made(self.layers[use.layer], use.input[k::each], tangent, g[None, k::each])
+                for local, p in self.layers[use.layer].named_parameters(recurse=False):
+                    if local in made:
+                        parts[self.names[id(p)]].append(made[local])
+        found = {name: added(some, n, self.state[name].numel()) for name, some in parts.items()}
+        own = zip(bare, gradients[len(uses) :], strict=True)
+        return {**found, **{name: Dense(g.reshape(1, n, -1)) for name, g in own}}
+
+    @contextmanager
+    def _recorded(self) -> Iterator[list[_Use]]:
+        """Records every use of every layer that has a rule, wherever gradients are wanted."""
+        record: list[_Use] = []
+
+        def noted(layer: str, input: Tensor, tangent: Tensor | None, output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            record.append(_Use(layer, input.detach(), None if tangent is None else tangent.detach(), output))
+            return output.clone()  # what follows may overwrite it
+
+        def hook_for(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+                if not torch.is_grad_enabled():
+                    return out
+                (a, da), (y, dy) = forward_ad.unpack_dual(args[0]), forward_ad.unpack_dual(out)
+                y = noted(layer, a, None, y)
+                if da is None or dy is None:
+                    return y
+                return forward_ad.make_dual(y, noted(layer, a, da, dy))
+
+            return hook
+
+        handles = [module.register_forward_hook(hook_for(layer)) for layer, module in self.layers.items()]
+        try:
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _disagreeing(self, loss: Loss, fields: Fields) -> list[str]:
+        """Parameters whose fast gradients are not the slow ones."""
+        names, n = list(self.state), len(fields.u)
+        if not self.fast:
+            return names
+        truth = self._one_by_one(loss, fields, names)
+        tolerance = 1e-9 if fields.u.dtype == torch.float64 else 1e-3
+        try:
+            found = self._at_once(loss, fields)
+            return [name for name in names if name not in found or not _close(found[name], truth[name], n, tolerance)]
+        except (RuntimeError, ValueError, IndexError):  # the network is not what its layers' rules expect
+            return names
+
+
+def _made(module: nn.Module, a: Tensor, tangent: Tensor | None, g: Tensor) -> dict[str, Factors]:
+    """The rule's factors for the cotangent of y = f(a), or of y' = df/da a', for a layer f."""
+    rule = rule_for(module)
+    assert rule is not None
+    if tangent is None:
+        return rule(module, a, g)
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):  # y' = W a', whatever the bias
+        made = rule(module, tangent, g)
+        return {name: factors for name, factors in made.items() if name != "bias"}
+    # <g, y'> is the derivative of <g, f(a)> along a', and so is its gradient of the rule's
+    slope = jvp(
+        lambda at: {name: made.dense(0, len(a)) for name, made in rule(module, at, g).items()}, (a,), (tangent,)
+    )
+    return {name: Dense(values) for name, values in slope[1].items()}
+
+
+def _close(found: Factors, truth: Factors, samples: int, tolerance: float) -> bool:
+    got, want = found.dense(0, samples), truth.dense(0, samples)
+    return got.shape == want.shape and bool((got - want).norm() <= tolerance * (want.norm() + 1e-30))

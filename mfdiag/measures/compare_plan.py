@@ -1,0 +1,133 @@
+"""All estimators of a comparison as one group of gradients, and the maps that read each of them from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfdiag.estimators import Estimator
+from mfdiag.estimators._fields import Fields
+from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.general import Loss, Network
+from mfdiag.gradients.run import Needs
+
+__all__ = ["ComparePlan", "Maps"]
+
+Draw = Literal["own", "mean", "second"]
+_DRAWN: dict[Draw, Callable[[Fields], Fields]] = {
+    "own": lambda fields: fields,
+    "mean": Fields.mean_field,
+    "second": Fields.other_draw,
+}
+
+
+class Maps(NamedTuple):
+    """Maps [K, C] from the C gradients of the group to those of K estimators.
+
+    `value` gives G, `mean` something of the same expectation and less noise, `within` what has the conditional
+    fluctuation's second moment (None where the posterior is not known).
+    """
+
+    value: np.ndarray
+    mean: np.ndarray
+    within: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    """One group: the gradient of each estimator, MeanFlow first, and what their conditional laws need.
+
+    Where v is known and there are no weights, a point of the plane fluctuates by [(1-beta) A - (1-gamma) I] v', so A v'
+    and v' serve all of them; another estimator affine in v_c brings its conditional mean, its gradient at v_c = v; the
+    rest bring their gradient for a second draw of v_c given x_t.
+    """
+
+    estimators: Sequence[Estimator]
+    weighting: Weighting
+    known: bool
+    groups: ClassVar[int] = 1
+
+    @cached_property
+    def _order(self) -> list[tuple[Estimator, Draw]]:
+        """What each column of the group is, the two shared ones aside: cotangents first, losses last."""
+        found: list[tuple[Estimator, Draw]] = []
+        for estimator in sorted(self.estimators, key=lambda e: e.loss is not None):
+            found.append((estimator, "own"))
+            if self.known and not self._shared(estimator):
+                found.append((estimator, "mean" if estimator.is_affine and not self.weighting.p else "second"))
+        return found
+
+    def _shared(self, estimator: Estimator) -> bool:
+        return estimator.coefficients is not None and not self.weighting.p
+
+    @property
+    def _sharing(self) -> bool:
+        return self.known and not self.weighting.p
+
+    @property
+    def size(self) -> int:
+        return len(self._order) + 2 * self._sharing
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(posterior=self.known, second_draw=any(draw == "second" for _, draw in self._order))
+
+    @property
+    def losses(self) -> list[Loss]:
+        return [partial(self._loss, e, draw) for e, draw in self._order if e.loss is not None]
+
+    def cotangents(self, fields: Fields) -> Tensor:
+        drawn = {draw: _DRAWN[draw](fields) for draw in dict.fromkeys(draw for _, draw in self._order)}
+        found = [self.weighting(e.residual(drawn[draw])) for e, draw in self._order if e.residual is not None]
+        if self._sharing:
+            mean = fields.mean_field()
+            v = fields.v_c - mean.v_c  # v'
+            found += [fields.plane[0] - mean.plane[0] + v, v]  # e_0 - E[e_0 given x_t] = A v' - v'
+        return 2 * torch.stack(found)
+
+    def outputs(self, fields: Fields) -> Tensor | None:
+        return None
+
+    def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        return {}
+
+    @cached_property
+    def maps(self) -> Maps:
+        """How the group's columns, in the order cotangents, A v' and v', losses, make each estimator."""
+        cotangents = sum(e.residual is not None for e, _ in self._order)
+        skipped = 2 * self._sharing
+        place = {(e.name, draw): k + (skipped if k >= cotangents else 0) for k, (e, draw) in enumerate(self._order)}
+        value = np.zeros((len(self.estimators), self.size))
+        within, mean = value.copy(), value.copy()
+        for k, e in enumerate(self.estimators):
+            value[k, place[e.name, "own"]] = 1
+            if not self.known:
+                mean[k] = value[k]
+            elif self._shared(e):
+                assert e.coefficients is not None
+                beta, gamma = e.coefficients
+                within[k, [cotangents, cotangents + 1]] = 1 - beta, -(1 - gamma)
+                mean[k] = value[k] - within[k]
+            elif (e.name, "mean") in place:
+                mean[k, place[e.name, "mean"]] = 1
+                within[k] = value[k] - mean[k]
+            else:
+                second = np.eye(self.size)[place[e.name, "second"]]
+                within[k] = (value[k] - second) / 2**0.5
+                # where there are weights, no mean is MeanFlow's
+                mean[k] = mean[0] if e.unbiased and not self.weighting.p else (value[k] + second) / 2
+        return Maps(value, mean, within if self.known else None)
+
+    def _loss(self, estimator: Estimator, draw: Draw, fields: Fields, network: Network) -> Tensor:
+        assert estimator.loss is not None
+        values = estimator.loss(_DRAWN[draw](fields), network)
+        # the adaptive weight of a loss that is no single square takes the loss itself for |e|^2
+        if not self.weighting.p:
+            return values
+        return values * (values.detach().clamp_min(0) + self.weighting.eps) ** -self.weighting.p

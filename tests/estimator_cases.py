@@ -1,0 +1,83 @@
+"""Per-sample gradients of estimators by either engine, on draws common to all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from helpers import randomised
+from torch import Tensor, nn
+
+from mfdiag.estimators import find_estimator
+from mfdiag.flow.datasets import FiniteData
+from mfdiag.flow.draw import Draws
+from mfdiag.flow.times import parse_times
+from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.engine import Engine, prepare_engine
+from mfdiag.gradients.general import GeneralEngine
+from mfdiag.gradients.maker import FieldMaker
+from mfdiag.measures.compare_plan import ComparePlan
+from mfdiag.models.mlp import MLP
+
+CLASSES = 3
+SAMPLES = 6
+
+
+class Headed(MLP):
+    """An MLP with a velocity head."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, hidden=8, depth=2, num_classes=CLASSES)
+        self.head = nn.Linear(dim + 1, dim)
+
+    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.head(torch.cat([x, t[:, None]], 1))
+
+
+@cache
+def draws(times: str = "uniform", shape: tuple[int, ...] = (3,), seed: int = 7) -> Draws:
+    """Labelled points, and pairs (r, t)."""
+    points = np.random.default_rng(0).standard_normal((40, *shape))
+    data = FiniteData("points", points, np.arange(40) % CLASSES)
+    return Draws(data, parse_times(times), seed)
+
+
+@cache
+def networks() -> tuple[Headed, nn.Module, nn.Module]:
+    """The measured network, its average and a teacher."""
+    torch.manual_seed(0)
+    found = [randomised(Headed(3), seed=k).double().eval().requires_grad_(False) for k in range(3)]
+    return found[0], found[1], found[2]
+
+
+def gradients(
+    specs: Sequence[str],
+    module: nn.Module,
+    law: Draws,
+    kind: str = "fast",
+    others: dict[str, nn.Module] | None = None,
+    weighting: Weighting | None = None,
+    samples: int = SAMPLES,
+) -> tuple[ComparePlan, Tensor]:
+    """The plan of MeanFlow and `specs`, and the gradients [C, samples, P] of its group, multiplied out.
+
+    Parameters come in the order of `module.parameters()`.
+    """
+    plan = ComparePlan(
+        [find_estimator(spec) for spec in dict.fromkeys(["meanflow", *specs])],
+        weighting or Weighting(),
+        law.posterior is not None,
+    )
+    others = others or {}
+    guide = others.get("ema", module)
+    proxy = "ema" if "ema" in others else "self"
+    maker = FieldMaker(module, guide, law, plan.needs, proxy, lambda a: a.double(), others)  # type: ignore[arg-type]
+    engine: Engine = prepare_engine(module, maker.inputs(law.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
+    some = maker(np.arange(2), engine)[1]
+    inputs, fields, opened = maker(np.arange(samples), engine)
+    general = GeneralEngine(module, engine, plan.losses, some, lambda note: None)
+    factors = engine.factors(inputs, plan.cotangents(fields), opened)
+    parts = {name: found.dense(0, samples) for name, found in general.beside(factors, fields)}
+    return plan, torch.cat([parts[name] for name, _ in module.named_parameters()], 2)
