@@ -1,0 +1,96 @@
+"""Columns that tables share, the statuses, and how a table is put together."""
+
+from __future__ import annotations
+
+from mfdiag.tables.fields import Column, Quantity, Status, Table
+
+__all__ = ["BINS", "COMMON", "GRADIENT2", "LAYER", "MEASURED", "STATUSES", "table_of"]
+
+COMMON = (
+    Column("run", "string", "Name of the run the checkpoint comes from."),
+    Column("checkpoint", "string", "Name or path of the checkpoint, as given."),
+    Column("checkpoint_sha256", "string", "SHA-256 of the checkpoint file, in hexadecimal.", nullable=True),
+    Column(
+        "step", "int64", "Optimiser steps taken when the checkpoint was saved; null if it does not say.", nullable=True
+    ),
+    Column("dataset", "string", "Name or path of the data the samples are drawn from."),
+    Column(
+        "estimator",
+        "string",
+        "Method that is measured, plane for every (beta, gamma); null where the quantity belongs to the model.",
+        nullable=True,
+    ),
+    Column(
+        "proxy",
+        "string",
+        "Source of the proxy velocity vhat (self, ema, exact, teacher=PATH); null where none is used.",
+        nullable=True,
+    ),
+    Column("weighting", "string", "Per-sample weight w (none, adaptive:p,eps); null where none enters.", nullable=True),
+    Column(
+        "times",
+        "string",
+        "Sampler of (r, t) with its arguments, such as uniform:0; null where none enters.",
+        nullable=True,
+    ),
+    Column("seed", "int64", "Seed of the samples: sample i depends on (seed, i) alone."),
+)
+
+MEASURED = (
+    Column("quantity", "string", "Which quantity the row holds; each table lists its own."),
+    Column("value", "float64", "The estimate, in the unit of its quantity.", nullable=True),
+    Column("std_error", "float64", "Standard error of value, in the same unit; null where none exists.", nullable=True),
+    Column("ci_low", "float64", "Lower end of the two-sided 95 % interval, in the unit of value.", nullable=True),
+    Column("ci_high", "float64", "Upper end of the two-sided 95 % interval, in the unit of value.", nullable=True),
+    Column("n_samples", "int64", "Number of samples behind the value: (x_0, x_1, r, t), in quality of the model."),
+    Column("status", "string", "ok, or why the value should not be trusted."),
+)
+
+STATUSES = {
+    status.name: status
+    for status in (
+        Status("ok", "The estimate passed every check.", "None needed."),
+        Status(
+            "too_few_samples",
+            "The cell holds fewer samples than its interval needs (64).",
+            "Raise --samples, or ask for fewer --bins.",
+        ),
+        Status(
+            "negative_estimate",
+            "An unbiased estimate of something that cannot be negative came out below zero: the truth is smaller than "
+            "the noise of the estimate. The value is kept, not clamped.",
+            "Take it as zero to within variance / n_samples; raise --samples, or measure on data with a known "
+            "posterior, where the mean is estimated with far less noise.",
+        ),
+        Status(
+            "degenerate_control",
+            "The control variate hardly varies (as A does at r = t, or where vhat equals v_c), so that the "
+            "coefficient's denominator is zero within its noise.",
+            "There is nothing to tune here: keep r = t out of --times, ask for fewer --bins, or take another --proxy.",
+        ),
+        Status(
+            "outside_unit_interval",
+            "The optimal coefficient lies outside [0, 1]. This can be real; the isotropic form also has a pole at "
+            "kappa = -1.",
+            "Compare the matrix and gradient forms before acting on it; values are never clipped.",
+        ),
+        Status(
+            "nonfinite",
+            "The value, or a number it is made of, is NaN or infinite.",
+            "Inspect the checkpoint, use --dtype float64, or raise eps of an adaptive weighting.",
+        ),
+    )
+}
+
+LAYER = Column("layer", "string", "Name of the layer whose parameters are counted; all for the whole network.")
+BINS = tuple(
+    Column(f"{time}_{end}", "float64", f"{word} edge of the bin of {time}, in [0, 1]; null over all {time}.", True)
+    for time in ("r", "t")
+    for end, word in (("low", "Lower"), ("high", "Upper"))
+)
+
+GRADIENT2 = "(loss/parameter)²"
+
+
+def table_of(name: str, command: str, doc: str, keys: tuple[Column, ...], *quantities: Quantity) -> Table:
+    return Table(name, command, doc, (*COMMON, *keys, *MEASURED), keys, {entry.name: entry for entry in quantities})

@@ -1,0 +1,247 @@
+"""Tables of what is measured of a model's gradients."""
+
+from __future__ import annotations
+
+from mfdiag.tables.columns import BINS, GRADIENT2, LAYER, table_of
+from mfdiag.tables.fields import Column, Quantity
+
+__all__ = ["TABLES"]
+
+_MOMENT = f"{GRADIENT2}; velocity² in space=output"
+
+_VARIANCE = Quantity(
+    "variance",
+    "tr Cov G",
+    GRADIENT2,
+    "Trace of the covariance of the per-sample gradient G over x_0, x_1, r and t.",
+)
+_CONDITIONAL = Quantity(
+    "conditional_variance",
+    "E[tr Cov(G | x_t, r, t)]",
+    GRADIENT2,
+    "The part of variance left once (x_t, r, t) is given; needs a posterior over the data.",
+)
+
+TABLES = (
+    table_of(
+        "sweep",
+        "sweep",
+        "Variance, bias and mean squared error at each point of the plane (beta, gamma).",
+        (
+            Column(
+                "space",
+                "string",
+                "What is measured: the per-sample gradient, or the residual e in output space.",
+                choices=("gradient", "output"),
+            ),
+            Column("beta", "float64", "Coefficient of the tangent: 0 is v_c, 1 is vhat."),
+            Column("gamma", "float64", "Coefficient of the target: 0 is v_c, 1 is vhat."),
+            Column("batch_size", "int64", "The n of mse, in samples; 1 for the other quantities, per sample."),
+            LAYER,
+            *BINS,
+        ),
+        Quantity(
+            "variance",
+            "(1,c) S (1,c)^T; tr Cov e in space=output",
+            _MOMENT,
+            "Trace of the covariance of the per-sample gradient (space=gradient) or of the residual e (space=output).",
+        ),
+        Quantity(
+            "conditional_variance",
+            "E[tr Cov(G | x_t, r, t)]; E[tr Cov(e | x_t, r, t)] in space=output",
+            _MOMENT,
+            "The part of variance left once (x_t, r, t) is given; needs a posterior over the data.",
+        ),
+        Quantity(
+            "bias2",
+            "c M_cc c^T; E|(beta A - gamma I) b|^2 in space=output",
+            _MOMENT,
+            "Squared norm of the mean gradient's difference to the unbiased corner (0, 0): an unbiased estimate, "
+            "which may be negative (space=gradient); or mean squared bias of the residual (space=output).",
+        ),
+        Quantity(
+            "mse",
+            "variance/n + bias2; conditional_variance/n + bias2 in space=output",
+            _MOMENT,
+            "Mean squared error of a batch of n = batch_size samples against the unbiased mean.",
+        ),
+    ),
+    table_of(
+        "variance",
+        "variance",
+        "Gradient statistics of each estimator, and Jacobian statistics of the model.",
+        (LAYER, *BINS),
+        _VARIANCE,
+        _CONDITIONAL,
+        Quantity(
+            "mean_norm2",
+            "|E G|^2 = (|sum_i G_i|^2 - sum_i |G_i|^2) / (N (N-1))",
+            GRADIENT2,
+            "Squared norm of the mean gradient, estimated without bias: may be negative.",
+        ),
+        Quantity(
+            "noise_scale",
+            "variance / mean_norm2",
+            "samples",
+            "Batch size at which noise and signal are equal (simple noise scale, arXiv 1812.06162).",
+        ),
+        Quantity(
+            "snr",
+            "mean_norm2 / variance",
+            "1",
+            "Signal-to-noise ratio, in power, of one sample's gradient: the inverse of noise_scale, finite where "
+            "the mean vanishes.",
+        ),
+        Quantity(
+            "top1_share",
+            "sum of the largest 1 % of |G_i|^2 / sum_i |G_i|^2",
+            "1",
+            "Share of the squared gradient norm that one sample in a hundred carries; 0.01 if all were equal.",
+        ),
+        Quantity(
+            "tail_index",
+            "Hill's alpha in P(|G|^2 > x) ~ x^-alpha",
+            "1",
+            "Weight of the upper tail of |G|^2: at 2 or below the variance's own interval is unreliable, at 1 or "
+            "below there is no finite variance.",
+        ),
+        Quantity("jacobi_fro2", "E|J|_F^2", "1", "Mean squared Frobenius norm of the Jacobi factor J = A - I."),
+        Quantity("jacobi_spectral", "E|J|_2", "1", "Mean largest singular value of the Jacobi factor."),
+        Quantity("kappa_signed", "E[tr(J)] / d", "1", "Signed kappa: mean diagonal entry of the Jacobi factor."),
+        Quantity("kappa_magnitude", "sqrt(E|J|_F^2 / d)", "1", "Magnitude kappa: root mean square gain of J."),
+        Quantity("loss_variance", "Var(w |e|^2)", "loss²", "Variance of the per-sample loss."),
+    ),
+    table_of(
+        "coefficient",
+        "coefficient",
+        "Closed-form optimal coefficients, and what they are made of.",
+        (
+            Column(
+                "form",
+                "string",
+                "isotropic: kappa/(kappa+1) sigma2d/(sigma2d + bias2); diagonal: the one beta that is best over "
+                "all coordinates, each with its own J_ii, Sigma_ii, b_i; "
+                "matrix: tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2); plane: beta and gamma together, from "
+                "the residual; gradient: from the moments S and M of the gradients.",
+                choices=("isotropic", "diagonal", "matrix", "plane", "gradient"),
+            ),
+            Column(
+                "role",
+                "string",
+                "Which coefficient: beta (tangent) or gamma (target).",
+                choices=("tangent", "target"),
+            ),
+            Column(
+                "batch_size",
+                "int64",
+                "Batch n the optimum is for, in samples; null for n -> 0 or where n does not enter.",
+                True,
+            ),
+            LAYER,
+            *BINS,
+            Column(
+                "kappa_kind",
+                "string",
+                "Kappa an isotropic row uses: signed, tr(J)/d, or magnitude, |J|_F/sqrt(d); null otherwise.",
+                nullable=True,
+                choices=("signed", "magnitude"),
+            ),
+        ),
+        Quantity(
+            "optimum",
+            "argmin_c MSE_n(c); gradient form: -(S_cc + n M_cc)^(-1) S_c0",
+            "1",
+            "Optimal coefficient, by total gradient variance and bias (gradient form), or by the conditional noise "
+            "and bias of the residual (the others); may lie outside [0, 1].",
+        ),
+        Quantity(
+            "conditional_optimum",
+            "the same from conditional S",
+            "1",
+            "Gradient form if only the noise given (x_t, r, t) counts; needs a posterior.",
+        ),
+        Quantity(
+            "critical_batch",
+            "n0 = S_bb / M_bb",
+            "samples",
+            "Batch size at which the optimal coefficient has fallen to half its value at n -> 0.",
+        ),
+        Quantity(
+            "variance_reduction",
+            "Var(0,0) / Var(optimum)",
+            "1",
+            "Factor by which the optimum cuts the gradient variance, on held-out samples; above 1 is better.",
+        ),
+        Quantity("kappa", "tr(J)/d or |J|_F/sqrt(d)", "1", "Kappa of the isotropic form; kappa_kind says which."),
+        Quantity("sigma2d", "tr Sigma", "velocity²", "Conditional variance of the conditional velocity, summed."),
+        Quantity("bias2", "|b|^2", "velocity²", "Mean squared norm of the proxy's bias b = vhat - v."),
+    ),
+    table_of(
+        "compare",
+        "compare",
+        "Every estimator on the same samples, each held against MeanFlow, and their best linear mixture (estimator "
+        "mixture). Rows of single layers are over all times, rows of time bins over the whole network.",
+        (
+            Column("batch_size", "int64", "Batch n of mse and of the mixture; null where n does not enter.", True),
+            LAYER,
+            *BINS,
+        ),
+        _VARIANCE,
+        _CONDITIONAL,
+        Quantity("variance_ratio", "variance / variance of MeanFlow", "1", "Below 1 is less noisy than MeanFlow."),
+        Quantity(
+            "conditional_variance_ratio",
+            "conditional_variance / conditional_variance of MeanFlow",
+            "1",
+            "The same for the noise given (x_t, r, t); needs a posterior over the data.",
+        ),
+        Quantity(
+            "bias2",
+            "|E G - E G_MeanFlow|^2",
+            GRADIENT2,
+            "Squared distance of the mean gradient to MeanFlow's, which is unbiased for the regression on the "
+            "marginal velocity: an unbiased estimate, which may be negative. For losses of another scale it tells "
+            "of that too.",
+        ),
+        Quantity(
+            "cosine",
+            "<E G, E G_MeanFlow> / (|E G| |E G_MeanFlow|)",
+            "1",
+            "Cosine of the mean gradient to MeanFlow's, from unbiased products; may leave [-1, 1] by their noise.",
+        ),
+        Quantity("mse", "variance/n + bias2", GRADIENT2, "Mean squared error of a batch of n = batch_size."),
+        Quantity("mse_ratio", "mse / mse of MeanFlow", "1", "Below 1 a batch of n is nearer to the truth."),
+        Quantity(
+            "cost",
+            "evaluations + derivatives + 2 per backward pass",
+            "forward passes",
+            "What a training step costs per sample; follows from the method, so it has no interval.",
+        ),
+        Quantity(
+            "mixture_weight",
+            "argmin_w w (S/n + M) w, sum of w = 1",
+            "1",
+            "Weight of the estimator in the mixture of least mse at n, or of least variance where n is null.",
+        ),
+        Quantity(
+            "mixture_gain",
+            "mse of MeanFlow / mse of the mixture",
+            "1",
+            "The mixture fitted on every second block of samples and tried on the others; above 1 is better. "
+            "Variances instead of errors where n is null.",
+        ),
+    ),
+    table_of(
+        "samples",
+        "variance",
+        "Raw per-sample numbers, one row per sample and quantity; std_error and interval are null.",
+        (
+            Column("index", "int64", "Sample number i, from 0."),
+            Column("r", "float64", "Start of the sample's time interval, in [0, 1]."),
+            Column("t", "float64", "End of the sample's time interval, in [0, 1]."),
+            Column("label", "int64", "Class label of the sample; null without labels.", nullable=True),
+        ),
+        Quantity("grad_norm2", "|G_i|^2", GRADIENT2, "Squared norm of the per-sample gradient."),
+        Quantity("loss", "w_i |e_i|^2", "loss", "Per-sample loss."),
+    ),
+)
