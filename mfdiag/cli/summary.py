@@ -36,7 +36,7 @@ def _sweep(title: str, part: pd.DataFrame) -> Table:
     keys = ["beta"] if part["gamma"].nunique() == 1 else ["beta", "gamma"]
     for name in keys:
         found.add_column(name, justify="right")
-    largest = part["batch_size"].max()
+    largest = part.loc[part["quantity"] == "mse", "batch_size"].max()
     wanted = {q: q for q in ("variance", "conditional_variance", "bias2") if (part["quantity"] == q).any()}
     if (part["quantity"] == "mse").any():
         wanted["mse"] = f"MSE, n={largest:,}"

@@ -72,10 +72,7 @@ def command(
             cells,
             out,
             options,
-            specification={
-                "file": str(spec),
-                "cells": {cell.name: cell.spec.model_dump(mode="json") for cell in cells},
-            },
+            specification={"file": str(spec), "text": spec.read_text(encoding="utf-8")},
             progress=report,
             say=say,
         )

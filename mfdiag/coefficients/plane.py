@@ -11,7 +11,9 @@ import numpy as np
 
 from mfdiag.gradients.moments import Moments
 
-__all__ = ["Layout", "Quadratic", "gradient_quadratic", "output_quadratic"]
+__all__ = ["DEGENERATE", "Layout", "Quadratic", "degenerate", "gradient_quadratic", "output_quadratic"]
+
+DEGENERATE = 1e-10  # of the uncontrolled variance: below it the control is constant up to rounding
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,16 @@ class Quadratic:
         solved = np.full(right.shape, np.nan)
         solved[solvable] = np.linalg.solve(inner[solvable], right[solvable][:, :, None])[:, :, 0]
         return solved
+
+    def has_minimum(self, noise: np.ndarray, n: float) -> bool:
+        """Whether the full sample's MSE_n is least at `optimum`; a bias2 estimated below zero may leave a saddle."""
+        curve = noise[0] if self.B is None else noise[0] + n * self.B[0]
+        return bool(curve[1, 1] > 0 and curve[1, 1] * curve[2, 2] > curve[1, 2] * curve[2, 1])
+
+
+def degenerate(noise: np.ndarray, k: int) -> bool:
+    """Whether the variance of control `k` is nothing beside the uncontrolled one, so that their ratio means nothing."""
+    return bool(noise[0, k, k] <= DEGENERATE * noise[0, 0, 0])
 
 
 def gradient_quadratic(moments: Moments, layout: Layout, group: int = 0) -> Quadratic:

@@ -12,7 +12,7 @@ __all__ = ["draw_quality", "draw_variance", "quality_rows", "variance_rows"]
 
 _COLUMNS = 3
 _METRIC = "sliced_wasserstein"
-_SEEDS = "Bands: 95 % intervals over training seeds"
+_SEEDS = "β: tangent coefficient. Bands: 95 % intervals over training seeds"
 
 
 def variance_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def draw_variance(frame: pd.DataFrame) -> Figure:
     rows = present(variance_rows(frame))
     series = {"variance": "trained and measured at β", "variance_at_0": "trained at 0, measured at β"}
     parts = {label: rows[rows["quantity"] == quantity] for quantity, label in series.items()}
-    return _draw(parts, "Gradient variance, tr Cov G", "Gradient variance against the tangent coefficient β", _SEEDS)
+    return _draw(parts, "tr Cov G, (loss/parameter)²", "Gradient variance against β", _SEEDS)
 
 
 def quality_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def draw_quality(frame: pd.DataFrame) -> Figure:
     rows = present(quality_rows(frame))
     parts = {f"{weights} weights": part for weights, part in rows.groupby("weights", sort=False)}
     steps = int(rows["nfe"].iloc[0])
-    title = f"Sample quality against the tangent coefficient β, {steps} step{'s' * (steps > 1)}"
+    title = f"Sample quality against β, {steps} step{'s' * (steps > 1)}"
     return _draw(parts, "sliced Wasserstein-1", title, _SEEDS, "0 is best")
 
 

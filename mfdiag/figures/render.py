@@ -19,6 +19,7 @@ from mfdiag.figures import (
     grid_optimum,
     layers,
     loss_by_time,
+    plane,
     quality,
     training_course,
 )
@@ -39,6 +40,7 @@ class FigureKind:
 
 FIGURES = {
     "bias_variance": FigureKind("sweep", bias_variance.rows, bias_variance.draw),
+    "plane": FigureKind("sweep", plane.rows, plane.draw),
     "beta_map": FigureKind("coefficient", beta_map.rows, beta_map.draw),
     "batch_optimum": FigureKind("coefficient", batch_optimum.rows, batch_optimum.draw),
     "layers": FigureKind("variance", layers.rows, layers.draw),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfdiag.coefficients.plane import Layout, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import DEGENERATE, Layout, degenerate, gradient_quadratic, output_quadratic
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
 from mfdiag.gradients.moments import jackknife
 from mfdiag.gradients.run import Measured
@@ -19,7 +19,6 @@ from mfdiag.measures.rows import Rows
 __all__ = ["coefficient_table"]
 
 _ROLES = {"tangent": 1, "target": 2}
-_DEGENERATE = 1e-10  # of the uncontrolled variance: below it the control is constant up to rounding
 
 
 def coefficient_table(
@@ -44,7 +43,7 @@ def coefficient_table(
             for role, k in _ROLES.items():
                 # theory: matrix form, beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma
                 estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
-                rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=_degenerate(form.W, k))
+                rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=degenerate(form.W, k))
             solved = form.optimum(form.W, 1, (1, 2))
             for k, role in enumerate(_ROLES):
                 rows.add(
@@ -52,7 +51,7 @@ def coefficient_table(
                     jackknife(solved[:, k], moments.count),
                     box,
                     **_keys("plane", role),
-                    degenerate=_degenerate(form.W, 1) or not np.isfinite(solved[0]).all(),
+                    degenerate=degenerate(form.W, 1) or not np.isfinite(solved[0]).all(),
                 )
         _isotropic_and_diagonal(rows, measured, dim)
     return rows.frame()
@@ -62,30 +61,25 @@ def _keys(form: str, role: str, layer: str = "all", n: int | None = None, kind: 
     return {"form": form, "role": role, "layer": layer, "batch_size": n, "kappa_kind": kind}
 
 
-def _degenerate(noise: np.ndarray, k: int) -> bool:
-    """Whether the control's variance is nothing beside the uncontrolled one, so that the ratio means nothing."""
-    return bool(noise[0, k, k] <= _DEGENERATE * noise[0, 0, 0])
-
-
 def _gradient(rows: Rows, measured: Measured, layout: Layout, batch_sizes: Sequence[int], by_layer: bool) -> None:
     for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
         form = gradient_quadratic(moments, layout)
         assert form.B is not None
         for role, k in _ROLES.items():
-            degenerate = _degenerate(form.S, k)
+            constant = degenerate(form.S, k)
 
             def add(quantity: str, replicates: np.ndarray, n: int | None = None, **more: Any) -> None:
                 estimate = jackknife(replicates, moments.count)  # noqa: B023
                 estimate = estimate.inverse() if quantity == "critical_batch" else estimate
                 rows.add(quantity, estimate, box, **_keys("gradient", role, layer, n), **more)  # noqa: B023
 
-            add("optimum", form.optimum(form.S, 0, (k,))[:, 0], degenerate=degenerate)
+            add("optimum", form.optimum(form.S, 0, (k,))[:, 0], degenerate=constant)
             for n in batch_sizes:
-                add("optimum", form.optimum(form.S, n, (k,))[:, 0], n, degenerate=degenerate)
+                add("optimum", form.optimum(form.S, n, (k,))[:, 0], n, degenerate=constant)
             if form.W is not None:
-                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=_degenerate(form.W, k))
+                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=degenerate(form.W, k))
             with np.errstate(divide="ignore", invalid="ignore"):
-                add("critical_batch", form.B[:, k, k] / form.S[:, k, k], degenerate=degenerate)
+                add("critical_batch", form.B[:, k, k] / form.S[:, k, k], degenerate=constant)
     if not measured.stratified:
         _held_out(rows, measured, layout)
 
@@ -104,7 +98,7 @@ def _held_out(rows: Rows, measured: Measured, layout: Layout) -> None:
             "variance_reduction",
             jackknife(gain, replicates[1].count),
             **_keys("gradient", role),
-            degenerate=_degenerate(fitted.S, k),
+            degenerate=degenerate(fitted.S, k),
         )
 
 
@@ -115,7 +109,7 @@ def _isotropic_and_diagonal(rows: Rows, measured: Measured, dim: int) -> None:
         for quantity, replicates in (("sigma2d", sigma2d), ("bias2", bias2)):
             rows.add(quantity, jackknife(replicates, count), box, **_keys("isotropic", "tangent"))
         # E|A|_F^2 = E|J|_F^2 + 2 tr J + d with A = J + I: nothing to control where A vanishes, as at r = t
-        still = bool(means["jacobi_fro2"][0] + dim * (2 * means["kappa"][0] + 1) <= _DEGENERATE * dim)
+        still = bool(means["jacobi_fro2"][0] + dim * (2 * means["kappa"][0] + 1) <= DEGENERATE * dim)
         kappas = {"signed": means["kappa"], "magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
         for kind, kappa in kappas.items():
             keys = _keys("isotropic", "tangent", kind=kind)

@@ -28,7 +28,7 @@ _NONNEGATIVE = {
     "critical_batch",
     "loss_variance",
 }
-_COEFFICIENTS = {"optimum", "conditional_optimum"}
+_COEFFICIENTS = {"optimum", "conditional_optimum", "optimum_beta", "optimum_gamma"}
 
 
 class Rows:
@@ -45,15 +45,21 @@ class Rows:
         box: Box = Box(),
         *,
         degenerate: bool = False,
+        negative: np.ndarray | None = None,
         **keys: Any,
     ) -> None:
-        """One row for each entry of the estimate; `keys` are scalars or arrays of its shape."""
+        """One row for each entry of the estimate; `keys` are scalars or arrays of its shape.
+
+        `negative`, of that shape too, says where an estimate behind the value is negative and should not be.
+        """
         value = np.atleast_1d(estimate.value)
         status = np.full(value.shape, "ok", dtype=object)
         if quantity in _COEFFICIENTS:
             status[(value < 0) | (value > 1)] = "outside_unit_interval"
         if quantity in _NONNEGATIVE:
             status[value < 0] = "negative_estimate"
+        if negative is not None:
+            status[negative] = "negative_estimate"
         if estimate.n_samples < _FEW_SAMPLES:
             status[:] = "too_few_samples"
         if degenerate:

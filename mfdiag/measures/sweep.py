@@ -1,4 +1,4 @@
-"""`mfdiag sweep`: variance, conditional variance, bias and MSE over (beta, gamma)."""
+"""`mfdiag sweep`: variance, conditional variance, bias and MSE over (beta, gamma), and where the MSE is least."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfdiag.coefficients.plane import Quadratic, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import Quadratic, degenerate, gradient_quadratic, output_quadratic
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
@@ -19,6 +19,8 @@ from mfdiag.measures.plans import PlanePlan, WeightedGridPlan
 from mfdiag.measures.rows import Rows
 
 __all__ = ["sweep_plan", "sweep_table"]
+
+_PATH = tuple(10**k for k in range(7))  # batch sizes along the path of the optimum, besides those asked for
 
 
 def sweep_plan(
@@ -49,6 +51,8 @@ def sweep_table(
         else:
             values = _weighted(moments, plan.known)
         _add(rows, box, "gradient", layer, values, moments.count, points, batch_sizes, noise="variance")
+        if isinstance(plan, PlanePlan) and plan.target:
+            _optima(rows, box, layer, form, moments.count, batch_sizes)
     if measured.output is not None:
         for box, _, moments in moments_by_cell(measured, measured.output):
             form = output_quadratic(moments, plan.layout)
@@ -90,3 +94,26 @@ def _add(
     if noise in values and "bias2" in values:
         for n in batch_sizes:
             rows.add("mse", jackknife(values[noise] / n + values["bias2"], count), box, **keys, batch_size=n)
+
+
+def _optima(
+    rows: Rows, box: Box, layer: str, form: Quadratic, count: np.ndarray, batch_sizes: Sequence[int]
+) -> None:
+    """theory: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over beta and gamma together, along the path of n."""
+    sizes = sorted({*batch_sizes, *_PATH})
+    path = np.stack([form.optimum(form.S, n, (1, 2)) for n in sizes], axis=-1)  # [R, 2, sizes]
+    constant = degenerate(form.S, 1) or degenerate(form.S, 2) or not np.isfinite(path[0]).all()
+    unbounded = np.array([not form.has_minimum(form.S, n) for n in sizes])
+    for k, quantity in enumerate(("optimum_beta", "optimum_gamma")):
+        rows.add(
+            quantity,
+            jackknife(path[:, k], count),
+            box,
+            degenerate=constant,
+            negative=unbounded,
+            space="gradient",
+            layer=layer,
+            beta=None,
+            gamma=None,
+            batch_size=sizes,
+        )

@@ -37,7 +37,7 @@ def report_folder(folder: Path) -> FolderReport:
         derived = grid_table(tables)
         if len(derived):
             write_table("grid", derived, folder)
-            tables["grid"] = derived
+            tables = {NEEDED: tables[NEEDED], "grid": derived}  # its models one by one would be too many to read
     figures = save_figures(tables, folder)
     page = write_page(tables, figures, folder)
     return FolderReport(findings(tables), [*(table_path(name, folder) for name in tables), *figures, page])

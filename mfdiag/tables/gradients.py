@@ -26,7 +26,7 @@ TABLES = (
     table_of(
         "sweep",
         "sweep",
-        "Variance, bias and mean squared error at each point of the plane (beta, gamma).",
+        "Variance, bias and mean squared error at each point of the plane (beta, gamma), and where the error is least.",
         (
             Column(
                 "space",
@@ -34,9 +34,9 @@ TABLES = (
                 "What is measured: the per-sample gradient, or the residual e in output space.",
                 choices=("gradient", "output"),
             ),
-            Column("beta", "float64", "Coefficient of the tangent: 0 is v_c, 1 is vhat."),
-            Column("gamma", "float64", "Coefficient of the target: 0 is v_c, 1 is vhat."),
-            Column("batch_size", "int64", "The n of mse, in samples; 1 for the other quantities, per sample."),
+            Column("beta", "float64", "Coefficient of the tangent: 0 is v_c, 1 is vhat; null for an optimum.", True),
+            Column("gamma", "float64", "Coefficient of the target: 0 is v_c, 1 is vhat; null for an optimum.", True),
+            Column("batch_size", "int64", "The n of mse and optima, in samples; 1 for the other quantities."),
             LAYER,
             *BINS,
         ),
@@ -65,6 +65,15 @@ TABLES = (
             _MOMENT,
             "Mean squared error of a batch of n = batch_size samples against the unbiased mean.",
         ),
+        Quantity(
+            "optimum_beta",
+            "beta of c*_n = argmin_c MSE_n(c) = -(S_cc + n M_cc)^(-1) S_c0",
+            "1",
+            "Tangent coefficient of least mse, beta and gamma chosen together, for the batch sizes asked for and the "
+            "powers of ten up to a million. In space=gradient, without weights and where some gamma is not 0. "
+            "negative_estimate: the estimated bias2 is so negative that mse has no minimum.",
+        ),
+        Quantity("optimum_gamma", "gamma of c*_n", "1", "Target coefficient of least mse, as optimum_beta."),
     ),
     table_of(
         "variance",

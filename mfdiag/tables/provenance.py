@@ -78,7 +78,7 @@ def manifest(
     Raises InputError where an output cannot be read.
     """
     return {
-        "command": list(command),
+        "command": ["mfdiag", *command[1:]],  # however it was started
         "specification": dict(specification),
         "seeds": list(seeds),
         "inputs": [{"path": str(path), "sha256": digest} for path, digest in inputs],

@@ -38,7 +38,9 @@ def test_contract_of_names() -> None:
     assert [c.name for c in TABLES["coefficient"].keys] == (
         ["form", "role", "batch_size", "layer", "r_low", "r_high", "t_low", "t_high", "kappa_kind"]
     )
-    assert set(TABLES["sweep"].quantities) == {"variance", "conditional_variance", "bias2", "mse"}
+    assert set(TABLES["sweep"].quantities) == (
+        {"variance", "conditional_variance", "bias2", "mse", "optimum_beta", "optimum_gamma"}
+    )
     assert set(STATUSES) == {
         "ok",
         "too_few_samples",
