@@ -37,6 +37,8 @@ def grid_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         return pd.DataFrame()
     frame = pd.concat(parts, ignore_index=True)
     frame = pd.concat([frame, _prediction_errors(frame)], ignore_index=True)
+    order = [*dict.fromkeys(tables[NEEDED]["dataset"]), "all"]
+    frame = frame.sort_values("dataset", key=lambda names: names.map(order.index), kind="stable")
     first = tables[NEEDED].iloc[0]
     shared = {"run": first["run"], "checkpoint": first["run"], "times": first["times"], "seed": 0}
     unused = dict.fromkeys(("checkpoint_sha256", "estimator", "proxy", "step", "weighting"))
