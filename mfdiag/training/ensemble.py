@@ -143,7 +143,11 @@ class Ensemble:
             self._replay_steps(done)
             done += _GRAPH_STEPS
         for step in range(done, stop):
-            self.state = self._step(self.state, self.feed.batch(step))
+            state = self._step(self.state, self.feed.batch(step))
+            if self._graph:
+                _copy(self.state, state)  # a recorded graph goes on from these very tensors
+            else:
+                self.state = state
 
     def _eager(self, state: State, batch: Batch) -> State:
         def one(state: State, batch: Batch, rates: Rates) -> State:
@@ -185,10 +189,14 @@ class Ensemble:
             for number in range(_GRAPH_STEPS):
                 batch = Batch._make(None if values is None else values[number] for values in self._buffer)
                 state = self._step(state, batch)
-            for kept, new in zip(_leaves(self.state), _leaves(state), strict=True):
-                kept.copy_(new)
+            _copy(self.state, state)
         return graph
 
 
 def _leaves(state: State) -> list[Tensor]:
     return pytree.tree_leaves(state)
+
+
+def _copy(kept: State, new: State) -> None:
+    for into, values in zip(_leaves(kept), _leaves(new), strict=True):
+        into.copy_(values)

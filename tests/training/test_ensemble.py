@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +104,34 @@ def test_where_compilation_fails_training_goes_on(monkeypatch: pytest.MonkeyPatc
     feed.close()
     assert said == ["Training runs uncompiled, and slower, because compilation failed (no compiler here)."]
     assert_same(models.states()[0], trained([spec], 3)[0])
+
+
+def test_recorded_steps_and_single_ones_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA graphs do, without CUDA: a recording works on the tensors it was made with, whatever came since."""
+
+    def record(self: Ensemble) -> Any:
+        kept, buffer = self.state, self._buffer
+        assert buffer is not None
+
+        def replay() -> None:
+            state = kept
+            for number in range(ensemble._GRAPH_STEPS):
+                state = self._step(state, Batch._make(None if v is None else v[number] for v in buffer))
+            ensemble._copy(kept, state)
+
+        return SimpleNamespace(replay=replay)
+
+    monkeypatch.setattr(ensemble, "_GRAPH_STEPS", 2)
+    monkeypatch.setattr(Ensemble, "_record", record)
+    spec = SPECS[0]
+    feed = Feed([spec], [load_data(spec.data)], "cpu")
+    module = initial_module(spec)
+    models = Ensemble(module, [spec], [start(module)], feed, device="cpu", compiled=False, say=pytest.fail)
+    models._graph = True
+    for steps in (3, 1, 4, 1):
+        models.advance(steps)
+    feed.close()
+    assert_same(models.states()[0], trained([spec], 9)[0])
 
 
 def test_a_model_that_diverges_leaves_the_others_alone() -> None:
