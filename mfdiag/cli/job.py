@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from mfdiag.cli.device import checked_device
 from mfdiag.cli.options import Options
 from mfdiag.cli.progress import progress_on
-from mfdiag.cli.summary import summary
+from mfdiag.cli.summary import summary, worst
 from mfdiag.errors import InputError
 from mfdiag.flow.specs import parse_grid
 from mfdiag.flow.weighting import parse_weighting
@@ -92,7 +92,7 @@ def present(table: str, options: Options, work: Work) -> None:
         frame.to_csv(sys.stdout, index=False)
     elif options.format == "json":
         sys.stdout.write(_json(frame) + "\n")
-    elif not _print(table, frame):
+    elif not _print(table, outcome.frames):
         say("no row is over all times, so there is no summary: see the figures, or --format csv.")
     console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
     if outcome.figures:
@@ -116,10 +116,12 @@ def _json(frame: pd.DataFrame) -> str:
     return json.dumps(plain.to_dict("records"), indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _print(table: str, frame: pd.DataFrame) -> bool:
+def _print(table: str, frames: Mapping[str, pd.DataFrame]) -> bool:
     """Prints the summary; False where there is none."""
     console = Console(file=sys.stdout, width=1000, soft_wrap=True)  # nothing is cut where the terminal is narrow
-    parts = list(summary(table, frame))
+    parts = list(summary(table, frames[table]))
+    if parts and "samples" in frames:
+        parts.append(worst(frames["samples"]))
     for part in parts:
         console.print(part)
     return bool(parts)

@@ -10,8 +10,10 @@ from rich import box
 from rich.table import Table
 
 from mfdiag.figures.select import overall
+from mfdiag.figures.style import share
+from mfdiag.measures.variance import worst_samples
 
-__all__ = ["summary"]
+__all__ = ["summary", "worst"]
 
 
 def summary(table: str, frame: pd.DataFrame) -> Iterator[Table]:
@@ -28,6 +30,22 @@ def summary(table: str, frame: pd.DataFrame) -> Iterator[Table]:
             yield from _compare(title, part)
         else:
             yield {"sweep": _sweep, "quality": _quality}.get(table, _plain)(title, part)
+
+
+def worst(samples: pd.DataFrame) -> Table:
+    """A line per sample of largest |G|^2, with its share of the sum over all samples; from the table `samples`."""
+    rows = worst_samples(samples)
+    keys = [name for name in ("checkpoint", "step", "dataset", "proxy", "times") if rows[name].nunique() > 1]
+    keys += ["estimator", "index", *([] if rows["label"].isna().all() else ["label"])]
+    found = _table("samples with the largest |G|^2")
+    for name in keys:
+        found.add_column(name)
+    for name in ("r", "t", "|G|^2", "share"):
+        found.add_column(name, justify="right")
+    for row in rows.to_dict("records"):
+        names = ["" if pd.isna(row[k]) else str(row[k]) for k in keys]
+        found.add_row(*names, *(_digits(row[k]) for k in ("r", "t", "value")), share(row["share"]))
+    return found
 
 
 def _sweep(title: str, part: pd.DataFrame) -> Table:

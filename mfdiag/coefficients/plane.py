@@ -83,10 +83,16 @@ class Quadratic:
         solved[solvable] = np.linalg.solve(inner[solvable], right[solvable][:, :, None])[:, :, 0]
         return solved
 
-    def has_minimum(self, noise: np.ndarray, n: float) -> bool:
-        """Whether the full sample's MSE_n is least at `optimum`; a bias2 estimated below zero may leave a saddle."""
-        curve = noise[0] if self.B is None else noise[0] + n * self.B[0]
-        return bool(curve[1, 1] > 0 and curve[1, 1] * curve[2, 2] > curve[1, 2] * curve[2, 1])
+    def least_bias(self, noise: np.ndarray) -> np.ndarray:
+        """Smallest eigenvalue of S_cc^-1 M_cc [R]: MSE_n has a minimum where 1 + n times it is positive.
+
+        Below zero, or not told from it, where an estimate of M is lost in noise; `noise` is S or W.
+        """
+        assert self.B is not None
+        (s, t, _, u), (m, k, _, q) = (form[:, 1:, 1:].reshape(-1, 4).T for form in (noise, self.B))
+        volume = s * u - t**2
+        half = (s * q + u * m - 2 * t * k) / volume / 2
+        return half - np.sqrt(np.maximum(half**2 - (m * q - k**2) / volume, 0))
 
 
 def degenerate(noise: np.ndarray, k: int) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.specs import parse_arguments
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 __all__ = ["Weighting", "parse_weighting"]
+
+Array = TypeVar("Array", "np.ndarray", "Tensor")
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,17 @@ class Weighting:
     def name(self) -> str:
         return f"adaptive:{self.p:g},{self.eps:g}" if self.p else "none"
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        """Weighted residual w e, shape of `residual` [n, *shape]."""
+    def of(self, residual2: Array) -> Array:
+        """w [n] from |e|^2 [n]."""
+        return (residual2 + self.eps) ** -self.p
+
+    def __call__(self, residual: Tensor, part: Tensor | None = None) -> Tensor:
+        """Weighted residual w e, shape of `residual` [n, *shape]; or w times a `part` of it."""
+        part = residual if part is None else part
         if not self.p:
-            return residual
-        weight = (residual.flatten(1).square().sum(1) + self.eps) ** -self.p
-        return weight.view(-1, *[1] * (residual.ndim - 1)) * residual
+            return part
+        weight = self.of(residual.flatten(1).square().sum(1))
+        return weight.view(-1, *[1] * (residual.ndim - 1)) * part
 
 
 def parse_weighting(spec: str) -> Weighting:

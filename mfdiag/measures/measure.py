@@ -26,7 +26,7 @@ from mfdiag.measures.chosen import chosen_estimators, default_estimators, left_o
 from mfdiag.measures.coefficient import coefficient_table
 from mfdiag.measures.compare import compare_table
 from mfdiag.measures.compare_plan import ComparePlan
-from mfdiag.measures.plans import EstimatorPlan, PlanePlan
+from mfdiag.measures.plans import VELOCITY_JACOBIAN_DIM, EstimatorPlan, PlanePlan
 from mfdiag.measures.sweep import sweep_plan, sweep_table
 from mfdiag.measures.variance import samples_table, variance_table
 
@@ -183,6 +183,8 @@ def measure_subject(
         listed = [e.name for e in asked]
         frame = compare_table(measured, comparison, request.batch_sizes, common, request.by_layer, listed)
         return {"compare": frame}
+    if say is not None and dim > VELOCITY_JACOBIAN_DIM:
+        say(f"{dim} coordinates: divergence and antisymmetric_share are measured up to {VELOCITY_JACOBIAN_DIM}.")
     chosen = EstimatorPlan(asked, request.weighting, known)
     measured = run(chosen)
     return {

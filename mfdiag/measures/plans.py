@@ -11,12 +11,22 @@ from torch import Tensor
 
 from mfdiag.coefficients.plane import Layout
 from mfdiag.estimators import Estimator
-from mfdiag.estimators._fields import Fields
+from mfdiag.estimators._fields import Fields, derivatives
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.general import Loss
 from mfdiag.gradients.run import Needs
 
-__all__ = ["EstimatorPlan", "PlanePlan", "WeightedGridPlan", "jacobian_scalars", "plane_basis"]
+__all__ = [
+    "VELOCITY_JACOBIAN_DIM",
+    "EstimatorPlan",
+    "PlanePlan",
+    "WeightedGridPlan",
+    "jacobian_scalars",
+    "plane_basis",
+    "velocity_scalars",
+]
+
+VELOCITY_JACOBIAN_DIM = 16  # above it the Jacobian of the velocity field costs more than the rest
 
 
 def plane_basis(fields: Fields, target: bool = True) -> Tensor:
@@ -115,15 +125,18 @@ class WeightedGridPlan:
 
 @dataclass(frozen=True)
 class EstimatorPlan:
-    """One group per estimator: w e, and what its conditional variance needs.
+    """One group: for each estimator w e and what its conditional variance needs, then trajectory consistency.
 
     Without weights, a point of the plane is affine in v_c, so its residual at v_c = v is its conditional mean m:
-    cotangents (e, m). Otherwise two draws at the same x_t: (w e, (w e - w' e') / sqrt(2)).
+    cotangents (e, m). Otherwise two draws at the same x_t: (w e, (w e - w' e') / sqrt(2)). Trajectory consistency is
+    the part w (t-r) (du/dx v_c + du/dt) of MeanFlow's residual, or its conditional mean; it needs MeanFlow among the
+    estimators.
     """
 
     estimators: Sequence[Estimator]
     weighting: Weighting
     known: bool
+    groups: ClassVar[int] = 1
     losses: ClassVar[tuple[Loss, ...]] = ()
 
     @property
@@ -131,12 +144,19 @@ class EstimatorPlan:
         return not self.weighting.p and all(e.coefficients is not None for e in self.estimators)
 
     @property
-    def groups(self) -> int:
-        return len(self.estimators)
+    def each(self) -> int:
+        """Columns of an estimator; those of estimator k start at k * each."""
+        return 2 if self.known else 1
+
+    @property
+    def meanflow(self) -> int | None:
+        """Which estimator is MeanFlow."""
+        names = [e.name for e in self.estimators]
+        return names.index("meanflow") if "meanflow" in names else None
 
     @property
     def size(self) -> int:
-        return 2 if self.known else 1
+        return len(self.estimators) * self.each + (self.meanflow is not None)
 
     @property
     def needs(self) -> Needs:
@@ -154,15 +174,23 @@ class EstimatorPlan:
             if other is not None:
                 second = self.weighting(estimator.residual(other))
                 found.append(second if self.affine else (weighted - second) / 2**0.5)
+        if self.meanflow is not None:
+            along = fields.along_v if other is None or not self.affine else other.along_v
+            found.append(self.weighting(fields.plane[0], fields.gap * along))
         return 2 * torch.stack(found)
 
     def outputs(self, fields: Fields) -> Tensor | None:
         return None
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
-        residuals = {f"loss/{e.name}": e.residual(fields) for e in self.estimators if e.residual is not None}
-        losses = {name: fields.weighed((self.weighting(e) * e).flatten(1).sum(1)) for name, e in residuals.items()}
-        return {**losses, **jacobian_scalars(fields)}
+        residuals = {e.name: e.residual(fields) for e in self.estimators if e.residual is not None}
+        squares = {name: e.flatten(1).square().sum(1) for name, e in residuals.items()}
+        losses = {
+            f"loss/{name}": fields.weighed(self.weighting.of(square) * square) for name, square in squares.items()
+        }
+        kept = {f"residual2/{name}": square for name, square in squares.items()}
+        field = velocity_scalars(fields) if fields.u[0].numel() <= VELOCITY_JACOBIAN_DIM else {}
+        return {**losses, **kept, **jacobian_scalars(fields), **field}
 
 
 def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
@@ -196,3 +224,19 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
         found["diagonal/numerator"] = ((squared - diagonal) * sigma).sum(1)
         found["diagonal/denominator"] = (squared * (sigma + bias2)).sum(1)
     return found
+
+
+def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
+    """Per sample, of D = dv/dx with the network's velocity v = u(x_t, t, t): tr D, |D|_F^2, |(D - D^T)/2|_F^2."""
+    there, x = fields.around, fields.x
+    assert there is not None
+    d, shape = x[0].numel(), x.shape
+    basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *shape[1:]).expand(d, *shape)
+    still = x.new_zeros(d, len(x))
+    columns = derivatives(there.model, x, there.t, there.t, there.labels, basis, still)[1].flatten(2)  # [d, n, d]
+    jacobian = columns.transpose(0, 1)  # D transposed, which changes none of these
+    return {
+        "divergence": jacobian.diagonal(dim1=1, dim2=2).sum(1),
+        "velocity_fro2": jacobian.square().sum((1, 2)),
+        "antisymmetric_fro2": ((jacobian - jacobian.transpose(1, 2)) / 2).square().sum((1, 2)),
+    }

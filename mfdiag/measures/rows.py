@@ -29,6 +29,7 @@ _NONNEGATIVE = {
     "loss_variance",
 }
 _COEFFICIENTS = {"optimum", "conditional_optimum", "optimum_beta", "optimum_gamma"}
+_COSINES = {"conflict_cosine", "cosine"}  # over roots of squared norms: no interval where a replicate is negative
 
 
 class Rows:
@@ -58,13 +59,16 @@ class Rows:
             status[(value < 0) | (value > 1)] = "outside_unit_interval"
         if quantity in _NONNEGATIVE:
             status[value < 0] = "negative_estimate"
+        undefined = "nonfinite"
+        if quantity in _COSINES:
+            status[np.isnan(estimate.std_error)] = undefined = "negative_estimate"
         if negative is not None:
             status[negative] = "negative_estimate"
         if estimate.n_samples < _FEW_SAMPLES:
             status[:] = "too_few_samples"
         if degenerate:
             status[:] = "degenerate_control"
-        status[~np.isfinite(value)] = "degenerate_control" if degenerate else "nonfinite"
+        status[~np.isfinite(value)] = "degenerate_control" if degenerate else undefined
         self.parts.append(
             {
                 **box._asdict(),

@@ -20,7 +20,7 @@ from mfdiag.measures.rows import Rows
 
 __all__ = ["sweep_plan", "sweep_table"]
 
-_PATH = tuple(10**k for k in range(7))  # batch sizes along the path of the optimum, besides those asked for
+_PATH = (*(m * 10**k for k in range(6) for m in (1, 2, 5)), 10**6)  # n along the path, besides the batches asked for
 
 
 def sweep_plan(
@@ -96,21 +96,19 @@ def _add(
             rows.add("mse", jackknife(values[noise] / n + values["bias2"], count), box, **keys, batch_size=n)
 
 
-def _optima(
-    rows: Rows, box: Box, layer: str, form: Quadratic, count: np.ndarray, batch_sizes: Sequence[int]
-) -> None:
+def _optima(rows: Rows, box: Box, layer: str, form: Quadratic, count: np.ndarray, batch_sizes: Sequence[int]) -> None:
     """theory: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over beta and gamma together, along the path of n."""
     sizes = sorted({*batch_sizes, *_PATH})
     path = np.stack([form.optimum(form.S, n, (1, 2)) for n in sizes], axis=-1)  # [R, 2, sizes]
     constant = degenerate(form.S, 1) or degenerate(form.S, 2) or not np.isfinite(path[0]).all()
-    unbounded = np.array([not form.has_minimum(form.S, n) for n in sizes])
+    unresolved = ~(1 + np.array(sizes) * jackknife(form.least_bias(form.S), count).low > 0)
     for k, quantity in enumerate(("optimum_beta", "optimum_gamma")):
         rows.add(
             quantity,
             jackknife(path[:, k], count),
             box,
             degenerate=constant,
-            negative=unbounded,
+            negative=unresolved,
             space="gradient",
             layer=layer,
             beta=None,

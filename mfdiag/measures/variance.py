@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from mfdiag.measures.plans import EstimatorPlan
 from mfdiag.measures.rows import Rows
 from mfdiag.tables.check import conform
 
-__all__ = ["hill", "samples_table", "top_share", "variance_table"]
+__all__ = ["conflict_cosine", "hill", "samples_table", "top_share", "variance_table", "worst_samples"]
 
 _TOP = 0.01
 _TAIL = 0.05
+_POWERS = (0.0, 0.5, 1.0)
 
 
 def variance_table(
@@ -28,48 +30,76 @@ def variance_table(
     """Rows of the table `variance` (tables/schema.py); `dim` is the number of coordinates of a sample."""
     rows = Rows("variance", common)
     _gradients(rows, measured, plan, by_layer)
-    _concentration(rows, measured, plan.estimators)
+    _concentration(rows, measured, plan)
     _losses(rows, measured, plan.estimators)
+    _weights(rows, measured, plan)
     _jacobian(rows, measured, dim)
+    _velocity(rows, measured)
     return rows.frame()
 
 
 def _gradients(rows: Rows, measured: Measured, plan: EstimatorPlan, by_layer: bool) -> None:
     for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
-        for group, estimator in enumerate(plan.estimators):
-            for quantity, replicates in _statistics(moments, group, plan).items():
+        for k, estimator in enumerate(plan.estimators):
+            for quantity, replicates in _statistics(moments, k * plan.each, plan).items():
                 spread = positive_jackknife if quantity.endswith("variance") else jackknife
                 estimate = spread(replicates, moments.count)
                 if quantity == "noise_scale":
                     estimate = estimate.inverse()
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name)
+        if plan.meanflow is not None:
+            whole = plan.meanflow * plan.each + (plan.known and plan.affine)  # the conditional mean, where there is one
+            conflict = jackknife(conflict_cosine(moments, whole, plan.size - 1), moments.count)
+            at_equal_times = moments.Q[0, 0, -1, -1] == 0  # trajectory consistency carries the factor t - r
+            rows.add("conflict_cosine", conflict, box, layer=layer, estimator="meanflow", degenerate=at_equal_times)
 
 
-def _statistics(moments: Moments, group: int, plan: EstimatorPlan) -> dict[str, np.ndarray]:
-    """Quantity -> replicates [R]. `noise_scale` comes as its reciprocal, which has a finite variance."""
-    variance, mean = moments.S[:, group, 0, 0], moments.M[:, group, 0, 0]
+def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, np.ndarray]:
+    """Quantity -> replicates [R], of the estimator whose columns start at `own`.
+
+    `noise_scale` comes as its reciprocal, which has a finite variance.
+    """
+    variance, mean = moments.S[:, 0, own, own], moments.M[:, 0, own, own]
     found = {"variance": variance}
+    other = own + 1
     if plan.known and plan.affine:
         # G = E[G given x_t] + fluctuation: the mean from the first part alone (Rao-Blackwell), the noise from the rest
-        gram = moments.Q[:, group]
-        found["conditional_variance"] = gram[:, 0, 0] - 2 * gram[:, 0, 1] + gram[:, 1, 1]
-        mean = moments.M[:, group, 1, 1]
+        gram = moments.Q[:, 0]
+        found["conditional_variance"] = gram[:, own, own] - 2 * gram[:, own, other] + gram[:, other, other]
+        mean = moments.M[:, 0, other, other]
     elif plan.known:
-        found["conditional_variance"] = moments.Q[:, group, 1, 1]
+        found["conditional_variance"] = moments.Q[:, 0, other, other]
     return {**found, "mean_norm2": mean, "snr": mean / variance, "noise_scale": mean / variance}
 
 
-def _concentration(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> None:
+def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarray:
+    """Cosine [R] between the mean gradients of trajectory flow matching and trajectory consistency.
+
+    `whole` and `consistency` are the columns of MeanFlow's gradient and of its second part.
+    """
+    # alpha-Flow (arXiv 2510.20771), equation 6: e_0 = (u - v_c) + (t-r) (du/dx v_c + du/dt), so G = F + C and
+    # <E F, E C> = <E G, E C> - |E C|^2,   |E F|^2 = |E G|^2 - 2 <E G, E C> + |E C|^2
+    M = moments.M[:, 0]
+    c2, cross = M[:, consistency, consistency], M[:, whole, consistency]
+    return (cross - c2) / np.sqrt((M[:, whole, whole] - 2 * cross + c2) * c2)
+
+
+def _concentration(rows: Rows, measured: Measured, plan: EstimatorPlan) -> None:
     """How much of the squared gradient norm the largest samples carry; over all samples, never for a stratified map."""
     if measured.stratified:
         return
-    for group, estimator in enumerate(estimators):
-        norms = measured.gradient.diagonal[:, group, 0].numpy()
+    for k, estimator in enumerate(plan.estimators):
+        norms = _norms2(measured, plan, k)
         for quantity, statistic in (("top1_share", top_share), ("tail_index", hill)):
             left_out = [statistic(norms[measured.cells.block != b]) for b in range(measured.cells.blocks)]
             count = np.bincount(measured.cells.block)
             replicates = np.array([statistic(norms), *left_out])
             rows.add(quantity, jackknife(replicates, count), layer="all", estimator=estimator.name)
+
+
+def _norms2(measured: Measured, plan: EstimatorPlan, k: int) -> np.ndarray:
+    """|G_i|^2 [N] of estimator k."""
+    return measured.gradient.diagonal[:, 0, k * plan.each].numpy()
 
 
 def top_share(norms: np.ndarray) -> float:
@@ -100,6 +130,24 @@ def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> 
             rows.add("loss_variance", positive_jackknife(variance, count), box, layer="all", estimator=name)
 
 
+def _weights(rows: Rows, measured: Measured, plan: EstimatorPlan) -> None:
+    """What the adaptive weight does to the second moment of the gradient, for several p."""
+    values: dict[str, np.ndarray] = {}
+    for k, estimator in enumerate(plan.estimators):
+        residual2 = measured.scalars[f"residual2/{estimator.name}"]
+        unweighted = _norms2(measured, plan, k) / plan.weighting.of(residual2) ** 2
+        for p in _POWERS:
+            weight = replace(plan.weighting, p=p).of(residual2)
+            values |= {f"{estimator.name} {p} w": weight, f"{estimator.name} {p} G": weight**2 * unweighted}
+    for box, means, count in scalars_by_cell(measured, values):
+        for estimator in plan.estimators:
+            for p in _POWERS:
+                # theory, section 3: mean_i w_i(p)^2 |G_i|^2; a constant factor of the weight must not count
+                moment = means[f"{estimator.name} {p} G"] / means[f"{estimator.name} {p} w"] ** 2
+                estimate = positive_jackknife(moment, count)
+                rows.add(f"second_moment_p{p:g}", estimate, box, layer="all", estimator=estimator.name)
+
+
 def _jacobian(rows: Rows, measured: Measured, dim: int) -> None:
     names = [name for name in ("kappa", "jacobi_fro2", "jacobi_spectral") if name in measured.scalars]
     for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
@@ -109,13 +157,24 @@ def _jacobian(rows: Rows, measured: Measured, dim: int) -> None:
             rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
 
 
+def _velocity(rows: Rows, measured: Measured) -> None:
+    """Numbers of the velocity field's own Jacobian, in few enough dimensions."""
+    names = ("divergence", "velocity_fro2", "antisymmetric_fro2")
+    if names[0] not in measured.scalars:
+        return
+    for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
+        share = means["antisymmetric_fro2"] / means["velocity_fro2"]
+        for quantity, replicates in (("divergence", means["divergence"]), ("antisymmetric_share", share)):
+            rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
+
+
 def samples_table(measured: Measured, plan: EstimatorPlan, common: Mapping[str, Any]) -> pd.DataFrame:
     """Rows of the table `samples`: each sample's squared gradient norm and loss, by estimator."""
     n = len(measured.t)
     parts = []
-    for group, estimator in enumerate(plan.estimators):
+    for k, estimator in enumerate(plan.estimators):
         values = {
-            "grad_norm2": measured.gradient.diagonal[:, group, 0].numpy(),
+            "grad_norm2": _norms2(measured, plan, k),
             "loss": measured.scalars[f"loss/{estimator.name}"],
         }
         for quantity, value in values.items():
@@ -126,3 +185,16 @@ def samples_table(measured: Measured, plan: EstimatorPlan, common: Mapping[str, 
             status = np.where(np.isfinite(value), "ok", "nonfinite")
             parts.append(pd.DataFrame({**columns, "n_samples": 1, "status": status}))
     return conform("samples", pd.concat(parts, ignore_index=True))
+
+
+def worst_samples(samples: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """The `count` rows of largest |G|^2 for each model and estimator, from the table `samples`.
+
+    A column `share` says what part of the sum over all samples each is.
+    """
+    norms = samples[samples["quantity"] == "grad_norm2"]
+    groups = norms.groupby(["checkpoint", "step", "dataset", "proxy", "times", "estimator"], dropna=False, sort=False)
+    share = norms["value"] / groups["value"].transform("sum")
+    largest = groups["value"].rank(ascending=False, method="first") <= count
+    order = groups.ngroup()[largest].to_frame("group").assign(value=-norms["value"]).sort_values(["group", "value"])
+    return norms.assign(share=share).loc[order.index]

@@ -58,7 +58,7 @@ STATUSES = {
         Status(
             "negative_estimate",
             "An unbiased estimate of something that cannot be negative came out below zero: the truth is smaller than "
-            "the noise of the estimate. The value is kept, not clamped.",
+            "the noise of the estimate. The value is kept, not clamped; a cosine made of it, or its interval, is null.",
             "Take it as zero to within variance / n_samples; raise --samples, or measure on data with a known "
             "posterior, where the mean is estimated with far less noise.",
         ),

@@ -69,9 +69,9 @@ TABLES = (
             "optimum_beta",
             "beta of c*_n = argmin_c MSE_n(c) = -(S_cc + n M_cc)^(-1) S_c0",
             "1",
-            "Tangent coefficient of least mse, beta and gamma chosen together, for the batch sizes asked for and the "
-            "powers of ten up to a million. In space=gradient, without weights and where some gamma is not 0. "
-            "negative_estimate: the estimated bias2 is so negative that mse has no minimum.",
+            "Tangent coefficient of least mse, beta and gamma chosen together, for the batch sizes asked for and for "
+            "1, 2, 5, 10, ... to a million. In space=gradient, without weights and where some gamma is not 0. "
+            "negative_estimate: within its interval, bias2 may be so negative somewhere that mse has no minimum.",
         ),
         Quantity("optimum_gamma", "gamma of c*_n", "1", "Target coefficient of least mse, as optimum_beta."),
     ),
@@ -114,11 +114,47 @@ TABLES = (
             "Weight of the upper tail of |G|^2: at 2 or below the variance's own interval is unreliable, at 1 or "
             "below there is no finite variance.",
         ),
+        Quantity(
+            "conflict_cosine",
+            "<E G_TFM, E G_TC> / (|E G_TFM| |E G_TC|)",
+            "1",
+            "Cosine between the mean gradients of the two parts of MeanFlow's residual (estimator meanflow): "
+            "trajectory flow matching u - v_c and trajectory consistency (t-r) (du/dx v_c + du/dt) (alpha-Flow, arXiv "
+            "2510.20771, equation 6). Below 0 they pull against each other. From unbiased products; may leave [-1, 1] "
+            "by their noise.",
+        ),
         Quantity("jacobi_fro2", "E|J|_F^2", "1", "Mean squared Frobenius norm of the Jacobi factor J = A - I."),
         Quantity("jacobi_spectral", "E|J|_2", "1", "Mean largest singular value of the Jacobi factor."),
         Quantity("kappa_signed", "E[tr(J)] / d", "1", "Signed kappa: mean diagonal entry of the Jacobi factor."),
         Quantity("kappa_magnitude", "sqrt(E|J|_F^2 / d)", "1", "Magnitude kappa: root mean square gain of J."),
+        Quantity(
+            "divergence",
+            "E[tr D], D = du(x_t, t, t)/dx",
+            "1",
+            "Mean divergence of the network's velocity field, at r = t; up to 16 dimensions.",
+        ),
+        Quantity(
+            "antisymmetric_share",
+            "E|(D - D^T)/2|_F^2 / E|D|_F^2",
+            "1",
+            "Share of the velocity field's Jacobian that rotates. Where noise is N(0, I), drawn apart from the data, "
+            "the true field is a multiple of x plus one of the score and has none; up to 16 dimensions.",
+        ),
         Quantity("loss_variance", "Var(w |e|^2)", "loss²", "Variance of the per-sample loss."),
+        *(
+            Quantity(
+                f"second_moment_p{p:g}",
+                f"E[w^2 |G|^2] / E[w]^2, w = (|e|^2 + eps)^-{p:g}, G without weight",
+                GRADIENT2,
+                f"Second moment of the gradient {under}, for weights of mean 1, so that the rows of different p can "
+                "be compared; eps is that of --weighting, 0.001 without one.",
+            )
+            for p, under in (
+                (0, "without a weight"),
+                (0.5, "under the adaptive weight of power 0.5"),
+                (1, "under the adaptive weight of power 1"),
+            )
+        ),
     ),
     table_of(
         "coefficient",

@@ -49,6 +49,16 @@ def test_bundled_checkpoint_from_end_to_end(table: str, cli: Run, tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {*written, "manifest.json", "figures"}, "no leftovers"
 
 
+def test_variance_lists_the_samples_with_the_largest_gradients(cli: Run, checkpoint: Path, tmp_path: Path) -> None:
+    result = cli("variance", checkpoint, *QUICK, "--estimator", "meanflow", "--out", tmp_path)
+    lines = result.out[result.out.index("samples with the largest |G|^2") :].splitlines()[3:]
+    samples = read_table("samples", tmp_path).query("quantity == 'grad_norm2'")
+    largest = samples.sort_values("value", ascending=False)[:5]
+    assert [int(line.split()[1]) for line in lines] == largest["index"].tolist()
+    shares = 100 * largest["value"] / samples["value"].sum()
+    assert [float(line.split()[-2]) for line in lines] == pytest.approx(shares.tolist(), abs=0.051)
+
+
 @pytest.mark.parametrize("table", FIGURES)
 def test_every_row_as_csv_and_json(table: str, cli: Run, checkpoint: Path, tmp_path: Path) -> None:
     for form in ("csv", "json"):
@@ -90,7 +100,8 @@ def test_options_reach_the_tables(cli: Run, save: Run, tmp_path: Path) -> None:
     options = ("--beta", "0,0.5", "--gamma", "0:1:1", "--batch-size", "8", "--batch-size", "16", "--by", "layer")
     assert cli("sweep", *common, *options, "--seed", "3", "--bins", "1,2", "--out", out).code == 0
     frame = read_table("sweep", out)
-    assert set(frame["beta"]) == {0, 0.5} and set(frame["gamma"]) == {0, 1} and set(frame["batch_size"]) == {1, 8, 16}
+    assert set(frame["beta"].dropna()) == {0, 0.5} and set(frame["gamma"].dropna()) == {0, 1}
+    assert set(frame.loc[frame["beta"].notna(), "batch_size"]) == {1, 8, 16}
     assert set(frame["seed"]) == {3} and len(set(frame["layer"])) > 1 and set(frame["t_high"].dropna()) == {0.5, 1}
 
     out = tmp_path / "variance"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mfdiag.coefficients.plane import Layout, Quadratic, gradient_quadratic, output_quadratic
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
+from mfdiag.gradients.moments import jackknife
 
 
 def quadratic(seed: int) -> Quadratic:
@@ -76,6 +77,61 @@ def test_the_optimum_of_the_plane_is_stationary_and_a_minimum(seed: int, n: floa
         angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         around = mse(form, n, beta + 0.1 * np.cos(angle), gamma + 0.1 * np.sin(angle))[r]
         assert (around > mse(form, n, np.array([beta]), np.array([gamma]))[r, 0]).all()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6), n=st.sampled_from([1, 100, 10**6]))
+def test_the_optimum_of_the_plane_is_the_least_on_a_fine_grid(seed: int, n: int) -> None:
+    form = quadratic(seed)
+    assert form.B is not None
+    best = form.optimum(form.S, n, (1, 2))[0]
+    assume(np.abs(best).max() < 2.9)
+    grid = np.linspace(-3, 3, 401)
+    beta, gamma = (axis.ravel() for axis in np.meshgrid(grid, grid))
+    one = Quadratic(form.S[:1], form.B[:1], None)
+    values = (one.at(one.S, beta, gamma) / n + one.at(one.B, beta, gamma))[0]
+    least = values.argmin()
+    # the grid's least lies, in the metric of the error, no farther from the true one than the nearest grid point
+    nearest = np.array([grid[np.abs(grid - x).argmin()] for x in best])
+    curve = (form.S[0] / n + form.B[0])[1:, 1:]
+    found, bound = (np.array(c) - best for c in ((beta[least], gamma[least]), nearest))
+    assert found @ curve @ found <= bound @ curve @ bound * (1 + 1e-6) + 1e-9 * np.abs(values).max()
+
+
+@given(seed=st.integers(0, 10**6))
+def test_the_least_bias_says_when_the_error_has_a_minimum(seed: int) -> None:
+    form = quadratic(seed)
+    rng = np.random.default_rng(seed)
+    roots = rng.normal(size=(2, 3, 3))
+    form = Quadratic(form.S, roots + roots.swapaxes(1, 2), None)  # symmetric, of any sign
+    assert form.B is not None
+    found = form.least_bias(form.S)
+    for s, b, least in zip(form.S[:, 1:, 1:], form.B[:, 1:, 1:], found, strict=True):
+        assume(np.linalg.cond(s) < 1e6)
+        assert least == pytest.approx(np.linalg.eigvals(np.linalg.solve(s, b)).real.min(), rel=1e-6, abs=1e-9)
+        if least < 0:
+            below, above = (np.linalg.eigvalsh(s - share / least * b)[0] for share in (0.99, 1.01))
+            assert below > 0 > above
+
+
+@pytest.mark.parametrize("n", [1, 50])
+def test_coverage_of_the_optimum_of_the_plane(n: int) -> None:
+    """G_0 = -0.8 x - 0.5 y + z, G_b = x + mu_b, G_g = y + mu_g, with heavy-tailed x, y and z of unit variance."""
+    repeats, samples, dim = 400, 512, 2
+    rng = np.random.default_rng(6)
+    x, y, z = (rng.normal(size=(repeats, samples, dim)) * rng.normal(size=(repeats, samples, dim)) for _ in range(3))
+    mean = np.array([[0.3, 0.1], [-0.1, 0.3]])
+    values = np.stack([-0.8 * x - 0.5 * y + z, x + mean[0], y + mean[1]], 1)  # [repeats, 3, samples, dim]
+    found = accumulated(torch.as_tensor(values).flatten(0, 1), repeats, one_cell(samples)).moments[0]["w"].replicates()
+    truth = np.linalg.solve(dim * np.eye(2) + n * mean @ mean.T, dim * np.array([0.8, 0.5]))
+    covered = []
+    for group in range(repeats):
+        form = gradient_quadratic(found, Layout.of_plane(False), group)
+        estimate = jackknife(form.optimum(form.S, n, (1, 2)), found.count)
+        covered.append((estimate.low <= truth) & (truth <= estimate.high))
+    least = 0.90 - 2 * (0.9 * 0.1 / repeats) ** 0.5
+    for share in np.mean(covered, axis=0):
+        assert least <= share <= 0.985
 
 
 def test_a_control_without_variance_has_no_coefficient() -> None:

@@ -13,6 +13,9 @@ from mfdiag.tables.check import to_arrow, to_pandas
 
 Row = dict[str, Any]
 S00, S0B, SBB, MBB = 700.0, -309.0, 300.0, 0.0018  # beta*_1 = 1.03, n0 = 1.7e5
+# of (1, beta, gamma): e = (1 - beta) A v' - (1 - gamma) v' + rest, with the moments above at gamma = 0
+S = np.array([[S00, S0B, -389.0], [S0B, SBB, 9.0], [-389.0, 9.0, 380.0]])
+M = np.array([[MBB, -0.002], [-0.002, 0.01]])
 WITHIN = 0.8
 BINS: Row = dict.fromkeys(("r_low", "r_high", "t_low", "t_high"))
 
@@ -55,7 +58,8 @@ def sweep_table(
 ) -> pd.DataFrame:
     """Table `sweep` on beta = 0, 0.05, ..., 1 from the exact quadratics, plus rows a figure must leave out.
 
-    With `noise`, bias2 is off by that much, the same way at every beta, as a plain estimate may be.
+    At gamma = 0, and bias2, mse and optima at gamma = 0.5 and 1. With `noise`, bias2 is off by that much, the same way
+    at every beta and gamma, as a plain estimate may be.
     """
     rows: list[Row] = []
     for step in steps:
@@ -76,6 +80,19 @@ def sweep_table(
                 {**key, "batch_size": n, **measured("mse", variance / n + bias2, 0.06 * variance / n + width)}
                 for n in sizes
             ]
+            for gamma in (0.5, 1.0):
+                c = np.array([1, beta, gamma])
+                bias2 = c[1:] @ M @ c[1:] * scale + noise * (beta**2 + gamma**2)
+                there = {**key, "gamma": gamma}
+                rows.append({**there, "batch_size": 1, **measured("bias2", bias2, 1e-4)})
+                rows += [
+                    {**there, "batch_size": n, **measured("mse", scale * (c @ S @ c) / n + bias2, 1e-4)} for n in sizes
+                ]
+        key |= {"beta": None, "gamma": None}
+        for n in sorted({*sizes, *(10**k for k in range(7))}):
+            optimum = -np.linalg.solve(S[1:, 1:] + n * M, S[1:, 0])
+            for name, value in zip(("optimum_beta", "optimum_gamma"), optimum, strict=True):
+                rows.append({**key, "batch_size": n, **measured(name, value, 0.05)})
     return tidy("sweep", rows)
 
 

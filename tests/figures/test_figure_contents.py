@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.contour import ContourSet
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 
 from mfdiag.errors import InputError
 from mfdiag.figures import (
@@ -22,6 +24,7 @@ from mfdiag.figures import (
     grid_optimum,
     layers,
     loss_by_time,
+    plane,
     quality,
     training_course,
 )
@@ -107,6 +110,99 @@ def test_several_checkpoints_have_a_row_each_and_too_many_leave_the_last(sweep: 
     assert len(many.axes) == 3
     assert "step 5" in caption(many) and "Showing the last of 5 models and settings" in caption(many)
     assert len(bias_variance.draw(sweep(steps=(None,))).axes) == 3
+
+
+def quadratic(frame: pd.DataFrame, quantity: str, n: int = 1) -> Callable[..., np.ndarray]:
+    """The parabola through the rows of a quantity, by least squares."""
+    rows = frame[(frame["quantity"] == quantity) & (frame["batch_size"] == n) & (frame["space"] == "gradient")]
+
+    def powers(beta: np.ndarray, gamma: np.ndarray) -> np.ndarray:
+        return np.stack([beta**0, beta, gamma, beta**2, beta * gamma, gamma**2], -1)
+
+    found = np.linalg.lstsq(powers(*rows[["beta", "gamma"]].to_numpy(float).T), rows["value"], rcond=None)[0]
+    return lambda beta, gamma: powers(beta, gamma) @ found
+
+
+def test_plane_contours_lie_where_the_quantity_has_their_value(sweep: Make) -> None:
+    frame = sweep()
+    panels = plane.draw(frame).axes
+    assert [title(panel) for panel in panels] == ["n MSEₙ for n = 256", "bias²", "n MSEₙ for n = 1,000,000"]
+    for panel, name, n, factor in zip(panels, ("mse", "bias2", "mse"), (256, 1, 10**6), (256, 1, 10**6), strict=True):
+        value = quadratic(frame, name, n)
+        (lines,) = [found for found in panel.collections if isinstance(found, ContourSet) and not found.filled]
+        assert len(lines.levels) >= 4
+        for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+            np.testing.assert_allclose(factor * value(*path.vertices.T), level, rtol=0.02)
+        shades = [found for found in panel.collections if isinstance(found, ContourSet) and found.filled]
+        luminance = shades[0].get_facecolor()[:, :3].mean(1)
+        assert (np.diff(luminance) < 0).all() and luminance[-1] > 0.6, "darker is more, and labels stay legible"
+
+
+def test_plane_marks_the_least_and_names_the_corners(sweep: Make) -> None:
+    frame = sweep()
+    left, _, right = plane.draw(frame).axes
+    grid = np.linspace(-0.5, 1.5, 801)
+    beta, gamma = (axis.ravel() for axis in np.meshgrid(grid, grid))
+    for panel, n in ((left, 256), (right, 10**6)):
+        values = quadratic(frame, "mse", n)(beta, gamma)
+        ((x, y),) = stars(panel)
+        assert (x, y) == pytest.approx((beta[values.argmin()], gamma[values.argmin()]), abs=0.01)
+        assert legend(panel) == [f"least at β = {x:.2f}, γ = {y:.2f}"]
+        assert {text.get_text(): text.xy for text in panel.texts if isinstance(text, Annotation)} == {
+            name: corner for corner, name in plane.CORNERS.items()
+        }
+
+
+def test_plane_draws_the_path_of_the_optimum_with_its_intervals(sweep: Make) -> None:
+    frame = sweep()
+    middle = plane.draw(frame).axes[1]
+    optima = frame[frame["batch_size"].isin([10**k for k in range(7)])]
+    beta, gamma = (optima[optima["quantity"] == name]["value"] for name in ("optimum_beta", "optimum_gamma"))
+    (bars,) = middle.containers
+    np.testing.assert_allclose(xy(bars.lines[0]), (beta, gamma))
+    across, along = (np.array(lines.get_segments()) for lines in bars.lines[2])
+    np.testing.assert_allclose(np.ptp(across[:, :, 0], axis=1), 0.1)
+    np.testing.assert_allclose(np.ptp(along[:, :, 1], axis=1), 0.1)
+    assert legend(middle) == ["best (β, γ) for n = 1 to 1,000,000"]
+    named = {text.get_text(): text.xy for text in middle.texts if isinstance(text, Annotation)}
+    assert named["1,000,000"] == pytest.approx((beta.iloc[-1], gamma.iloc[-1])) and "10" not in named
+    doubted = frame.assign(status=frame["status"].where(frame["batch_size"] != 10**6, "negative_estimate"))
+    assert "1,000,000" not in {text.get_text() for text in plane.draw(doubted).axes[1].texts}
+
+
+def test_plane_without_closed_form_takes_the_lowest_point_of_the_grid(sweep: Make) -> None:
+    frame = sweep()
+    figure = plane.draw(frame[frame["beta"].notna()])
+    assert stars(figure.axes[0]) == [(1.0, 1.0)] and "Stars: lowest point of the grid" in caption(figure)
+    assert legend(figure.axes[1]) == [] and not figure.axes[1].containers
+
+
+def test_plane_hatches_what_is_below_zero_and_marks_no_minimum_there(sweep: Make) -> None:
+    frame = sweep(noise=-0.02)
+    figure = plane.draw(frame[frame["beta"].notna()])
+    _, middle, right = figure.axes
+    assert "Hatched" in caption(figure) and "Hatched" not in caption(plane.draw(sweep()))
+    assert stars(right) == [] and legend(right) == ["minimum not resolved"]
+    hatched = [found for found in middle.collections if isinstance(found, ContourSet) and any(found.hatches)]
+    value = quadratic(frame, "bias2")
+    assert len(hatched) == 1 and (value(*np.concatenate([p.vertices for p in hatched[0].get_paths()]).T) < 1e-5).all()
+
+
+def test_plane_of_one_batch_size_has_one_panel_of_its_error(sweep: Make) -> None:
+    titles = [title(panel) for panel in plane.draw(sweep(steps=(1, 2), sizes=(64,))).axes]
+    assert titles == ["step 1\nn MSEₙ for n = 64", "bias²", "step 2\nn MSEₙ for n = 64", "bias²"]
+
+
+def test_plane_needs_three_values_of_both_on_a_full_grid(sweep: Make) -> None:
+    frame = sweep()
+    assert not plane.rows(frame).empty
+    for less in (
+        frame[frame["gamma"] != 0.5],
+        frame[~frame["beta"].between(0.04, 0.99)],
+        frame.drop(frame.index[(frame["quantity"] == "mse") & (frame["gamma"] == 0.5)][0]),
+        frame[frame["quantity"] != "mse"],
+    ):
+        assert plane.rows(less).empty
 
 
 def test_beta_map_prints_every_cell_in_its_triangle(coefficient: Make) -> None:

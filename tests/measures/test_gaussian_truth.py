@@ -184,3 +184,51 @@ def test_bins_equal_quadrature(std: float, biased: bool) -> None:
             assert_within(found, float(mean(values)))
         magnitude = row(coefficient, form="isotropic", quantity="kappa", kappa_kind="magnitude")
         assert_within(magnitude, float(np.sqrt(mean(truth.rho**2))))
+
+
+def plane_optimum(std: float, b2: float, n: int) -> np.ndarray:
+    """c*_n of the gradient with respect to mean and std over uniform (r, t), by quadrature.
+
+    u = slope (x - (1-t) m) - m, so du/dm = k I with k = -(1-t) slope - 1, and du/dstd = slope' (x - (1-t) m), whose
+    factor is N(0, s_t^2 I) and independent of v'. Then e = [(1-beta) a - (1-gamma)] v' + (beta a - gamma) b with
+    a = 1 - rho gives E|G|^2 / 4 = E[(k^2 + slope'^2 s_t^2) |e|^2], and E G / 2 = E[k (beta a - gamma)] b.
+    """
+    r, t, weight = averaging(0, 1, 0, 1)
+
+    def slope(s: float) -> np.ndarray:
+        s_r, s_t = (np.sqrt((1 - x) ** 2 * s**2 + x**2) for x in (r, t))
+        return (t + r - s**2 * (2 - t - r)) / (s_t * (s_t + s_r))
+
+    truth = Truth(std, r, t, b2)
+    a, k = 1 - truth.rho, -(1 - t) * slope(std) - 1
+    gain = k**2 + ((slope(std + 1e-5) - slope(std - 1e-5)) / 2e-5) ** 2 * ((1 - t) ** 2 * std**2 + t**2)
+    noise, bias = np.array([a - 1, -a, a**0]), np.array([0 * a, a, -(a**0)])  # by 1, beta, gamma
+    mean = bias @ (weight * k)
+    m = b2 * np.outer(mean, mean)
+    s = (noise * weight * gain * truth.sigma2d) @ noise.T + b2 * (bias * weight * gain) @ bias.T - m
+    return -np.linalg.solve((s + n * m)[1:, 1:], s[1:, 0])
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_the_optimum_of_the_plane(std: float) -> None:
+    """M has rank one here, so that a large n shows what its estimate leaves in the other direction."""
+    sweep = tables_of(std, True, "uniform", 8192)["sweep"]
+    for n in (1, 10, 100):
+        best = plane_optimum(std, float(SHIFT @ SHIFT), n)
+        for quantity, truth in zip(("optimum_beta", "optimum_gamma"), best, strict=True):
+            found = row(sweep, quantity=quantity, batch_size=n)
+            assert found["status"] in ("ok", "outside_unit_interval")
+            assert_within(found, truth)
+            assert found["std_error"] <= 0.03 * np.abs(best).max(), "too noisy to tell"
+    lost = rows(sweep, quantity="optimum_beta").set_index("batch_size")["status"]
+    assert lost[10**6] == "negative_estimate"
+
+
+def test_without_bias_the_proxy_is_best_in_both_roles() -> None:
+    """With the exact proxy e vanishes at (1, 1), whatever n; at a single (r, t) only beta (1 - rho) - gamma counts."""
+    sweep = tables_of(0.5, False, "uniform", 512)["sweep"]
+    optima = sweep[sweep["quantity"].isin(["optimum_beta", "optimum_gamma"])]
+    assert len(optima) > 20 and optima["beta"].isna().all()
+    np.testing.assert_allclose(optima["value"], 1, rtol=1e-6)
+    one = tables_of(0.5, True, "point:0.1,0.6", 512)["sweep"]
+    assert set(one[one["quantity"] == "optimum_beta"]["status"]) == {"degenerate_control"}

@@ -141,6 +141,37 @@ def test_a_grid_without_target_is_the_same_grid() -> None:
         )
 
 
+@pytest.mark.parametrize("data", DATA)
+def test_the_optimum_is_the_least_of_a_fine_grid(data: str) -> None:
+    """The same samples through a grid around the optimum; beta and gamma are chosen together."""
+    sizes = (1, 300)
+    optima = sweep_of(DATA[data], "none", 512, batch_sizes=sizes)
+    assert set(rows(optima, quantity="optimum_beta")["batch_size"]) >= {*sizes, 1000, 10**6}
+    for n in sizes:
+        found = [row(optima, quantity=f"optimum_{name}", batch_size=n) for name in ("beta", "gamma")]
+        assert {one["status"] for one in found} <= {"ok", "outside_unit_interval"}
+        beta, gamma = ([one["value"] + 0.01 * k for k in range(-3, 4)] for one in found)
+        grid = rows(sweep_of(DATA[data], "none", 512, beta=beta, gamma=gamma, batch_sizes=(n,)), quantity="mse")
+        grid = rows(grid, space="gradient")
+        assert len(grid) == 49
+        least = grid.loc[grid["value"].idxmin()]
+        assert (least["beta"], least["gamma"]) == (beta[3], gamma[3])
+
+
+def test_where_the_plane_has_no_optimum() -> None:
+    def optima(**options: object) -> pd.DataFrame:
+        found = sweep_of(**({"data": DATA["unknown"], "weighting": "none", "samples": SAMPLES} | options))  # type: ignore[arg-type]
+        return found[found["quantity"].isin(["optimum_beta", "optimum_gamma"])]
+
+    assert optima(gamma=(0.0,)).empty, "a plane needs both coefficients"
+    assert optima(weighting="adaptive:1,0.1").empty, "the error is no quadratic under weights"
+    assert set(optima(times="uniform:1")["status"]) == {"degenerate_control"}
+    assert set(optima(samples=8)["status"]) <= {"too_few_samples", "nonfinite", "degenerate_control"}
+    negative = optima(samples=256, seed=1)  # the plain estimate of the bias is lost in noise
+    wrong = rows(negative, quantity="optimum_beta").set_index("batch_size")["status"] == "negative_estimate"
+    assert wrong[10**6] and not wrong[1]
+
+
 @pytest.mark.parametrize("weighting", WEIGHTS)
 @pytest.mark.parametrize("labelled", [False, True])
 def test_conditional_variance_equals_the_enumerated_posterior(labelled: bool, weighting: str) -> None:

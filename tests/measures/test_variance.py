@@ -7,15 +7,19 @@ import pandas as pd
 import pytest
 import torch
 from helpers import (
+    Sample,
     Unknown,
+    accumulated,
     covariance_trace,
     jacobian_of,
     loss_gradient,
+    one_cell,
     randomised,
     residual,
     row,
     rows,
     samples_of,
+    velocity_of,
 )
 from torch import nn
 
@@ -23,18 +27,29 @@ from mfdiag import load_data, measure
 from mfdiag.flow.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
-from mfdiag.measures.variance import hill, top_share
+from mfdiag.gradients.accumulate import sum_layers
+from mfdiag.gradients.moments import jackknife
+from mfdiag.measures.variance import conflict_cosine, hill, top_share, worst_samples
+from mfdiag.models.gaussian import GaussianAverageVelocity
 from mfdiag.models.mlp import MLP
 
 SAMPLES = 128
 KNOWN = load_data("mixture:2,3")
 POINTS = {"meanflow": (0.0, 0.0), "ema_tangent": (1.0, 0.0), "plane:0.3,-0.5": (0.3, -0.5)}
-WEIGHTS = {"none": (0.0, 1.0), "adaptive:0.5,0.01": (0.5, 0.01)}
+WEIGHTS = {"none": (0.0, 1e-3), "adaptive:0.5,0.01": (0.5, 0.01)}
 
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return randomised(MLP(2, hidden=6, depth=2)).double()
+
+
+def exact(std: float) -> nn.Module:
+    """The average velocity of data N(0.7, std^2 I) in three dimensions."""
+    model = GaussianAverageVelocity(0.0, 1.0, (3,)).double()
+    nn.init.constant_(model.mean, 0.7)
+    nn.init.constant_(model.std, std)
+    return model
 
 
 def tables_of(data: Data, weighting: str, **options: object) -> dict[str, pd.DataFrame]:
@@ -76,11 +91,21 @@ def test_every_quantity_by_its_definition(data: Data, weighting: str) -> None:
             if not p:
                 total, each = other.sum(0).square().sum(), other.square().sum()
                 mean2 = float((total - each) / (SAMPLES * (SAMPLES - 1)))
+        unweighted = norms.numpy() * (squares + eps) ** (2 * p)
+        for power in (0, 0.5, 1):
+            weights = (squares + eps) ** -power
+            expected[f"second_moment_p{power}"] = (weights**2 * unweighted).mean() / weights.mean() ** 2
         expected |= {"mean_norm2": mean2, "snr": mean2 / variance, "noise_scale": variance / mean2}
         found = rows(tables["variance"], estimator=name).set_index("quantity")["value"]
+        if name == "meanflow":
+            means = [s._replace(v_c=v) for s, v in zip(own, known.mean, strict=True)] if known and not p else own
+            expected["conflict_cosine"] = conflict(model, means, p, eps)
         assert found.keys().sort_values().tolist() == sorted([*expected, "tail_index"])
         for quantity, truth in expected.items():
-            assert found[quantity] == pytest.approx(truth, rel=1e-8), quantity
+            assert found[quantity] == pytest.approx(truth, rel=1e-8, nan_ok=quantity == "conflict_cosine"), quantity
+        if name == "meanflow":
+            one = row(tables["variance"], quantity="conflict_cosine")
+            assert one["status"] == ("negative_estimate" if np.isnan(one["std_error"]) else "ok")
         samples = rows(tables["samples"], estimator=name)
         for quantity, truth in (("grad_norm2", norms.numpy()), ("loss", losses)):
             one = rows(samples, quantity=quantity).sort_values("index")
@@ -88,12 +113,67 @@ def test_every_quantity_by_its_definition(data: Data, weighting: str) -> None:
             np.testing.assert_array_equal(one["t"], [float(s.t) for s in own])
 
 
+def conflict(model: nn.Module, samples: list[Sample], p: float, eps: float) -> float:
+    """Cosine of the mean gradients of MeanFlow's two parts, from unbiased products over pairs of unlike samples."""
+    parts = []
+    for s in samples:
+        e = residual(model, s, 0, 0)
+        u = velocity_of(model, s)
+        weight = 2 * (e.square().sum() + eps) ** -p
+        for cotangent in (u - s.v_c, e - (u - s.v_c)):
+            loss = (u * (weight * cotangent).detach()).sum()
+            grads = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+            parts.append(torch.cat([g.flatten() for g in grads]))
+    matching, consistency = torch.stack(parts).unflatten(0, (-1, 2)).unbind(1)
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> float:
+        pairs = a @ b.T
+        return float(pairs.sum() - pairs.trace())
+
+    squares = product(matching, matching) * product(consistency, consistency)
+    return product(matching, consistency) / squares**0.5 if squares > 0 else float("nan")
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_conflict_is_complete_at_the_exact_solution(std: float) -> None:
+    """There E[e_0 given x_t] = 0, so the two parts' mean gradients are opposite."""
+    options = {"times": "uniform", "samples": 512, "estimators": ["meanflow"], "dtype": torch.float64}
+    found = measure(exact(std), f"gaussian:3,0.7,{std}", tables=["variance"], bins=(1, 2), **options)["variance"]
+    cosines = rows(found, quantity="conflict_cosine", layer="all")
+    assert len(cosines) == 3 and set(cosines["status"]) == {"ok"}
+    np.testing.assert_allclose(cosines["value"], -1, rtol=1e-9)
+
+
+def test_no_conflict_where_r_equals_t() -> None:
+    options = {"tables": ["variance"], "times": "point:0.5,0.5", "samples": 128, "estimators": ["meanflow"]}
+    found = rows(measure(network().float(), KNOWN, **options)["variance"], quantity="conflict_cosine", layer="all")  # type: ignore[arg-type]
+    assert found["status"].tolist() == ["degenerate_control"]
+
+
+@pytest.mark.parametrize("cosine", [-0.8, 0.0, 0.5])
+def test_intervals_of_the_conflict_cover(cosine: float) -> None:
+    """Normal gradients in 12 dimensions, whose parts' means meet at a given angle; nominal level 95 %."""
+    runs, n, cells = 200, 256, one_cell(256)
+    generator = torch.Generator().manual_seed(0)
+    noise = 2 * torch.randn(2, n, runs, 12, generator=generator, dtype=torch.float64)
+    means = torch.zeros(2, 12, dtype=torch.float64)
+    means[0, 0], means[1, 0], means[1, 1] = 1, cosine, (1 - cosine**2) ** 0.5
+    matching, consistency = noise + means[:, None, None]
+    hits, values = 0, []
+    for k in range(runs):
+        gradients = torch.stack([(matching + consistency)[:, k], consistency[:, k]])
+        moments = sum_layers(accumulated(gradients, 1, cells).moments[0]).replicates()
+        estimate = jackknife(conflict_cosine(moments, 0, 1), moments.count)
+        hits += bool(estimate.low <= cosine <= estimate.high)
+        values.append(float(estimate.value))
+    assert np.mean(values) == pytest.approx(cosine, abs=4 * np.std(values) / runs**0.5 + 0.01)
+    assert 0.90 <= hits / runs <= 0.99
+
+
 def test_numbers_of_the_jacobian() -> None:
     found = tables_of(KNOWN, "none")["variance"]
-    j = [
-        (s.t - s.r) * jacobian_of(network(), s)[0] - torch.eye(2)
-        for s in samples_of(Draws(KNOWN, parse_times("uniform"), 0), SAMPLES, network(1))
-    ]
+    own = samples_of(Draws(KNOWN, parse_times("uniform"), 0), SAMPLES, network(1))
+    j = [(s.t - s.r) * jacobian_of(network(), s)[0] - torch.eye(2) for s in own]
     norms = np.mean([float(x.square().sum()) for x in j])
     expected = {
         "kappa_signed": np.mean([float(x.trace()) / 2 for x in j]),
@@ -101,9 +181,46 @@ def test_numbers_of_the_jacobian() -> None:
         "jacobi_fro2": norms,
         "jacobi_spectral": np.mean([float(torch.linalg.svdvals(x)[0]) for x in j]),
     }
+    fields = [jacobian_of(network(), s._replace(r=s.t))[0] for s in own]
+    expected |= {
+        "divergence": np.mean([float(x.trace()) for x in fields]),
+        "antisymmetric_share": sum(float((x - x.T).square().sum()) / 4 for x in fields)
+        / sum(float(x.square().sum()) for x in fields),
+    }
     assert set(rows(found, estimator=None)["quantity"]) == set(expected)
     for quantity, truth in expected.items():
         assert row(found, quantity=quantity)["value"] == pytest.approx(truth, rel=1e-9)
+
+
+@pytest.mark.parametrize("std", [0.5, 2.0])
+def test_the_true_velocity_does_not_rotate(std: float) -> None:
+    """Of Gaussian data D = (t - (1-t) s^2) / s_t^2 I, by s_t^2 = (1-t)^2 s^2 + t^2."""
+    found = measure(exact(std), f"gaussian:3,0.7,{std}", tables=["variance"], times="point:0.1,0.6", samples=128)
+    truth = 3 * (0.6 - 0.4 * std**2) / (0.16 * std**2 + 0.36)
+    assert row(found["variance"], quantity="divergence")["value"] == pytest.approx(truth, rel=1e-5)
+    assert row(found["variance"], quantity="antisymmetric_share")["value"] == pytest.approx(0, abs=1e-12)
+
+
+def test_rotation_of_a_linear_field_and_its_limit() -> None:
+    class Linear(nn.Module):
+        def __init__(self, matrix: torch.Tensor) -> None:
+            super().__init__()
+            self.layer = nn.Linear(*matrix.shape, bias=False)
+            self.layer.weight = nn.Parameter(matrix)
+
+        def forward(self, x: torch.Tensor, r: torch.Tensor, t: torch.Tensor, y: object = None) -> torch.Tensor:
+            return self.layer(x)
+
+    said: list[str] = []
+    turning = torch.tensor([[3.0, 1.0], [-1.0, 3.0]])  # 3 I and a rotation: 2 / (18 + 2)
+    options = {"tables": ["variance"], "samples": 128, "estimators": ["meanflow"], "say": said.append}
+    found = measure(Linear(turning), KNOWN, **options)["variance"]  # type: ignore[arg-type]
+    assert row(found, quantity="antisymmetric_share")["value"] == pytest.approx(0.1)
+    assert row(found, quantity="divergence")["value"] == pytest.approx(6)
+    assert not said
+    wide = measure(Linear(torch.eye(17)), "gaussian:17,0,1", **options)["variance"]  # type: ignore[arg-type]
+    assert not {"divergence", "antisymmetric_share"} & set(wide["quantity"])
+    assert said == ["17 coordinates: divergence and antisymmetric_share are measured up to 16."]
 
 
 def test_bins_partition_the_loss_and_the_jacobian() -> None:
@@ -117,6 +234,18 @@ def test_bins_partition_the_loss_and_the_jacobian() -> None:
     inside = samples[(samples["t"] >= 1 / 3) & (samples["t"] < 2 / 3)]["value"]
     loss = row(rows(found, quantity="loss_variance", estimator="meanflow"), t_low=1 / 3)
     assert loss["value"] == pytest.approx(inside.var(), rel=1e-9) and loss["n_samples"] == len(inside)
+
+
+def test_worst_samples_are_the_largest_with_their_share() -> None:
+    samples = tables_of(KNOWN, "none")["samples"]
+    worst = worst_samples(samples, 3)
+    assert worst["estimator"].tolist() == [name for name in POINTS for _ in range(3)]
+    for name in POINTS:
+        norms = rows(samples, estimator=name, quantity="grad_norm2").set_index("index")["value"]
+        largest = sorted(norms.items(), key=lambda pair: -pair[1])[:3]
+        found = rows(worst, estimator=name)
+        assert list(zip(found["index"], found["value"], strict=True)) == largest
+        assert found["share"].tolist() == pytest.approx([value / norms.sum() for _, value in largest])
 
 
 def test_top_share() -> None:
