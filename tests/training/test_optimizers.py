@@ -20,7 +20,7 @@ from mfdiag.training.spec import Optimizer, Schedule
         (Optimizer(name="sgd", betas=(0.8, 0)), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8)),
         (Optimizer(name="sgd", betas=(0, 0), clip=0.5), lambda p: torch.optim.SGD(p, lr=0.01)),
     ],
-    ids=str,
+    ids=["adam", "adam-arguments", "adamw", "momentum", "clipped"],
 )
 def test_equals_torch(ours: Optimizer, theirs: Any) -> None:
     generator = torch.Generator().manual_seed(0)
