@@ -19,6 +19,7 @@ from mfdiag.flow.times import parse_times
 from mfdiag.models.teacher import teacher_velocity
 from mfdiag.training.loss import Batch
 from mfdiag.training.spec import TrainSpec
+from mfdiag.usercode import is_user_code
 
 __all__ = ["Feed", "Law", "Stream"]
 
@@ -96,6 +97,8 @@ class Feed:
         self.block_steps = self._streams[0].block_steps
         cores = os.cpu_count() or 1
         self._blocks_ahead = -(-cores // len(self._streams))
+        if any(is_user_code(law.path) for law in points):
+            cores, self._blocks_ahead = 1, 0  # its forward-mode derivatives cannot run beside those of training
         self._pool = ThreadPoolExecutor(cores)
         self._ahead: dict[int, list[Future[Batch]]] = {}
         self._number = -1

@@ -30,6 +30,7 @@ def prepared() -> Prepared:
 
 @pytest.fixture
 def model() -> nn.Module:
+    torch.manual_seed(0)
     return randomised(MLP(2, hidden=8, depth=1))
 
 
