@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from engines import images, seconds, toy
-from rich.console import Console
-from rich.table import Table
+from engines import images, seconds, show, toy
 
 import mfdiag
 from mfdiag.estimators import estimators
@@ -76,12 +74,7 @@ def main() -> None:
         rows += price("MLP, 4,096 samples, with posterior", toy()[0], mfdiag.load_data("eight_gaussians"), 4096)
     if "dit" in chosen:
         rows += price("DiT 4.3M, 128 samples", *images(), 128)
-    table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}", title_justify="left")
-    for column in ("comparison", "ratio", "at most"):
-        table.add_column(column, justify="left" if column == "comparison" else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=110).print(table)
+    show(rows, "at most")
 
 
 if __name__ == "__main__":

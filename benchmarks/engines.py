@@ -204,6 +204,16 @@ def memory(rows: list[tuple[str, ...]]) -> None:
         rows.append((text, f"{a / b:.2f}", "at most 1.5"))
 
 
+def show(rows: list[tuple[str, ...]], aim: str) -> None:
+    """Prints comparisons, their ratios and what they are held to, a column called `aim`."""
+    table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}", title_justify="left")
+    for column in ("comparison", "ratio", aim):
+        table.add_column(column, justify="left" if column == "comparison" else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)
+
+
 def main() -> None:
     known = {"mlp": mlp, "grid": grid, "dit": dit, "memory": memory, "cotangents": cotangents}
     chosen = sys.argv[1:] or list(known)
@@ -213,12 +223,7 @@ def main() -> None:
     rows: list[tuple[str, ...]] = []
     for name in chosen:
         known[name](rows)
-    table = Table(title=f"{torch.get_num_threads()} threads, torch {torch.__version__}", title_justify="left")
-    for column in ("comparison", "ratio", "target"):
-        table.add_column(column, justify="left" if column == "comparison" else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=110).print(table)
+    show(rows, "target")
 
 
 if __name__ == "__main__":

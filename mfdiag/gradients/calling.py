@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mfdiag.errors import InputError
 
-__all__ = ["call", "parameter_places", "require_velocity"]
+__all__ = ["call", "hooked", "parameter_places", "require_velocity"]
 
 
 def parameter_places(module: nn.Module) -> dict[str, str]:
@@ -43,3 +44,14 @@ def call(module: nn.Module, places: Mapping[str, str], tensors: Mapping[str, Ten
     """
     there = {place: tensors[name] for place, name in places.items()}
     return functional_call(module, there, inputs, tie_weights=False)
+
+
+@contextmanager
+def hooked(layers: Mapping[str, nn.Module], hook_for: Callable[[str], Callable[..., Tensor]]) -> Iterator[None]:
+    """Within, the output of each layer passes through hook_for(name)(module, args, out) on its way."""
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

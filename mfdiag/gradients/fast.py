@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mfdiag.estimators._fields import twice_differentiable
-from mfdiag.gradients.calling import call, parameter_places
+from mfdiag.gradients.calling import call, hooked, parameter_places
 from mfdiag.gradients.factors import Dense, Factors, Mixed, Outer
 from mfdiag.gradients.opened import Opened, Use
 from mfdiag.gradients.reference import Inputs, per_sample_gradients
@@ -150,12 +150,8 @@ class FastEngine:
 
             return hook
 
-        handles = [m.register_forward_hook(hook_for(k)) for k, m in self.layers.items()]
-        try:
+        with hooked(self.layers, hook_for):
             yield record
-        finally:
-            for handle in handles:
-                handle.remove()
 
     # -- prepared once ------------------------------------------------------------------------------------------
 

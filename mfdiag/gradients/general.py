@@ -22,7 +22,7 @@ from torch.func import jvp
 
 from mfdiag.estimators._fields import Fields
 from mfdiag.gradients.along import along_by_duals, along_by_reverse
-from mfdiag.gradients.calling import call, parameter_places
+from mfdiag.gradients.calling import call, hooked, parameter_places
 from mfdiag.gradients.engine import Engine
 from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.fast import FastEngine, _expanded
@@ -193,12 +193,8 @@ class GeneralEngine:
 
             return hook
 
-        handles = [module.register_forward_hook(hook_for(layer)) for layer, module in self.layers.items()]
-        try:
+        with hooked(self.layers, hook_for):
             yield record
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _disagreeing(self, loss: Loss, fields: Fields) -> list[str]:
         """Parameters whose fast gradients are not the slow ones."""

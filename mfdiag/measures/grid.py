@@ -10,6 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from mfdiag.figures.select import overall
+from mfdiag.quality.metrics import metrics
 from mfdiag.tables.check import conform
 
 __all__ = ["NEEDED", "grid_table"]
@@ -84,15 +85,13 @@ def _qualities(models: pd.DataFrame, quality: pd.DataFrame | None) -> Iterator[p
     found = _joined(models, values).rename(columns={"trained_beta": "beta"})
     yield _means(found, "quality", _QUALITY)
     yield _ratios(found, "quality_ratio", _QUALITY)
-    lower = found[found["metric"].isin(_LOWER_IS_BETTER)]
+    distances = [name for name, metric in metrics().items() if metric.best == 0]
+    lower = found[found["metric"].isin(distances)]
     rows = [
         {"dataset": name, **dict(zip(_QUALITY, keys, strict=True)), **_best(part)}
         for (name, *keys), part in lower.groupby(["dataset", *_QUALITY], sort=False)
     ]
     yield pd.DataFrame(rows)
-
-
-_LOWER_IS_BETTER = ("sliced_wasserstein", "wasserstein_2", "energy_distance", "mmd2", "frechet_distance")
 
 
 def _optima(models: pd.DataFrame, coefficient: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
@@ -173,7 +172,7 @@ def _prediction_errors(frame: pd.DataFrame) -> pd.DataFrame:
     betas = frame.loc[frame["quantity"] == "quality", "beta"]
     both = best.merge(optima, on="dataset", suffixes=("", "_predicted"))
     both["value"] = (both["value_predicted"].clip(betas.min(), betas.max()) - both["value"]).abs()
-    both["batch_size"] = both["batch_size_predicted"] if "batch_size_predicted" in both else both["batch_size"]
+    both["batch_size"] = both["batch_size_predicted"]
     keys = [*_QUALITY, "batch_size"]
     single = both[["dataset", *keys, "value", "n_samples"]].assign(quantity="prediction_error")
     rows = [

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
 from mfdiag.errors import MfdiagError
 from mfdiag.figures.render import save_figures
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.draw import Draws
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.run import Settings
+from mfdiag.measures.job import device_name
 from mfdiag.measures.measure import Progress, Request, Subject, measure_subject
 from mfdiag.storage import sha256_of
 from mfdiag.tables.check import conform
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import check_writable, read_table, table_path, write_table
-from mfdiag.training.draws import Law
 from mfdiag.training.grid import Cell
 from mfdiag.training.saved import CHECKPOINT, Entry, number_entry
 from mfdiag.training.spec import TrainSpec
@@ -70,7 +69,7 @@ def run_grid(
         started=started,
         finished=datetime.now(UTC),
         outputs=[table],
-        device=torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device,
+        device=device_name(options.device),
     )
     write_manifest(out, "train", entry)
     save_figures({"training": frame}, out)
@@ -84,9 +83,8 @@ def run_grid(
     return GridOutcome(trained, table, frame)
 
 
-def _statistics(spec: TrainSpec, module: nn.Module, ema: nn.Module) -> list[Entry]:
+def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module) -> list[Entry]:
     """Gradient variance at the model's own coefficients, and the coefficient of least variance, as they are now."""
-    draws = Law.of(spec).draws(load_data(spec.data))
     subject = Subject(
         module,
         draws.data,

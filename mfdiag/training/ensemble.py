@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.training.compiling import compiled as compiled_step
 from mfdiag.training.draws import Feed
@@ -18,7 +18,7 @@ from mfdiag.training.loss import Batch, Params, Point, loss_of
 from mfdiag.training.optimizers import Moments, schedule_factor, step_parameters
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["Ensemble", "State", "start", "together", "update"]
+__all__ = ["Ensemble", "Rates", "State", "rates_of", "start", "together", "update"]
 
 _GRAPH_STEPS = 20  # of one replay of a CUDA graph
 
@@ -111,8 +111,8 @@ class Ensemble:
         stacked = [torch.stack(leaves).to(device) for leaves in zip(*map(_leaves, states), strict=True)]
         self.state: State = pytree.tree_unflatten(stacked, pytree.tree_structure(states[0]))
         self._step = compiled_step(self._eager) if compiled else self._eager
-        self._compiled, self._graph = compiled, device.startswith("cuda") and compiled
-        self._replay: Any = None
+        self._untried, self._graph = compiled, device.startswith("cuda") and compiled
+        self._recording: Any = None  # a CUDA graph of some steps, once there is one
         self._buffer: Batch | None = None
 
     @property
@@ -132,12 +132,12 @@ class Ensemble:
         self.state.tally.zero_()
         return tally
 
-    @sdpa_kernel(SDPBackend.MATH)
+    @twice_differentiable()
     def advance(self, steps: int) -> None:
         """Takes `steps` more steps."""
         done = self.steps_done
         stop = done + steps
-        if self._compiled:
+        if self._untried:
             self._try()
         while self._graph and done + _GRAPH_STEPS <= stop:
             self._replay_steps(done)
@@ -158,16 +158,14 @@ class Ensemble:
         return vmap(one, in_dims=places)(*inputs)
 
     def _try(self) -> None:
-        """Compiles on the first call; falls back to the uncompiled program, once, where that fails."""
-        if self._replay is not None or self._step is self._eager:
-            return
+        """Compiles; falls back to the uncompiled program where that fails."""
+        self._untried = False
         try:
             self._step(self.state, self.feed.batch(self.steps_done))
         except Exception as error:  # whatever a compiler raises, the same program runs without it
             reason = str(error).strip().split("\n")[0]
             self.say(f"Training runs uncompiled, and slower, because compilation failed ({reason}).")
-            self._step, self._compiled, self._graph = self._eager, False, False
-        self._replay = False
+            self._step, self._graph = self._eager, False
 
     def _replay_steps(self, step: int) -> None:
         """`_GRAPH_STEPS` steps as one CUDA graph, recorded on the first call."""
@@ -175,11 +173,11 @@ class Ensemble:
         block = Batch._make(None if column[0] is None else torch.stack(column) for column in zip(*batches, strict=True))
         if self._buffer is None:
             self._buffer = block
-            self._replay = self._record()
+            self._recording = self._record()
         for kept, values in zip(self._buffer, block, strict=True):
             if kept is not None and values is not None:
                 kept.copy_(values)
-        self._replay.replay()
+        self._recording.replay()
 
     def _record(self) -> Any:
         assert self._buffer is not None

@@ -43,7 +43,7 @@ def loss_of(module: nn.Module, params: Params, ema: Params, batch: Batch, point:
 
     Sums squares over coordinates, averages over samples. The proxy is vhat = u_ema(x_t, t, t); `weighting` leaves the
     anchor alone, the batch's own weights do not. `module` lends its structure only: the weights are `params` and
-    `ema`. Fused attention has no forward-mode derivative: call within sdpa_kernel(SDPBackend.MATH).
+    `ema`. Fused attention has no forward-mode derivative: call within `twice_differentiable`.
     """
     x_t, v_c, r, t, delta, labels, weight = batch
     tangent = target = v_c

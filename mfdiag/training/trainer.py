@@ -15,6 +15,7 @@ from torch import nn
 
 from mfdiag.errors import InputError
 from mfdiag.flow.datasets import Data, load_data
+from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.models.registry import build_model
@@ -28,8 +29,11 @@ from mfdiag.training.spec import TrainSpec
 __all__ = ["Compile", "Measure", "Options", "TrainedCell", "estimate_seconds", "initial_module", "train"]
 
 Compile = Literal["auto", "on", "off"]
-Measure = Callable[[TrainSpec, nn.Module, nn.Module], list[Entry]]
-"""Gradient statistics of a model in training and its average, as entries of the log; `step` is filled in later."""
+Measure = Callable[[TrainSpec, Draws, nn.Module, nn.Module], list[Entry]]
+"""Gradient statistics of a model in training and its average, as entries of the log; `step` is filled in later.
+
+The draws are those it is trained on.
+"""
 
 _LOGGED = ("loss", "grad_norm")
 _SHOWN = 3  # of the changed cells an error names
@@ -74,13 +78,13 @@ def train(
 
     Raises InputError if model and data do not fit or `out` holds cells of another specification.
     """
-    work, data = _prepare(cells, out, options)
+    work = _prepare(cells, out, options)
     if not options.resume:
         for item in work:
             for name in (STATE, CHECKPOINT):
                 (item.folder / name).unlink(missing_ok=True)
     total = sum(item.cell.spec.steps for item in work)
-    groups = _groups(work, data, options.device)
+    groups = _groups(work, options.device)
     try:
         for number, group in enumerate(groups, 1):
             part = f", part {number} of {len(groups)}" if len(groups) > 1 else ""
@@ -90,7 +94,7 @@ def train(
                 if progress is not None:
                     progress(name, sum(item.step for item in work), total)
 
-            _train_group(group, data, options, measure, report, say)
+            _train_group(group, options, measure, report, say)
     except KeyboardInterrupt:
         done = sum(item.finished for item in work)
         kept = f"{done} of {len(work)} models are finished, the others saved as they stand in {out}"
@@ -100,10 +104,10 @@ def train(
 
 def estimate_seconds(cells: Sequence[Cell], out: Path, options: Options, *, say: Callable[[str], None]) -> float:
     """Time that `train` has left to spend, from a few uncompiled steps of each group: an upper estimate."""
-    work, data = _prepare(cells, out, options)
+    work = _prepare(cells, out, options)
     seconds = 0.0
-    for group in _groups(work, data, options.device):
-        ensemble = _ensemble(group, data, replace(options, compile="off"), say)
+    for group in _groups(work, options.device):
+        ensemble = _ensemble(group, replace(options, compile="off"), say)
         ensemble.advance(1)  # allocates, and draws the first block
         before = time.perf_counter()
         ensemble.advance(_TIMED_STEPS)
@@ -115,11 +119,12 @@ def estimate_seconds(cells: Sequence[Cell], out: Path, options: Options, *, say:
 
 @dataclass
 class _Work:
-    """A cell on its way: where it is kept, the network's structure, its state and log, and the steps it has done."""
+    """A cell on its way: its folder, network, draws, state and log, and the steps it has done."""
 
     cell: Cell
     folder: Path
     module: nn.Module
+    draws: Draws
     run: Run
     step: int
 
@@ -137,36 +142,36 @@ class _Work:
         write_run(self.folder, self.cell.spec, self.run)
 
 
-def _prepare(cells: Sequence[Cell], out: Path, options: Options) -> tuple[list[_Work], dict[str, Data]]:
-    """Each cell as it stands, and the data by name; refuses what cannot be trained before anything is."""
+def _prepare(cells: Sequence[Cell], out: Path, options: Options) -> list[_Work]:
+    """Each cell as it stands; refuses what cannot be trained before anything is."""
     data = {name: load_data(name) for name in dict.fromkeys(cell.spec.data for cell in cells)}
+    laws = {law: law.draws(data[law.data]) for law in dict.fromkeys(Law.of(cell.spec) for cell in cells)}
     work, changed = [], []
     for cell in cells:
         folder, module = out / cell.name, initial_module(cell.spec)
         _check_fit(module, data[cell.spec.data], cell.spec)
-        Law.of(cell.spec).draws(data[cell.spec.data])  # refuses what does not fit the data
         run = Run(start(module))
         if options.resume and (kept := find_run(folder)):
             before, run = kept
             if found := changes(before, cell.spec):
                 changed.append(f"{cell.name or folder} ({', '.join(found)})")
-        work.append(_Work(cell, folder, module, run, int(run.state.steps)))
+        work.append(_Work(cell, folder, module, laws[Law.of(cell.spec)], run, int(run.state.steps)))
     if changed:
         shown = "; ".join(changed[:_SHOWN]) + ("; ..." if len(changed) > _SHOWN else "")
         raise InputError(
             f"{len(changed)} of {len(cells)} models in {out} come from another specification: {shown}. Choose another "
             "folder, or train all of them again with --overwrite."
         )
-    return work, data
+    return work
 
 
-def _groups(work: Sequence[_Work], data: dict[str, Data], device: str) -> list[list[_Work]]:
+def _groups(work: Sequence[_Work], device: str) -> list[list[_Work]]:
     """Unfinished cells that can train together, the same shape at the same step, in the order of the grid."""
     kind = device.partition(":")[0]
     found: dict[tuple[object, ...], list[_Work]] = {}
     for item in work:
         if not item.finished:
-            points = data[item.cell.spec.data]
+            points = item.draws.data
             key = (together(item.cell.spec), points.shape, points.num_classes, item.step)
             found.setdefault(key, []).append(item)
     parts = []
@@ -178,13 +183,13 @@ def _groups(work: Sequence[_Work], data: dict[str, Data], device: str) -> list[l
     return parts
 
 
-def _ensemble(group: Sequence[_Work], data: dict[str, Data], options: Options, say: Callable[[str], None]) -> Ensemble:
+def _ensemble(group: Sequence[_Work], options: Options, say: Callable[[str], None]) -> Ensemble:
     specs = [item.cell.spec for item in group]
     return Ensemble(
         group[0].module,
         specs,
         [item.run.state for item in group],
-        Feed(specs, [data[spec.data] for spec in specs], options.device),
+        Feed(specs, [item.draws.data for item in group], options.device),
         device=options.device,
         compiled=options.compile == "on" or (options.compile == "auto" and specs[0].steps >= _COMPILED_FROM),
         say=say,
@@ -193,14 +198,13 @@ def _ensemble(group: Sequence[_Work], data: dict[str, Data], options: Options, s
 
 def _train_group(
     group: Sequence[_Work],
-    data: dict[str, Data],
     options: Options,
     measure: Measure | None,
     report: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
     spec = group[0].cell.spec  # for what they have in common
-    ensemble = _ensemble(group, data, options, say)
+    ensemble = _ensemble(group, options, say)
     logged = max([entry.step for entry in group[0].run.log if entry.quantity in _LOGGED], default=0)
     measured = measure is not None and spec.measure_every > 0
     intervals = [spec.log_every, spec.save_every, *([spec.measure_every] if measured else [])]
@@ -225,7 +229,9 @@ def _train_group(
             if measure is not None and measured and due(stop, spec.measure_every):
                 for item, state in zip(group, ensemble.states(), strict=True):
                     weights = [_filled(item.module, values) for values in (state.params, state.ema)]
-                    item.run.log += [entry._replace(step=stop) for entry in measure(item.cell.spec, *weights)]
+                    item.run.log += [
+                        entry._replace(step=stop) for entry in measure(item.cell.spec, item.draws, *weights)
+                    ]
             if due(stop, spec.save_every):
                 keep()
             for item in group:

@@ -10,6 +10,7 @@ import torch
 from specs import spec_of
 
 from mfdiag.errors import InputError
+from mfdiag.flow.draw import Draws
 from mfdiag.models.checkpoint import load_model
 from mfdiag.training import trainer
 from mfdiag.training.ensemble import Ensemble
@@ -118,7 +119,8 @@ def test_log_holds_means_over_the_steps_between(tmp_path: Path) -> None:
 
 
 def test_measuring_on_the_way(tmp_path: Path) -> None:
-    def measure(spec: TrainSpec, module: Any, ema: Any) -> list[Entry]:
+    def measure(spec: TrainSpec, draws: Draws, module: Any, ema: Any) -> list[Entry]:
+        assert draws.data.name == spec.data
         weights = (module.layers[0].weight[0, 0].item(), ema.layers[0].weight[0, 0].item())
         assert weights[0] != weights[1] and not module.training
         return [Entry(0, "variance", weights[0], 0, 0, 0, 1, "ok")]
