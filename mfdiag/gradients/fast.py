@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.calling import call, hooked, parameter_places
 from mfdiag.gradients.factors import Dense, Factors, Mixed, Outer
+from mfdiag.gradients.linearised import Linearised
 from mfdiag.gradients.opened import Opened, Use
 from mfdiag.gradients.reference import Inputs, per_sample_gradients
 from mfdiag.gradients.rules import rule_for
@@ -58,6 +59,7 @@ class FastEngine:
         self._leaves: set[str] = set()  # layers before which nothing needs a gradient
         self.bytes_per_sample = 0
         self.reversible = True  # derivatives can be had by differentiating the backward pass
+        self.linearised: AbstractContextManager[object] = Linearised()
         self._prepare(inputs, cotangents, truth, say)
 
     # -- one chunk ----------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ class FastEngine:
         x, r, t, labels = inputs
         x, t = (a.detach().requires_grad_(self.reversible) for a in (x, t))
         bare = {k: _expanded(self.state[k], len(x), axes).requires_grad_() for k, axes in self.bare.items()}
-        with self._hooks() as uses, torch.enable_grad(), twice_differentiable(self.reversible):
+        with self._hooks() as uses, torch.enable_grad(), twice_differentiable(self.reversible), self.linearised:
             u = self._forward({**self.state, **bare}, (x, r, t, labels))
         changed = {use.layer for use in uses if use.output._version != use.version}
         if changed:
@@ -82,21 +84,17 @@ class FastEngine:
         n = len(inputs[0])
         opened = opened or self.open(inputs)
         gradients = opened.backward(cotangents)
-        uses = [(use.layer, use.input, g) for use, g in zip(opened.uses, gradients, strict=False)]
-        bare = dict(zip(opened.bare, gradients[len(opened.uses) :], strict=bool(gradients)))
-        del gradients
-        remaining = Counter(name for layer, *_ in uses for name in self.parameters[layer].values())
+        remaining = Counter(name for use in opened.uses for name in self.parameters[use.layer].values())
         found: dict[str, list[Factors]] = defaultdict(list)
-        while uses:
-            layer, a, g = uses.pop(0)
-            made = self._made(layer, a, g, n)
-            for local, name in self.parameters[layer].items():
+        for use, g in zip(opened.uses, gradients, strict=False):
+            made = self._made(use.layer, use.input, g, n)
+            for local, name in self.parameters[use.layer].items():
                 if name not in self.fallback and made:
                     found[name].append(made[local])
                 remaining[name] -= 1
                 if not remaining[name] and name in found:
                     yield name, self._combined(name, found.pop(name), n, len(cotangents))
-        for name, gradient in bare.items():
+        for name, gradient in zip(opened.bare, gradients, strict=False):
             yield name, Dense(gradient[..., None].flatten(2))
         if self.fallback:
             with torch.no_grad():
@@ -194,7 +192,9 @@ class FastEngine:
             except _ChangedInPlaceError as change:
                 self._copied |= change.layers
             except (RuntimeError, NotImplementedError):
-                return False
+                if not isinstance(self.linearised, Linearised):
+                    return False
+                self.linearised = nullcontext()  # the network may overwrite what these layers keep
 
     def _disagreeing(self, inputs: Inputs, cotangents: Tensor, truth: dict[str, tuple[Tensor, ...]]) -> set[str]:
         """Parameters whose factors, multiplied out, are not the reference's gradients."""
@@ -211,7 +211,7 @@ class FastEngine:
                 return set(self.state) - agreed
             except _ChangedInPlaceError as change:
                 self._copied |= change.layers
-            except (RuntimeError, ValueError, IndexError):  # a bare parameter that does not broadcast this way
+            except (RuntimeError, ValueError, IndexError, AssertionError):  # a bare parameter does not broadcast so
                 return set(self.state)
 
 

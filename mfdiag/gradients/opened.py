@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,16 +62,18 @@ class Opened:
         scale = sum(part.abs().sum() for part in parts)
         return float((parts[0].sum() - parts[1].sum() - parts[2].sum()).abs() / (scale + torch.finfo(w.dtype).tiny))
 
-    def backward(self, cotangents: Tensor) -> list[Tensor]:
-        """Gradients [C, n, ...] for each use's output, then for each bare parameter; cotangents [C, n, *shape]."""
+    def backward(self, cotangents: Tensor) -> Iterator[Tensor]:
+        """Gradients [C, n, ...] for each use's output, then for each bare parameter; cotangents [C, n, *shape].
+
+        One at a time: laid side by side only when they are asked for, they meet memory that is already warm.
+        """
         targets = [use.output for use in self.uses] + list(self.bare.values())
         if not targets or not self.u.requires_grad:
-            return []
-        found = [torch.empty(len(cotangents), *out.shape, dtype=out.dtype, device=out.device) for out in targets]
-        for c, e in enumerate(cotangents):
-            gradients = torch.autograd.grad(
-                self.u, targets, e, retain_graph=c + 1 < len(cotangents), materialize_grads=True
-            )
-            for slot, gradient in zip(found, gradients, strict=True):
-                slot[c] = gradient
-        return found
+            return
+        last = len(cotangents) - 1
+        found = [
+            deque(torch.autograd.grad(self.u, targets, e, retain_graph=c < last, materialize_grads=True))
+            for c, e in enumerate(cotangents)
+        ]
+        for _ in targets:
+            yield torch.stack([gradients.popleft() for gradients in found])

@@ -1,0 +1,74 @@
+"""Layers kept as linear maps: the same values, J^T w and J v as torch's own, and given up where they cannot serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import jvp
+
+from mfdiag.gradients.engine import prepare_engine
+from mfdiag.gradients.fast import FastEngine
+from mfdiag.gradients.linearised import Linearised
+
+LAYERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": nn.SiLU(),
+    "silu in place": lambda x: F.silu(x.clone(), inplace=True),
+    "softplus": lambda x: F.softplus(x, beta=2),
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "tanh method": lambda x: x.tanh(),
+    "sigmoid": torch.sigmoid,
+    "layer norm": lambda x: F.layer_norm(x, (5,)),
+    "layer norm of two axes": nn.LayerNorm((3, 5), dtype=torch.float64),
+    "layer norm with affine part": lambda x: F.layer_norm(x, (5,), torch.arange(5.0).double(), bias=x[0, 0], eps=0.1),
+    "a chain": lambda x: F.gelu(F.layer_norm(torch.tanh(x @ x.transpose(1, 2) @ x), (5,))),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_and_both_derivatives_are_torchs(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, v, w = torch.randn(3, 4, 3, 5, generator=generator, dtype=torch.float64)
+    layer = LAYERS[name]
+    at = x.clone().requires_grad_()
+    with Linearised():
+        y = layer(at)
+    zero = torch.zeros_like(y, requires_grad=True)
+    (pulled,) = torch.autograd.grad(y, at, zero, create_graph=True)
+    (along,) = torch.autograd.grad(pulled, zero, v, retain_graph=True)
+    (back,) = torch.autograd.grad(y, at, w)
+    value, truth = jvp(layer, (x,), (v,))
+    plain = x.clone().requires_grad_()
+    (back_truth,) = torch.autograd.grad(layer(plain), plain, w)
+    torch.testing.assert_close(y, value, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(along, truth, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(back, back_truth, rtol=1e-10, atol=1e-12)
+
+
+class _Overwrites(nn.Module):
+    """Changes a normalised activation in place, which torch's own layer_norm allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        hidden = F.layer_norm(self.inner(torch.cat([x, r[:, None], t[:, None]], 1)), (8,))
+        hidden += 1
+        return self.outer(hidden)
+
+
+def test_a_network_that_overwrites_what_is_kept_is_measured_without_them() -> None:
+    torch.manual_seed(0)
+    module = _Overwrites().double().requires_grad_(False)
+    inputs = (torch.randn(2, 2).double(), torch.rand(2).double() / 2, torch.rand(2).double() / 2 + 0.5, None)
+    notes: list[str] = []
+    engine = prepare_engine(module, inputs, "fast", notes.append)
+    assert isinstance(engine, FastEngine)
+    assert engine.reversible and not isinstance(engine.linearised, Linearised) and not notes
