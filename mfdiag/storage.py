@@ -47,10 +47,13 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits, read as a stream. Raises InputError if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"Cannot read {path} ({error.strerror or error}): check the path.") from error
+def sha256_of(*paths: Path) -> str:
+    """SHA-256 of the files' contents one after another, 64 hexadecimal digits. InputError if one cannot be read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                hashlib.file_digest(stream, lambda: digest)
+        except OSError as error:
+            raise InputError(f"Cannot read {path} ({error.strerror or error}): check the path.") from error
+    return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -40,16 +40,17 @@ def find_user(spec: str, option: str) -> Any:
     return getattr(module, attribute)
 
 
-def call_user(spec: str, option: str) -> Any:
-    """What the callable that `find_user` finds returns when called without arguments; InputError if it raises."""
+def call_user(spec: str, option: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """What the callable that `find_user` finds returns for these keyword arguments; InputError if it raises."""
     factory = find_user(spec, option)
     with _importable(Path(spec.rpartition(":")[0]).resolve().parent if ".py:" in spec else Path.cwd()):
         try:
-            return factory()
+            return factory(**arguments or {})
         except Exception as error:
+            called = f"with {', '.join(arguments)}" if arguments else "without arguments"
             raise InputError(
-                f"Expected {spec} to return something for {option} when called without arguments, but it raised "
-                f"{type(error).__name__}: {error}; correct the factory."
+                f"Expected {spec} to return something for {option} when called {called}, but it raised "
+                f"{type(error).__name__}: {error}; correct the {'arguments' if arguments else 'factory'}."
             ) from error
 
 

@@ -32,7 +32,7 @@ class Headed(MLP):
         super().__init__(dim, hidden=8, depth=2, num_classes=CLASSES)
         self.head = nn.Linear(dim + 1, dim)
 
-    def velocity(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def velocity(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.head(torch.cat([x, t[:, None]], 1))
 
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mfdiag._version import __version__
-from mfdiag.cli import coefficient, compare, inspect, list_, quality, report, sweep, train, variance
+from mfdiag.cli import coefficient, compare, inspect, list_, quality, report, sweep, times, train, variance
 from mfdiag.errors import MfdiagError
 
 __all__ = ["app"]
@@ -74,6 +74,7 @@ app.command("sweep")(sweep.command)
 app.command("variance")(variance.command)
 app.command("coefficient")(coefficient.command)
 app.command("compare")(compare.command)
+app.command("times")(times.command)
 app.command("quality")(quality.command)
 app.command("train")(train.command)
 app.command("report")(report.command)

@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,8 @@ from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.run import Settings
 from mfdiag.measures.chosen import default_estimators
 from mfdiag.measures.job import Mode, Outcome, run_job
-from mfdiag.measures.measure import Progress, Request
+from mfdiag.measures.objective import card_record, objective_of
+from mfdiag.measures.request import Progress, Request
 from mfdiag.measures.subject import load_subject
 from mfdiag.models.checkpoint import bundled
 
@@ -34,10 +37,11 @@ Work = Callable[[list[Path], Mode, Progress, Callable[[str], None]], Outcome]
 """(checkpoints, what to do with earlier results, progress, notes) -> what was measured."""
 
 
-def run(table: str, options: Options) -> None:
-    """Measure `table` as the options say, write it, and print it."""
+def run(table: str, typed: Options, **more: Any) -> None:
+    """Measure `table` as the options say, write it, and print it; `more` are fields of the request itself."""
 
     def work(checkpoints: list[Path], mode: Mode, progress: Progress, say: Callable[[str], None]) -> Outcome:
+        options = _as_trained(table, typed, say)
         return run_job(
             table,
             checkpoints,
@@ -52,20 +56,32 @@ def run(table: str, options: Options) -> None:
                 coupling=options.coupling,
                 path=options.path,
                 prediction=options.prediction,
+                guidance=options.guidance,
                 say=say,
             ),
-            _request(table, options),
+            replace(_request(table, options), **more),
             options.out,
             mode,
             options={
                 name: getattr(options, name)
-                for name in ("model", "weights", "source", "coupling", "path", "prediction")
-            },
+                for name in ("model", "weights", "source", "coupling", "path", "prediction", "guidance")
+            }
+            | card_record(options.model),
             progress=progress,
             say=say,
         )
 
-    present(table, options, work)
+    present(table, typed, work)
+
+
+def _as_trained(table: str, options: Options, say: Callable[[str], None]) -> Options:
+    """The options, with what a model card says of the objective where none was given."""
+    told = objective_of(options.model, table)
+    taken = {name: value for name, value in told.items() if getattr(options, name) is None}
+    if taken:
+        shown = (f"--{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in taken.items())
+        say(f"as {options.model} says the model was trained: {', '.join(shown)}.")
+    return replace(options, **taken)
 
 
 def present(table: str, options: Options, work: Work) -> None:
@@ -145,10 +161,11 @@ def _request(table: str, options: Options) -> Request:
         gammas=parse_grid("--gamma", options.gamma),
         batch_sizes=options.batch_size or defaults.batch_sizes,
         estimators=chosen,
-        weighting=parse_weighting(options.weighting),
+        weighting=parse_weighting(options.weighting or "none"),
         by_layer=by == "layer",
         seed=options.seed,
         posterior=options.posterior,  # type: ignore[arg-type]
+        extras=options.extra or (),
         settings=Settings(
             samples=options.samples,
             bins=bins,
@@ -156,6 +173,7 @@ def _request(table: str, options: Options) -> Request:
             engine=options.engine,  # type: ignore[arg-type]
             dtype=getattr(torch, options.dtype),
             device=checked_device(options.device),
+            derivative=options.derivative or "auto",
         ),
     )
 

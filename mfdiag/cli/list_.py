@@ -9,7 +9,19 @@ import typer
 
 __all__ = ["KINDS", "command", "found"]
 
-Kind = Literal["estimators", "datasets", "sources", "couplings", "paths", "times", "models", "predictions", "metrics"]
+Kind = Literal[
+    "estimators",
+    "datasets",
+    "sources",
+    "couplings",
+    "paths",
+    "times",
+    "models",
+    "cards",
+    "predictions",
+    "guidances",
+    "metrics",
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -50,6 +62,14 @@ def found(kind: Kind) -> dict[str, str]:
         from mfdiag.models.registry import MODELS
 
         return {name: text for name, (_, text) in MODELS.items()}
+    if kind == "cards":
+        from mfdiag.models.card_files import load_card, shipped_cards
+
+        return {name: load_card(name).about for name in shipped_cards()}
+    if kind == "guidances":
+        from mfdiag.flow.guidance import GUIDANCES
+
+        return GUIDANCES
     if kind == "predictions":
         from mfdiag.models.registry import PREDICTIONS
 

@@ -27,7 +27,9 @@ class Options:
     coupling: str | None
     path: str | None
     prediction: str | None
-    weighting: str
+    guidance: str | None
+    derivative: str | None
+    weighting: str | None
     samples: int
     chunk: str
     bins: str | None
@@ -46,6 +48,7 @@ class Options:
     gamma: str = "0"
     batch_size: list[int] | None = None
     estimator: list[str] | None = None
+    extra: list[str] | None = None
 
 
 def _template(
@@ -56,19 +59,26 @@ def _template(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE.py:factory|pkg.module:factory",
-            help="Code that builds the network (it is run), for checkpoints that do not describe themselves.",
+            metavar="FILE.py:factory|pkg.module:factory|CARD.yaml",
+            help="Code that builds the network (it is run), for checkpoints that do not describe themselves, or a "
+            "model card that names the code and says how to call it, see `list cards`.",
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Data the model was trained on. [default: the checkpoint's]")
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH[:key=value,...]",
+            help="Data the model was trained on: see `list datasets`, and docs/data.md for files and folders. "
+            "[default: the checkpoint's]",
+        ),
     ] = None,
     weights: Annotated[str, typer.Option(metavar="ema|raw|KEY", help="Which weights are measured.")] = "raw",
     proxy: Annotated[
         str | None,
         typer.Option(
-            metavar="self|ema|exact|teacher=PATH",
-            help="Where the proxy velocity vhat comes from. [default: ema where the file has it, else self]",
+            metavar="self|ema|exact|teacher=PATH[@MODEL]",
+            help="Where the proxy velocity vhat comes from; MODEL is for a teacher what --model is. [default: the "
+            "model card's, ema where the file has it, else self]",
         ),
     ] = None,
     times: Annotated[
@@ -96,7 +106,30 @@ def _template(
             help="What the network's output stands for, see `list predictions`. [default: the checkpoint's]",
         ),
     ] = None,
-    weighting: Annotated[str, typer.Option(metavar="none|adaptive:p,eps", help="Loss weight per sample.")] = "none",
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:args]",
+            help="Guidance built into the objective, and the share of null labels, see `list guidances`. [default: the "
+            "model card's, else none]",
+        ),
+    ] = None,
+    derivative: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|jvp|difference[:h]",
+            help="How du/dx v + du/dt is taken: exactly, or by central differences of step h in time, or of the step "
+            "of least error. [default: the model card's, else exactly where the network can]",
+        ),
+    ] = None,
+    weighting: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|adaptive:p,eps",
+            help="Loss weight per sample; adaptive takes the sum of squares, or with `,mean` or `,square` at its end "
+            "their mean or the square of their sum. [default: the model card's, else none]",
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Number of samples (x_0, x_1, r, t).")] = 4096,
     chunk: Annotated[str, typer.Option(metavar="auto|N", help="Samples at once; changes no result.")] = "auto",
     bins: Annotated[
@@ -140,10 +173,18 @@ def _template(
             "[default: meanflow and ema_tangent; all for compare]",
         ),
     ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Quantities that cost further passes: `semi_gradient_gap`, or `divergence` above 16 dimensions; "
+            "repeatable.",
+        ),
+    ] = None,
 ) -> None: ...
 
 
-_ONLY_SOME = {"beta", "gamma", "batch_size", "estimator"}
+_ONLY_SOME = {"beta", "gamma", "batch_size", "estimator", "extra"}
 
 
 def measuring(*own: str) -> Callable[[Callable[[Options], None]], Callable[..., None]]:

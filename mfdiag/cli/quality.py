@@ -11,7 +11,7 @@ from mfdiag.cli.options import Options, sharing
 from mfdiag.errors import InputError
 
 if TYPE_CHECKING:
-    from mfdiag.measures.measure import Subject
+    from mfdiag.measures.request import Subject
 
 __all__ = ["command"]
 

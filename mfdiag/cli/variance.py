@@ -7,7 +7,7 @@ from mfdiag.cli.options import Options, measuring
 __all__ = ["command"]
 
 
-@measuring("estimator")
+@measuring("estimator", "extra")
 def command(options: Options) -> None:
     """Gradient statistics: how large the variance is, and which layers, times and samples it comes from.
 

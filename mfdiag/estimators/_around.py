@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfdiag.estimators._guided import Guided, labels_for, told_labels
 from mfdiag.flow.draw import Draws
 
-__all__ = ["Around", "Velocity"]
+__all__ = ["Around", "Differentiate", "Velocity"]
 
 Velocity = Callable[..., Tensor]  # (x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape]
+Differentiate = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, r, t, labels, dx [m, n, *shape], dt [m, n]) -> u [n, *shape] and its derivatives [m, n, *shape] with dr = 0."""
 
 _FURTHER = 2**40  # numbers of further samples start here, far beyond those of any run
 
@@ -22,10 +25,11 @@ _FURTHER = 2**40  # numbers of further samples start here, far beyond those of a
 class Around:
     """The point (x_t, r, t, labels) of each sample and everything that can be evaluated from there, without gradients.
 
-    x [n, *shape]; r, t [n]; labels [n] or None. `networks` maps "ema" and "teacher" to u(x, r, t, labels) and "head"
-    to v(x, t, labels), where they are there; `proxy` names the one that gives the run's vhat. `derive` maps tangents
-    dx [m, n, *shape] to du/dx dx at the point. `draws` and `index` [n] are where the samples come from; `second`
-    tells an independent second draw from the first in all further random numbers.
+    x [n, *shape]; r, t [n]; labels [n] or None, or [n, 4] where the network is told its guidance. `networks` maps "ema"
+    and "teacher" to u(x, r, t, labels) and "head" to v(x, r, t, labels), where they are there; `proxy` names the one
+    that gives the run's vhat. `derive` maps tangents dx [m, n, *shape] to du/dx dx at the point, `differentiate` gives
+    u and its derivatives anywhere. `draws` and `index` [n] are where the samples come from; `second` tells an
+    independent second draw from the first in all further random numbers. `guided` makes v_g of v_c, where it does.
     """
 
     x: Tensor
@@ -36,9 +40,12 @@ class Around:
     networks: Mapping[str, Velocity]
     proxy: str
     derive: Callable[[Tensor], Tensor]
+    differentiate: Differentiate
     draws: Draws
     index: np.ndarray
     second: bool = False
+    guided: Guided | None = None
+    placed: tuple[Tensor, Tensor] | None = None  # the guidance's factor and shift at the point
     kept: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # velocities of networks and du/dx of them
 
     def velocity(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
@@ -50,9 +57,28 @@ class Around:
         """Velocity at x [n, *shape], t [n] of the network `name`, "self" being the measured one at r = t."""
         with torch.no_grad():
             if name == "head":
-                return self.networks[name](x, t, self.labels)
+                labels = self.labels if self.guided is None or not self.guided.told else self.guided.own_labels(t)
+                return self.networks[name](x, self.r, t, labels)
             network = self.model if name == "self" else self.networks[name]
-            return network(x, t, t, self.labels)
+            return network(x, t, t, labels_for(network, self.labels))
+
+    def derivatives(self, r: Tensor, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """u [n, *shape] at (x_t, r, t) and its derivatives [m, n, *shape] along dx [m, n, *shape], dt [m, n]."""
+        return self.differentiate(self.x, r, self.t, self.labels, dx, dt)
+
+    def conditional(self, velocity: Tensor) -> Tensor:
+        """v_c [n, *shape] of the sample's own pair, from `velocity`, what stands for it at the point."""
+        if self.placed is None:
+            return velocity
+        factor, shift = self.placed
+        return (velocity - shift) / factor
+
+    def guidance(self, x: Tensor, t: Tensor, v_c: Tensor) -> Tensor:
+        """What is trained on in the place of v_c at x [n, *shape], t [n]: v_g under guidance, else v_c itself."""
+        if self.guided is None:
+            return v_c
+        factor, shift = self.guided.at(x, t)
+        return factor * v_c + shift
 
     def uniform(self, purpose: str) -> Tensor:
         """A uniform number [n] for each sample."""
@@ -69,20 +95,30 @@ class Around:
     def _matching(self, labels: np.ndarray | None) -> Tensor:
         if self.labels is None or labels is None:
             return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
-        return torch.as_tensor(labels, device=self.x.device) == self.labels
+        drawn = torch.as_tensor(labels, device=self.x.device)
+        return drawn == self.labels if self.guided is None else (drawn == self.guided.labels) | self.guided.dropped
 
     def partners(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Further samples x_t, r, t, labels of the same law: `count` for each sample, one after another [n * count]."""
         numbers = self.index[:, None] * count + np.arange(count)
         batch = self.draws.batch((numbers + _FURTHER * (1 + self.second)).ravel())
         labels = None if batch.labels is None else batch.labels.to(self.x.device)
+        if labels is not None and self.labels is not None and self.labels.ndim == 2 and batch.scale is not None:
+            labels = told_labels(labels, batch.scale, self.x)
         return self._cast(batch.x_t), self._cast(batch.r), self._cast(batch.t), labels
 
     def part(self, chosen: slice) -> Around:
         """The same for some of the samples, without derivatives."""
         labels = None if self.labels is None else self.labels[chosen]
         x, r, t = self.x[chosen], self.r[chosen], self.t[chosen]
-        return replace(self, x=x, r=r, t=t, labels=labels, index=self.index[chosen], kept={})
+        guided = None if self.guided is None else self.guided.part(chosen)
+        placed = None if self.placed is None else (self.placed[0][chosen], self.placed[1][chosen])
+        index = self.index[chosen]
+        return replace(self, x=x, r=r, t=t, labels=labels, index=index, guided=guided, placed=placed, kept={})
+
+    def unguided(self) -> Around:
+        """The same without guidance."""
+        return replace(self, guided=None, placed=None)
 
     def _stream(self, purpose: str) -> str:
         return f"{purpose}, second draw" if self.second else purpose

@@ -20,8 +20,8 @@ class Needs:
     """What a training step of a method computes for each sample, and which networks it needs beside its own.
 
     `trained` evaluations and `trained_jvps` directional derivatives carry the gradient; `forwards` and `jvps` do not.
-    `networks` are among "ema", "head" and "teacher"; `normal` asks for independent pairs from a source N(0, I) on the
-    linear path.
+    `networks` are among "ema", "head" and "teacher"; `pair` asks for the sample's own x_0 and x_1, `normal` for
+    independent pairs from a source N(0, I) on the linear path.
     """
 
     trained: int = 1
@@ -30,6 +30,7 @@ class Needs:
     jvps: int = 0
     networks: tuple[str, ...] = ()
     normal: bool = False
+    pair: bool = False
 
     @property
     def cost(self) -> int:

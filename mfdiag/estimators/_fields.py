@@ -18,9 +18,19 @@ from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfdiag.errors import InputError
-from mfdiag.estimators._around import Around, Velocity
+from mfdiag.estimators._around import Around, Differentiate, Velocity
 
-__all__ = ["FULL_JACOBIAN_DIM", "PROBES", "Fields", "Jacobian", "Known", "Velocity", "derivatives", "evaluate"]
+__all__ = [
+    "FULL_JACOBIAN_DIM",
+    "PROBES",
+    "Fields",
+    "Jacobian",
+    "Known",
+    "NoForwardModeError",
+    "Velocity",
+    "derivatives",
+    "evaluate",
+]
 
 Derivatives = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # tangents dx, dt -> as `derivatives` returns
 
@@ -28,6 +38,7 @@ FULL_JACOBIAN_DIM = 64  # above it the Jacobian is probed with random signs
 PROBES = 8
 _FEW_TANGENTS = 6  # up to so many, one backward pass each is cheaper than a forward-mode pass of its own
 _TANGENTS_AT_ONCE = 16
+_NO_FORWARD_MODE = ("forward AD", "forward-mode", "forward mode", "functorch", "vmap")  # in what torch says
 _SHARED_PRIMAL: Any = (None, 0)  # u once, its derivatives tangent by tangent
 
 
@@ -114,19 +125,20 @@ class Fields:
 
     def derivative(self, r: Tensor) -> Tensor:
         """du/dx v_c + du/dt at (x_t, r, t) for another r, without gradient."""
-        there, ones = self._there, torch.ones_like(self._there.t)
-        return derivatives(there.model, there.x, r.flatten(), there.t, there.labels, self.v_c[None], ones[None])[1][0]
+        return self._there.derivatives(r.flatten(), self.v_c[None], torch.ones_like(self._there.t)[None])[1][0]
 
     def path(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """The point at `time` of the sample's own path, and its conditional velocity there."""
+        """The point at `time` of the sample's own path, and its conditional velocity there, guided as v_c is."""
         there, path = self._there, self._there.draws.path
+        v_c = there.conditional(self.v_c)
         t, s = there.t, time.flatten()
         alpha, sigma, (slope, rise) = path.alpha(t), path.sigma(t), path.rates(t)
         # x_t = alpha x_0 + sigma x_1 and v_c = alpha' x_0 + sigma' x_1, solved for the ends
         scale, *weights = (a.view_as(self.gap) for a in (alpha * rise - slope * sigma, alpha, sigma, slope, rise))
         alpha, sigma, slope, rise = weights
-        x0, x1 = (rise * there.x - sigma * self.v_c) / scale, (alpha * self.v_c - slope * there.x) / scale
-        return path.point(x0, x1, s), path.velocity(x0, x1, s)
+        x0, x1 = (rise * there.x - sigma * v_c) / scale, (alpha * v_c - slope * there.x) / scale
+        point = path.point(x0, x1, s)
+        return point, there.guidance(point, s, path.velocity(x0, x1, s))
 
     def uniform(self, purpose: str) -> Tensor:
         """A uniform number for each sample, ready to broadcast; it depends on the seed, the sample and `purpose`."""
@@ -160,6 +172,11 @@ class Fields:
     def with_velocity(self, v_c: Tensor) -> Fields:
         """The fields with another v_c, by one more derivative."""
         return self._at(v_c, self._there.derive((self.v_c - v_c)[None])[0])
+
+    def unguided(self) -> Fields:
+        """The fields with the sample's own v_c in the place of v_g, by one more derivative."""
+        there = self._there
+        return replace(self.with_velocity(there.conditional(self.v_c)), around=there.unguided())
 
     # -- the conditional law ------------------------------------------------------------------------------------
 
@@ -197,6 +214,17 @@ class Fields:
         return Fields(self.u, v_c, self.vhat, self.gap, along_v, along_shift, around=self.around, weight=self.weight)
 
 
+class NoForwardModeError(InputError):
+    """The network has no forward-mode derivative; `reason` is torch's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}. Leave --derivative at "
+            "auto, or pass --derivative difference."
+        )
+        self.reason = reason
+
+
 @contextmanager
 def twice_differentiable(wanted: bool = True) -> Iterator[None]:
     """Attention in elementary steps: the fused kernels know neither forward mode nor a second derivative."""
@@ -232,12 +260,9 @@ def derivatives(
             parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*part) for part in zip(*map(_split, (dx, dt)), strict=True)]
             return parts[0][0], torch.cat([along for _, along in parts])
         except (RuntimeError, NotImplementedError) as error:
-            if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode", "functorch")):
+            if not any(words in str(error) for words in _NO_FORWARD_MODE):
                 raise
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}"
-            ) from error
+            raise NoForwardModeError(str(error).splitlines()[0].partition(". ")[0]) from error
 
 
 def evaluate(
@@ -255,16 +280,19 @@ def evaluate(
     jacobian: bool = False,
     signs: Tensor | None = None,
     along: Derivatives | None = None,
+    differentiate: Differentiate | None = None,
 ) -> Fields:
     """Fields at x = x_t. `marginal` (v) and `variance` (diagonal of Sigma) come together; `other` is a second draw.
 
     `jacobian` asks for A on the coordinate basis (d <= 64), else on the random signs [m, n, *shape]. `along` replaces
-    `derivatives` for few tangents.
+    `derivatives` for few tangents, `differentiate` for all others.
     """
 
     def differentiated(dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
         if along is not None and len(dx) <= _FEW_TANGENTS:
             return along(dx, dt)
+        if differentiate is not None:
+            return differentiate(x, r, t, labels, dx, dt)
         return derivatives(model, x, r, t, labels, dx, dt)
 
     n, d = len(x), x[0].numel()

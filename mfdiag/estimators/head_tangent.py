@@ -1,6 +1,6 @@
 """Head tangent: the velocity head of the network as tangent; improved MeanFlow with its auxiliary head.
 
-The network offers the head as a method `velocity(x, t, labels)` that returns v, shaped as x.
+The network offers the head as a method `velocity(x, r, t, labels)` that returns v, shaped as x.
 """
 
 from mfdiag.estimators.plane import point

@@ -30,14 +30,17 @@ def average_velocity(fields: Fields, references: int) -> Tensor:
     """E[v_c given x_t and a set of points]: the sample's own x_0 and `references` - 1 further ones, [n, *shape]."""
     import torch
 
-    t, x, own = fields.t.double().clamp_min(_TINY_TIME), fields.x.double(), fields.v_c.double()
+    there = fields.around
+    assert there is not None
+    t, x, own = fields.t.double().clamp_min(_TINY_TIME), fields.x.double(), there.conditional(fields.v_c).double()
     others, matching = fields.further_data(references - 1)  # [k, n, *shape], [k, n]
     # N(0, I) weighs each point by the x_1 it needs: (x_t - (1-t) x_0^k) / t; the sample's own is x_t + (1-t) v_c
     ends = torch.cat([(x + (1 - t) * own)[None], (x - (1 - t) * others) / t])
     logits = -0.5 * ends.flatten(2).square().sum(2)
     logits[1:].masked_fill_(~matching, -torch.inf)
     velocities = torch.cat([own[None], ends[1:] - others])
-    return torch.einsum("kn,kn...->n...", logits.softmax(0), velocities).to(fields.v_c)
+    average = torch.einsum("kn,kn...->n...", logits.softmax(0), velocities).to(fields.v_c)
+    return there.guidance(fields.x, there.t, average)
 
 
 def make(name: str, references: int) -> Estimator:
@@ -48,7 +51,7 @@ def make(name: str, references: int) -> Estimator:
         "arXiv 2602.05435",
         "MeanFlow with sum_k w_k (x_t - x_0^k)/t for v_c, w = softmax_k log p_t(x_t | x_0^k)",
         partial(residual, references=references),
-        needs=Needs(jvps=1, normal=True),
+        needs=Needs(jvps=1, normal=True, pair=True),
         unbiased=True,
     )
 

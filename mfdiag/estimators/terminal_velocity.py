@@ -32,6 +32,6 @@ ESTIMATOR = Estimator(
     "Terminal Velocity Matching: derivative in r, flow matching at x_r",
     "arXiv 2511.19797",
     "|u - (t-r) du/dr - sg u(x_t - (t-r) u,r,r)|^2 + |u(x_r,r,r) - v_c|^2",
-    needs=Needs(trained=2, trained_jvps=1, forwards=1),
+    needs=Needs(trained=2, trained_jvps=1, forwards=1, pair=True),
     loss=loss,
 )

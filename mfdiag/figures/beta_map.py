@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Polygon
 from mfdiag.figures.select import by_time, of_quantity, select
 from mfdiag.figures.style import finish, grid_of_axes, styled
 
-__all__ = ["WIDE", "draw", "rows"]
+__all__ = ["WIDE", "corners", "draw", "rows"]
 
 WIDE = 0.5  # an interval this wide cannot tell "leave it" from "replace half of it"
 _LEAST_LEGIBLE = 3.0  # points
@@ -73,7 +73,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     )
 
 
-def _corners(r: tuple[float, float], t: tuple[float, float]) -> np.ndarray:
+def corners(r: tuple[float, float], t: tuple[float, float]) -> np.ndarray:
     """Corners [n, 2] of the part of a cell where r <= t."""
     box = [(r[0], t[0]), (r[0], t[1]), (r[1], t[1]), (r[1], t[0])]
     kept: list[tuple[float, float]] = []
@@ -89,20 +89,20 @@ def _cell(axes: Axes, cell: dict, scale: ScalarMappable) -> None:
     value = cell["value"]
     width = cell["ci_high"] - cell["ci_low"]
     uncertain = cell["status"] not in ("ok", "outside_unit_interval") or not width <= WIDE
-    corners = _corners((cell["r_low"], cell["r_high"]), (cell["t_low"], cell["t_high"]))
-    if len(corners) < 3:
+    outline = corners((cell["r_low"], cell["r_high"]), (cell["t_low"], cell["t_high"]))
+    if len(outline) < 3:
         return
     color = scale.to_rgba(np.array([value]))[0]
     luminance = float(color[:3] @ [0.2126, 0.7152, 0.0722])
     ink = "black" if luminance > 0.45 else "white"
-    axes.add_patch(Polygon(corners, facecolor=color, edgecolor=_EDGE, linewidth=0.8))
+    axes.add_patch(Polygon(outline, facecolor=color, edgecolor=_EDGE, linewidth=0.8))
     if uncertain:
-        axes.add_patch(Polygon(corners, fill=False, edgecolor=ink, linewidth=0, hatch=_HATCH, alpha=0.5))
+        axes.add_patch(Polygon(outline, fill=False, edgecolor=ink, linewidth=0, hatch=_HATCH, alpha=0.5))
     span = min(cell["r_high"] - cell["r_low"], cell["t_high"] - cell["t_low"])
-    size = min(8.0, (42 if len(corners) == 4 else 34) * span)
+    size = min(8.0, (42 if len(outline) == 4 else 34) * span)
     if size < _LEAST_LEGIBLE:
         return
-    x, y = corners.mean(axis=0)
+    x, y = outline.mean(axis=0)
     axes.text(
         x,
         y,

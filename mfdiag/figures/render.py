@@ -21,7 +21,9 @@ from mfdiag.figures import (
     loss_by_time,
     plane,
     quality,
+    time_density,
     training_course,
+    velocity_field,
 )
 from mfdiag.figures.style import save
 from mfdiag.storage import replacing
@@ -45,8 +47,10 @@ FIGURES = {
     "batch_optimum": FigureKind("coefficient", batch_optimum.rows, batch_optimum.draw),
     "layers": FigureKind("variance", layers.rows, layers.draw),
     "loss_by_time": FigureKind("variance", loss_by_time.rows, loss_by_time.draw),
+    "velocity_field": FigureKind("variance", velocity_field.rows, velocity_field.draw),
     "concentration": FigureKind("samples", concentration.rows, concentration.draw),
     "compare": FigureKind("compare", compare.rows, compare.draw),
+    "time_density": FigureKind("times", time_density.rows, time_density.draw),
     "quality": FigureKind("quality", quality.rows, quality.draw),
     "training_course": FigureKind("training", training_course.rows, training_course.draw),
     "grid_variance": FigureKind("grid", grid.variance_rows, grid.draw_variance),

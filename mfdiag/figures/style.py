@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -86,7 +86,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def grid_of_axes(
-    rows: int, columns: int, width: float, height: float, *, sharey: bool = False
+    rows: int, columns: int, width: float, height: float, *, sharey: bool | Literal["row"] = False
 ) -> tuple[Figure, np.ndarray]:
     """A figure of panels of about `width` x `height` inches each, and its axes as an object array [rows, columns]."""
     figure = Figure(

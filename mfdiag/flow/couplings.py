@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,11 @@ from scipy.special import logsumexp
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.datasets import Data
-from mfdiag.flow.files import read_pairs
+from mfdiag.flow.pairs import read_pairs
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Source
 from mfdiag.flow.specs import format_spec, parse_arguments
+from mfdiag.flow.stored import Points, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +43,8 @@ COUPLINGS: dict[str, str] = {
     "their labels (OT-CFM, arXiv 2302.00482): minibatch_ot:k",
     "reflow": "x_0 = end of a teacher's ODE dx/dt = u(x, t, t) from x_1, in n Runge-Kutta steps of order four "
     "(rectified flow, arXiv 2209.03003; Re-MeanFlow): reflow:CHECKPOINT[,n=32]",
-    "pairs": "x_0 and x_1 (and labels) read from a file, such as reflow pairs made elsewhere: pairs:FILE",
+    "pairs": "x_0 and x_1 (and labels) read from a file or a .json list of files, such as reflow pairs made elsewhere: "
+    "pairs:FILE",
     "gibbs": "drawn apart, with loss weight exp(-|x_0 - x_1|^2 / eps) over its mean (W-CFM, arXiv 2507.22270): "
     "gibbs:eps",
 }
@@ -50,6 +53,7 @@ Velocity = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
 """(x [n, *shape], t [n], labels [n] or None) -> velocity [n, *shape]."""
 
 _REFERENCE = 4096  # pairs whose mean is the unit of Gibbs weights
+_NUMBERS = 2**22  # coordinates drawn at once where only labels are wanted
 
 
 class Pairs(NamedTuple):
@@ -103,8 +107,11 @@ class _FromData:
     dependent: ClassVar[bool] = True
 
     def labels(self, ends: Ends, index: np.ndarray) -> np.ndarray | None:
-        """See `Coupling.labels`."""
-        return ends.data_of(index)[1] if ends.data.num_classes else None
+        """See `Coupling.labels`; the samples are drawn a few at a time, for all of them may not fit in memory."""
+        if not ends.data.num_classes:
+            return None
+        few = tiles(index, max(1, _NUMBERS // math.prod(ends.data.shape)))
+        return np.concatenate([np.asarray(ends.data_of(part)[1]) for part in few])
 
 
 @dataclass(frozen=True)
@@ -194,8 +201,8 @@ class FilePairs:
     """Pairs x0, x1 [N, *shape] with labels [N] or None, drawn like the points of a data file."""
 
     name: str
-    x0: np.ndarray
-    x1: np.ndarray
+    x0: np.ndarray | Points
+    x1: np.ndarray | Points
     given: np.ndarray | None
     dependent: ClassVar[bool] = True
 

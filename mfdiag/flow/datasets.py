@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from scipy.special import ndtri
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.files import READERS, read_points
+from mfdiag.flow.latents import is_place, read_latents
+from mfdiag.flow.scaling import Moments, Numbers
 from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
+from mfdiag.flow.stored import Points
 from mfdiag.flow.toy import SEED, toy_points
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "FiniteData",
     "GaussianData",
     "MixtureData",
+    "MomentsData",
     "load_data",
 ]
 
@@ -63,15 +66,18 @@ class Data(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FiniteData:
-    """The uniform distribution on `points` [N, *shape], float32 or float64; `labels` are int64 [N] or None."""
+    """The uniform distribution on `points` [N, *shape], float32 or float64, in memory or on disk.
+
+    `labels` are int64 [N] or None.
+    """
 
     name: str
-    points: np.ndarray
+    points: np.ndarray | Points
     labels: np.ndarray | None = None
     width: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        if self.points.ndim < 2 or not self.points.size:
+        if len(self.points.shape) < 2 or 0 in self.points.shape:
             raise InputError(f"{self.name} must hold samples of at least one number, got shape {self.points.shape}.")
 
     @property
@@ -84,9 +90,40 @@ class FiniteData:
 
     def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Point number floor(u N) for each row of `u` [n, 1]; see `Data.sample`."""
-        count = len(self.points)
-        index = np.minimum((u[:, 0] * count).astype(np.int64), count - 1)  # u N can round up to N
+        index = _rows(u[:, 0], len(self.points))
         return np.asarray(self.points[index], dtype=np.float64), None if self.labels is None else self.labels[index]
+
+
+@dataclass(frozen=True, eq=False)
+class MomentsData:
+    """The mixture of N(m_j, s_j^2), j = 1..N, of equal weights; `moments` are m and s, `labels` int64 [N] or None."""
+
+    name: str
+    moments: Moments
+    labels: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.moments.shape[1:]
+
+    @cached_property
+    def num_classes(self) -> int:
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    @property
+    def width(self) -> int:
+        return 1 + math.prod(self.shape)
+
+    def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """m_j + s_j ndtri(u_1..d) with j = floor(u_0 N); `u` [n, 1 + d], see `Data.sample`."""
+        index = _rows(u[:, 0], len(self.moments))
+        mean, std = self.moments[index]
+        return mean + std * ndtri(u[:, 1:]).reshape(mean.shape), None if self.labels is None else self.labels[index]
+
+
+def _rows(u: np.ndarray, count: int) -> np.ndarray:
+    """floor(u N) [n]."""
+    return np.minimum((u * count).astype(np.int64), count - 1)  # u N can round up to N
 
 
 @dataclass(frozen=True)
@@ -163,10 +200,14 @@ class MixtureData:
         return x, None
 
 
-def load_data(spec: str) -> Data:
-    """The data set `spec` names: a key of `DATASETS` (with its arguments: `gaussian:2,0,1`) or a data file's path.
+def load_data(
+    spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
+) -> Data:
+    """The data set `spec` names: a key of `DATASETS` (with its arguments: `gaussian:2,0,1`) or data on disk.
 
-    Raises InputError for an unknown name, wrong arguments, or a file `read_points` cannot use.
+    The latter are `PATH[:key=value,...]`, see `mfdiag.flow.latents`; `scale`, `mean` and `std` are what a model card
+    says of such data, and hold where the specification says none of them. Raises InputError for an unknown name, wrong
+    arguments, or data that cannot be used.
     """
     name = spec.partition(":")[0]
     if name == "gaussian":
@@ -178,8 +219,9 @@ def load_data(spec: str) -> Data:
     if name in DATASETS:
         parse_arguments(spec, {})
         return _digits() if name == "digits" else FiniteData(name, toy_points(name))
-    if "/" in spec or "\\" in spec or Path(name).suffix or Path(spec).suffix.lower() in READERS:
-        return FiniteData(spec, *read_points(Path(spec).expanduser()))
+    if is_place(spec):
+        points, labels = read_latents(spec, scale=scale, mean=mean, std=std)
+        return MomentsData(spec, points, labels) if isinstance(points, Moments) else FiniteData(spec, points, labels)
     raise did_you_mean("data set", name, DATASETS)
 
 

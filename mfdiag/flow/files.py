@@ -1,4 +1,4 @@
-"""Data read from files: arrays and labels out of .npy, .npz, .pt, .safetensors and .parquet, without running any code.
+"""Arrays and labels out of one file (.npy, .npz, .pt, .safetensors, .parquet), without running any code from it.
 
 The numbers are used as they are, never standardised: the model was trained on them as they are.
 """
@@ -6,7 +6,10 @@ The numbers are used as they are, never standardised: the model was trained on t
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,177 +17,190 @@ import numpy as np
 
 from mfdiag.errors import InputError
 
-__all__ = ["READERS", "read_pairs", "read_points"]
+__all__ = [
+    "DATA_KEYS",
+    "LABEL_KEYS",
+    "READERS",
+    "as_numpy",
+    "check_kind",
+    "checked_labels",
+    "checked_points",
+    "choose",
+    "chosen_names",
+    "labels_beside",
+    "read_arrays",
+    "read_points",
+    "reading",
+]
 
-_DATA_KEYS = ("x", "data", "images", "latents", "arr_0")
-_LABEL_KEYS = ("y", "labels", "label")
+DATA_KEYS = ("x", "data", "images", "image", "latents", "latent", "moments", "arr_0")
+LABEL_KEYS = ("y", "labels", "label")
 _CHUNK = 2**22  # numbers looked at together, so that a memory-mapped file is never held whole
+
+Source = Path | BytesIO
+_Arrays = Mapping[str, Any]  # NumPy arrays or tensors by name; "" where a file holds a single one
+_Read = TypeVar("_Read")
 
 
 def read_points(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Samples and labels of a data file; the first axis counts samples.
 
     Returns points [N, ...] (float32 or float64 as stored, a .npy file memory-mapped; other numeric types widen to the
-    nearest of the two) and labels int64 [N], or None where the file has none. Arrays are found by name: x, data,
-    images, latents, arr_0 or the only one; labels under y, labels or label. For STEM.npy the labels are in
-    STEM_labels.npy or STEM.labels.npy beside it. In .parquet every other column is a feature.
+    nearest of the two) and labels int64 [N], or None where the file has none. Arrays are found by name: one of
+    `DATA_KEYS` or the only one; labels under one of `LABEL_KEYS`. For STEM.npy the labels are in STEM_labels.npy or
+    STEM.labels.npy beside it. In .parquet every other column is a feature.
 
     Raises InputError for a missing, empty, damaged or pickled file, an unknown extension, and numbers that cannot be
     data (no samples, no feature axis, not numeric, not finite) or labels (wrong length, negative, fractional).
     """
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise InputError(f"Cannot read {path}: unknown extension {suffix!r}; known: {', '.join(READERS)}.")
-    points, labels = _read(path, READERS[suffix])
-    points = _checked_points(points, path)
-    return points, None if labels is None else _checked_labels(labels, len(points), path)
+    points, labels = read_arrays(path, str(path), lambda arrays: choose(path, arrays))
+    if path.suffix.lower() == ".npy":
+        labels = labels_beside(path)
+    points = checked_points(points, path)
+    return points, None if labels is None else checked_labels(labels, len(points), path)
 
 
-def read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Pairs x0, x1 [N, ...] and labels int64 [N] (or None) of an .npz or .safetensors file with arrays of these names.
+def labels_beside(path: Path) -> np.ndarray | None:
+    """The array in STEM_labels.npy or STEM.labels.npy beside STEM.npy, or None."""
+    beside = (path.with_name(f"{path.stem}{ending}{path.suffix}") for ending in ("_labels", ".labels"))
+    found = next((candidate for candidate in beside if candidate.exists()), None)
+    return None if found is None else read_arrays(found, str(found), lambda arrays: np.asarray(arrays[""]))
 
-    Labels are under y, labels or label. Raises InputError as `read_points` does, and where x0 and x1 differ in shape.
+
+def read_arrays(source: Source, where: str, wanted: Callable[[_Arrays], _Read]) -> _Read:
+    """`wanted` of the arrays by name, "" for a file of a single one, in a file or in the bytes of one.
+
+    `where` names the file, and by its extension how it is read; .npy, .pt and .safetensors files are memory-mapped.
+    Raises InputError for a missing, empty, damaged or pickled file and an unknown extension.
     """
-    suffix = path.suffix.lower()
-    if suffix not in _PAIR_READERS:
-        raise InputError(f"Cannot read pairs from {path}: expected {' or '.join(_PAIR_READERS)}, got {suffix!r}.")
-    arrays = _read(path, _PAIR_READERS[suffix])
-    if not {"x0", "x1"} <= arrays.keys():
-        raise InputError(f"{path}: expected arrays named x0 and x1; found {', '.join(sorted(arrays)) or 'none'}.")
-    x0, x1 = (_checked_points(arrays[key], path) for key in ("x0", "x1"))
-    if x0.shape != x1.shape:
-        raise InputError(f"{path}: expected x0 and x1 of one shape, got {list(x0.shape)} and {list(x1.shape)}.")
-    label = next((key for key in _LABEL_KEYS if key in arrays), None)
-    return x0, x1, None if label is None else _checked_labels(arrays[label], len(x0), path)
+    suffix = Path(where).suffix.lower()
+    if suffix not in READERS:
+        raise InputError(f"Cannot read {where}: unknown extension {suffix!r}; known: {', '.join(READERS)}.")
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError(f"No file at {where}; give the path of a data file or the name of a data set.")
+    if not (source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes):
+        raise InputError(f"{where} is empty (0 bytes); write it again.")
+    with reading(where):
+        return wanted(READERS[suffix](source, where))
 
 
-_Arrays = tuple[np.ndarray, np.ndarray | None]
-_Read = TypeVar("_Read")
-
-
-def _read(path: Path, reader: Callable[[Path], _Read]) -> _Read:
-    if not path.is_file():
-        raise InputError(f"No file at {path}; give the path of a data file or the name of a data set.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); write it again.")
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Whatever a parser raises at the file `where`, as InputError."""
     try:
-        return reader(path)
+        yield
     except (InputError, ImportError, MemoryError):
         raise
     except Exception as error:  # parsers raise anything at damaged bytes: assertions, struct errors, KeyError
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        problem = f"Cannot read {path} ({reason}); it may be truncated or no {path.suffix} file: write it again."
+        problem = (
+            f"Cannot read {where} ({reason}); it may be truncated or no {Path(where).suffix} file: write it again."
+        )
         if isinstance(error, pickle.UnpicklingError) or "pickle" in reason or "Python objects" in reason:
             problem = (
-                f"{path} holds pickled Python objects, or is damaged; mfdiag runs no code from a file: "
+                f"{where} holds pickled Python objects, or is damaged; mfdiag runs no code from a file: "
                 "save plain numeric arrays or tensors."
             )
         raise InputError(problem) from error
 
 
-def _read_npy(path: Path) -> _Arrays:
-    points = np.load(path, mmap_mode="c", allow_pickle=False)
-    beside = (path.with_name(f"{path.stem}{ending}{path.suffix}") for ending in ("_labels", ".labels"))
-    found = next((candidate for candidate in beside if candidate.exists()), None)
-    return points, None if found is None else _read(found, lambda file: (np.load(file, allow_pickle=False), None))[0]
+def _read_npy(source: Source, where: str) -> _Arrays:
+    return {"": np.load(source, mmap_mode="c" if isinstance(source, Path) else None, allow_pickle=False)}
 
 
-def _read_npz(path: Path) -> _Arrays:
-    with np.load(path, allow_pickle=False) as arrays:
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} is not an .npz archive; rename a single array to .npy.")
-        return _choose(path, arrays)
+def _read_npz(source: Source, where: str) -> _Arrays:
+    arrays = np.load(source, allow_pickle=False)
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise InputError(f"{where} is not an .npz archive; rename a single array to .npy.")
+    return arrays  # reads each array when it is asked for
 
 
-def _read_pt(path: Path) -> _Arrays:
+def _read_pt(source: Source, where: str) -> _Arrays:
     import torch
 
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    mapped = isinstance(source, Path) and zipfile.is_zipfile(source)  # not in torch's format before 1.6
+    content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     if isinstance(content, torch.Tensor):
-        return _from_torch(content), None
+        return {"": content}
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}; expected a tensor or a dict of tensors.")
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    points, labels = _choose(path, tensors)
-    return _from_torch(points), None if labels is None else _from_torch(labels)
+        raise InputError(f"{where} holds a {type(content).__name__}; expected a tensor or a dict of tensors.")
+    return {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor | int)}
 
 
-def _read_safetensors(path: Path) -> _Arrays:
-    from safetensors.torch import load_file
+def _read_safetensors(source: Source, where: str) -> _Arrays:
+    from safetensors.torch import load, load_file
 
-    points, labels = _choose(path, load_file(path))
-    return _from_torch(points), None if labels is None else _from_torch(labels)
+    return load_file(source) if isinstance(source, Path) else load(source.getvalue())  # files are memory-mapped
 
 
-def _read_parquet(path: Path) -> _Arrays:
+def _read_parquet(source: Source, where: str) -> _Arrays:
     import pandas as pd
 
-    frame = pd.read_parquet(path)
-    key = next((key for key in _LABEL_KEYS if key in frame.columns), None)
-    labels = None if key is None else frame.pop(key)
+    frame = pd.read_parquet(source)
+    key = next((key for key in LABEL_KEYS if key in frame.columns), None)
+    labels = {} if key is None else {key: frame.pop(key).to_numpy()}
     for column in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[column]):
             kind = frame[column].dtype
-            raise InputError(f"{path}: column {column!r} holds {kind}, expected numbers; drop or encode it.")
-    return frame.to_numpy(), None if labels is None else labels.to_numpy()
+            raise InputError(f"{where}: column {column!r} holds {kind}, expected numbers; drop or encode it.")
+    return {"": frame.to_numpy()} | labels
 
 
-READERS: dict[str, Callable[[Path], _Arrays]] = {
+READERS: dict[str, Callable[[Source, str], _Arrays]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".pt": _read_pt,
+    ".pth": _read_pt,
     ".safetensors": _read_safetensors,
     ".parquet": _read_parquet,
 }
 
 
-def _named_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _named_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.torch import load_file
-
-    return {name: _from_torch(tensor) for name, tensor in load_file(path).items()}
-
-
-_PAIR_READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    ".npz": _named_npz,
-    ".safetensors": _named_safetensors,
-}
-
-
-def _choose(path: Path, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
+def choose(where: Path | str, arrays: _Arrays) -> tuple[np.ndarray, np.ndarray | None]:
     """The data array and the label array (or None) among named ones."""
-    label = next((key for key in _LABEL_KEYS if key in arrays), None)
-    others = [key for key in arrays if key != label]
-    key = next((key for key in _DATA_KEYS if key in others), others[0] if len(others) == 1 else None)
-    if key is None:
-        found = ", ".join(sorted(arrays)) or "none"
-        raise InputError(f"{path}: expected one array, or one named {', '.join(_DATA_KEYS)}; found {found}.")
-    return arrays[key], None if label is None else arrays[label]
+    data, label = chosen_names(where, arrays.keys())
+    return as_numpy(arrays[data]), None if label is None else as_numpy(arrays[label])
 
 
-def _from_torch(tensor: Any) -> np.ndarray:
+def chosen_names(where: Path | str, names: Collection[str]) -> tuple[str, str | None]:
+    """The names of the data array and of the label array (or None)."""
+    label = next((key for key in LABEL_KEYS if key in names), None)
+    others = [key for key in names if key != label]
+    data = next((key for key in DATA_KEYS if key in others), others[0] if len(others) == 1 else None)
+    if data is None:
+        found = ", ".join(sorted(names)) or "none"
+        raise InputError(f"{where}: expected one array, or one named {', '.join(DATA_KEYS)}; found {found}.")
+    return data, label
+
+
+def as_numpy(values: Any) -> np.ndarray:
+    """A tensor, array or number as NumPy array."""
+    if isinstance(values, np.ndarray | int):
+        return np.asanyarray(values)
     import torch
 
-    tensor = tensor.detach()
+    tensor = values.detach()
     # NumPy has no bfloat16 and no 8-bit floats
     narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
     return (tensor.float() if narrow else tensor).numpy()
 
 
-def _checked_points(points: np.ndarray, path: Path) -> np.ndarray:
+def check_kind(points: np.ndarray, where: Path | str) -> type:
+    """The type, float32 or float64, that holds these numbers; InputError where they are no real numbers."""
     if points.dtype.kind not in "biuf":
-        raise InputError(f"{path} holds {points.dtype} values; expected real numbers.")
+        raise InputError(f"{where} holds {points.dtype} values; expected real numbers.")
+    return np.float32 if np.result_type(points.dtype, np.float32) == np.float32 else np.float64
+
+
+def checked_points(points: np.ndarray, path: Path) -> np.ndarray:
+    """Points float32 or float64 [N, ...]; InputError where they cannot be data: see `read_points`."""
+    wide = check_kind(points, path)
     if points.ndim < 2:
         raise InputError(
             f"{path} has shape {points.shape}; expected [samples, features...]: reshape single numbers to [N, 1]."
         )
     if points.size == 0:
         raise InputError(f"{path} has shape {points.shape}: no samples or no features to measure on.")
-    wide = np.float32 if np.result_type(points.dtype, np.float32) == np.float32 else np.float64
     points = np.asarray(points, dtype=wide)  # no copy, and a memory map stays one, where the type fits
     count, first = 0, None
     rows = max(1, _CHUNK // points[0].size)
@@ -200,12 +216,13 @@ def _checked_points(points: np.ndarray, path: Path) -> np.ndarray:
     return points
 
 
-def _checked_labels(labels: np.ndarray, samples: int, path: Path) -> np.ndarray:
+def checked_labels(labels: np.ndarray, samples: int, where: Path | str) -> np.ndarray:
+    """Labels int64 [samples]; InputError where they are no class numbers."""
     if labels.shape != (samples,):
-        raise InputError(f"{path}: labels have shape {labels.shape}; expected one for each of {samples} samples.")
+        raise InputError(f"{where}: labels have shape {labels.shape}; expected one for each of {samples} samples.")
     numeric = labels.dtype.kind in "biuf" and bool(np.isfinite(labels).all())
     if not numeric or not np.array_equal(labels, np.floor(labels.astype(np.float64))):
-        raise InputError(f"{path}: labels of type {labels.dtype} are not all whole; expected class numbers 0, 1, ...")
+        raise InputError(f"{where}: labels of type {labels.dtype} are not all whole; expected class numbers 0, 1, ...")
     if labels.min() < 0:
-        raise InputError(f"{path}: the smallest label is {int(labels.min())}; expected class numbers 0, 1, ...")
+        raise InputError(f"{where}: the smallest label is {int(labels.min())}; expected class numbers 0, 1, ...")
     return labels.astype(np.int64)

@@ -11,9 +11,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["FinitePosterior", "MixturePosterior", "Posterior", "PosteriorVelocity"]
+from mfdiag.flow.stored import Points
 
-_TINY_TIME = 1e-9  # below it float64 cannot tell x_t from its data point
+__all__ = ["TINY_TIME", "FinitePosterior", "MixturePosterior", "Posterior", "PosteriorVelocity", "by_label"]
+
+TINY_TIME = 1e-9  # below it float64 cannot tell x_t from its data point
 
 
 class PosteriorVelocity(NamedTuple):
@@ -81,6 +83,13 @@ class MixturePosterior:
         return PosteriorVelocity(mean.view(shape), within.view(shape), draw.view(shape), logits.logsumexp(1))
 
 
+def by_label(data: Tensor | None, samples: Tensor | None, size: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Which of the `size` points of the data (labels `data`) go with which of the `count` samples: all, or by label."""
+    if data is None or samples is None:
+        return [(torch.arange(size), torch.arange(count))]
+    return [(torch.nonzero(data == c)[:, 0], torch.nonzero(samples == c)[:, 0]) for c in samples.unique()]
+
+
 class FinitePosterior:
     """The exact posterior over the points of a finite data set: softmax_j of -|x_t - (1-t) x_0^j|^2 / (2 t^2).
 
@@ -91,23 +100,21 @@ class FinitePosterior:
 
     width = 1
 
-    def __init__(self, points: Tensor, labels: Tensor | None = None, *, tile: int = 2048, queries: int = 512) -> None:
+    def __init__(
+        self, points: Tensor | Points, labels: Tensor | None = None, *, tile: int = 2048, queries: int = 512
+    ) -> None:
         self.points, self.labels, self.tile, self.queries = points, labels, tile, queries
         # far from the origin the expanded square loses digits: everything is shifted to the mean of a few points
-        self.centre = points[:: max(1, len(points) // 1024)].double().flatten(1).mean(0)
+        self.centre = torch.as_tensor(points[:: max(1, len(points) // 1024)]).double().flatten(1).mean(0)
 
     def __call__(self, x_t: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> PosteriorVelocity:
-        time = t.double().clamp_min(_TINY_TIME)
+        time = t.double().clamp_min(TINY_TIME)
         x = x_t.double().flatten(1) - (1 - time)[:, None] * self.centre  # x_t of the shifted data
         mean, second, draw = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
         log_sum = torch.empty_like(time)
-        if labels is None or self.labels is None:
-            groups = [(self.points, torch.arange(len(x)))]
-        else:
-            groups = [(self.points[self.labels == c], torch.nonzero(labels == c)[:, 0]) for c in labels.unique()]
-        for points, rows in groups:
+        for members, rows in by_label(self.labels, labels, len(self.points), len(x)):
             for part in rows.split(self.queries):
-                found = self._stream(points, x[part], time[part], uniforms[part, 0].double())
+                found = self._stream(members, x[part], time[part], uniforms[part, 0].double())
                 mean[part], second[part], draw[part], log_sum[part] = found
         scale = time[:, None]
         variance = (second - mean**2).clamp_min(0) / scale**2
@@ -118,17 +125,22 @@ class FinitePosterior:
             log_sum - 0.5 * x.square().sum(1) / time**2 - x.shape[1] * time.log(),
         )
 
-    def _stream(self, points: Tensor, x: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Posterior mean, mean square and one draw of x_0, each [n, d]; log of the sum of exp(logits) [n]."""
+    def _points(self, rows: Tensor) -> Tensor:
+        """The points `rows`, flat and shifted [len(rows), d]."""
+        found = self.points[rows if isinstance(self.points, Tensor) else rows.numpy()]
+        return torch.as_tensor(found).double().flatten(1) - self.centre
+
+    def _stream(self, members: Tensor, x: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Posterior mean, mean square and one draw of x_0 over the points `members`, each [n, d]; log evidence [n]."""
         n, d = x.shape
         shrink = ((1 - t) / t**2)[:, None]
         query = torch.cat([shrink * x, -0.5 * (1 - t)[:, None] * shrink], 1)  # logits = query @ [p, |p|^2]
         top = torch.full((n, 1), -torch.inf, dtype=torch.float64)
         total = torch.zeros(n, 2 * d + 1, dtype=torch.float64)
-        tiles = points.split(self.tile)
+        tiles = members.split(self.tile)
         masses, tops = torch.empty(n, len(tiles), dtype=torch.float64), torch.empty(n, len(tiles), dtype=torch.float64)
         for j, tile in enumerate(tiles):
-            p = tile.double().flatten(1) - self.centre
+            p = self._points(tile)
             logits = query @ torch.cat([p, (p**2).sum(1, keepdim=True)], 1).T
             local = logits.amax(1, keepdim=True)
             weights = logits.sub_(local).exp_()
@@ -141,7 +153,7 @@ class FinitePosterior:
         draw = torch.empty_like(x)
         for j in tile_of.unique().tolist():
             rows = torch.nonzero(tile_of == j)[:, 0]
-            p = tiles[j].double().flatten(1) - self.centre
+            p = self._points(tiles[j])
             logits = query[rows] @ torch.cat([p, (p**2).sum(1, keepdim=True)], 1).T
             inside = (logits - top[rows]).exp().cumsum(1) / total[rows, :1]
             before = share[rows, j - 1] if j else torch.zeros(len(rows), dtype=torch.float64)

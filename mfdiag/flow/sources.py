@@ -13,6 +13,7 @@ from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.datasets import Data, FiniteData
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
+from mfdiag.flow.stored import Points, tiles
 from mfdiag.usercode import call_user, is_user_code
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 SOURCES: dict[str, str] = {
-    "gaussian": "N(0, I)",
+    "gaussian": "N(0, std^2 I): gaussian:[std=1]",
     "mixture": "k isotropic Gaussians of equal weight around the k-means of the data, MeanFuser's noise "
     "(arXiv 2602.20060): mixture:[k=8],[std=0.1]",
     "mixed": "N(w m, w s^2 + 1 - w) with w uniform in [low, high]: from N(0, I) at w = 0 to mean m and variance s^2 of "
@@ -75,11 +76,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class GaussianSource:
-    """N(0, I) of the given shape."""
+    """N(0, std^2 I) of the given shape."""
 
     shape: tuple[int, ...]
-    name: str = field(default="gaussian", init=False)
+    std: float = 1.0
     labelled: bool = field(default=False, init=False)
+
+    @property
+    def name(self) -> str:
+        return "gaussian" if self.std == 1 else format_spec("gaussian", self.std)
 
     @property
     def width(self) -> int:
@@ -87,11 +92,11 @@ class GaussianSource:
 
     def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """See `Source.sample`."""
-        return ndtri(u).reshape(len(u), *self.shape)
+        return self.std * ndtri(u).reshape(len(u), *self.shape)
 
     def components(self, labels: np.ndarray | None) -> Components:
         """One component: the law itself."""
-        return Components(np.ones(1), np.zeros((1, 1, *self.shape)), np.ones((1, 1)))
+        return Components(np.ones(1), np.zeros((1, 1, *self.shape)), np.full((1, 1), self.std))
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +215,10 @@ def parse_source(spec: str, data: Data) -> Source:
         return _learned(spec, data)
     name = spec.partition(":")[0]
     if name == "gaussian":
-        parse_arguments(spec, {})
-        return GaussianSource(data.shape)
+        std = parse_arguments(spec, {"std": 1.0})["std"]
+        if not std > 0:
+            raise InputError(f"Bad {spec!r}: std must be above 0.")
+        return GaussianSource(data.shape, std)
     if name == "mixture":
         return _mixture(spec, data)
     if name == "mixed":
@@ -246,15 +253,23 @@ def _mixture(spec: str, data: Data) -> MixtureSource:
 def _statistics(data: Data) -> tuple[np.ndarray, np.ndarray]:
     """Mean [C, *shape] and variance per coordinate [C] of each label's data; C = 1 without labels."""
     if isinstance(data, FiniteData) and data.labels is not None:
-        groups = [data.points[data.labels == label] for label in range(data.num_classes)]
-        empty = [label for label, group in enumerate(groups) if not len(group)]
+        groups = [(data.points, np.flatnonzero(data.labels == label)) for label in range(data.num_classes)]
+        empty = [label for label, (_, rows) in enumerate(groups) if not len(rows)]
         if empty:
             raise InputError(f"Source mixed needs data of every label, but {data.name} has none of label {empty[0]}.")
+    elif data.num_classes:
+        raise InputError(f"Source mixed needs samples of each label apart, which {data.name} does not give.")
     else:
-        groups = [_reference(data).reshape(-1, *data.shape)]
-    means = np.stack([group.mean(axis=0, dtype=np.float64) for group in groups])
-    variances = np.array([np.mean((group - mean) ** 2) for group, mean in zip(groups, means, strict=True)])
-    return means, variances
+        groups = [(_reference(data).reshape(-1, *data.shape), np.arange(_REFERENCE))]
+    means, variances = zip(*(_moments(points, rows) for points, rows in groups), strict=True)
+    return np.stack(means), np.array(variances)
+
+
+def _moments(points: np.ndarray | Points, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Mean [*shape] and mean variance per coordinate of the points `rows`, in two passes, a tile at a time."""
+    mean = sum(points[tile].sum(axis=0, dtype=np.float64) for tile in tiles(rows)) / len(rows)
+    square = sum(float(np.sum((points[tile] - mean) ** 2)) for tile in tiles(rows))
+    return mean, square / (len(rows) * mean.size)
 
 
 def _learned(spec: str, data: Data) -> LearnedSource:

@@ -11,15 +11,19 @@ from scipy.special import expit, logit, ndtr, ndtri
 
 from mfdiag.errors import did_you_mean
 from mfdiag.flow.curricula import AlphaFlowTimes, MeanAudioTimes
-from mfdiag.flow.sampler import Pair, Sampler, TimeSampler, logit_normal_pair
+from mfdiag.flow.density import DensityTimes, read_density
+from mfdiag.flow.sampler import Pair, Sampler, TimeSampler, logit_normal_pair, time_cells
 from mfdiag.flow.specs import parse_arguments
+from mfdiag.flow.u_shaped import UShapedTimes
 
 __all__ = [
     "TIMES",
+    "CappedTimes",
     "GridTimes",
     "LogitNormalTimes",
     "PointTimes",
     "RestrictedTimes",
+    "SortedTimes",
     "TerminalVelocityTimes",
     "TimeSampler",
     "UniformTimes",
@@ -30,8 +34,13 @@ __all__ = [
 TIMES: dict[str, str] = {
     "logit_normal": "sorted pair of sigmoid(N(mu, sigma^2)), a share r_ne_t kept apart, the rest at r = t: "
     "logit_normal:[mu=-0.4],[sigma=1],[r_ne_t=0.25]",
-    "uniform": "sorted pair of two uniforms, a share r_eq_t of it moved to r = t: uniform:[r_eq_t=0]",
-    "restricted": "t uniform, r uniform in [max(0, t - delta), t]: restricted:delta",
+    "logit_normal_capped": "t = sigmoid(N(mu, sigma^2)), r = min(t, sigmoid(N(r_mu, r_sigma^2))), the share "
+    "1 - r_ne_t at r = t: logit_normal_capped:[mu=-0.6],[sigma=1.6],[r_mu=-4],[r_sigma=1.6],[r_ne_t=0.75]",
+    "logit_normal_sorted": "larger and smaller of sigmoid(N(mu, sigma^2)) and sigmoid(N(r_mu, r_sigma^2)), a share "
+    "r_ne_t kept apart, the rest at r = t: logit_normal_sorted:[mu=0.4],[sigma=1],[r_mu=-1.2],[r_sigma=1],[r_ne_t=1]",
+    "uniform": "sorted pair of two uniforms, a share r_eq_t of it moved to r = t; shift s moves a time t to "
+    "s t / (1 + (s - 1) t): uniform:[r_eq_t=0],[shift=1]",
+    "restricted": "t uniform, r uniform in [max(0, t - delta), t]; delta = 0 is flow matching: restricted:delta",
     "terminal_velocity": "t - r = sigmoid(N(gap_mu, gap_sigma^2)), then r from sigmoid(N(mu, sigma^2)) below "
     "1 - (t - r), as Terminal Velocity Matching draws them: "
     "terminal_velocity:[gap_mu=-0.8],[gap_sigma=1],[mu=-0.4],[sigma=1]",
@@ -40,8 +49,12 @@ TIMES: dict[str, str] = {
     "alpha_flow:progress,[r_ne_t=0.5],[gamma=25],[clamp=0.005],[mu=-0.4],[sigma=1]",
     "mean_audio": "MeanAudio's curriculum at a share progress of training: r = t until switch, then for a share "
     "r_eq_t: mean_audio:progress,[switch=0.5],[r_eq_t=0.75],[mu=-0.4],[sigma=1]",
+    "u_shaped": "t with density proportional to e^(4t) + e^(4(1-t)), cut at 80/81, t - r = sigmoid(N(mu, sigma^2)), r "
+    "0 where t > 0.8 and r < 0.4, a share r_ne_t kept apart (Re-MeanFlow): u_shaped:[mu=-0.8],[sigma=1],[r_ne_t=0.25]",
     "grid": "equally many samples in each cell of an r_bins x t_bins partition where r <= t: grid:r_bins,t_bins",
     "point": "one fixed pair: point:r,t",
+    "density": "another sampler's pairs in other shares by cell of (r, t), with importance weights that leave the "
+    "objective as it is; `mfdiag times` writes the file: density:FILE",
 }
 
 
@@ -69,32 +82,96 @@ class LogitNormalTimes(Sampler):
 
 
 @dataclass(frozen=True)
+class CappedTimes(Sampler):
+    """MeanFlow's law on CIFAR-10 as released for torch (Gsunshine/py-meanflow, version 1): a law for t, one for r.
+
+    t = sigmoid(N(mu, sigma^2)), r = min(t, sigmoid(N(r_mu, r_sigma^2))), and r = t with probability 1 - r_ne_t:
+    unlike sorting the pair, this leaves t its law.
+    """
+
+    kind: ClassVar[str] = "logit_normal_capped"
+    width: ClassVar[int] = 3
+    mu: float = -0.6
+    sigma: float = 1.6
+    r_mu: float = -4.0
+    r_sigma: float = 1.6
+    r_ne_t: float = 0.75
+
+    def __post_init__(self) -> None:
+        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
+        self._require(self.r_sigma > 0, f"r_sigma must be above 0, got {self.r_sigma}")
+        self._require(0 <= self.r_ne_t <= 1, f"r_ne_t must be in [0, 1], got {self.r_ne_t}")
+
+    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+        """See `TimeSampler.sample`."""
+        normal = ndtri(u[:, :2])
+        t, r = expit(self.mu + self.sigma * normal[:, 0]), expit(self.r_mu + self.r_sigma * normal[:, 1])
+        return np.where(u[:, 2] < self.r_ne_t, np.minimum(r, t), t), t
+
+
+@dataclass(frozen=True)
+class SortedTimes(Sampler):
+    """Decoupled MeanFlow's law and that of FastGen: a draw from each of two logit-normal laws, in order.
+
+    With probability `r_ne_t` the pair stays apart; otherwise r is set equal to t, the larger of the two.
+    """
+
+    kind: ClassVar[str] = "logit_normal_sorted"
+    width: ClassVar[int] = 3
+    mu: float = 0.4
+    sigma: float = 1.0
+    r_mu: float = -1.2
+    r_sigma: float = 1.0
+    r_ne_t: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
+        self._require(self.r_sigma > 0, f"r_sigma must be above 0, got {self.r_sigma}")
+        self._require(0 <= self.r_ne_t <= 1, f"r_ne_t must be in [0, 1], got {self.r_ne_t}")
+
+    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+        """See `TimeSampler.sample`."""
+        z = ndtri(u[:, :2]) * [self.sigma, self.r_sigma] + [self.mu, self.r_mu]
+        r, t = np.sort(expit(z), axis=1).T
+        return np.where(u[:, 2] < self.r_ne_t, r, t), t
+
+
+@dataclass(frozen=True)
 class UniformTimes(Sampler):
-    """The sorted pair of two uniforms: uniform on the triangle r <= t; with probability `r_eq_t` r moves up to t."""
+    """The sorted pair of two uniforms: uniform on the triangle r <= t; with probability `r_eq_t` r moves up to t.
+
+    `shift` moves both towards noise, as data of many coordinates ask for (arXiv 2403.03206, equation 23).
+    """
 
     kind: ClassVar[str] = "uniform"
     width: ClassVar[int] = 3  # the same without a share, so that pairs are common to all shares
     r_eq_t: float = 0.0
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         self._require(0 <= self.r_eq_t <= 1, f"r_eq_t must be in [0, 1], got {self.r_eq_t}")
+        self._require(self.shift > 0, f"shift must be above 0, got {self.shift}")
 
     def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
         """See `TimeSampler.sample`."""
-        pair = np.sort(u[:, :2], axis=1)
+        one = u[:, :2] / (u[:, :2] + (1 - u[:, :2]) / self.shift)  # never above 1; u itself where shift is 1
+        pair = np.sort(one, axis=1)
         return np.where(u[:, 2] < self.r_eq_t, pair[:, 1], pair[:, 0]), pair[:, 1]
 
 
 @dataclass(frozen=True)
 class RestrictedTimes(Sampler):
-    """Restricted MeanFlow (DisCa): t uniform on [0, 1], r uniform in [max(0, t - delta), t], so t - r <= delta."""
+    """Restricted MeanFlow (DisCa): t uniform on [0, 1], r uniform in [max(0, t - delta), t], so t - r <= delta.
+
+    With `delta` = 0 this is flow matching with uniform times.
+    """
 
     kind: ClassVar[str] = "restricted"
     width: ClassVar[int] = 2
     delta: float
 
     def __post_init__(self) -> None:
-        self._require(0 < self.delta <= 1, f"delta must be in (0, 1], got {self.delta}")
+        self._require(0 <= self.delta <= 1, f"delta must be in [0, 1], got {self.delta}")
 
     def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
         """See `TimeSampler.sample`."""
@@ -183,23 +260,15 @@ class PointTimes(Sampler):
         return np.full(len(index), self.r), np.full(len(index), self.t)
 
 
-def time_cells(r_bins: int, t_bins: int) -> np.ndarray:
-    """Cells of the `r_bins` x `t_bins` partition of the unit square that hold some r < t, in order of r, then t.
-
-    Returns r_low, r_high, t_low, t_high of each, float64 [C, 4]; cells on the diagonal hold pairs with r > t too.
-    """
-    r, t = np.divmod(np.arange(r_bins * t_bins), t_bins)
-    inside = r * t_bins < (t + 1) * r_bins  # r_low < t_high, in whole numbers
-    r, t = r[inside], t[inside]
-    return np.stack([r / r_bins, (r + 1) / r_bins, t / t_bins, (t + 1) / t_bins], axis=1)
-
-
 def parse_times(spec: str) -> TimeSampler:
     """The time sampler `spec` names: a key of `TIMES`, with arguments by position or keyword (`uniform:r_eq_t=0.75`).
 
-    Raises InputError for an unknown name, a wrong number of arguments, or one outside its range.
+    Raises InputError for an unknown name, a wrong number of arguments, one outside its range, or a
+    file that holds no density.
     """
     name = spec.partition(":")[0]
+    if name == DensityTimes.kind:
+        return read_density(spec, parse_times)
     if name not in _SAMPLERS:
         raise did_you_mean("time sampler", name, TIMES)
     sampler = _SAMPLERS[name]
@@ -210,11 +279,14 @@ _SAMPLERS: dict[str, Any] = {
     sampler.kind: sampler
     for sampler in (
         LogitNormalTimes,
+        CappedTimes,
+        SortedTimes,
         UniformTimes,
         RestrictedTimes,
         TerminalVelocityTimes,
         AlphaFlowTimes,
         MeanAudioTimes,
+        UShapedTimes,
         GridTimes,
         PointTimes,
     )

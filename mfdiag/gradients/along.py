@@ -14,10 +14,13 @@ from torch.overrides import TorchFunctionMode
 
 from mfdiag.estimators._fields import twice_differentiable
 
-__all__ = ["along_by_duals", "along_by_reverse"]
+__all__ = ["Along", "Times", "along_by_duals", "along_by_reverse"]
 
 Times = tuple[Tensor, Tensor, Tensor]
 """x [n, *shape], r [n], t [n], or tangents of the same shapes."""
+
+Along = Callable[[Callable[..., Tensor], Times, Times], tuple[Tensor, Tensor]]
+"""(evaluate, at, tangents) -> u = evaluate(*at) and its derivative along them, both with a gradient to parameters."""
 
 
 def along_by_duals(evaluate: Callable[..., Tensor], at: Times, tangents: Times) -> tuple[Tensor, Tensor]:

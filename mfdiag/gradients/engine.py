@@ -15,6 +15,7 @@ from mfdiag.gradients.factors import Factors
 from mfdiag.gradients.fast import FastEngine
 from mfdiag.gradients.opened import Opened
 from mfdiag.gradients.reference import Inputs, ReferenceEngine
+from mfdiag.gradients.repeated import mixing_layer, require_repeatable
 
 __all__ = ["Engine", "checked_gradients", "prepare_engine"]
 
@@ -38,12 +39,13 @@ def prepare_engine(
 ) -> Engine:
     """The engine for `module`, tried on the few samples of `inputs`; `auto` is fast.
 
-    Raises InputError for a model that cannot be called as u(x, r, t, labels), that is not finite, or that mixes the
-    samples of a batch.
+    Raises InputError for a model that cannot be called as u(x, r, t, labels), that is random or not finite, or that
+    mixes the samples of a batch.
     """
     signs = torch.randint(0, 2, inputs[0].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cotangent = signs.to(inputs[0])
     try:
+        require_repeatable(module, inputs)
         truth = checked_gradients(module, inputs, cotangent)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
@@ -84,9 +86,10 @@ def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> d
         )
     scale = get_total_norm([part for parts in found.values() for part in parts])
     if off > 1e-3 * scale:
+        layer = mixing_layer(module, inputs)
         raise InputError(
             f"The gradients of single samples do not sum to the batch gradient (off by {float(off / scale):.0%}): the "
-            "model mixes the samples of a batch, so switch off its batch normalisation, dropout or other "
-            "batch-dependent layers."
+            f"model mixes the samples of a batch{'' if layer is None else f', first in {layer}'}, so switch off its "
+            "batch normalisation or other batch-dependent layers."
         )
     return found

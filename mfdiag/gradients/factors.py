@@ -94,11 +94,16 @@ class Outer:
     """Sums over tokens of outer products: G[c, i] = sum_T g[c, i, T] (x) a[i, T], flattened rows first.
 
     inputs a [n, T, p], cotangents g [C, n, T, q]; parameter shape [q, p], or [p, q] where `inputs_first` (embeddings).
+    Raises ValueError where the two differ in their tokens.
     """
 
     inputs: Tensor
     cotangents: Tensor
     inputs_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inputs.shape[1] != self.cotangents.shape[2]:
+            raise ValueError("inputs and cotangents are of different tokens")
 
     def gram(self, groups: int) -> Tensor:
         a, g = self.inputs, self.cotangents

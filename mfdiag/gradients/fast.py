@@ -21,7 +21,7 @@ from mfdiag.gradients.factors import Dense, Factors, Mixed, Outer
 from mfdiag.gradients.linearised import Linearised
 from mfdiag.gradients.opened import Opened, Use
 from mfdiag.gradients.reference import Inputs, per_sample_gradients
-from mfdiag.gradients.rules import rule_for
+from mfdiag.gradients.rules import is_guess, rule_for
 
 __all__ = ["FastEngine"]
 
@@ -139,6 +139,8 @@ class FastEngine:
 
         def hook_for(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+                if not isinstance(out, Tensor):  # of a class of its own, which is left to the reference
+                    return out
                 if not out.requires_grad:
                     out.requires_grad_()
                     self._leaves.add(layer)
@@ -161,6 +163,9 @@ class FastEngine:
         say: Callable[[str], None],
     ) -> None:
         self.reversible = self._is_reversible(inputs)
+        guessed = {n for k, m in self.layers.items() if is_guess(m) for n in self.parameters[k].values()}
+        # without a gradient on these samples nothing tells a right guess from a wrong one
+        untold = {n for n in guessed | self.fallback if not any(part.any() for part in truth[n])}
         unruled = sorted(self.fallback)
         leading = {k: 0 for k in unruled if self.state[k].shape[:1] == (1,)}  # [1, ...] usually broadcasts as it is
         self.bare, self.fallback = leading, self.fallback - set(leading)
@@ -169,14 +174,14 @@ class FastEngine:
             self.bare, self.fallback = {}, set(unruled)
             wrong = self._disagreeing(inputs, cotangents, truth)
         for name in sorted(self.fallback):  # find the broadcast of a bare parameter that the reference confirms
-            for axes in _LEADING:
+            for axes in () if name in untold else _LEADING:
                 self.bare[name] = axes
                 self.fallback.discard(name)
                 if name not in self._disagreeing(inputs, cotangents, truth):
                     break
                 del self.bare[name]
                 self.fallback.add(name)
-        self.fallback |= wrong - set(self.bare)
+        self.fallback |= (wrong | untold & guessed) - set(self.bare)
         self.layers = {k: m for k, m in self.layers.items() if set(self.parameters[k].values()) - self.fallback}
         if self.fallback:
             some = ", ".join(sorted(self.fallback)[:4]) + (", ..." if len(self.fallback) > 4 else "")

@@ -21,13 +21,13 @@ from torch.autograd import forward_ad
 from torch.func import jvp
 
 from mfdiag.estimators._fields import Fields
-from mfdiag.gradients.along import along_by_duals, along_by_reverse
+from mfdiag.gradients.along import Along, along_by_duals, along_by_reverse
 from mfdiag.gradients.calling import call, hooked, parameter_places
 from mfdiag.gradients.engine import Engine
 from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.fast import FastEngine, _expanded
 from mfdiag.gradients.joined import Joined, added
-from mfdiag.gradients.rules import rule_for
+from mfdiag.gradients.rules import convolution, linear, rule_for, same_convolution
 
 __all__ = ["GeneralEngine", "Loss", "Network"]
 
@@ -91,13 +91,20 @@ class _Use(NamedTuple):
 class GeneralEngine:
     """Factors of the per-sample gradients of losses; `engine` says which parameters have a fast way.
 
-    `fields` hold a few samples on which each loss tries it; `say` receives a note where one cannot.
+    `fields` hold a few samples on which each loss tries it; `say` receives a note where one cannot. `along` replaces
+    exact derivatives where the network has none.
     """
 
     def __init__(
-        self, module: nn.Module, engine: Engine, losses: Sequence[Loss], fields: Fields, say: Callable[[str], None]
+        self,
+        module: nn.Module,
+        engine: Engine,
+        losses: Sequence[Loss],
+        fields: Fields,
+        say: Callable[[str], None],
+        along: Along | None = None,
     ) -> None:
-        self.module, self.losses = module, losses
+        self.module, self.losses, self.along = module, losses, along
         self.places = parameter_places(module)
         self.state = {name: p.detach() for name, p in module.named_parameters()}
         self.names = {id(p): name for name, p in module.named_parameters()}
@@ -130,7 +137,7 @@ class GeneralEngine:
             state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
             one = fields.part(slice(i, i + 1))
             with torch.enable_grad():
-                value = one.weighed(loss(one, self._network(state, one, along_by_reverse))).sum()
+                value = one.weighed(loss(one, self._network(state, one, self.along or along_by_reverse))).sum()
                 wanted = [state[name] for name in names]
                 gradients.append(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
         columns = zip(names, zip(*gradients, strict=True), strict=True)
@@ -155,7 +162,7 @@ class GeneralEngine:
         n = len(fields.u)
         bare = {name: _expanded(self.state[name], n, axes).requires_grad_() for name, axes in self.bare.items()}
         with self._recorded() as uses, torch.enable_grad():
-            values = fields.weighed(loss(fields, self._network(self.state, fields, along_by_duals, bare)))
+            values = fields.weighed(loss(fields, self._network(self.state, fields, self.along or along_by_duals, bare)))
         targets = [*(use.output for use in uses), *bare.values()]
         gradients = torch.autograd.grad(values.sum(), targets, allow_unused=True, materialize_grads=True)
         parts: dict[str, list[Factors]] = defaultdict(list)
@@ -216,7 +223,7 @@ def _made(module: nn.Module, a: Tensor, tangent: Tensor | None, g: Tensor) -> di
     assert rule is not None
     if tangent is None:
         return rule(module, a, g)
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):  # y' = W a', whatever the bias
+    if rule in (linear, convolution, same_convolution):  # y' = W a', whatever the bias
         made = rule(module, tangent, g)
         return {name: factors for name, factors in made.items() if name != "bias"}
     # <g, y'> is the derivative of <g, f(a)> along a', and so is its gradient of the rule's

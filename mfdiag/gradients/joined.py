@@ -74,7 +74,7 @@ class Joined:
 
     def _cross(self, left: Factors, right: Factors) -> Tensor:
         """<G_k, G_l> for k of the left and l of the right: [n, C_left, C_right], float64."""
-        if isinstance(left, Outer) and isinstance(right, Outer) and left.inputs_first == right.inputs_first:
+        if isinstance(left, Outer) and isinstance(right, Outer) and _by_tokens(left, right):
             # sum over token pairs of (a a'^T) * (g_k g'_l^T), without either gradient
             mixed = (left.inputs @ right.inputs.transpose(1, 2)) @ right.cotangents
             rows, columns = (g.transpose(0, 1).flatten(2) for g in (left.cotangents, mixed))
@@ -90,3 +90,13 @@ class Joined:
         """Runs of as many samples as may be multiplied out at a time."""
         step = max(1, _DENSE_BYTES // (4 * self.entries * cotangents))
         return [(start, min(start + step, self.samples)) for start in range(0, self.samples, step)]
+
+
+def _by_tokens(left: Outer, right: Outer) -> bool:
+    """Whether the products of tokens serve, and cost less than both gradients multiplied out."""
+    if left.inputs_first != right.inputs_first:
+        return False
+    (rows, _, many, q), (columns, _, others, _) = left.cotangents.shape, right.cotangents.shape
+    p = left.inputs.shape[-1]
+    pairs = many * others * (p + columns * q) + rows * columns * many * q
+    return pairs <= (rows * many + columns * others + rows * columns) * p * q

@@ -24,7 +24,7 @@ def per_sample_gradients(
 ) -> dict[str, Tensor]:
     """(du_i/dtheta)^T e[c, i] for cotangents e [C, n, *shape]: name -> [C, n, *parameter shape].
 
-    `names` limits the parameters; None takes all.
+    `names` limits the parameters; None takes all. Layers that vmap does not know are met one sample at a time.
     """
     state = {k: p.detach() for k, p in module.named_parameters()}
     wanted = {k: state[k] for k in (state if names is None else names)}
@@ -42,8 +42,34 @@ def per_sample_gradients(
     in_dims = (0, 0, 0, None if labels is None else 0, 1)
     with twice_differentiable(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the reference may be slow
-        found = vmap(one, in_dims=in_dims, randomness="error")(x, r, t, labels, cotangents)
+        try:
+            found = vmap(one, in_dims=in_dims, randomness="error")(x, r, t, labels, cotangents)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("functorch", "vmap")):
+                raise
+            return _one_by_one(module, inputs, cotangents, wanted)
     return {name: values.transpose(0, 1) for name, values in found.items()}  # out_dims=1 fails on unused parameters
+
+
+def _one_by_one(module: nn.Module, inputs: Inputs, cotangents: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same by a loop."""
+    x, r, t, labels = inputs
+    state = {name: p.detach() for name, p in module.named_parameters()}
+    leaves = {name: p.clone().requires_grad_() for name, p in wanted.items()}
+    places = parameter_places(module)
+    found = {name: p.new_empty(*cotangents.shape[:2], *p.shape) for name, p in wanted.items()}
+    for i in range(len(x)):
+        one = slice(i, i + 1)
+        with torch.enable_grad():
+            batch = (x[one], r[one], t[one], None if labels is None else labels[one])
+            u = call(module, places, {**state, **leaves}, batch)
+        for c, e in enumerate(cotangents[:, one]):
+            gradients = torch.autograd.grad(
+                u, list(leaves.values()), e, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for name, gradient in zip(leaves, gradients, strict=True):
+                found[name][c, i] = gradient
+    return found
 
 
 class ReferenceEngine:

@@ -1,12 +1,13 @@
 """How each kind of layer leaves its parameters' per-sample gradients: input and output cotangent -> factors.
 
-One rule per layer type, all of one signature. A layer type without a rule, or with an overridden forward, is no
-error: its parameters go to the reference.
+One rule per layer type, all of one signature. A layer of another class, as many repositories write their own, gets the
+rule of the layer it resembles; the engine compares every way with the reference, so that a wrong guess costs nothing. A
+layer without a rule is no error: its parameters go to the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mfdiag.gradients.factors import Dense, Factors, Outer
 
-__all__ = ["RULES", "Rule", "rule_for"]
+__all__ = ["RULES", "Rule", "convolution", "is_guess", "linear", "rule_for", "same_convolution"]
 
 Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Factors]]
 """(module, input [n, ...], output cotangents [C, n, ...]) -> parameter name within the module -> factors."""
@@ -31,11 +32,30 @@ def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def rule_for(module: nn.Module) -> Rule | None:
-    """The rule of a module whose forward is exactly that of a known layer type."""
-    for kind, rule in RULES.items():
-        if isinstance(module, kind) and type(module).forward is kind.forward and rule_applies(module):
-            return rule
-    return None
+    """The rule of a module whose forward is that of a known layer type, else of the type its parameters look like."""
+    kind = _known_kind(module)
+    if kind is None:
+        return _likely_rule(module)
+    return RULES[kind] if rule_applies(module) else None
+
+
+def is_guess(module: nn.Module) -> bool:
+    """Whether the rule of a module goes by its looks alone."""
+    return _known_kind(module) is None
+
+
+def _known_kind(module: nn.Module) -> type[nn.Module] | None:
+    return next((k for k in RULES if isinstance(module, k) and type(module).forward is k.forward), None)
+
+
+def _likely_rule(module: nn.Module) -> Rule | None:
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" not in own or own.keys() - {"weight", "bias"} or [*module.children()]:
+        return None
+    axes = own["weight"].ndim
+    if axes == 1:
+        return group_norm if hasattr(module, "num_groups") and hasattr(module, "eps") else None
+    return {2: linear, 3: same_convolution, 4: same_convolution, 5: same_convolution}.get(axes)
 
 
 def rule_applies(module: nn.Module) -> bool:
@@ -54,12 +74,25 @@ def convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
     assert isinstance(module, nn.modules.conv._ConvNd)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
+    return _convolution(a, g, module.kernel_size, module.stride, module.dilation, module.groups)
+
+
+def same_convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
+    """Of a layer of unknown class: stride 1, and zeros around that keep the size."""
+    assert isinstance(module.weight, Tensor)
+    _, channels, *kernel = module.weight.shape
+    ones = [1] * len(kernel)
+    a = F.pad(a, [size // 2 for size in reversed(kernel) for _ in range(2)])
+    return _convolution(a, g, kernel, ones, ones, a.shape[1] // channels)
+
+
+def _convolution(
+    a: Tensor, g: Tensor, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int], groups: int
+) -> dict[str, Factors]:
+    """weight and bias from a padded input [n, channels-in, *spatial] and output cotangents."""
     spatial = a.ndim - 2
-    for axis, (size, stride, step) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
-    ):
+    for axis, (size, stride, step) in enumerate(zip(kernel, strides, dilation, strict=True), start=2):
         a = a.unfold(axis, (size - 1) * step + 1, stride)[..., ::step]  # the window becomes a last axis
-    groups = module.groups
     # patches [n, groups, positions, channels-in / groups * kernel]
     a = a.unflatten(1, (groups, -1)).movedim(2, 2 + spatial).flatten(2 + spatial).flatten(2, 1 + spatial)
     g = g.flatten(3).transpose(2, 3)  # [C, n, positions, channels-out]
@@ -96,8 +129,7 @@ def rms_norm(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
 
 @_rule(nn.GroupNorm)
 def group_norm(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
-    assert isinstance(module, nn.GroupNorm)
-    normal = F.group_norm(a, module.num_groups, eps=module.eps)
+    normal = F.group_norm(a, int(module.num_groups), eps=float(module.eps))  # type: ignore[arg-type]
     return _affine(normal.movedim(1, -1), g.movedim(2, -1), 1)
 
 

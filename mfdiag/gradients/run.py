@@ -17,16 +17,20 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import GridTimes
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
+from mfdiag.gradients.derivative import choose_derivative, parse_derivative
 from mfdiag.gradients.engine import prepare_engine
 from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.general import GeneralEngine, Loss
 from mfdiag.gradients.maker import FieldMaker, Needs, Proxy
 from mfdiag.gradients.partial import Partial
 from mfdiag.gradients.reference import Inputs
+from mfdiag.models.precision import in_precision
+from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["Measured", "Needs", "Plan", "Settings", "run_pass"]
 
 _CHECKED = 2  # samples on which a run checks itself before it starts
+_TRIED = 4  # samples on which it tries derivatives
 _CHUNK_BYTES = 192 << 20
 _LARGEST_CHUNK = 1024
 
@@ -73,6 +77,7 @@ class Settings:
     engine: Engines = "auto"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    derivative: str = "auto"  # as `parse_derivative` takes it
 
     def __post_init__(self) -> None:
         if self.samples < 2:
@@ -83,6 +88,7 @@ class Settings:
             raise InputError(f"--bins takes two whole numbers from 1 to 100, got {self.bins}.")
         if self.engine not in get_args(Engines):
             raise did_you_mean("engine", self.engine, get_args(Engines))
+        parse_derivative(self.derivative)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class Measured:
     t: np.ndarray
     labels: np.ndarray | None
     stratified: bool  # the sampler fills every cell alike, so only single cells mean anything
+    derivative: str = "jvp"  # how the network was differentiated, as the tables say it
 
     def reported(self, cell: int) -> bool:
         """Whether the cell's moments estimate something of the model."""
@@ -122,13 +129,15 @@ def run_pass(
     `ema` and `teacher`, `networks` those of estimators that name one. `progress` receives (samples done, N); `say`
     one-line notes.
 
-    Raises InputError where the model mixes samples, returns non-finite numbers, or lacks a forward-mode derivative.
+    Raises InputError where the model is random, mixes samples or returns non-finite numbers, and where the derivative
+    that is asked for cannot be had.
     """
     if proxy not in get_args(Proxy):
         raise did_you_mean("proxy", proxy, get_args(Proxy))
 
     def frozen(network: nn.Module) -> nn.Module:
-        return copy.deepcopy(network).to(settings.device, settings.dtype).eval().requires_grad_(False)
+        moved = in_precision(copy.deepcopy(network).to(settings.device), settings.dtype)
+        return moved.eval().requires_grad_(False)
 
     measured = frozen(module)
     guide = frozen(proxy_module) if proxy_module is not None and proxy != "self" else measured
@@ -145,14 +154,28 @@ def run_pass(
 
     maker = FieldMaker(measured, guide, draws, plan.needs, proxy, cast, others)
 
+    say = say or _mute
     first = maker.inputs(draws.batch(cells.order[:_CHECKED]))
-    engine = prepare_engine(measured, first, settings.engine, say or _mute)
+    if draws.guidance is not None:
+        maker.require_null_label(first)
+    engine = prepare_engine(measured, first, settings.engine, say)
+    # tried where the derivative counts, which is not at r = t
+    apart = np.flatnonzero(r < t)[:_TRIED] if (r < t).any() else numbers[:_TRIED]
+    tried = draws.batch(apart)
+    at, dx = maker.inputs(tried), cast(tried.velocity).expand(2, *tried.velocity.shape)
+    dt = torch.tensor([[1.0], [0.0]]).to(dx).expand(2, len(apart))
+    opened = engine.open(at)
+    shared = opened if opened is not None and opened.x.requires_grad else None
+    maker.derivative = derivative = choose_derivative(settings.derivative, measured, at, dx, dt, say, shared)
+    del opened, shared
     general = None
     if plan.losses:
-        general = GeneralEngine(measured, engine, plan.losses, maker(cells.order[:_CHECKED], engine)[1], say or _mute)
+        fields = maker(cells.order[:_CHECKED], engine)[1]
+        general = GeneralEngine(measured, engine, plan.losses, fields, say, derivative.along)
     cotangents_at_once = plan.groups * plan.size + 2  # and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (engine.bytes_per_sample * cotangents_at_once + 1), cells)
-    parameters = {name: p.numel() for name, p in measured.named_parameters()}
+    prefix = prefix_of(measured)
+    parameters = {name.removeprefix(prefix): p.numel() for name, p in measured.named_parameters()}
     gathered = _Gathered(cells, parameters, plan)
     kept = partial.load() if partial is not None else None
     if kept is not None:
@@ -170,7 +193,8 @@ def run_pass(
             outputs = plan.outputs(fields)
             if outputs is not None:
                 outputs = fields.weighed(outputs, axis=1)
-            gathered.add(index, plan.scalars(fields), outputs, factors)
+            named = ((name.removeprefix(prefix), found) for name, found in factors)
+            gathered.add(index, plan.scalars(fields), outputs, named)
             if progress is not None:
                 progress(start + len(index), len(order))
             if partial is not None and partial.due():
@@ -183,7 +207,8 @@ def run_pass(
         partial.clear()
     labels = draws.labels_of(numbers)
     scalars = {name: values.numpy() for name, values in gathered.scalars.items()}
-    return Measured(cells, gathered.gradient, gathered.output, scalars, r, t, labels, draws.times.stratified)
+    stratified = draws.times.stratified
+    return Measured(cells, gathered.gradient, gathered.output, scalars, r, t, labels, stratified, derivative.name)
 
 
 def _mute(note: str) -> None:

@@ -9,20 +9,20 @@ from mfdiag.errors import InputError
 from mfdiag.estimators import Estimator, estimators, find_estimator
 
 if TYPE_CHECKING:
-    from mfdiag.measures.measure import Subject
+    from mfdiag.measures.request import Subject
 
 __all__ = ["chosen_estimators", "default_estimators", "left_out_note"]
 
 _LACKING = {
     "ema": "the checkpoint has no EMA weights",
-    "head": "the network has no velocity head, a method velocity(x, t, labels)",
+    "head": "the network has no velocity head, a method velocity(x, r, t, labels)",
     "teacher": "no teacher is named by --proxy teacher=PATH",
 }
 
 
 def default_estimators(table: str) -> tuple[str, ...]:
     """Names of the estimators a table is about where none are asked for."""
-    return ("all",) if table == "compare" else ("meanflow", "ema_tangent")
+    return {"compare": ("all",), "times": ("meanflow",)}.get(table, ("meanflow", "ema_tangent"))
 
 
 def chosen_estimators(
@@ -60,7 +60,7 @@ def left_out_note(reason: str, names: Sequence[str]) -> str:
 
 def _lacking(estimator: Estimator, subject: Subject, table: str) -> str | None:
     """Why the estimator cannot be measured on the subject; None where it can."""
-    if table == "variance":
+    if table in ("variance", "times"):
         if estimator.loss is not None:
             return "its gradient is no cotangent of u(x_t, r, t), which `mfdiag compare` alone measures"
         if "ema" in estimator.needs.networks:  # the run's proxy stands in for missing EMA weights
@@ -69,6 +69,8 @@ def _lacking(estimator: Estimator, subject: Subject, table: str) -> str | None:
     for name in estimator.needs.networks:
         if name not in there:
             return _LACKING[name]
+    if estimator.needs.pair and subject.guidance is not None and subject.guidance.network == "teacher":
+        return "it needs the sample's own x_0 and x_1, of which the teacher's velocity does not tell"
     axes = subject.axes
     if estimator.needs.normal and (axes["source"], axes["path"], subject.coupling.dependent) != (
         "gaussian",

@@ -128,6 +128,4 @@ class ComparePlan:
         assert estimator.loss is not None
         values = estimator.loss(_DRAWN[draw](fields), network)
         # the adaptive weight of a loss that is no single square takes the loss itself for |e|^2
-        if not self.weighting.p:
-            return values
-        return values * (values.detach().clamp_min(0) + self.weighting.eps) ** -self.weighting.p
+        return self.weighting.loss(values, fields.u[0].numel()) if self.weighting.p else values

@@ -19,7 +19,9 @@ from mfdiag.errors import InputError
 from mfdiag.figures.render import save_figures
 from mfdiag.gradients.partial import Partial
 from mfdiag.measures.chosen import chosen_estimators
-from mfdiag.measures.measure import Progress, Request, Subject, measure_subject
+from mfdiag.measures.measure import measure_subject
+from mfdiag.measures.request import Progress, Request, Subject
+from mfdiag.tables.densities import write_densities
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, table_path, write_table
 
@@ -30,6 +32,7 @@ _WRITTEN = {
     "variance": ("variance", "samples"),
     "coefficient": ("coefficient",),
     "compare": ("compare",),
+    "times": ("times",),
 }
 
 Mode = Literal["new", "overwrite", "resume"]
@@ -87,6 +90,10 @@ def run_job(
             for name, frame in measured_now.items():
                 frames[name].append(frame)
             paths = [write_table(name, pd.concat(frames[name], ignore_index=True), out) for name in names]
+            if table == "times":
+                densities = write_densities(read_table(table, out), out)
+                say(f"to train or measure with what was found: {', '.join(f'density:{path}' for path in densities)}.")
+                paths += densities
             measured = pd.concat([frame[_IDENTITY] for frame in frames[table]]).drop_duplicates()
             entry = manifest(
                 sys.argv,
@@ -180,6 +187,8 @@ def _specification(table: str, request: Request) -> dict[str, Any]:
         "by_layer": request.by_layer,
         "seed": request.seed,
         "posterior": request.posterior,
+        "extras": sorted(request.extras),
+        **({"floor": request.floor} if table == "times" else {}),
         **{**settings, "dtype": str(request.settings.dtype).removeprefix("torch.")},
         "bins": None if request.settings.bins is None else list(request.settings.bins),
     }

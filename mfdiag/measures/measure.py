@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,96 +13,32 @@ from torch import nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import find_estimator
-from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
-from mfdiag.flow.datasets import Data, FiniteData, load_data
+from mfdiag.flow.couplings import parse_coupling
+from mfdiag.flow.datasets import Data, FiniteData, MomentsData, load_data
 from mfdiag.flow.draw import Draws, why_unknown
-from mfdiag.flow.paths import LINEAR, Path, parse_path
-from mfdiag.flow.sources import GaussianSource, MixtureSource, Source, parse_source
+from mfdiag.flow.guidance import parse_guidance
+from mfdiag.flow.paths import parse_path
+from mfdiag.flow.sources import GaussianSource, MixtureSource, parse_source
 from mfdiag.flow.times import TimeSampler, parse_times
-from mfdiag.flow.weighting import Weighting, parse_weighting
+from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.partial import Partial
 from mfdiag.gradients.run import Measured, Plan, Proxy, Settings, run_pass
 from mfdiag.measures.chosen import chosen_estimators, default_estimators, left_out_note
 from mfdiag.measures.coefficient import coefficient_table
 from mfdiag.measures.compare import compare_table
 from mfdiag.measures.compare_plan import ComparePlan
-from mfdiag.measures.plans import VELOCITY_JACOBIAN_DIM, EstimatorPlan, PlanePlan
+from mfdiag.measures.plans import EstimatorPlan, PlanePlan
+from mfdiag.measures.request import Progress, Request, Subject
 from mfdiag.measures.sweep import sweep_plan, sweep_table
+from mfdiag.measures.times import GradientPlan, search, times_table
 from mfdiag.measures.variance import samples_table, variance_table
+from mfdiag.measures.velocity_field import EXACT_DIM
 
-__all__ = ["TABLES", "Request", "Subject", "measure", "measure_subject"]
+__all__ = ["TABLES", "measure", "measure_subject"]
 
-TABLES = ("sweep", "variance", "coefficient", "compare")
+TABLES = ("sweep", "variance", "coefficient", "compare", "times")
 _POSTERIOR_COST = 3e12  # samples x points x coordinates: minutes on a few cores
-_LARGEST = 2**62  # tables hold 64-bit integers
-
-Progress = Callable[[str, int, int], None]
-"""(what is measured, samples done, samples in all)."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: a network, what guides it, and the draws it was trained on (`source` None is N(0, I)).
-
-    `module` and `proxy_module` give average velocity; `prediction` says what they were made of.
-    """
-
-    module: nn.Module
-    data: Data
-    times: TimeSampler
-    proxy: Proxy = "self"
-    proxy_module: nn.Module | None = None
-    proxy_name: str = "self"
-    run: str = "model"
-    checkpoint: str = "model"
-    sha256: str | None = None
-    step: int | None = None
-    conditional: bool = False  # whether the network takes labels
-    source: Source | None = None
-    coupling: Coupling = INDEPENDENT
-    path: Path = LINEAR
-    prediction: str = "u"
-    networks: Mapping[str, nn.Module] = field(default_factory=dict)  # "ema" and "teacher", where there are such
-
-    @property
-    def axes(self) -> dict[str, str]:
-        """The draws' and the network's choices by name, besides data and times."""
-        source = "gaussian" if self.source is None else self.source.name
-        return {
-            "source": source,
-            "coupling": self.coupling.name,
-            "path": self.path.name,
-            "prediction": self.prediction,
-        }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked about it. `batch_sizes` are the n of MSE_n and of the batch-aware optimum."""
-
-    betas: Sequence[float] = tuple(np.linspace(0, 1, 21))
-    gammas: Sequence[float] = (0.0,)
-    batch_sizes: Sequence[int] = (1, 64, 4096, 65536, 1048576)
-    estimators: Sequence[str] = default_estimators("variance")
-    weighting: Weighting = field(default_factory=Weighting)
-    by_layer: bool = True
-    seed: int = 0
-    posterior: Literal["auto", "exact", "none"] = "auto"  # auto: unless it would take minutes
-    settings: Settings = field(default_factory=Settings)
-
-    def __post_init__(self) -> None:
-        for name, values in (("beta", self.betas), ("gamma", self.gammas)):
-            if not len(values) or not all(math.isfinite(v) for v in values):
-                raise InputError(f"--{name} needs at least one finite number, got {list(values)}.")
-        if not len(self.batch_sizes) or not all(1 <= n <= _LARGEST for n in self.batch_sizes):
-            raise InputError(f"--batch-size must be at least 1 and at most 2^62, got {list(self.batch_sizes)}.")
-        if not 0 <= self.seed <= _LARGEST:
-            raise InputError(f"--seed must be at least 0 and at most 2^62, got {self.seed}.")
-        if not len(self.estimators):
-            raise InputError("--estimator needs at least one name.")
-        for name in self.estimators:
-            if name != "all":
-                find_estimator(name)
+_MOMENTS_COST = 8  # of stored moments, against a point
 
 
 @np.errstate(divide="ignore", invalid="ignore")  # a cell with too few samples has NaN and a status, not a warning
@@ -121,7 +57,7 @@ def measure_subject(
     """
     if table not in TABLES:
         raise did_you_mean("table", table, TABLES)
-    exact = _exact(subject, request, say)
+    exact = _exact(subject, request, say if table != "times" else None)  # which needs no posterior
     draws = Draws(
         subject.data,
         subject.times,
@@ -131,21 +67,25 @@ def measure_subject(
         subject.source,
         subject.coupling,
         subject.path,
+        guidance=subject.guidance,
+        null=getattr(subject.module, "num_classes", 0),
     )
     known = draws.posterior is not None
     common = _common(subject, request)
     dim = math.prod(subject.data.shape)
 
-    def run(plan: Plan) -> Measured:
+    def run(
+        plan: Plan, draws: Draws = draws, settings: Settings = request.settings, partial: Partial | None = partial
+    ) -> Measured:
         def report(done: int, total: int) -> None:
             if progress is not None:
                 progress(f"{table} of {subject.checkpoint}", done, total)
 
-        return run_pass(
+        measured = run_pass(
             plan,
             subject.module,
             draws,
-            request.settings,
+            settings,
             proxy=subject.proxy,
             proxy_module=subject.proxy_module,
             networks=subject.networks,
@@ -153,6 +93,8 @@ def measure_subject(
             say=say,
             partial=partial,
         )
+        common["derivative"] = measured.derivative
+        return measured
 
     if table == "sweep":
         plan = sweep_plan(request.betas, request.gammas, request.weighting, known)
@@ -183,9 +125,26 @@ def measure_subject(
         listed = [e.name for e in asked]
         frame = compare_table(measured, comparison, request.batch_sizes, common, request.by_layer, listed)
         return {"compare": frame}
-    if say is not None and dim > VELOCITY_JACOBIAN_DIM:
-        say(f"{dim} coordinates: divergence and antisymmetric_share are measured up to {VELOCITY_JACOBIAN_DIM}.")
-    chosen = EstimatorPlan(asked, request.weighting, known)
+    if table == "times":
+        if len(asked) != 1:
+            raise InputError(f"A density of (r, t) is of one --estimator, got {', '.join(e.name for e in asked)}.")
+        gradient = GradientPlan(asked[0], request.weighting)
+        common["estimator"] = asked[0].name
+        whole = replace(request.settings, bins=None)
+
+        def under(times: TimeSampler, seed: int) -> Measured:
+            return run(gradient, replace(draws, times=times, seed=seed), whole, None)
+
+        bins = request.settings.bins
+        return {"times": times_table(search(under, subject.times, bins, request.floor, request.seed), common)}
+    if say is not None and dim > EXACT_DIM and "divergence" not in request.extras:
+        say(
+            f"{dim} coordinates: above {EXACT_DIM}, divergence and antisymmetric_share take further passes: "
+            "ask for them by --extra divergence."
+        )
+    law = subject.guidance
+    split = law is not None and law.changes and law.network != "teacher"  # which leaves nothing of v_c
+    chosen = EstimatorPlan(asked, request.weighting, known, request.extras, split)
     measured = run(chosen)
     return {
         "variance": variance_table(measured, chosen, common, dim, request.by_layer),
@@ -196,16 +155,15 @@ def measure_subject(
 def _exact(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
     """Whether to compute the exact posterior; where not, says what will be missing and why."""
     data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
-    reason = why_unknown(data, source, subject.coupling, subject.conditional)
+    reason = why_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
     if reason is None and request.posterior == "none":
         reason = "--posterior none"
-    elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData):
+    elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData | MomentsData):
         components = len(source.means) if isinstance(source, MixtureSource) else 1
-        cost = request.settings.samples * len(data.points) * math.prod(data.shape) * components
+        size, each = (len(data.points), 1) if isinstance(data, FiniteData) else (len(data.moments), _MOMENTS_COST)
+        cost = request.settings.samples * size * each * math.prod(data.shape) * components
         if cost > _POSTERIOR_COST:
-            reason = (
-                f"the exact posterior over {len(data.points):,} points would take long (--posterior exact computes it)"
-            )
+            reason = f"the exact posterior over {size:,} points would take long (--posterior exact computes it)"
     if reason and say is not None:
         say(
             f"{reason}: no conditional variance, no bias in output space, gradient bias by the plain estimate, "
@@ -251,10 +209,14 @@ def measure(
     by_layer: bool = True,
     seed: int = 0,
     posterior: Literal["auto", "exact", "none"] = "auto",
+    extras: Sequence[str] = (),
+    floor: float = Request.floor,
     engine: Any = "auto",
     chunk: int | None = None,
     dtype: Any = None,
     device: str = "cpu",
+    derivative: str = "auto",
+    guidance: str = "none",
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
@@ -264,9 +226,11 @@ def measure(
     it is copied and measured in eval mode. `data` is a specification (`"eight_gaussians"`, `"gaussian:2,0,1"`, a file),
     a `Data`, or an array [N, *shape]. `proxy_model` gives vhat = its u(x_t, t, t) for the proxies `ema` and `teacher`.
     A model with `num_classes` > 0 receives the data's labels. `posterior` says whether the exact posterior over
-    the data is computed; `auto` leaves it out where it would take minutes. `times`, `source`, `coupling`, `path` and
-    `prediction` are specifications as on the command line; `model` and `proxy_model` predict the same. `estimators` are
-    names as on the command line, with the same defaults.
+    the data is computed; `auto` leaves it out where it would take minutes. `times`, `source`, `coupling`, `path`,
+    `prediction`, `guidance` and `derivative` are specifications as on the command line; `model` and `proxy_model`
+    predict the same. `estimators` are names as on the command line, with the same defaults; `extras` are what table
+    `variance` holds only if asked for, `"divergence"` and `"semi_gradient_gap"`; `floor` belongs to table `times`,
+    which needs `bins`.
 
     Raises mfdiag.InputError for impossible requests and for models that return NaN or mix their samples.
     """
@@ -295,13 +259,16 @@ def measure(
         coupling=parse_coupling(coupling, data, start, teacher_velocity),
         path=way,
         prediction=prediction_name(prediction),
+        guidance=parse_guidance(guidance),
         networks={} if proxy_network is None or proxy not in ("ema", "teacher") else {proxy: proxy_network},
     )
-    settings = Settings(samples, bins, chunk, engine, dtype or torch.float32, device)
+    settings = Settings(samples, bins, chunk, engine, dtype or torch.float32, device, derivative)
     weigh = parse_weighting(weighting)
     frames: dict[str, pd.DataFrame] = {}
     for table in tables:
         names = estimators or default_estimators(table)
-        request = Request(beta, gamma, batch_sizes, names, weigh, by_layer, seed, posterior, settings)
+        request = Request(
+            beta, gamma, batch_sizes, names, weigh, by_layer, seed, posterior, extras, floor, settings=settings
+        )
         frames |= measure_subject(subject, table, request, progress=progress, say=say)
     return frames

@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 
 from mfdiag.coefficients.plane import Layout
+from mfdiag.errors import InputError
 from mfdiag.estimators import Estimator
-from mfdiag.estimators._fields import Fields, derivatives
+from mfdiag.estimators._fields import Fields
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.general import Loss
 from mfdiag.gradients.run import Needs
+from mfdiag.measures.guided import guidance_parts
+from mfdiag.measures.semi_gradient import gap_losses
+from mfdiag.measures.velocity_field import EXACT_DIM, velocity_scalars
 
 __all__ = [
-    "VELOCITY_JACOBIAN_DIM",
+    "EXTRAS",
     "EstimatorPlan",
     "PlanePlan",
     "WeightedGridPlan",
     "jacobian_scalars",
     "plane_basis",
-    "velocity_scalars",
 ]
 
-VELOCITY_JACOBIAN_DIM = 16  # above it the Jacobian of the velocity field costs more than the rest
+EXTRAS = ("divergence", "semi_gradient_gap")  # measured only where asked for, as they cost further passes
 
 
 def plane_basis(fields: Fields, target: bool = True) -> Tensor:
@@ -130,14 +133,28 @@ class EstimatorPlan:
     Without weights, a point of the plane is affine in v_c, so its residual at v_c = v is its conditional mean m:
     cotangents (e, m). Otherwise two draws at the same x_t: (w e, (w e - w' e') / sqrt(2)). Trajectory consistency is
     the part w (t-r) (du/dx v_c + du/dt) of MeanFlow's residual, or its conditional mean; it needs MeanFlow among the
-    estimators.
+    estimators, as does the gap that the losses stand for. `extras` are among EXTRAS. Where `guided`, each estimator's
+    w e without guidance follows, and the parts of v_g are the outputs.
     """
 
     estimators: Sequence[Estimator]
     weighting: Weighting
     known: bool
+    extras: Sequence[str] = ()
+    guided: bool = False
     groups: ClassVar[int] = 1
-    losses: ClassVar[tuple[Loss, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.losses and self.meanflow is None:
+            names = ", ".join(e.name for e in self.estimators)
+            raise InputError(
+                f"--extra semi_gradient_gap compares MeanFlow's gradient with and without stop-gradient, got {names}: "
+                "add --estimator meanflow."
+            )
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        return gap_losses(self.weighting, self.known) if "semi_gradient_gap" in self.extras else ()
 
     @property
     def affine(self) -> bool:
@@ -155,8 +172,24 @@ class EstimatorPlan:
         return names.index("meanflow") if "meanflow" in names else None
 
     @property
+    def consistency(self) -> int:
+        """The column of trajectory consistency, where MeanFlow is there."""
+        return len(self.estimators) * self.each
+
+    @property
+    def unguided(self) -> list[int]:
+        """The columns of the estimators without guidance."""
+        start = self.consistency + (self.meanflow is not None)
+        return list(range(start, start + len(self.estimators) * self.guided))
+
+    @property
+    def gap(self) -> list[int]:
+        """The columns of the losses."""
+        return list(range(self.size - len(self.losses), self.size))
+
+    @property
     def size(self) -> int:
-        return len(self.estimators) * self.each + (self.meanflow is not None)
+        return self.consistency + (self.meanflow is not None) + len(self.unguided) + len(self.losses)
 
     @property
     def needs(self) -> Needs:
@@ -177,20 +210,22 @@ class EstimatorPlan:
         if self.meanflow is not None:
             along = fields.along_v if other is None or not self.affine else other.along_v
             found.append(self.weighting(fields.plane[0], fields.gap * along))
+        if self.guided:
+            plain = fields.unguided()
+            found += [self.weighting(e.residual(plain)) for e in self.estimators if e.residual is not None]
         return 2 * torch.stack(found)
 
     def outputs(self, fields: Fields) -> Tensor | None:
-        return None
+        return guidance_parts(fields) if self.guided else None
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
         residuals = {e.name: e.residual(fields) for e in self.estimators if e.residual is not None}
         squares = {name: e.flatten(1).square().sum(1) for name, e in residuals.items()}
-        losses = {
-            f"loss/{name}": fields.weighed(self.weighting.of(square) * square) for name, square in squares.items()
-        }
+        dim = fields.u[0].numel()
+        losses = {f"loss/{name}": fields.weighed(self.weighting.loss(square, dim)) for name, square in squares.items()}
         kept = {f"residual2/{name}": square for name, square in squares.items()}
-        field = velocity_scalars(fields) if fields.u[0].numel() <= VELOCITY_JACOBIAN_DIM else {}
-        return {**losses, **kept, **jacobian_scalars(fields), **field}
+        wanted = fields.u[0].numel() <= EXACT_DIM or "divergence" in self.extras
+        return {**losses, **kept, **jacobian_scalars(fields), **(velocity_scalars(fields) if wanted else {})}
 
 
 def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
@@ -224,19 +259,3 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
         found["diagonal/numerator"] = ((squared - diagonal) * sigma).sum(1)
         found["diagonal/denominator"] = (squared * (sigma + bias2)).sum(1)
     return found
-
-
-def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
-    """Per sample, of D = dv/dx with the network's velocity v = u(x_t, t, t): tr D, |D|_F^2, |(D - D^T)/2|_F^2."""
-    there, x = fields.around, fields.x
-    assert there is not None
-    d, shape = x[0].numel(), x.shape
-    basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *shape[1:]).expand(d, *shape)
-    still = x.new_zeros(d, len(x))
-    columns = derivatives(there.model, x, there.t, there.t, there.labels, basis, still)[1].flatten(2)  # [d, n, d]
-    jacobian = columns.transpose(0, 1)  # D transposed, which changes none of these
-    return {
-        "divergence": jacobian.diagonal(dim1=1, dim2=2).sum(1),
-        "velocity_fro2": jacobian.square().sum((1, 2)),
-        "antisymmetric_fro2": ((jacobian - jacobian.transpose(1, 2)) / 2).square().sum((1, 2)),
-    }

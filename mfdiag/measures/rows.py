@@ -12,9 +12,9 @@ from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Estimate
 from mfdiag.tables.check import conform
 
-__all__ = ["Rows"]
+__all__ = ["FEW_SAMPLES", "Rows"]
 
-_FEW_SAMPLES = 64
+FEW_SAMPLES = 64
 _NONNEGATIVE = {
     "variance",
     "conditional_variance",
@@ -27,9 +27,14 @@ _NONNEGATIVE = {
     "snr",
     "critical_batch",
     "loss_variance",
+    "semi_gradient_gap",
+    "semi_gradient_gap_field",
+    "semi_gradient_gap_noise",
+    "semi_gradient_gap_ratio",
 }
 _COEFFICIENTS = {"optimum", "conditional_optimum", "optimum_beta", "optimum_gamma"}
-_COSINES = {"conflict_cosine", "cosine"}  # over roots of squared norms: no interval where a replicate is negative
+# over roots of squared norms: no interval where a replicate is negative
+_COSINES = {"conflict_cosine", "cosine", "semi_gradient_gap_cosine"}
 
 
 class Rows:
@@ -64,7 +69,7 @@ class Rows:
             status[np.isnan(estimate.std_error)] = undefined = "negative_estimate"
         if negative is not None:
             status[negative] = "negative_estimate"
-        if estimate.n_samples < _FEW_SAMPLES:
+        if estimate.n_samples < FEW_SAMPLES:
             status[:] = "too_few_samples"
         if degenerate:
             status[:] = "degenerate_control"

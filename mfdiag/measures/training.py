@@ -18,7 +18,8 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.run import Settings
 from mfdiag.measures.job import device_name
-from mfdiag.measures.measure import Progress, Request, Subject, measure_subject
+from mfdiag.measures.measure import measure_subject
+from mfdiag.measures.request import Progress, Request, Subject
 from mfdiag.storage import sha256_of
 from mfdiag.tables.check import conform
 from mfdiag.tables.provenance import manifest, write_manifest

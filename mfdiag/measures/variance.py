@@ -10,11 +10,15 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.estimators import Estimator
+from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife, replicate_sizes
 from mfdiag.gradients.run import Measured
 from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
+from mfdiag.measures.guided import add_guidance
 from mfdiag.measures.plans import EstimatorPlan
 from mfdiag.measures.rows import Rows
+from mfdiag.measures.semi_gradient import gap_statistics
+from mfdiag.measures.velocity_field import probe_quantile
 from mfdiag.tables.check import conform
 
 __all__ = ["conflict_cosine", "hill", "samples_table", "top_share", "variance_table", "worst_samples"]
@@ -30,9 +34,11 @@ def variance_table(
     """Rows of the table `variance` (tables/schema.py); `dim` is the number of coordinates of a sample."""
     rows = Rows("variance", common)
     _gradients(rows, measured, plan, by_layer)
+    if plan.guided:
+        add_guidance(rows, measured, plan, by_layer)
     _concentration(rows, measured, plan)
     _losses(rows, measured, plan.estimators)
-    _weights(rows, measured, plan)
+    _weights(rows, measured, plan, dim)
     _jacobian(rows, measured, dim)
     _velocity(rows, measured)
     return rows.frame()
@@ -49,9 +55,13 @@ def _gradients(rows: Rows, measured: Measured, plan: EstimatorPlan, by_layer: bo
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name)
         if plan.meanflow is not None:
             whole = plan.meanflow * plan.each + (plan.known and plan.affine)  # the conditional mean, where there is one
-            conflict = jackknife(conflict_cosine(moments, whole, plan.size - 1), moments.count)
-            at_equal_times = moments.Q[0, 0, -1, -1] == 0  # trajectory consistency carries the factor t - r
+            conflict = jackknife(conflict_cosine(moments, whole, plan.consistency), moments.count)
+            # trajectory consistency carries the factor t - r
+            at_equal_times = moments.Q[0, 0, plan.consistency, plan.consistency] == 0
             rows.add("conflict_cosine", conflict, box, layer=layer, estimator="meanflow", degenerate=at_equal_times)
+            if plan.losses:
+                found = gap_statistics(moments, plan.meanflow * plan.each, whole, plan.gap)
+                _gap(rows, found, moments.count, box, layer, at_equal_times)
 
 
 def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, np.ndarray]:
@@ -82,6 +92,17 @@ def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarra
     M = moments.M[:, 0]
     c2, cross = M[:, consistency, consistency], M[:, whole, consistency]
     return (cross - c2) / np.sqrt((M[:, whole, whole] - 2 * cross + c2) * c2)
+
+
+def _gap(
+    rows: Rows, found: Mapping[str, np.ndarray], count: np.ndarray, box: Box, layer: str, at_equal_times: bool
+) -> None:
+    for quantity, replicates in found.items():
+        estimate = jackknife(replicates, count)
+        degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
+        if quantity.endswith("ratio"):
+            estimate = estimate.inverse()
+        rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate)
 
 
 def _concentration(rows: Rows, measured: Measured, plan: EstimatorPlan) -> None:
@@ -130,14 +151,14 @@ def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> 
             rows.add("loss_variance", positive_jackknife(variance, count), box, layer="all", estimator=name)
 
 
-def _weights(rows: Rows, measured: Measured, plan: EstimatorPlan) -> None:
+def _weights(rows: Rows, measured: Measured, plan: EstimatorPlan, dim: int) -> None:
     """What the adaptive weight does to the second moment of the gradient, for several p."""
     values: dict[str, np.ndarray] = {}
     for k, estimator in enumerate(plan.estimators):
         residual2 = measured.scalars[f"residual2/{estimator.name}"]
-        unweighted = _norms2(measured, plan, k) / plan.weighting.of(residual2) ** 2
+        unweighted = _norms2(measured, plan, k) / plan.weighting.of(residual2, dim) ** 2
         for p in _POWERS:
-            weight = replace(plan.weighting, p=p).of(residual2)
+            weight = replace(plan.weighting, p=p).of(residual2, dim)
             values |= {f"{estimator.name} {p} w": weight, f"{estimator.name} {p} G": weight**2 * unweighted}
     for box, means, count in scalars_by_cell(measured, values):
         for estimator in plan.estimators:
@@ -158,7 +179,7 @@ def _jacobian(rows: Rows, measured: Measured, dim: int) -> None:
 
 
 def _velocity(rows: Rows, measured: Measured) -> None:
-    """Numbers of the velocity field's own Jacobian, in few enough dimensions."""
+    """Numbers of the velocity field's own Jacobian, where they were measured."""
     names = ("divergence", "velocity_fro2", "antisymmetric_fro2")
     if names[0] not in measured.scalars:
         return
@@ -169,21 +190,23 @@ def _velocity(rows: Rows, measured: Measured) -> None:
 
 
 def samples_table(measured: Measured, plan: EstimatorPlan, common: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows of the table `samples`: each sample's squared gradient norm and loss, by estimator."""
+    """Rows of the table `samples`: each sample's squared gradient norm and loss by estimator, and its divergence."""
     n = len(measured.t)
+    label = pd.array([None] * n if measured.labels is None else measured.labels, dtype="Int64")
+    keys = {**common, "index": np.arange(n), "r": measured.r, "t": measured.t, "label": label}
     parts = []
+
+    def add(estimator: str | None, quantity: str, value: np.ndarray, error: np.ndarray | float = np.nan) -> None:
+        half = probe_quantile() * error
+        columns = {**keys, "estimator": estimator, "quantity": quantity, "value": value, "std_error": error}
+        columns |= {"ci_low": value - half, "ci_high": value + half, "n_samples": 1}
+        parts.append(pd.DataFrame({**columns, "status": np.where(np.isfinite(value), "ok", "nonfinite")}))
+
     for k, estimator in enumerate(plan.estimators):
-        values = {
-            "grad_norm2": _norms2(measured, plan, k),
-            "loss": measured.scalars[f"loss/{estimator.name}"],
-        }
-        for quantity, value in values.items():
-            columns: dict[str, Any] = {**common, "estimator": estimator.name}
-            columns |= {"index": np.arange(n), "r": measured.r, "t": measured.t}
-            columns["label"] = pd.array([None] * n if measured.labels is None else measured.labels, dtype="Int64")
-            columns |= {"quantity": quantity, "value": value, "std_error": np.nan, "ci_low": np.nan, "ci_high": np.nan}
-            status = np.where(np.isfinite(value), "ok", "nonfinite")
-            parts.append(pd.DataFrame({**columns, "n_samples": 1, "status": status}))
+        add(estimator.name, "grad_norm2", _norms2(measured, plan, k))
+        add(estimator.name, "loss", measured.scalars[f"loss/{estimator.name}"])
+    if "divergence" in measured.scalars:
+        add(None, "divergence", measured.scalars["divergence"], measured.scalars.get("divergence_error", np.nan))
     return conform("samples", pd.concat(parts, ignore_index=True))
 
 

@@ -11,32 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
+from mfdiag.models.card import Card
+from mfdiag.models.card_files import is_card, load_card
 from mfdiag.models.containers import (
     StateDict,
-    checkpoint_file,
-    container_of,
-    read_safetensors,
-    read_torch,
-    scalar,
-    subset,
+    read_container,
+    training_step,
     weight_sets,
 )
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
 from mfdiag.models.factory import call_factory
 from mfdiag.models.registry import build_model
+from mfdiag.models.weights import brief, filled, find_weights, select_weights
 from mfdiag.storage import replacing, sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LoadedModel", "bundled", "load_model", "save_checkpoint"]
-
-_ALIASES = {
-    "raw": ("raw", "", "model", "net", "state_dict"),
-    "ema": ("ema", "model_ema", "ema_model", "ema_state_dict", "net_ema"),
-}
-_STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
-_WRAPPERS = {"module", "_orig_mod"}  # prefixes left by DistributedDataParallel and torch.compile
+__all__ = ["LoadedModel", "bundled", "load_model", "makes_its_network", "save_checkpoint"]
 
 
 def bundled() -> Path:
@@ -66,7 +58,8 @@ class LoadedModel:
     """A network in eval mode with its parameters loaded and frozen, and where it came from.
 
     `state` holds every set of weights in the file by its key (dotted where nested, "" for a bare state dict);
-    `description` is None for files of other projects, `step` the training step where the file tells it.
+    `description` is None for files of other projects, `card` for networks made without one, `step` the training step
+    where the file tells it.
     """
 
     module: nn.Module
@@ -75,116 +68,75 @@ class LoadedModel:
     sha256: str
     step: int | None
     path: Path
+    card: Card | None = None
 
     def has_weights(self, key: str) -> bool:
         """Whether the file holds the weights that `--weights KEY` asks for."""
-        return _find(self.state, key) is not None
+        return find_weights(self.state, key, self.card) is not None
 
     def with_weights(self, key: str) -> nn.Module:
         """A fresh module like `module` with another set of weights. Raises InputError as `load_model` does."""
-        return _filled(copy.deepcopy(self.module), _select(self.state, key, self.path), self.path)
+        return filled(copy.deepcopy(self.module), self.state, key, self.path, self.card)
 
 
-def load_model(path: str | os.PathLike[str], *, factory: str | None = None, weights: str = "raw") -> LoadedModel:
+def load_model(path: str | os.PathLike[str], *, model: str | None = None, weights: str = "raw") -> LoadedModel:
     """Load a network from a checkpoint; nothing in the file is run.
 
-    `factory`, as `FILE.py:factory` or `pkg.module:factory`, makes the network for files that do not describe it (and
-    overrides the description of those that do). `weights` is "raw", "ema" or the key of a state dict, dotted where
-    nested; a key may end in a prefix of tensor names (`model.net_ema`).
+    `model` makes the network for files that do not describe it (and overrides the description of those that do): code,
+    as `FILE.py:factory` or `pkg.module:factory`, or a model card. `weights` is "raw", "ema" or the key of a state
+    dict, dotted where nested; a key may end in a prefix of tensor names (`model.net_ema`).
 
     Raises InputError for a file that is missing, empty, damaged, or holds code; for weights that are absent, not
-    finite, or do not fit the network; for an unknown architecture and a factory that fails.
+    finite, or do not fit the network; for an unknown architecture, a card that is wrong and a factory that fails.
     """
-    path = checkpoint_file(path)
-    container = container_of(path)
-    file = read_safetensors(path, load=True) if container == "safetensors" else read_torch(path, container, load=True)
+    card = load_card(model) if model is not None and is_card(model) else None
+    file = read_container(path, load=True)
+    path = file.files[0]
     text = file.metadata.get(METADATA_KEY)
-    description = None if text is None else parse_description(text, path)
+    description = None if text is None or card is not None else parse_description(text, path)
     state = weight_sets(file.tree, described=description is not None)
-    chosen = _select(state, weights, path)
-    if factory is not None:
-        module = call_factory(factory)
+    module: nn.Module
+    if card is not None:
+        module = _adapted(card, file.tree)
+    elif model is not None:
+        module = call_factory(model)
     elif description is not None:
         module = build_model(description.architecture.name, description.architecture.arguments)
+    elif file.program is not None:
+        from mfdiag.models.program import ExportedNetwork
+
+        module = ExportedNetwork(file.program, file.tree)
     else:
+        chosen = select_weights(state, weights, path)
+        shapes = [f"{name} {list(value.shape)}" for name, value in chosen.items()]
         raise InputError(
-            f"{path} does not describe its network, so pass --model FILE.py:factory that builds it; "
-            f"the chosen weights are {len(chosen)} tensors: {_brief(_shapes(chosen))}."
+            f"{path} does not describe its network, so pass --model FILE.py:factory that builds it, or a model card; "
+            f"the chosen weights are {len(chosen)} tensors: {brief(shapes)}."
         )
-    step = description.step if description else _step(file.tree)
-    return LoadedModel(_filled(module, chosen, path), state, description, sha256_of(path), step, path)
+    step = description.step if description else training_step(file.tree)
+    module = filled(module, state, weights, path, card)
+    return LoadedModel(module, state, description, sha256_of(*file.files), step, path, card)
 
 
-def _step(tree: Mapping[Any, Any]) -> int | None:
-    found = (scalar(tree[key]) for key in _STEP_KEYS if key in tree)
-    return next((int(value) for value in found if isinstance(value, int | float)), None)
+def makes_its_network(path: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint describes its network or holds it. Raises InputError for a file that cannot be read."""
+    file = read_container(path, load=False)
+    return METADATA_KEY in file.metadata or file.program is not None
 
 
-def _find(state: Mapping[str, StateDict], key: str) -> StateDict | None:
-    names = _ALIASES.get(key, (key,))
-    for name in names:
-        below = [place for place in state if name and place.startswith(f"{name}.")]
-        if name in state:
-            return state[name]
-        if len(below) == 1:
-            return state[below[0]]
-    for name in filter(None, names):
-        for place, tensors in state.items():
-            prefix = name.removeprefix(f"{place}.") if place else name
-            if found := subset(tensors, prefix):
-                return found
-    return None
+def _adapted(card: Card, tree: Mapping[Any, Any]) -> nn.Module:
+    """The card's network, with the constructor arguments that the file tells."""
+    from mfdiag.models.adapted import Adapted
+
+    told = {name: _told(tree, place) for name, place in card.network.arguments_from.items()}
+    arguments = card.network.arguments | {name: value for name, value in told.items() if value is not None}
+    return Adapted(call_factory(card.factory, f"the network of {card.name}", arguments), card)
 
 
-def _select(state: Mapping[str, StateDict], key: str, path: Path) -> StateDict:
-    found = _find(state, key)
-    if found is None:
-        known = ", ".join(repr(name) if name else "a bare state dict ('raw')" for name in state) or "no state dict"
-        raise InputError(f"Expected weights {key!r} in {path}, but it has {known}; pass one of these as --weights.")
-    return found
-
-
-def _filled(module: nn.Module, tensors: StateDict, path: Path) -> nn.Module:
-    """`module` with `tensors` as its parameters and buffers, frozen and in eval mode; InputError if they do not fit."""
-    own = module.state_dict()
-    while tensors.keys().isdisjoint(own):
-        wrapper = next(iter(tensors)).partition(".")[0]
-        if wrapper not in _WRAPPERS or not all(name.startswith(f"{wrapper}.") for name in tensors):
-            break
-        tensors = subset(tensors, wrapper)
-    missing = [name for name in own if name not in tensors]
-    unexpected = [name for name in tensors if name not in own]
-    wrong = [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
-    found = "; ".join(f"{len(names)} {what}: {_brief(names)}" for what, names in faults if names)
-    if found:
-        raise InputError(
-            f"The weights in {path} do not fit the network {type(module).__name__} ({found}); "
-            "pass the --model that was trained, or other --weights."
-        )
-    _check_finite(tensors, path)
-    module.load_state_dict(tensors)
-    return module.eval().requires_grad_(False)
-
-
-def _check_finite(tensors: StateDict, path: Path) -> None:
-    bad = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
-    bad = {name: count for name, count in bad.items() if count}
-    if bad:
-        named = _brief([f"{name} ({count} of {tensors[name].numel()})" for name, count in bad.items()])
-        raise InputError(
-            f"Expected finite weights, but {path} has NaN or infinite values in {len(bad)} of {len(tensors)} tensors: "
-            f"{named}; use an earlier checkpoint."
-        )
-
-
-def _shapes(tensors: StateDict) -> list[str]:
-    return [f"{name} {list(value.shape)}" for name, value in tensors.items()]
-
-
-def _brief(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+def _told(tree: Any, place: str) -> Any:
+    """The value at a dotted place in mappings and namespaces, divided if it ends in `/ number`; None if not there."""
+    place, _, divisor = (part.strip() for part in place.partition("/"))
+    for name in place.split("."):
+        inside = tree if isinstance(tree, Mapping) else getattr(tree, "__dict__", {})
+        tree = inside.get(name)
+    return tree // int(divisor) if divisor and isinstance(tree, int) else tree

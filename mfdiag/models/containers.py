@@ -1,12 +1,9 @@
-"""Reading checkpoint files without running anything in them: safetensors, and torch's zip and legacy formats."""
+"""What a checkpoint file holds, whichever of the known formats it has, without running anything in it."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
-import pickle
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
+from mfdiag.models.archives import damaged
+from mfdiag.models.exported import Program, read_exported
+from mfdiag.models.shards import INDEX_SUFFIX, read_safetensors, read_sharded
+from mfdiag.models.torchfile import read_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,29 +24,67 @@ __all__ = [
     "StateDict",
     "checkpoint_file",
     "container_of",
-    "read_safetensors",
-    "read_torch",
+    "is_tensor",
+    "read_container",
     "scalar",
     "subset",
+    "training_step",
     "weight_sets",
 ]
 
 StateDict = dict[str, "Tensor"]
 
+_STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
+
 
 @dataclass
 class Container:
-    """What a file holds: `tree` is its outermost mapping, `metadata` a safetensors header's text entries."""
+    """A checkpoint: `tree` is its outermost mapping, in which each tensor is a tensor or a `pickles.Header`.
 
+    `kind` is the format, `files` the files it lies in, `metadata` a safetensors header's text entries, `program` the
+    network itself where the file holds an exported one.
+    """
+
+    kind: str
     tree: Mapping[Any, Any]
+    files: list[Path]
     metadata: dict[str, str] = field(default_factory=dict)
+    program: Program | None = None
+
+
+def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
+    """Read a checkpoint: its weights with `load`, else only names, shapes and plain values, without importing torch.
+
+    `path` is a safetensors file, the index of a sharded one or the folder with that index, a file written by
+    torch.save (zip or legacy), or one written by torch.export.save. Weights are memory-mapped where the format allows.
+    Raises InputError if it is missing, empty, damaged, of another format, or holds code.
+    """
+    file = checkpoint_file(path)
+    kind = container_of(file)
+    if kind == "safetensors":
+        return Container(kind, *_with_files(read_safetensors(file, load=load), file))
+    if kind == "sharded safetensors":
+        tree, shards = read_sharded(file, load=load)
+        return Container(kind, tree, [file, *shards])
+    if kind == "torch.export":
+        exported, program = read_exported(file, load=load)
+        return Container(kind, exported, [file], program=program)
+    return Container(kind, read_torch(file, kind, load=load), [file])
+
+
+def _with_files(found: tuple[dict[str, Any], dict[str, str]], file: Path) -> tuple[Any, list[Path], dict[str, str]]:
+    tree, metadata = found
+    return tree, [file], metadata
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
-    """`path` if it is a readable, non-empty file, else InputError."""
+    """`path` if it is a readable, non-empty file, or the index in it if it is a folder; else InputError."""
     file = Path(path)
     if file.is_dir():
-        raise InputError(f"Expected a checkpoint file, but {file} is a folder; name a file inside it.")
+        found = sorted(file.glob(f"*{INDEX_SUFFIX}"))
+        if len(found) != 1:
+            raise InputError(f"Expected a checkpoint file, but {file} is a folder; name a file inside it.")
+        file = found[0]
     try:
         with file.open("rb") as stream:
             if stream.read(1):
@@ -58,96 +97,61 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
 
 
 def container_of(path: Path) -> str:
-    """The container by the file's first bytes: "safetensors", "torch zip" or "torch legacy"; else InputError."""
+    """The format by the file's first bytes, or by a zip archive's records; InputError if it is none that is known."""
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
-        if zipfile.is_zipfile(path):
-            return "torch zip"
-        raise _damaged(path, "torch zip", "its table of contents is missing")
+        return _archive(path)
     if start[8:] == b"{":
         return "safetensors"
     if start[:1] == b"\x80":
         return "torch legacy"
+    if path.name.endswith(INDEX_SUFFIX):
+        return "sharded safetensors"
     raise InputError(
         f"Expected a safetensors file or one written by torch.save, but {path} begins with {start!r}; "
         "convert it to one of these."
     )
 
 
-def _damaged(path: Path, container: str, why: object) -> InputError:
-    return InputError(
-        f"Expected a complete {container} file, but {path} is truncated or damaged ({why}); copy or download it again."
-    )
-
-
-def read_safetensors(path: Path, *, load: bool) -> Container:
-    """A safetensors file: tensors if `load`, else a slice of each (get_shape, get_dtype) with only the header read."""
-    from safetensors import SafetensorError, safe_open
-
+def _archive(path: Path) -> str:
     try:
-        with safe_open(path, framework="pt" if load else "numpy") as file:
-            read = file.get_tensor if load else file.get_slice
-            return Container({name: read(name) for name in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
-    except SafetensorError as error:
-        raise _damaged(path, "safetensors", str(error).rstrip(".")) from error
-
-
-def _plain_types() -> list[Any]:
-    """Classes beyond tensors that training scripts store and that only hold values."""
-    import numpy as np
-
-    scalar_of = np.float64(0).__reduce__()[0]
-    array_of = np.zeros(0).__reduce__()[0]
-    dtypes = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
-    old = [(scalar_of, "numpy.core.multiarray.scalar"), (array_of, "numpy.core.multiarray._reconstruct")]
-    paths = [pathlib.PosixPath, pathlib.PurePosixPath, pathlib.PureWindowsPath]
-    return [argparse.Namespace, *paths, scalar_of, array_of, *old, np.ndarray, np.dtype, *dtypes]
-
-
-def read_torch(path: Path, container: str, *, load: bool) -> Container:
-    """A torch.save file read with weights_only; without `load` its tensors are on the meta device (no values).
-
-    Raises InputError if it holds pickled objects other than tensors and plain values, or is damaged.
-    """
-    import torch
-
-    zipped = container == "torch zip"
-    try:
-        with torch.serialization.safe_globals(_plain_types()):
-            tree = torch.load(path, map_location="cpu" if load else "meta", weights_only=True, mmap=zipped and load)
-    except Exception as error:  # damaged bytes raise almost anything: struct.error, AssertionError, AttributeError, ...
-        raise _refused(path, container, error) from error
-    if not isinstance(tree, Mapping):
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] or name for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise damaged(path, "torch zip", "its table of contents is missing") from error
+    if any(name.endswith("serialized_exported_program.json") for name in names):
         raise InputError(
-            f"Expected a mapping of names to tensors, but {path} holds one {type(tree).__name__}; "
-            "save model.state_dict() instead."
+            f"Expected torch.export's format of torch 2.9 or later, but {path} has an older one; load it with "
+            "the torch it was written by, and save program.state_dict with torch.save."
         )
-    return Container(tree)
+    if "archive_format" in names:
+        return "torch.export"
+    return "TorchScript" if "constants.pkl" in names else "torch zip"
 
 
-def _refused(path: Path, container: str, error: Exception) -> InputError:
-    text = str(error)
-    classes = re.findall(r"GLOBAL ([\w.]+)", text)
-    if classes or isinstance(error, pickle.UnpicklingError) or "TorchScript" in text:
-        what = "TorchScript code" if "TorchScript" in text else "pickled Python objects"
-        named = f" ({classes[0]})" if classes else ", or is damaged"
-        return InputError(
-            f"Expected tensors and plain values, but {path} holds {what}{named}; mfdiag runs no code from a file: "
-            "save model.state_dict() with torch.save and pass that file."
-        )
-    return _damaged(path, container, text.split("\n")[0].rstrip(".") or type(error).__name__)
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a tensor, or stands for one."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def scalar(value: Any) -> int | float | str | bool | None:
-    """`value` as a plain scalar if it is one (also a path or a one-element array or CPU tensor), else None."""
-    if isinstance(value, bool | int | float | str):
+    """`value` as a plain scalar if it is one (also a path or a one-element CPU tensor), else None."""
+    if isinstance(value, bool | float | str):
         return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else None
     if isinstance(value, pathlib.PurePath):
         return str(value)
-    if getattr(value, "shape", None) == () and not getattr(value, "is_meta", False):
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return None
+
+
+def training_step(tree: Mapping[Any, Any]) -> int | None:
+    """The step at which a checkpoint was written, where it says so."""
+    found = (scalar(tree[key]) for key in _STEP_KEYS if key in tree)
+    return next((int(value) for value in found if isinstance(value, int | float)), None)
 
 
 def subset(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def _walk(tree: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str
     if not depth or not all(isinstance(name, str) for name in tree):
         return
     inner = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
-    tensors = {name: value for name, value in tree.items() if hasattr(value, "is_meta") or hasattr(value, "get_shape")}
+    tensors = {name: value for name, value in tree.items() if is_tensor(value)}
     if tensors and not inner:
         yield place, tensors
     for name, value in inner.items():

@@ -64,13 +64,13 @@ class DecoupledDiT(DiT):
         return self._image(tokens, condition, self.modulation, self.head, x)
 
     @property
-    def velocity(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """(x, t, labels) -> v(x, t), shaped as x; there only with `velocity_head`."""
+    def velocity(self) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+        """(x, r, t, labels) -> v(x, t), shaped as x, whatever r is; there only with `velocity_head`."""
         head = self.velocity_head
         if head is None:
             raise AttributeError("velocity needs velocity_head=True")
 
-        def velocity(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
             tokens, condition = self._encode(x, t, y)
             return self._image(tokens, condition, self.velocity_modulation, head, x)
 

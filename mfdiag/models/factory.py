@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
 from mfdiag.usercode import call_user
@@ -13,18 +14,25 @@ if TYPE_CHECKING:
 __all__ = ["call_factory"]
 
 
-def call_factory(factory: str, option: str = "--model") -> nn.Module:
-    """The network returned by `FILE.py:factory` or `pkg.module:factory`, called without arguments.
+def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """The network returned by `FILE.py:factory` or `pkg.module:factory`, called with keyword `arguments`.
 
-    `option` names it in errors. Raises InputError as `call_user` does, and if something other than a torch.nn.Module is
-    returned.
+    Frozen parameters beside trained ones become buffers of the same names: training never moved them, so they have no
+    gradient to measure. `option` names it in errors. Raises InputError as `call_user` does, and if something other
+    than a torch.nn.Module is returned.
     """
     from torch import nn
 
-    model = call_user(factory, option)
+    model = call_user(factory, option, arguments)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"Expected {factory} to return a torch.nn.Module, but it returned {type(model).__name__}; "
             "return the network itself."
         )
+    if any(p.requires_grad for p in model.parameters()):
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if not parameter.requires_grad:
+                    delattr(module, name)
+                    module.register_buffer(name, parameter.detach())
     return model

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from mfdiag.errors import InputError
-from mfdiag.models.containers import (
-    checkpoint_file,
-    container_of,
-    read_safetensors,
-    read_torch,
-    scalar,
-    weight_sets,
-)
+from mfdiag.models.containers import is_tensor, read_container, scalar, training_step, weight_sets
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
+from mfdiag.models.exported import Program
+from mfdiag.models.proposal import Proposal, propose
 from mfdiag.storage import sha256_of
 
-__all__ = ["Entry", "Inspection", "TensorInfo", "WeightSet", "inspect_checkpoint"]
+__all__ = ["Entry", "Inspection", "Layout", "TensorInfo", "WeightSet", "inspect_checkpoint"]
 
 Scalar = bool | int | float | str | None
-
-_SAFETENSORS_DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"}
 
 
 class TensorInfo(BaseModel):
@@ -56,8 +50,21 @@ class Entry(BaseModel):
     values: dict[str, Scalar]
 
 
+class Layout(NamedTuple):
+    """The tensors of sets of weights that have the same names and shapes.
+
+    `tensors` has (pattern, shape, count): names that differ in whole numbers alone are one pattern.
+    """
+
+    weights: list[str]
+    tensors: list[tuple[str, list[int], int]]
+
+
 class Inspection(BaseModel):
-    """What `inspect_checkpoint` found; `notes` say in words what could not be found out."""
+    """What `inspect_checkpoint` found; `notes` say in words what could not be found out.
+
+    `proposal` is a model card for a file that neither describes its network nor holds it.
+    """
 
     path: Path
     container: str
@@ -67,7 +74,21 @@ class Inspection(BaseModel):
     description: Description | None
     entries: list[Entry]
     tensors: list[TensorInfo]
+    step: int | None
+    proposal: Proposal | None
     notes: list[str]
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """The sets of weights by what tensors they have."""
+        names: dict[tuple[Any, ...], list[str]] = {}
+        for found in self.weights:
+            own = [(info.name, tuple(info.shape)) for info in self.tensors if info.weights == found.key]
+            patterns = Counter((re.sub(r"(?<![^.])\d+(?![^.])", "*", name), shape) for name, shape in own)
+            names.setdefault(tuple((name, shape, count) for (name, shape), count in patterns.items()), []).append(
+                found.key
+            )
+        return [Layout(keys, [(n, list(shape), count) for n, shape, count in found]) for found, keys in names.items()]
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
@@ -76,9 +97,8 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     Raises InputError if the file is missing, empty, damaged, or holds pickled code; a description that is
     wrong becomes a note.
     """
-    path = checkpoint_file(path)
-    container = container_of(path)
-    file = read_safetensors(path, load=False) if container == "safetensors" else read_torch(path, container, load=False)
+    file = read_container(path, load=False)
+    path = file.files[0]
     notes = []
     description = None
     text = file.metadata.get(METADATA_KEY)
@@ -95,27 +115,28 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         if "" not in sets and str(name) not in taken and description is None
     ]
     entries += [_entry(name, value) for name, value in file.metadata.items() if name != METADATA_KEY]
-    notes += _notes(description, sets, entries)
+    proposal = None
+    if description is None and file.program is None:
+        told = {f"{e.name}.{key}" if key else e.name: value for e in entries for key, value in e.values.items()}
+        proposal = propose(path.name, sets, told)
+    notes += _notes(description, file.program, sets, entries)
     return Inspection(
         path=path,
-        container=container,
-        size_bytes=path.stat().st_size,
-        sha256=sha256_of(path),
+        container=file.kind,
+        size_bytes=sum(part.stat().st_size for part in file.files),
+        sha256=sha256_of(*file.files),
         weights=[_weight_set(key, [info for info in tensors if info.weights == key]) for key in sets],
         description=description,
         entries=entries,
         tensors=tensors,
+        step=description.step if description else training_step(file.tree),
+        proposal=proposal,
         notes=notes,
     )
 
 
 def _tensor(key: str, name: str, value: Any) -> TensorInfo:
-    if hasattr(value, "get_shape"):
-        code = value.get_dtype()
-        letters = code.rstrip("0123456789")
-        dtype = _SAFETENSORS_DTYPES.get(letters, letters) + code[len(letters) :]
-        return TensorInfo(weights=key, name=name, shape=value.get_shape(), dtype=dtype)
-    return TensorInfo(weights=key, name=name, shape=list(value.shape), dtype=str(value.dtype).removeprefix("torch."))
+    return TensorInfo(weights=key, name=name, shape=list(value.shape), dtype=value.dtype)
 
 
 def _weight_set(key: str, infos: list[TensorInfo]) -> WeightSet:
@@ -124,29 +145,38 @@ def _weight_set(key: str, infos: list[TensorInfo]) -> WeightSet:
 
 
 def _entry(name: str, value: Any) -> Entry:
+    if is_tensor(value):
+        return Entry(name=name, type="Tensor", values={})
     return Entry(name=name, type=type(value).__name__, values=dict(_scalars(value)))
 
 
-def _scalars(value: Any) -> Iterator[tuple[str, Scalar]]:
-    """The scalars in a value: itself, or one level into a mapping or an argparse.Namespace."""
+def _scalars(value: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, Scalar]]:
+    """The scalars in a value by dotted place: itself, or those in mappings and namespaces of it."""
     if (found := scalar(value)) is not None:
-        yield "", found
-        return
-    inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-    for key, item in inside.items():
-        if (found := scalar(item)) is not None:
-            yield str(key), found
+        yield place, found
+    elif depth and not is_tensor(value):
+        inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+        for key, item in inside.items():
+            yield from _scalars(item, f"{place}.{key}" if place else str(key), depth - 1)
 
 
-def _notes(description: Description | None, sets: Mapping[str, Any], entries: list[Entry]) -> list[str]:
+def _notes(
+    description: Description | None, program: Program | None, sets: Mapping[str, Any], entries: list[Entry]
+) -> list[str]:
     notes = []
-    if description is None:
+    if program is not None:
+        taken = ", ".join(
+            f"{name} {[n or 'n' for n in shape]}".replace("'", "") for name, shape in program.inputs.items()
+        )
+        notes.append(f"The network is in the file, a program of {taken}: it needs no --model.")
+    elif description is None:
         notes.append("The network is not described in the file: pass --model to measure it.")
+    if description is None:
         notes.append("The data set and the sampler of (r, t) are not described in the file: pass --data and --times.")
     if not sets:
         notes.append("No state dict (a mapping from names to tensors) was found.")
-    if not any("ema" in key for key in sets):
+    if not any("ema" in key or any("ema" in name.partition(".")[0] for name in found) for key, found in sets.items()):
         notes.append("No set of weights is named as an exponential moving average.")
-    if any(entry.type in {"Tensor", "Parameter"} and not entry.values for entry in entries):
+    if any(entry.type == "Tensor" for entry in entries):
         notes.append("Values of entries that are tensors were not read.")
     return notes

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.paths import Path
 from mfdiag.flow.specs import format_spec, parse_arguments
 from mfdiag.models.registry import PREDICTIONS
+from mfdiag.models.wrapper import Wrapper
 
 __all__ = ["Predicts", "as_average_velocity", "prediction_name"]
 
 _FLOOR = 0.05  # of the divisor, as for clean-data prediction in arXiv 2511.13720
 
 
-class Predicts(nn.Module):
+class Predicts(Wrapper):
     """u(x, r, t) of a network that predicts something else over [r, t] on `path`.
 
     `kind` says what: "x" data, "eps" noise, "v" alpha eps - sigma x (arXiv 2202.00512). For an average over [r, t]
@@ -23,14 +27,27 @@ class Predicts(nn.Module):
     """
 
     def __init__(self, network: nn.Module, kind: str, path: Path, floor: float = _FLOOR) -> None:
-        super().__init__()
-        self.network, self.kind, self.path, self.floor = network, kind, path, floor
+        super().__init__(network)
+        self.kind, self.path, self.floor = kind, path, floor
         self.num_classes = getattr(network, "num_classes", 0)
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """u, shaped as x [n, *shape], from times r and t [n] and labels y int64 [n] or None."""
-        point, output = (factor.view(-1, *[1] * (x.ndim - 1)) for factor in self.factors(t))
-        return point * x + output * self.network(x, r, t, y)
+        return self._velocity(x, t, self.network(x, r, t, y))
+
+    @property
+    def velocity(self) -> Callable[..., Tensor]:
+        """(x, r, t, labels) -> the velocity that the network's own head, which predicts the same, stands for."""
+        head: Any = self.network.velocity
+
+        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return self._velocity(x, t, head(x, r, t, y))
+
+        return velocity
+
+    def _velocity(self, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        point, factor = (value.view(-1, *[1] * (x.ndim - 1)) for value in self.factors(t))
+        return point * x + factor * output
 
     def factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """p and q [n] with u = p x_t + q output."""

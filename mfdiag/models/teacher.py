@@ -9,28 +9,40 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.flow.paths import LINEAR, parse_path
-from mfdiag.models.checkpoint import load_model
+from mfdiag.models.card_files import is_card
+from mfdiag.models.checkpoint import load_model, makes_its_network
 from mfdiag.models.prediction import as_average_velocity
+from mfdiag.usercode import is_user_code
 
 __all__ = ["load_teacher", "teacher_velocity"]
 
 
 def load_teacher(checkpoint: str, model: str | None, prediction: str = "u", path: str | None = None) -> nn.Module:
-    """The network u(x, r, t, labels) of a checkpoint's raw weights.
+    """The network u(x, r, t, labels) of a checkpoint's raw weights, named PATH or PATH@MODEL.
 
-    `model` builds it where the file does not describe itself, and `prediction` then says what it predicts. `path` is
-    the path it must have been trained on, by name; None takes any. Raises InputError where it was trained on another.
+    MODEL builds it, else `model` where the file does not describe itself: code or a model card, as for --model. Where
+    that is code, `prediction` says what it predicts. `path` is the path it must have been trained on, by name; None
+    takes any. Raises InputError where it was trained on another.
     """
-    loaded = load_model(checkpoint, factory=model, weights="raw")
-    if loaded.description is None:
+    place, _, own_model = checkpoint.rpartition("@")
+    if is_card(own_model) or is_user_code(own_model):
+        model = own_model
+    else:
+        place = checkpoint
+        model = None if makes_its_network(place) else model
+    loaded = load_model(place, model=model, weights="raw")
+    if loaded.card is not None:
+        prediction, own = loaded.card.prediction, loaded.card.convention.path
+    elif loaded.description is not None:
+        prediction, own = loaded.description.prediction, loaded.description.path
+    else:
         return as_average_velocity(loaded.module, prediction, parse_path(path or LINEAR.name))
-    own = loaded.description.path
     if path not in (None, own):
         raise InputError(
-            f"The teacher {checkpoint} was trained on the path {own}, whose velocity is not that of the path {path}: "
+            f"The teacher {place} was trained on the path {own}, whose velocity is not that of the path {path}: "
             "choose a teacher of the same path."
         )
-    return as_average_velocity(loaded.module, loaded.description.prediction, parse_path(own))
+    return as_average_velocity(loaded.module, prediction, parse_path(own))
 
 
 def teacher_velocity(checkpoint: str, model: str | None = None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mfdiag.figures.render import save_figures
 from mfdiag.measures.job import Mode, Outcome, device_name, same_request
-from mfdiag.measures.measure import Progress, Subject
+from mfdiag.measures.request import Progress, Subject
 from mfdiag.models.inspect import inspect_checkpoint
 from mfdiag.quality.prepared import Features, Prepared, prepare_quality
 from mfdiag.quality.tidy import mean_over_seeds

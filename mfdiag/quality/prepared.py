@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError
 from mfdiag.flow.datasets import Data, FiniteData, load_data
 from mfdiag.flow.sources import Source, parse_source
+from mfdiag.flow.stored import Points
 from mfdiag.gradients.moments import Estimate
+from mfdiag.models.precision import in_precision
 from mfdiag.quality.intervals import of_replicates, of_shares
 from mfdiag.quality.metrics import Metric, Pairs, Replicate, find_metric
 from mfdiag.quality.metrics import metrics as all_metrics
@@ -87,7 +89,7 @@ class Prepared:
         }
         found: list[tuple[int | None, str, Estimate]] = []
         if isinstance(model, nn.Module):
-            network = copy.deepcopy(model).eval().to(self.device, self.dtype)
+            network = in_precision(copy.deepcopy(model).eval().to(self.device), self.dtype)
             conditional = bool(getattr(model, "num_classes", 0))
             for steps in nfe:
                 generate = _steps(network, steps)
@@ -215,7 +217,7 @@ def prepare_quality(
     dtype = dtype or torch.float32
     size = chunk or max(1, min(8192, _CHUNK // int(np.prod(data.shape))))
 
-    def embed(points: np.ndarray) -> Tensor:
+    def embed(points: np.ndarray | Points) -> Tensor:
         parts = [torch.as_tensor(points[start : start + size]) for start in range(0, len(points), size)]
         return torch.cat([_embedded(part.to(device, dtype), features) for part in parts])
 

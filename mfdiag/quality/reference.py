@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfdiag.flow.datasets import Data, FiniteData
+from mfdiag.flow.stored import Points
 from mfdiag.quality.metrics import Replicate
 from mfdiag.quality.points import REPLICATES, independent, spread
 
@@ -17,7 +18,7 @@ __all__ = ["Embed", "Reference", "make_reference", "make_replicates"]
 
 _SAMPLED = 2**16  # points that stand for a law, evenly spread
 
-Embed = Callable[[np.ndarray], Tensor]
+Embed = Callable[["np.ndarray | Points"], Tensor]
 """Data float64 [n, *shape] -> features [n, d] on the device."""
 
 

@@ -36,7 +36,7 @@ def arrow_schema(name: str) -> pa.Schema:
 
 def _check_names(name: str, found: Iterable[object]) -> None:
     names = [column.name for column in table(name).columns]
-    missing = sorted(set(names) - set(found))
+    missing = sorted({column.name for column in table(name).columns if not column.later} - set(found))
     unknown = sorted(map(str, set(found) - set(names)))
     if missing or unknown:
         raise InputError(
@@ -94,6 +94,7 @@ def conform(name: str, frame: pd.DataFrame) -> pd.DataFrame:
 
 def _stored(name: str, frame: pd.DataFrame) -> pa.Table:
     _check_names(name, frame.columns)
+    frame = frame.reindex(columns=[column.name for column in table(name).columns])
     arrays = [_array(name, column, frame[column.name]) for column in table(name).columns]
     return pa.Table.from_arrays(arrays, schema=arrow_schema(name))
 
@@ -102,6 +103,9 @@ def to_pandas(name: str, stored: pa.Table) -> pd.DataFrame:
     """An Arrow table as a frame: integers as nullable Int64, null floats as NaN. Raises InputError as `to_arrow`."""
     _check_names(name, stored.schema.names)
     schema = arrow_schema(name)
+    for field in schema:
+        if field.name not in stored.schema.names:
+            stored = stored.append_column(field, pa.nulls(len(stored), field.type))
     try:
         stored = stored.select(schema.names).cast(pa.schema([field.with_nullable(True) for field in schema]))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mfdiag.tables.fields import Column, Quantity, Status, Table
 
-__all__ = ["BINS", "COMMON", "GRADIENT2", "LAYER", "MEASURED", "STATUSES", "table_of"]
+__all__ = ["BINS", "COMMON", "DERIVATIVE", "GRADIENT2", "LAYER", "MEASURED", "STATUSES", "table_of"]
 
 COMMON = (
     Column("run", "string", "Name of the run the checkpoint comes from."),
@@ -26,7 +26,9 @@ COMMON = (
         "Source of the proxy velocity vhat (self, ema, exact, teacher=PATH); null where none is used.",
         nullable=True,
     ),
-    Column("weighting", "string", "Per-sample weight w (none, adaptive:p,eps); null where none enters.", nullable=True),
+    Column(
+        "weighting", "string", "Loss weight per sample (none, adaptive:p,eps); null where none enters.", nullable=True
+    ),
     Column(
         "times",
         "string",
@@ -34,6 +36,15 @@ COMMON = (
         nullable=True,
     ),
     Column("seed", "int64", "Seed of the samples: sample i depends on (seed, i) alone."),
+)
+
+DERIVATIVE = Column(
+    "derivative",
+    "string",
+    "How du/dx v + du/dt was taken: jvp, exactly, or difference:h, by central differences of step h in time; null in "
+    "tables of earlier versions, which have jvp.",
+    nullable=True,
+    later=True,
 )
 
 MEASURED = (

@@ -11,13 +11,17 @@ __all__ = ["Column", "Quantity", "Status", "Table"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column; `choices` lists the only values allowed, `nullable` says whether a row may leave it out."""
+    """One column; `choices` lists the only values allowed, `nullable` says whether a row may leave it out.
+
+    `later` marks a nullable column that tables of earlier versions lack: it is read from them as null.
+    """
 
     name: str
     dtype: Literal["string", "int64", "float64"]
     doc: str
     nullable: bool = False
     choices: tuple[str, ...] = ()
+    later: bool = False
 
 
 @dataclass(frozen=True)

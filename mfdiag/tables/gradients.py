@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mfdiag.tables.columns import BINS, GRADIENT2, LAYER, table_of
-from mfdiag.tables.fields import Column, Quantity
+from mfdiag.tables.columns import BINS, DERIVATIVE, GRADIENT2, LAYER, table_of
+from mfdiag.tables.fields import Column, Quantity, Table
 
 __all__ = ["TABLES"]
 
@@ -22,8 +22,13 @@ _CONDITIONAL = Quantity(
     "The part of variance left once (x_t, r, t) is given; needs a posterior over the data.",
 )
 
+
+def _table(name: str, command: str, doc: str, keys: tuple[Column, ...], *quantities: Quantity) -> Table:
+    return table_of(name, command, doc, (*keys, DERIVATIVE), *quantities)
+
+
 TABLES = (
-    table_of(
+    _table(
         "sweep",
         "sweep",
         "Variance, bias and mean squared error at each point of the plane (beta, gamma), and where the error is least.",
@@ -75,7 +80,7 @@ TABLES = (
         ),
         Quantity("optimum_gamma", "gamma of c*_n", "1", "Target coefficient of least mse, as optimum_beta."),
     ),
-    table_of(
+    _table(
         "variance",
         "variance",
         "Gradient statistics of each estimator, and Jacobian statistics of the model.",
@@ -123,6 +128,77 @@ TABLES = (
             "2510.20771, equation 6). Below 0 they pull against each other. From unbiased products; may leave [-1, 1] "
             "by their noise.",
         ),
+        Quantity(
+            "semi_gradient_gap",
+            "|E D|^2, D = 2 w (t-r) d_theta(du/dx v_c + du/dt)^T e",
+            GRADIENT2,
+            "Squared norm of what the stop-gradient leaves out of the mean gradient of MeanFlow's loss (estimator "
+            "meanflow; arXiv 2605.09235, Theorem 3), estimated without bias: may be negative. With "
+            "--extra semi_gradient_gap, as all quantities of this name.",
+        ),
+        Quantity(
+            "semi_gradient_gap_field",
+            "|E 2 (t-r) d_theta(du/dx v + du/dt)^T rho|^2",
+            GRADIENT2,
+            "The same for the first of its two terms, from the mean-field residual rho = e at v_c = v; needs a "
+            "posterior over the data, and no weight.",
+        ),
+        Quantity(
+            "semi_gradient_gap_noise",
+            "|E d_theta tr(J Sigma J^T)|^2",
+            GRADIENT2,
+            "The same for the second term, by which the full gradient seeks parameters of less conditional noise; "
+            "needs a posterior over the data, and no weight.",
+        ),
+        Quantity(
+            "semi_gradient_gap_ratio",
+            "|E D|^2 / |E G|^2",
+            "1",
+            "Size of the gap against MeanFlow's own mean gradient, in power. Grows without bound as training "
+            "converges.",
+        ),
+        Quantity(
+            "semi_gradient_gap_cosine",
+            "<E D, E G> / (|E D| |E G|)",
+            "1",
+            "Cosine between gap and MeanFlow's mean gradient: at -1 they cancel. From unbiased products; may leave "
+            "[-1, 1] by their noise.",
+        ),
+        Quantity(
+            "semi_gradient_gap_variance",
+            "tr Cov(G + D) - tr Cov G",
+            GRADIENT2,
+            "What the gradient's variance would gain without stop-gradient; below 0 it would fall.",
+        ),
+        Quantity(
+            "guidance_variance_ratio",
+            "tr Cov G / tr Cov G without guidance",
+            "1",
+            "What the objective's guidance (--guidance) does to the gradient's variance, on the same samples and "
+            "labels; below 1 it lowers it.",
+        ),
+        Quantity(
+            "guided_variance",
+            "tr Cov v_g, v_g = a v_c + q",
+            "velocity²",
+            "Variance of the guided velocity over x_0, x_1, labels, r and t: the sum of its parts data, network and "
+            "cross.",
+        ),
+        Quantity("guided_variance_data", "tr Cov(a v_c)", "velocity²", "Its part from the conditional velocity."),
+        Quantity("guided_variance_network", "tr Cov q", "velocity²", "Its part from the network's own velocities."),
+        Quantity("guided_variance_cross", "2 tr Cov(a v_c, q)", "velocity²", "Its part from both together."),
+        Quantity(
+            "guided_variance_conditional",
+            "E[tr Cov(v_g | x_t, t, label)] = E[a^2 tr Sigma]",
+            "velocity²",
+            "Its part left once the point and the label are given; needs a posterior over the data.",
+        ),
+        Quantity(
+            "guided_variance_between",
+            "tr Cov E[v_g | x_t, t, label]",
+            "velocity²",
+            "Its part between points, which the network can learn.",
+        ),
         Quantity("jacobi_fro2", "E|J|_F^2", "1", "Mean squared Frobenius norm of the Jacobi factor J = A - I."),
         Quantity("jacobi_spectral", "E|J|_2", "1", "Mean largest singular value of the Jacobi factor."),
         Quantity("kappa_signed", "E[tr(J)] / d", "1", "Signed kappa: mean diagonal entry of the Jacobi factor."),
@@ -131,14 +207,15 @@ TABLES = (
             "divergence",
             "E[tr D], D = du(x_t, t, t)/dx",
             "1",
-            "Mean divergence of the network's velocity field, at r = t; up to 16 dimensions.",
+            "Mean divergence of the network's velocity field, at r = t; above 16 dimensions with --extra divergence, "
+            "from random probes.",
         ),
         Quantity(
             "antisymmetric_share",
             "E|(D - D^T)/2|_F^2 / E|D|_F^2",
             "1",
             "Share of the velocity field's Jacobian that rotates. Where noise is N(0, I), drawn apart from the data, "
-            "the true field is a multiple of x plus one of the score and has none; up to 16 dimensions.",
+            "the true field is a multiple of x plus one of the score and has none. Measured where divergence is.",
         ),
         Quantity("loss_variance", "Var(w |e|^2)", "loss²", "Variance of the per-sample loss."),
         *(
@@ -156,7 +233,7 @@ TABLES = (
             )
         ),
     ),
-    table_of(
+    _table(
         "coefficient",
         "coefficient",
         "Closed-form optimal coefficients, and what they are made of.",
@@ -221,7 +298,7 @@ TABLES = (
         Quantity("sigma2d", "tr Sigma", "velocity²", "Conditional variance of the conditional velocity, summed."),
         Quantity("bias2", "|b|^2", "velocity²", "Mean squared norm of the proxy's bias b = vhat - v."),
     ),
-    table_of(
+    _table(
         "compare",
         "compare",
         "Every estimator on the same samples, each held against MeanFlow, and their best linear mixture (estimator "
@@ -276,10 +353,65 @@ TABLES = (
             "Variances instead of errors where n is null.",
         ),
     ),
-    table_of(
+    _table(
+        "times",
+        "times",
+        "The density of (r, t) of least gradient variance beside the trained one, cell by cell, and what it gains. "
+        "Fitted on the samples of seed, tried on those of seed + 1. The column times names the trained sampler.",
+        (
+            Column(
+                "pairs",
+                "string",
+                "Which pairs of the cell are meant: all, those with r < t, or those with r = t.",
+                choices=("all", "apart", "diagonal"),
+            ),
+            *BINS,
+        ),
+        Quantity(
+            "trained_share",
+            "p_c",
+            "1",
+            "Share of the cell under the trained sampler, by 2^20 quasi-random pairs, good to about 1e-5.",
+        ),
+        Quantity(
+            "drawn_share",
+            "q_c = floor p_c + (1 - floor) p_c m_c^1/2 / sum_c p_c m_c^1/2",
+            "1",
+            "Share of the cell under the new density, m_c being the cell's second_moment, or the mean one where there "
+            "are too few samples. The weight of its samples is p_c / q_c.",
+        ),
+        Quantity("second_moment", "E[|G|^2 | cell]", GRADIENT2, "Mean squared norm of the unweighted gradient."),
+        Quantity(
+            "predicted_gain",
+            "(sum_c p_c m_c - |E G|^2) / (sum_c p_c^2 m_c / q_c - |E G|^2)",
+            "1",
+            "Factor by which the new density divides the variance, by the samples it was fitted on.",
+        ),
+        Quantity(
+            "unbounded_gain",
+            "the same with floor = 0",
+            "1",
+            "The gain without a floor, at which weights have no bound.",
+        ),
+        Quantity("variance", "tr Cov G under p", GRADIENT2, "Under the trained sampler, on the samples of seed + 1."),
+        Quantity(
+            "weighted_variance",
+            "tr Cov (p/q) G under q",
+            GRADIENT2,
+            "Of the weighted gradient under the new density, on the samples of seed + 1.",
+        ),
+        Quantity(
+            "measured_gain",
+            "variance / weighted_variance",
+            "1",
+            "Factor by which the new density divides the variance, on samples it was not fitted on.",
+        ),
+    ),
+    _table(
         "samples",
         "variance",
-        "Raw per-sample numbers, one row per sample and quantity; std_error and interval are null.",
+        "Raw per-sample numbers, one row per sample and quantity; std_error and interval are null, but for a "
+        "divergence from random probes.",
         (
             Column("index", "int64", "Sample number i, from 0."),
             Column("r", "float64", "Start of the sample's time interval, in [0, 1]."),
@@ -288,5 +420,12 @@ TABLES = (
         ),
         Quantity("grad_norm2", "|G_i|^2", GRADIENT2, "Squared norm of the per-sample gradient."),
         Quantity("loss", "w_i |e_i|^2", "loss", "Per-sample loss."),
+        Quantity(
+            "divergence",
+            "tr D_i, D = du(x_t, t, t)/dx",
+            "1",
+            "Divergence of the network's velocity field at the sample; estimator is null. Above 16 dimensions with "
+            "--extra divergence, from random probes, whose error alone its interval holds.",
+        ),
     ),
 )

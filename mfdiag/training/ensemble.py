@@ -11,6 +11,7 @@ from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
 from mfdiag.estimators._fields import twice_differentiable
+from mfdiag.flow.density import DensityTimes
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.training.compiling import compiled as compiled_step
 from mfdiag.training.draws import Feed
@@ -84,7 +85,8 @@ def rates_of(specs: Sequence[TrainSpec], device: str) -> Rates:
 def together(spec: TrainSpec) -> str:
     """What models must have in common to train together, as a key: all but what `Rates` and `Feed` take apart."""
     loss = spec.loss.model_copy(update={"beta": 0, "gamma": 0, "anchor": spec.loss.anchor is not None})
-    same = {"data": "", "times": "", "source": "", "seed": 0, "learning_rate": 1, "ema_decay": 0, "loss": loss}
+    times = spec.times.partition(":")[0] == DensityTimes.kind  # whether samples have weights
+    same = {"data": "", "times": str(times), "source": "", "seed": 0, "learning_rate": 1, "ema_decay": 0, "loss": loss}
     return repr(spec.model_copy(update=same))
 
 

@@ -11,23 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from mfdiag.errors import InputError, did_you_mean
-from mfdiag.models.description import Architecture
-from mfdiag.training.spec import Anchor, Loss, Optimizer, Schedule, TrainSpec
+from mfdiag.errors import InputError
+from mfdiag.flow.density import DensityTimes
+from mfdiag.training.spec import TrainSpec
+from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
 __all__ = ["Cell", "load_grid"]
 
 _MAX_CELLS = 10_000
-_SECTIONS: dict[tuple[int | str, ...], type[BaseModel]] = {
-    (): TrainSpec,
-    ("model",): Architecture,
-    ("loss",): Loss,
-    ("loss", "anchor"): Anchor,
-    ("optimizer",): Optimizer,
-    ("schedule",): Schedule,
-}
 
 
 @dataclass(frozen=True)
@@ -43,15 +36,16 @@ def load_grid(path: str | os.PathLike[str]) -> list[Cell]:
 
     A field inside a section is written with a dot, as in `loss.beta: [0, 0.5, 1]`; fields that change together share an
     axis, as in `data, model.arguments.dim: [["mixture:2,8", 2], ["mixture:4,8", 4]]`. Cells are the product of the
-    axes, the last axis fastest. Raises InputError naming file, line, field, and what is allowed there.
+    axes, the last axis fastest. The file in `times: density:FILE` lies relative to the specification. Raises InputError
+    naming file, line, field, and what is allowed there.
     """
     path = Path(path)
-    root, values = _read(path)
+    root, values = read_yaml(path, "a training specification", TrainSpec)
     axes = values.pop("axes", {})
     if not isinstance(axes, dict):
-        raise InputError(f"{path}, line {_line(root, ('axes',))}, axes: expected a mapping of fields to lists.")
+        raise InputError(f"{path}, line {line_of(root, ('axes',))}, axes: expected a mapping of fields to lists.")
     for field, choices in axes.items():
-        where = f"{path}, line {_line(root, ('axes', field))}, axes.{field}"
+        where = f"{path}, line {line_of(root, ('axes', field))}, axes.{field}"
         if not isinstance(choices, list) or not choices:
             raise InputError(f"{where}: expected a list of values, such as [0, 0.5, 1], but got {choices!r}.")
         width = len(_fields(field))
@@ -70,6 +64,7 @@ def load_grid(path: str | os.PathLike[str]) -> list[Cell]:
         merged = values
         for field, value in point.items():
             merged = _with(merged, field.split("."), value)
+        merged = _beside(path, merged)
         try:
             spec = TrainSpec.model_validate(merged)
         except ValidationError as error:
@@ -80,25 +75,6 @@ def load_grid(path: str | os.PathLike[str]) -> list[Cell]:
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{path}: two cells would both be called {twice!r}; give the axes values with other names.")
     return cells
-
-
-def _read(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(
-            f"Expected a training specification at {path}, but {error.strerror}; check the path."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is no text"
-        raise InputError(f"{path}{line}: expected YAML, but {problem}; correct the file.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of {', '.join(TrainSpec.model_fields)}; see sweeps/bundled.yaml.")
-    return root, values
 
 
 def _fields(axis: str) -> list[str]:
@@ -113,6 +89,14 @@ def _point(axes: Mapping[str, Any], chosen: tuple[Any, ...]) -> dict[str, Any]:
         fields = _fields(axis)
         point |= dict(zip(fields, choice, strict=True)) if len(fields) > 1 else {fields[0]: choice}
     return point
+
+
+def _beside(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the file of a density of (r, t), named relative to the specification, as found from here."""
+    kind, _, place = str(values.get("times", "")).partition(":")
+    if kind != DensityTimes.kind or not place:
+        return values
+    return values | {"times": f"density:{path.parent / Path(place).expanduser()}"}
 
 
 def _with(values: Any, place: list[str], value: Any) -> dict[str, Any]:
@@ -135,39 +119,12 @@ def _word(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
-def _message(path: Path, root: yaml.Node | None, error: ValidationError, axes: Mapping[str, Any]) -> str:
-    first, *others = error.errors(include_url=False)
-    more = f" (and {len(others)} more)" if others else ""
-    field = ".".join(map(str, first["loc"]))
+def _message(path: Path, root: yaml.Node, error: ValidationError, axes: Mapping[str, Any]) -> str:
+    loc, problem = problem_of(error, TrainSpec, more=["axes"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    field = field_of(loc)
     on_axis = next(
         (axis for axis in axes for name in _fields(axis) if field == name or field.startswith(f"{name}.")), None
     )
-    place = ("axes", on_axis) if on_axis else first["loc"]
-    return f"{path}, line {_line(root, place)}, {'axes.' if on_axis else ''}{field}{more}: {_problem(first)}"
-
-
-def _problem(error: Any) -> str:
-    *section, name = error["loc"]
-    model = _SECTIONS.get(tuple(section), TrainSpec)
-    known = [field.alias or key for key, field in model.model_fields.items()]
-    if model is TrainSpec:
-        known.append("axes")
-    if error["type"] == "extra_forbidden":
-        return str(did_you_mean("field", str(name), known))
-    if error["type"] == "missing":
-        return f"this field is missing; add it, the fields are {', '.join(known)}."
-    given = "" if isinstance(error["input"], dict) else f", but got {error['input']!r}"
-    return (
-        error["msg"].removeprefix("Value error, ").removesuffix(".").replace("Input should", "It should") + given + "."
-    )
-
-
-def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
-    """The line, from 1, of the field at `place`, or of the nearest section around it."""
-    line = node.start_mark.line if node else 0
-    for name in place:
-        found = [pair for pair in node.value if pair[0].value == name] if isinstance(node, yaml.MappingNode) else []
-        if not found:
-            break
-        line, node = found[-1][0].start_mark.line, found[-1][1]
-    return line + 1
+    place = ("axes", on_axis) if on_axis else loc
+    return f"{path}, line {line_of(root, place)}, {'axes.' if on_axis else ''}{field}{more}: {problem}"

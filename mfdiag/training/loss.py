@@ -62,7 +62,7 @@ def loss_of(module: nn.Module, params: Params, ema: Params, batch: Batch, point:
     # e = u + (t-r) sg[du/dx tangent + du/dt] - sg[target]
     losses = _square(u + gap * derivative.detach() - target)
     if weighting.p:
-        losses = losses * (losses.detach() + weighting.eps) ** -weighting.p
+        losses = weighting.loss(losses, x_t[0].numel())
     if point.anchor is not None and delta is not None:
         anchored = functional_call(module, params, (x_t, t - delta, t, labels))
         losses = losses + point.anchor * _square(anchored - v_c)

@@ -13,7 +13,7 @@ from torch import nn
 
 from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import load_model, save_checkpoint
-from mfdiag.models.containers import container_of, read_torch
+from mfdiag.models.containers import read_container
 from mfdiag.models.description import Description
 from mfdiag.models.prediction import Predicts
 from mfdiag.storage import replacing
@@ -86,7 +86,7 @@ def find_run(folder: Path) -> tuple[dict[str, Any], Run] | None:
 
 
 def _read_state(path: Path) -> tuple[dict[str, Any], Run]:
-    kept = read_torch(path, container_of(path), load=True).tree
+    kept = read_container(path, load=True).tree
     try:
         state = State(**{**kept["state"], "moments": Moments(**kept["state"]["moments"])})
         return kept["specification"], Run(state, [Entry(*entry) for entry in kept["log"]])

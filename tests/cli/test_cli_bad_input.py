@@ -26,7 +26,7 @@ def refused(cli: Run, tmp_path: Path) -> Run:
         before = sorted(tmp_path.rglob("*"))
         result = cli(*arguments, "--out", out)
         assert result.code == 2, result
-        *notes, line = result.err.splitlines()
+        *notes, line = (text for text in result.err.splitlines() if not text.startswith("    "))  # lines of code
         assert all(note.startswith("note: ") for note in notes), result.err
         assert line.startswith("mfdiag: ") and line.endswith("."), line
         assert result.out == ""
@@ -57,6 +57,8 @@ def refused(cli: Run, tmp_path: Path) -> Run:
         ("variance --estimator plane:1", "as in plane:0.5,0"),
         ("variance --estimator plane:nan,0", "two finite numbers"),
         ("variance --estimator meanflow:1", "takes no arguments"),
+        ("variance --extra semi_gradient", "Did you mean 'semi_gradient_gap'"),
+        ("variance --extra semi_gradient_gap --estimator ema_tangent", "add --estimator meanflow"),
         ("coefficient --weighting adaptive:1", "Use `mfdiag sweep`"),
         ("sweep --beta 1:0:0.1", "from 1 to 0 the step cannot be 0.1"),
         ("sweep --beta 0:1:0", "the step cannot be 0"),
@@ -113,7 +115,8 @@ def test_checkpoint_files(kind: str, expected: str, command: str, cli: Run, refu
         assert expected in refused("sweep", path)
         return
     result = cli("inspect", path)
-    assert result.code == 2 and result.out == "" and expected in result.err and result.err.count("\n") == 1
+    lines = 3 if kind == "code" else 1  # the sentence, and the two lines of Python that convert the file
+    assert result.code == 2 and result.out == "" and expected in result.err and result.err.count("\n") == lines
 
 
 def test_weights_that_are_not_finite(refused: Run, tmp_path: Path) -> None:

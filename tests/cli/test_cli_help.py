@@ -33,7 +33,9 @@ def options() -> Iterator[tuple[str, str]]:
 
 
 def test_commands_are_the_contract() -> None:
-    assert COMMANDS == ["sweep", "variance", "coefficient", "compare", "quality", "train", "report", "inspect", "list"]
+    assert COMMANDS == (
+        ["sweep", "variance", "coefficient", "compare", "times", "quality", "train", "report", "inspect", "list"]
+    )
 
 
 def test_the_committed_page_is_the_generated_one() -> None:

@@ -20,7 +20,7 @@ from mfdiag.tables import read_table
 Run = Callable[..., Any]
 FIGURES = {
     "sweep": {"bias_variance"},
-    "variance": {"layers", "loss_by_time", "concentration"},
+    "variance": {"layers", "loss_by_time", "velocity_field", "concentration"},
     "coefficient": {"beta_map", "batch_optimum"},
 }
 QUICK = ("--samples", "80", "--bins", "none")
@@ -57,6 +57,13 @@ def test_variance_lists_the_samples_with_the_largest_gradients(cli: Run, checkpo
     assert [int(line.split()[1]) for line in lines] == largest["index"].tolist()
     shares = 100 * largest["value"] / samples["value"].sum()
     assert [float(line.split()[-2]) for line in lines] == pytest.approx(shares.tolist(), abs=0.051)
+
+
+def test_extras_are_measured_and_told(cli: Run, checkpoint: Path, tmp_path: Path) -> None:
+    result = cli("variance", checkpoint, *QUICK, "--extra", "semi_gradient_gap", "--out", tmp_path)
+    assert result.code == 0 and "semi_gradient_gap_noise" in result.out
+    entry = json.loads((tmp_path / "manifest.json").read_text())["variance"]
+    assert entry["specification"]["extras"] == ["semi_gradient_gap"]
 
 
 @pytest.mark.parametrize("table", FIGURES)

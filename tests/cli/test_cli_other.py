@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+import yaml
 
 from mfdiag.models.checkpoint import bundled, load_model
 from mfdiag.storage import sha256_of
@@ -28,6 +32,27 @@ def test_inspect(cli: Run) -> None:
         assert expected in result.out
     found = json.loads(cli("inspect", bundled(), "--format", "json").out)
     assert found["description"]["step"] == 20_000 and {s["key"] for s in found["weights"]} == {"raw", "ema"}
+
+
+def test_inspect_proposes_a_card(cli: Run, tmp_path: Path) -> None:
+    path = tmp_path / "step.pt"
+    state = {"layers.0.weight": torch.ones(4, 2), "evil\x1b[2J": torch.ones(1)}
+    torch.save({"net": state, "ema": state, "steps": 1200, "args": argparse.Namespace(time_mu=-0.4)}, path)
+    shown = cli("inspect", path)
+    assert shown.code == 0 and "\x1b" not in shown.out
+    for expected in (
+        "step        1,200",
+        "tensors of net, ema",
+        "layers.*.weight [4, 2]",
+        "args.time_mu=-0.4",
+        "raw: net",
+    ):
+        assert expected in shown.out
+    card = cli("inspect", path, "--card").out
+    assert yaml.safe_load(card)["weights"] == {"raw": "net", "ema": "ema"}
+    assert json.loads(cli("inspect", path, "--format", "json").out)["proposal"]["text"] == card
+    refused = cli("inspect", bundled(), "--card")
+    assert refused.code == 2 and "describes or holds its network" in refused.err
 
 
 def test_report_says_what_tables_show_and_draws_them_again(cli: Run, save: Run, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ LOSSES: dict[str, Callable[[One], Tensor]] = {
     "meanflow": meanflow,
     "ema_tangent": lambda s: meanflow(s, instantaneous(s, s.ema)),
     "self_tangent": lambda s: meanflow(s, instantaneous(s, s.module)),
-    "head_tangent": lambda s: meanflow(s, s.module.velocity(s.at(s.t), s.t, s.labels)),  # type: ignore[operator]
+    "head_tangent": lambda s: meanflow(s, s.module.velocity(s.at(s.t), s.r, s.t, s.labels)),  # type: ignore[operator]
     "teacher_tangent": lambda s: meanflow(s, instantaneous(s, s.teacher)),
     "teacher_target": lambda s: meanflow(s, None, instantaneous(s, s.teacher)),
     "teacher": lambda s: meanflow(s, *[instantaneous(s, s.teacher)] * 2),

@@ -116,7 +116,8 @@ def test_many_references_are_the_marginal_velocity() -> None:
     known = law.velocity_posterior(batch)
     assert known is not None
     nothing: dict = {}
-    around = Around(batch.x_t, batch.r, batch.t, None, lambda *_: None, nothing, "self", lambda dx: dx, law, index)  # type: ignore[arg-type,return-value]
+    unused = lambda *_: None  # noqa: E731
+    around = Around(batch.x_t, batch.r, batch.t, None, unused, nothing, "self", lambda dx: dx, unused, law, index)  # type: ignore[arg-type]
     gap = (batch.t - batch.r)[:, None]
     fields = Fields(batch.x_t, batch.velocity, batch.x_t, gap, batch.x_t, batch.x_t, around=around)
     off = [float((average_velocity(fields, count) - known.mean).square().mean()) for count in (2, 8, 200)]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mfdiag.flow.density import density_cells
 from mfdiag.tables.check import to_arrow, to_pandas
 
 Row = dict[str, Any]
@@ -126,7 +127,7 @@ def variance_table(
     steps: tuple[int, ...] = (12_000,),
     layers: tuple[str, ...] = ("time.0", "time.2", "net.0", "net.2", "net.4", "net.6"),
 ) -> pd.DataFrame:
-    """Table `variance`: variance by layer (largest last), and loss variance by ten bins of t for two tangents."""
+    """Table `variance`: variance by layer (largest last), loss variance for two tangents and the field's by t."""
     rows: list[Row] = []
     for step in steps:
         key = {**common(step), "layer": "all", **BINS}
@@ -144,6 +145,9 @@ def variance_table(
             ):
                 row = {**common(step, estimator, proxy), "layer": "all", **BINS, **bins}
                 rows.append({**row, **measured("loss_variance", value, 0.3 * value)})
+            field = {**common(step, None), "layer": "all", **BINS, **bins}
+            rows.append({**field, **measured("divergence", 2.0 - 0.5 * k, 0.2)})
+            rows.append({**field, **measured("antisymmetric_share", 0.01 + 0.002 * k, 0.001)})
     return tidy("variance", rows)
 
 
@@ -230,6 +234,28 @@ def samples() -> Callable[..., pd.DataFrame]:
 @pytest.fixture
 def quality() -> Callable[..., pd.DataFrame]:
     return quality_table
+
+
+def times_table(steps: tuple[int, ...] = (12_000,)) -> pd.DataFrame:
+    """Table `times` on 3 x 3 bins: the new density has twice the share in the first cell, less in the others."""
+    rows: list[Row] = []
+    cells = density_cells((3, 3))
+    trained = np.full(len(cells), 1 / len(cells))
+    drawn = np.where(np.arange(len(cells)) == 0, 2.0, 1 - 1 / (len(cells) - 1)) / len(cells)
+    for step in steps:
+        key = common(step)
+        for c, bounds in enumerate(cells):
+            place = {**key, "pairs": "apart" if c < 6 else "diagonal", **dict(zip(BINS, bounds, strict=True))}
+            for name, value in (("trained_share", trained[c]), ("drawn_share", drawn[c]), ("second_moment", 9.0)):
+                rows.append({**place, **measured(name, value, 0.001)})
+        for name, value in (("predicted_gain", 1.3), ("unbounded_gain", 1.35), ("measured_gain", 1.25)):
+            rows.append({**key, "pairs": "all", **BINS, **measured(name, value, 0.1)})
+    return tidy("times", rows)
+
+
+@pytest.fixture
+def times() -> Callable[..., pd.DataFrame]:
+    return times_table
 
 
 def training_table(steps: tuple[int, ...] = (1000, 2000), betas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pd.DataFrame:

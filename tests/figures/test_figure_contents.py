@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.contour import ContourSet
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -26,10 +26,12 @@ from mfdiag.figures import (
     loss_by_time,
     plane,
     quality,
+    time_density,
     training_course,
+    velocity_field,
 )
 from mfdiag.figures import grid as grids
-from mfdiag.figures.beta_map import _corners
+from mfdiag.figures.beta_map import corners
 
 Make = Callable[..., pd.DataFrame]
 
@@ -235,8 +237,24 @@ def test_beta_map_prefers_the_matrix_form_and_falls_back_to_the_gradient_form(co
     [((0.0, 0.5), (0.5, 1.0), 4), ((0.0, 0.5), (0.0, 0.5), 3), ((0.5, 1.0), (0.0, 0.5), 1), ((0, 0.5), (0.25, 1), 5)],
 )
 def test_cells_are_clipped_to_r_below_t(r: tuple[float, float], t: tuple[float, float], count: int) -> None:
-    corners = _corners(r, t)
-    assert len(corners) == count and (corners[:, 0] <= corners[:, 1]).all()
+    found = corners(r, t)
+    assert len(found) == count and (found[:, 0] <= found[:, 1]).all()
+
+
+def test_time_density_prints_the_shares_of_both_densities(times: Make) -> None:
+    figure = time_density.draw(times())
+    trained, new, _ = figure.axes
+    assert (title(trained), title(new)) == ("trained", "least variance")
+    assert len(trained.texts) == len(new.texts) == len(trained.patches) == 9
+    assert {text.get_text() for text in trained.texts} == {"11.1"}
+    assert [text.get_text() for text in new.texts] == ["22.2"] + ["9.7"] * 8
+    below = [patch for patch in new.patches if (np.diff(patch.get_path().vertices[:4], axis=1)[2:] < 0).all()]
+    assert len(below) == 3, "the pairs with r = t lie in a band of their own"
+    luminance = [to_rgb(patch.get_facecolor()) @ np.array([0.2126, 0.7152, 0.0722]) for patch in new.patches]
+    assert luminance[0] < min(luminance[1:]) - 0.2, "told apart in grey"
+    told = "divided by 1.3 [1.2, 1.4] as predicted, by 1.25 [1.15, 1.35] as measured on fresh samples"
+    assert told in caption(figure)
+    assert time_density.rows(times().query("pairs == 'all'")).empty
 
 
 def test_batch_optimum_marks_the_critical_batch_at_half_height(coefficient: Make) -> None:
@@ -299,6 +317,21 @@ def test_layers_of_several_checkpoints_share_one_scale(variance: Make) -> None:
     frame.loc[frame["step"] == 2, ["value", "ci_low", "ci_high"]] *= 10
     first, second = layers.draw(frame).axes
     assert first.get_xlim() == second.get_xlim() and first.get_xlim()[1] > 2900
+
+
+def test_velocity_field_draws_divergence_above_rotation(variance: Make) -> None:
+    figure = velocity_field.draw(variance((1000, 2000)))
+    assert [title(panel) for panel in figure.axes] == ["step 1,000", "step 2,000", "", ""]
+    for panel in figure.axes[:2]:
+        t, value = xy(line(panel, "divergence"))
+        np.testing.assert_allclose(t, np.arange(10) / 10 + 0.05)
+        np.testing.assert_allclose(value, 2 - 0.5 * np.arange(10))
+    share = figure.axes[2]
+    np.testing.assert_allclose(xy(line(share, "antisymmetric"))[1], 0.01 + 0.002 * np.arange(10))
+    band = share.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(0.009) and band[:, 1].max() == pytest.approx(0.029)
+    assert figure.axes[0].get_ylabel().startswith("divergence") and share.get_xlabel() == "t"
+    assert share.get_ylim()[0] == 0 and "does not rotate" in caption(figure)
 
 
 def test_loss_by_time_draws_both_tangents_at_bin_centres(variance: Make) -> None:

@@ -229,7 +229,7 @@ def test_gibbs_weights_of_many_coordinates_do_not_vanish() -> None:
         ("reflow:teacher,m=3", "unknown argument 'm'"),
         ("pairs", "expected a file with arrays x0 and x1"),
         ("pairs:nowhere.npz", "No file at nowhere.npz"),
-        ("pairs:points.csv", "expected .npz or .safetensors, got '.csv'"),
+        ("pairs:points.csv", "expected .npz, .safetensors or .json, got '.csv'"),
     ],
 )
 def test_bad_specs(spec: str, message: str) -> None:

@@ -41,6 +41,7 @@ WRITERS: dict[str, Callable[[Path, np.ndarray, np.ndarray | None], None]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".pt": lambda path, x, y: torch.save(_tensors(x, y), path),
+    ".pth": lambda path, x, y: torch.save(_tensors(x, y), path),
     ".safetensors": lambda path, x, y: save_file(_tensors(x, y), path),
     ".parquet": _parquet,
 }
@@ -201,6 +202,6 @@ def test_names_and_columns(tmp_path: Path) -> None:
 
 
 def test_unknown_extension_and_folder(tmp_path: Path) -> None:
-    _fails(tmp_path / "d.csv", "unknown extension '.csv'; known: .npy, .npz, .pt, .safetensors, .parquet")
+    _fails(tmp_path / "d.csv", "unknown extension '.csv'; known: .npy, .npz, .pt, .pth, .safetensors, .parquet")
     (tmp_path / "d.npy").mkdir()
-    _fails(tmp_path / "d.npy", "No file at")
+    _fails(tmp_path / "d.npy", "expected .npy, .npz, .pt, .pth, .safetensors files, found nothing")

@@ -6,21 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from mfdiag.errors import InputError
 from mfdiag.flow.datasets import FiniteData, load_data
+from mfdiag.flow.draw import Draws
 from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.sources import MixedSource, MixtureSource, Source, parse_source
+from mfdiag.flow.times import parse_times
 
 N = 20_000
 RNG = np.random.default_rng(0)
 LABELS = np.arange(900) % 3
 LABELLED = FiniteData("labelled", RNG.normal(size=(900, 2)) * (1 + LABELS[:, None]) + 4 * LABELS[:, None], LABELS)
 PLAIN = load_data("gaussian:3,0.5,2")
-SOURCES = {spec: parse_source(spec, LABELLED) for spec in ("gaussian", "mixture", "mixed", "norm_aligned")}
+SOURCES = {
+    spec: parse_source(spec, LABELLED) for spec in ("gaussian", "gaussian:2.5", "mixture", "mixed", "norm_aligned")
+}
 CODE = """
 import torch
 from torch import nn
@@ -122,7 +127,7 @@ def test_learned_is_the_module_of_noise_and_labels(code: Path) -> None:
     np.testing.assert_array_equal(sample(source, 4, labels[:4]), x1[:4])
 
 
-@pytest.mark.parametrize("spec", ["gaussian", "mixture:3,0.2", "norm_aligned", "mixed:0.4,0.4"])
+@pytest.mark.parametrize("spec", ["gaussian", "gaussian:2.5", "mixture:3,0.2", "norm_aligned", "mixed:0.4,0.4"])
 def test_components_are_the_law(spec: str) -> None:
     """Moments of the samples against those of the mixture of components."""
     source, labels = parse_source(spec, LABELLED), np.arange(N) % 3
@@ -148,7 +153,7 @@ def test_a_sample_depends_on_its_own_numbers_alone(spec: str, index: list[int]) 
         np.testing.assert_array_equal(alone[0], together[place])
 
 
-@pytest.mark.parametrize("spec", ["gaussian", "mixture:3,0.2", "norm_aligned", "mixed:0.1,0.9"])
+@pytest.mark.parametrize("spec", ["gaussian", "gaussian:2.5", "mixture:3,0.2", "norm_aligned", "mixed:0.1,0.9"])
 def test_names_read_back(spec: str) -> None:
     name = parse_source(spec, PLAIN).name
     assert parse_source(name, PLAIN).name == name
@@ -158,6 +163,7 @@ def test_names_read_back(spec: str) -> None:
     ("spec", "message"),
     [
         ("gausian", "Did you mean 'gaussian'"),
+        ("gaussian:0", "std must be above 0"),
         ("mixture:0", "whole number of at least 1"),
         ("mixture:5000", "k at most 4,096"),
         ("mixture:3,0", "std must be above 0"),
@@ -178,3 +184,15 @@ def test_bad_code_and_labels(code: Path) -> None:
         sample(parse_source(f"{code}:flat", PLAIN), 4)
     with pytest.raises(InputError, match="none of label 1"):
         parse_source("mixed", FiniteData("gaps", np.zeros((4, 2)), np.array([0, 0, 2, 2])))
+
+
+def test_the_posterior_from_a_scaled_gaussian_is_in_closed_form() -> None:
+    """N(m, s^2) to N(0, c^2): E[x_0 | x_t] and E[x_1 | x_t] by linear regression on x_t."""
+    m, s, c = 0.5, 2.0, 2.5
+    draws = Draws(PLAIN, parse_times("uniform"), 0, source=parse_source("gaussian:2.5", PLAIN))
+    batch = draws.batch(np.arange(200))
+    known = draws.velocity_posterior(batch)
+    assert known is not None
+    t = batch.t[:, None]
+    off = (batch.x_t - (1 - t) * m) / ((1 - t) ** 2 * s**2 + t**2 * c**2)
+    torch.testing.assert_close(known.mean, t * c**2 * off - (m + (1 - t) * s**2 * off))

@@ -124,6 +124,51 @@ class Attention(Timed):
         return self.head(h + self.attention(h, h, h, need_weights=False)[0])
 
 
+class OwnLinear(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.weight.t()).add_(self.bias)
+
+
+class OwnConvolution(nn.Module):
+    """Of the size of its input; or of an input averaged over so many steps, which no rule expects."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, groups: int = 1, averaged: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs // groups, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.groups, self.averaged = groups, averaged
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(x, self.averaged)
+        out = nn.functional.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2, groups=self.groups)
+        return out + self.bias.view(1, -1, 1, 1)
+
+
+class OwnNorm(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.unflatten(1, (self.num_groups, -1))
+        mean, variance = parts.flatten(2).mean(2), parts.flatten(2).var(2, unbiased=False)
+        normal = (parts - mean[..., None, None, None]) / (variance[..., None, None, None] + self.eps).sqrt()
+        return normal.flatten(1, 2) * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+def _own_layers(averaged: int = 1) -> nn.Module:
+    return Timed(
+        OwnConvolution(4, 8, 3, averaged=averaged),
+        nn.Upsample((6, 6)),
+        OwnNorm(2, 8),
+        nn.SiLU(),
+        OwnConvolution(8, 4, 1, groups=2),
+        nn.SiLU(),
+        OwnLinear(6, 6),
+    )
+
+
 def _convolutional() -> nn.Module:
     return Timed(
         nn.Conv2d(4, 8, 3, padding=1),
@@ -150,6 +195,18 @@ def _shared() -> nn.Module:
     return Timed(twice, nn.SiLU(), twice, nn.Tanh(), nn.Linear(4, 4))
 
 
+class Insisting(nn.Module):
+    """A layer of its own that looks at the shape of its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.factor.ndim == 2
+        return torch.tanh(x @ self.factor / self.factor.norm())
+
+
 NETWORKS: dict[str, Network] = {
     "mlp": Network(lambda: MLP(3, hidden=8, depth=2), (3,)),
     "mlp_labels": Network(lambda: MLP(3, hidden=8, depth=2, num_classes=CLASSES), (3,)),
@@ -162,6 +219,8 @@ NETWORKS: dict[str, Network] = {
     "predicts_x": Network(lambda: Predicts(MLP(3, hidden=8, depth=2), "x", TRIGONOMETRIC), (3,)),
     "predicts_eps_by_forward_mode": Network(lambda: Predicts(MLP(3, hidden=8, depth=2), "eps", _SQUARED), (3,)),
     "convolutional": Network(_convolutional, (4, 6, 6)),
+    "own_layers": Network(_own_layers, (4, 6, 6)),
+    "own_layers_unlike_their_looks": Network(lambda: _own_layers(averaged=2), (4, 6, 6), ruled=False),
     "conv1d": Network(
         lambda: Timed(
             nn.Conv1d(3, 6, 3, padding=1, padding_mode="circular"), nn.SiLU(), nn.Conv1d(6, 3, 3, padding=1, groups=3)
@@ -187,4 +246,5 @@ NETWORKS: dict[str, Network] = {
     "renormalised_embedding": Network(lambda: Labelled(scale_grad_by_freq=True), (4,), ruled=False),
     "unusual": Network(Unusual, (4,), ruled=False),
     "attention": Network(Attention, (5, 4), ruled=False),
+    "insisting": Network(lambda: Timed(Insisting(), nn.Linear(4, 4)), (4,), ruled=False),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import randomised
@@ -13,6 +14,7 @@ from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import make_cells
 from mfdiag.gradients.engine import Engine, prepare_engine
 from mfdiag.gradients.reference import Inputs, per_sample_gradients
+from mfdiag.measures.measure import measure
 
 SAMPLES, GROUPS, SIZE = 12, 2, 2
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -116,6 +118,7 @@ def test_the_reference_is_a_backward_pass_per_sample(name: str) -> None:
         ("bilinear", 2, "product.bias"),
         ("unusual", 6, "weight.original0"),
         ("renormalised_embedding", 1, "label.weight"),
+        ("own_layers_unlike_their_looks", 2, "body.0.bias"),
     ],
 )
 def test_what_has_no_rule_is_said_once(name: str, count: int, first: str) -> None:
@@ -140,3 +143,55 @@ def test_engines_leave_the_module_as_it_was(name: str) -> None:
 def test_names_limit_the_reference() -> None:
     module, inputs, cotangents = prepared(NETWORKS["mlp"], torch.float32)
     assert list(per_sample_gradients(module, inputs, cotangents, ["layers.0.bias"])) == ["layers.0.bias"]
+
+
+class Turned(nn.Module):
+    """u of points whose two coordinates are turned as one complex number first."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("table", table)
+        self.last = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        a, b = x.unbind(1)
+        if self.table.is_complex():
+            a, b = torch.view_as_real(torch.complex(a, b) * self.table).unbind(1)
+        else:
+            a, b = self.table[0] * a - self.table[1] * b, self.table[1] * a + self.table[0] * b
+        return self.last(torch.stack([a, b], 1).sin() + (t - r)[:, None])
+
+
+@DTYPES
+def test_complex_buffers_keep_their_imaginary_part(dtype: torch.dtype) -> None:
+    """A rotary table in a run of either precision, against the same rotation in real numbers."""
+    tables = []
+    for turn in (torch.tensor(0.6 + 0.8j), torch.tensor([0.6, 0.8])):
+        torch.manual_seed(0)
+        tables.append(
+            measure(Turned(turn), "eight_gaussians", tables=["variance"], samples=64, dtype=dtype)["variance"]
+        )
+    pd.testing.assert_frame_equal(*tables, rtol=1e-3 if dtype == torch.float32 else 1e-6)
+
+
+class Dead(nn.Module):
+    """A shift whose gradient is zero at labels below 2, so that the first samples cannot tell how it broadcasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.shift = nn.Linear(2, 2), nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        assert y is not None
+        return self.layer(x + (y >= 2).to(x.dtype).view(-1, 1, 1) * self.shift)
+
+
+def test_a_parameter_that_the_first_samples_do_not_use() -> None:
+    module, (x, r, t, _), cotangents = prepared(Network(Dead, (2, 2)), torch.float64)
+    inputs = (x, r, t, torch.arange(SAMPLES) // 2)
+    fast = prepare_engine(module, (x[:2], r[:2], t[:2], inputs[3][:2]), "fast", lambda _: None)
+    found = {name: factors.gram(1) for name, factors in fast.factors(inputs, cotangents)}
+    truth = {k: f.gram(1) for k, f in prepare_engine(module, inputs, "reference", print).factors(inputs, cotangents)}
+    assert truth["shift"].abs().max() > 1e-6
+    for name, gram in truth.items():
+        assert_near(found[name], gram, float(gram.abs().max()), 1e-10)

@@ -32,6 +32,8 @@ SLOW = {  # networks with a parameter that no way but the slow one serves
     "bilinear",
     "unusual",
     "attention",
+    "own_layers_unlike_their_looks",
+    "insisting",
 }
 ONLY_UNTRACKED = {"predicts_eps_by_forward_mode"}  # its own forward mode does not nest with dual numbers
 MIXING = {"renormalised_embedding"}  # not measured at all where labels repeat

@@ -90,7 +90,10 @@ def test_a_backward_pass_that_cannot_be_trusted_is_found_out(
     assert isinstance(engine, FastEngine) and engine.reversible == reversible
 
 
-def test_no_derivative_at_all_is_refused() -> None:
-    """Neither the backward pass nor forward mode: what remains is one clear sentence."""
+def test_without_any_derivative_there_is_the_difference() -> None:
+    """Neither the backward pass nor forward mode: asked for all the same, what remains is one clear sentence."""
+    given = {"data": "gaussian:2,0,1", "samples": 32, "tables": ("sweep",)}
     with pytest.raises(InputError, match="forward-mode derivative"):
-        measure(_Squared(_Wrong.apply), "gaussian:2,0,1", samples=32, tables=("sweep",))
+        measure(_Squared(_Wrong.apply), derivative="jvp", **given)  # type: ignore[arg-type]
+    frame = measure(_Squared(_Wrong.apply), **given)["sweep"]  # type: ignore[arg-type]
+    assert frame["derivative"].str.startswith("difference:").all()

@@ -47,21 +47,21 @@ def test_at_r_equal_t_all_blocks_see_the_same() -> None:
 def test_the_velocity_head_reads_the_encoder() -> None:
     model, (x, r, t) = small(velocity_head=True, num_classes=2), inputs()
     y = torch.tensor([0, 1, 0])
-    v = model.velocity(x, t, y)
-    assert v.shape == x.shape and not torch.allclose(v, model.velocity(x, t / 2, y))
-    assert not torch.allclose(v, model.velocity(x, t, 1 - y))
+    v = model.velocity(x, t, t, y)
+    assert v.shape == x.shape and not torch.allclose(v, model.velocity(x, t, t / 2, y))
+    assert not torch.allclose(v, model.velocity(x, t, t, 1 - y))
     before = model(x, r, t, y)
     with torch.no_grad():
         for p in [*model.velocity_head.parameters(), *model.velocity_modulation.parameters()]:  # type: ignore[union-attr]
             p += 1
     assert torch.equal(model(x, r, t, y), before), "u does not use the head"
-    assert not torch.allclose(model.velocity(x, t, y), v)
+    assert not torch.allclose(model.velocity(x, t, t, y), v)
     with torch.no_grad():
         for p in model.blocks[-1].parameters():
             p += 1
-    changed = model.velocity(x, t, y)
+    changed = model.velocity(x, t, t, y)
     assert not torch.allclose(model(x, r, t, y), before)
-    torch.testing.assert_close(copy.deepcopy(model).velocity(x, t, y), changed)
+    torch.testing.assert_close(copy.deepcopy(model).velocity(x, t, t, y), changed)
 
 
 def test_without_the_head_there_is_no_velocity() -> None:

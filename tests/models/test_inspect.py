@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,34 @@ def test_bundled_checkpoint_is_small_and_described() -> None:
     found = inspect_checkpoint(bundled())
     assert found.description is not None and found.description.data == "eight_gaussians"
     assert found.size_bytes <= 500_000 and {s.key for s in found.weights} == {"raw", "ema"}
+
+
+CHILD = """
+import resource, sys
+from mfdiag.models.inspect import inspect_checkpoint
+inspect_checkpoint(sys.argv[1])
+usage = resource.getrusage(resource.RUSAGE_SELF)
+assert "torch" not in sys.modules
+print(usage.ru_utime + usage.ru_stime, open("/proc/self/status").read())
+"""
+
+
+def cost(path: Path) -> tuple[float, float]:
+    """Seconds of processor time and peak memory in MB of a process that inspects a file, without torch."""
+    done = subprocess.run([sys.executable, "-c", CHILD, str(path)], check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[0]), int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) * 1024 / 1e6
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch zip", "torch legacy"])
+def test_large_files_are_not_held_in_memory(tmp_path: Path, kind: str) -> None:
+    """A file of 100 MB costs less than the aim for one of 500 MB, 200 MB and 2 s, and no more than a small one."""
+    costs = []
+    for rows in (1, 25_000_000):
+        path, state = tmp_path / kind, {"w": torch.zeros(rows)}
+        if kind == "safetensors":
+            save_file(state, path)
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization=kind == "torch zip")
+        costs.append(cost(path))
+    (_, small), (seconds, large) = costs
+    assert large < 150 and large - small < 15 and seconds < 2

@@ -58,6 +58,14 @@ def test_numbers_are_those_of_the_tables(tables: Tables) -> None:
     assert f"beta* = {with_interval(best)}" in coefficient
 
 
+def test_the_gain_of_a_density_is_that_of_fresh_samples() -> None:
+    table = mfdiag.measure(MLP(2, hidden=8, depth=1), "gaussian:2,0,1", tables=["times"], samples=640, bins=(1, 1))
+    gains = table["times"].set_index("quantity")
+    ((_, (sentence,)),) = findings(table)
+    assert f"variance by {with_interval(gains.loc['measured_gain'])} on fresh samples" in sentence
+    assert sentence.endswith(f"predicted was {with_interval(gains.loc['predicted_gain'])}.")
+
+
 def test_doubt_is_told(tables: Tables) -> None:
     negative = changed(tables["coefficient"], "critical_batch", value=-5.0, status="negative_estimate")
     assert "(negative_estimate)" in findings({"coefficient": negative})[0].sentences[0]

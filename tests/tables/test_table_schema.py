@@ -19,7 +19,9 @@ def test_columns_are_common_then_keys_then_measured() -> None:
 
 
 def test_contract_of_names() -> None:
-    assert set(TABLES) == {"sweep", "variance", "coefficient", "compare", "training", "quality", "grid", "samples"}
+    assert set(TABLES) == (
+        {"sweep", "variance", "coefficient", "compare", "times", "training", "quality", "grid", "samples"}
+    )
     assert [c.name for c in COMMON] == (
         [
             "run",
@@ -36,7 +38,7 @@ def test_contract_of_names() -> None:
     )
     assert [c.name for c in MEASURED] == ["quantity", "value", "std_error", "ci_low", "ci_high", "n_samples", "status"]
     assert [c.name for c in TABLES["coefficient"].keys] == (
-        ["form", "role", "batch_size", "layer", "r_low", "r_high", "t_low", "t_high", "kappa_kind"]
+        ["form", "role", "batch_size", "layer", "r_low", "r_high", "t_low", "t_high", "kappa_kind", "derivative"]
     )
     assert set(TABLES["sweep"].quantities) == (
         {"variance", "conditional_variance", "bias2", "mse", "optimum_beta", "optimum_gamma"}

@@ -1,0 +1,77 @@
+"""The semi-gradient gap: what MeanFlow's stop-gradient leaves out of its loss's gradient (arXiv 2605.09235, Theorem 3).
+
+Without stop-gradient |e|^2, e = u + (t-r) (du/dx v_c + du/dt) - v_c, has the gradient G + D, where G is MeanFlow's and
+
+    D = 2 (t-r) d_theta(du/dx v_c + du/dt)^T e
+
+Put v_c = v + v' and e = rho + J v', with rho the mean-field residual. Given x_t, v' has mean zero: mixed terms drop out
+
+    E[D | x_t] = 2 (t-r) d_theta(du/dx v + du/dt)^T rho + 2 (t-r) E[(d_theta(du/dx) v')^T J v' | x_t]
+
+As d_theta J = (t-r) d_theta(du/dx), the second term is d_theta E|J v'|^2 = d_theta tr(J Sigma J^T). An adaptive weight
+multiplies D and, as it depends on v_c, undoes the split.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from mfdiag.estimators._fields import Fields
+from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.general import Loss, Network
+from mfdiag.gradients.moments import Moments
+
+__all__ = ["gap_losses", "gap_statistics"]
+
+
+def gap_losses(weighting: Weighting, known: bool) -> tuple[Loss, ...]:
+    """Losses with the gradients D and, where v is known and nothing is weighed, the two terms of E[D | x_t].
+
+    The first term is exact; the second is that of one draw of v', without the mixed terms' noise.
+    """
+    whole = partial(_whole, weighting=weighting)
+    return (whole, _field, _noise) if known and not weighting.p else (whole,)
+
+
+def _whole(fields: Fields, network: Network, weighting: Weighting) -> Tensor:
+    return _pulled(fields, network, weighting(fields.plane[0]), fields.v_c)
+
+
+def _field(fields: Fields, network: Network) -> Tensor:
+    mean = fields.mean_field()
+    return _pulled(fields, network, mean.plane[0], mean.v_c)
+
+
+def _noise(fields: Fields, network: Network) -> Tensor:
+    mean = fields.mean_field()
+    return _pulled(fields, network, fields.plane[0] - mean.plane[0], fields.v_c - mean.v_c, dt=0.0)
+
+
+def _pulled(fields: Fields, network: Network, cotangent: Tensor, tangent: Tensor, dt: float = 1.0) -> Tensor:
+    """Loss [n] of the gradient 2 (t-r) d_theta(du/dx tangent + du/dt dt)^T cotangent."""
+    along = network.along(fields.x, fields.r, fields.t, dx=tangent, dt=dt)[1]
+    return 2 * (fields.gap * along * cotangent).flatten(1).sum(1)
+
+
+def gap_statistics(moments: Moments, own: int, mean: int, gap: list[int]) -> dict[str, np.ndarray]:
+    """Quantity -> replicates [R]; the ratio comes as its reciprocal.
+
+    `own` is the column of G, `mean` that of its conditional mean (or of G again), `gap` those of `gap_losses`.
+    """
+    S, M = moments.S[:, 0], moments.M[:, 0]
+    whole, *terms = gap
+    parts = terms or [whole]
+    size2 = M[:, parts][:, :, parts].sum((1, 2))
+    signal = M[:, mean, mean]
+    found = {"semi_gradient_gap": size2}
+    found |= {f"semi_gradient_gap_{name}": M[:, k, k] for name, k in zip(("field", "noise"), terms, strict=False)}
+    return {
+        **found,
+        "semi_gradient_gap_ratio": signal / size2,
+        "semi_gradient_gap_cosine": M[:, mean, parts].sum(1) / np.sqrt(size2 * signal),
+        # tr Cov(G + D) - tr Cov(G)
+        "semi_gradient_gap_variance": S[:, whole, whole] + 2 * S[:, own, whole],
+    }

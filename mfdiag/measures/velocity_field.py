@@ -1,0 +1,57 @@
+"""The Jacobian D = dv/dx of the network's own velocity field v = u(x_t, t, t): its divergence, and whether it turns."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mfdiag.estimators._fields import PROBES, Fields
+
+__all__ = ["EXACT_DIM", "probe_quantile", "velocity_scalars"]
+
+EXACT_DIM = 16  # above it the whole Jacobian would cost more than all else, and is probed with random signs
+
+
+def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
+    """Per sample: tr D, |D|_F^2, |(D - D^T)/2|_F^2; above `EXACT_DIM` estimates without bias, and the first's error."""
+    # Hutchinson: for random signs z, E z.Dz = tr D and E|Dz|^2 = |D|_F^2. With R = (D - D^T)/2 and an independent z',
+    # E (z.Rz')^2 = E z^T R R^T z = |R|_F^2, so that pairs of different probes need no derivative transposed.
+    there, x = fields.around, fields.x
+    assert there is not None
+    exact = x[0].numel() <= EXACT_DIM
+    probes = _basis(x) if exact else _signs(fields)
+    columns = there.derivatives(there.t, probes, x.new_zeros(probes.shape[:2]))[1]
+    z, dz = probes.flatten(2), columns.flatten(2)  # [m, n, d]
+    products = torch.einsum("jni,kni->njk", z, dz)  # z_j . D z_k; D itself where the probes are a basis
+    hits = products.diagonal(dim1=1, dim2=2)
+    turned = (products - products.transpose(1, 2)) / 2
+    m = len(z)
+    share, pairs = (1, 1) if exact else (m, m * (m - 1))
+    found = {
+        "divergence": hits.sum(1) / share,
+        "velocity_fro2": dz.square().sum((0, 2)) / share,
+        "antisymmetric_fro2": turned.square().sum((1, 2)) / pairs,
+    }
+    return found if exact else {**found, "divergence_error": hits.std(1) / m**0.5}
+
+
+def probe_quantile(level: float = 0.95) -> float:
+    """Half the width of a probed divergence's interval, in standard errors: Student's t over the probes."""
+    return float(stats.t.ppf(0.5 + level / 2, PROBES - 1))
+
+
+def _basis(x: Tensor) -> Tensor:
+    """The coordinate basis [d, n, *shape] at each sample."""
+    d = x[0].numel()
+    return torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:]).expand(d, *x.shape)
+
+
+def _signs(fields: Fields) -> Tensor:
+    """Random signs [m, n, *shape] of each sample's own."""
+    there, x = fields.around, fields.x
+    assert there is not None
+    u = there.draws.uniforms("velocity probes", there.index, PROBES * x[0].numel())
+    signs = np.where(u < 0.5, -1.0, 1.0).reshape(len(x), PROBES, *x.shape[1:])
+    return torch.as_tensor(signs).transpose(0, 1).to(x)

@@ -1,0 +1,250 @@
+"""Small networks that are called, return and are saved as those of other projects: one for each shipped model card.
+
+The networks are this project's own; what they follow is each project's convention alone. A stand-in says how it would
+generate samples in one step from noise by its own sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CLASSES", "SHAPE", "STAND_INS", "StandIn"]
+
+SHAPE = (2, 3, 3)
+CLASSES = 3
+_DIM = 18
+
+
+class _Core(nn.Module):
+    """A tensor like x from x, two numbers for each sample, and label rows [n, k]; its constructor ignores the rest."""
+
+    def __init__(self, labels: int = 0, **_: Any) -> None:
+        super().__init__()
+        self.x_embedder = nn.Linear(_DIM + 2 + labels, 8)
+        self.pos_embed = nn.Parameter(torch.ones(8), requires_grad=False)
+        self.final_layer = nn.Linear(8, _DIM)
+
+    def value(self, x: Tensor, a: Tensor, b: Tensor, *rows: Tensor) -> Tensor:
+        hidden = self.x_embedder(torch.cat([x.flatten(1), a[:, None], b[:, None], *rows], 1)) + self.pos_embed
+        return self.final_layer(hidden.tanh()).view(x.shape)
+
+
+class _Labelled(_Core):
+    """With an embedding of the labels; the null label comes last."""
+
+    def __init__(self, null: int = 1, **_: Any) -> None:
+        super().__init__(labels=2)
+        self.y_embedder = nn.Embedding(CLASSES + null, 2)
+
+    def of(self, x: Tensor, a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        return self.value(x, a, b, self.y_embedder(y))
+
+
+class Packed(_Core):
+    """py-meanflow: times in a tuple, and augmentations, whose own tensors are unused without them."""
+
+    def forward(self, x: Tensor, times: tuple[Tensor, Tensor], augmented: None) -> Tensor:
+        assert type(times) is tuple and augmented is None
+        return self.value(x, *times)
+
+
+class Between(_Labelled):
+    """zhuyu-cs/MeanFlow and mf-rae: (x, r, t, y), of which the network sees t and t - r."""
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.of(x, t, t - r, y)
+
+
+class Raw(_Core):
+    """zhuyu-cs/MeanFlow, cifar10: (x, r, t) without labels."""
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return self.value(x, r, t)
+
+
+class TwoHeads(_Labelled):
+    """haidog-yaqub/MeanFlow since 2026: (x, t, r, y) -> (u, v), times a thousandfold inside."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.v_head = nn.Linear(_DIM, _DIM)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        u = self.of(x, (1000 * t / 300).sin(), (1000 * r / 300).cos(), y)
+        return u, self.v_head(u.flatten(1)).view(x.shape)
+
+
+class OneHead(TwoHeads):
+    """haidog-yaqub/MeanFlow before: u alone."""
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, t, r, y)[0]
+
+
+class Decoupled(_Labelled):
+    """dmf: (x, t, r, y) -> u, with a log-variance only if asked for."""
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor, return_logvar: bool = False) -> Any:
+        u = self.of(x, t, r, y)
+        return (u, u.mean((1, 2, 3))) if return_logvar else u
+
+
+class Guided(_Labelled):
+    """imeanflow and pMF for torch: guidance scale and interval as tensors, (u, v) with v left out, labels last."""
+
+    def forward(
+        self, x: Tensor, t: Tensor, h: Tensor, w: Tensor, t_min: Tensor, t_max: Tensor, y: Tensor
+    ) -> tuple[Tensor, None]:
+        assert w.shape == t_min.shape == t_max.shape == h.shape
+        return self.of(x, h, w + t_max - t_min, y), None
+
+
+class FromNoise(_Labelled):
+    """splitmeanflow: times from noise at 0 to data at 1, labels without a null."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(null=0)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.of(x, r, t, y)
+
+
+class Preconditioned(_Core):
+    """Re-MeanFlow: one-hot labels, and a layer that its file lacks; it turns its denoiser D into (x - D) / t itself."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(labels=CLASSES)
+        self.unet = nn.ModuleDict({"emb_noise": nn.Linear(1, 1, bias=False)})
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, one_hot: Tensor) -> Tensor:
+        return (x - self.value(x, t, r, one_hot)) / t.view(-1, 1, 1, 1)
+
+
+class ByName(_Core):
+    """FastGen: the second time and one-hot labels by name."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(labels=CLASSES)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, r: Tensor, fwd_pred_type: str = "flow") -> Tensor:
+        assert fwd_pred_type == "flow"
+        return self.value(x, t, r, condition)
+
+
+class InExtra(_Labelled):
+    """flow_matching: a velocity from noise to data, labels in a dictionary."""
+
+    def forward(self, x: Tensor, t: Tensor, extra: dict[str, Tensor]) -> Tensor:
+        return self.of(x, t, t, extra["label"])
+
+
+class TimeFirst(_Core):
+    """torchcfm: (t, x), a velocity from noise to data."""
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.value(x, t, t)
+
+
+State = dict[str, Tensor]
+
+
+def _ema(state: State) -> State:
+    return {name: 0.9 * value for name, value in state.items()}
+
+
+def _prefixed(**states: State) -> State:
+    return {f"{prefix}.{name}": value for prefix, state in states.items() for name, value in state.items()}
+
+
+def _research(state: State) -> dict[str, Any]:
+    """The layout of SiT and its descendants."""
+    return {
+        "model": state,
+        "ema": OrderedDict(_ema(state)),
+        "opt": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        "args": argparse.Namespace(resolution=256, num_classes=CLASSES, qk_norm=False, dmf_depth=2),
+        "steps": 1000,
+    }
+
+
+def _packed(state: State) -> dict[str, Any]:
+    unused = {"map_augment.weight": torch.zeros(8, 9)}
+    nets = {"net": state | unused, **{name: _ema(state | unused) for name in ("net_ema", "net_ema1", "net_ema2")}}
+    return {"model": _prefixed(**nets), "optimizer": {}, "lr_schedule": {}, "epoch": 7, "args": argparse.Namespace()}
+
+
+def _shadowed(state: State) -> dict[str, Any]:
+    trained = [value for name, value in state.items() if name != "pos_embed"]
+    shadows = {f"shadow_params.{k}": 0.9 * value for k, value in enumerate(trained)}
+    return {"model": {**_prefixed(model=state), **shadows, "num_updates": torch.tensor(5)}, "epoch": 3}
+
+
+def _preconditioned(state: State) -> dict[str, Any]:
+    return _research({name: value for name, value in state.items() if name != "unet.emb_noise.weight"})
+
+
+def _times(x1: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros(len(x1)), torch.ones(len(x1))
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The network of a card in place of the real one; `saved` is the file's content, `step` one step from noise."""
+
+    network: type[nn.Module]
+    saved: Callable[[State], Any]
+    step: Callable[[Any, Tensor, Tensor], Tensor]
+    statistics: dict[str, Any] = field(default_factory=dict)  # where the card has them for each channel
+
+
+def _towards_data(net: Any, x: Tensor, *arguments: Any) -> Tensor:
+    return x + net(x, *arguments)
+
+
+def _guided_step(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    zero, one = _times(x)
+    return x - net(x, one, one, one, zero, one, y)[0]
+
+
+def _reflowed(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    zero, one = _times(x)
+    return x - net(x, one.clamp_max(80 / 81), zero, torch.eye(CLASSES)[y])
+
+
+STAND_INS = {
+    "py-meanflow": StandIn(Packed, _packed, lambda net, x, y: x - net(x, (_times(x)[1],) * 2, None)),
+    "zhuyu-meanflow": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
+    "zhuyu-meanflow-cifar10": StandIn(Raw, _research, lambda net, x, y: x - net(x, *_times(x))),
+    "mf-rae": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
+    "haidog-meanflow": StandIn(TwoHeads, dict, lambda net, x, y: x - net(x, *_times(x)[::-1], y)[0]),
+    "haidog-meanflow-2025": StandIn(OneHead, dict, lambda net, x, y: x - net(x, *_times(x)[::-1], y)),
+    "dmf": StandIn(Decoupled, _research, lambda net, x, y: x - net(x, *_times(x)[::-1], y)),
+    "imeanflow": StandIn(
+        Guided, lambda state: _prefixed(net=state), _guided_step, {"mean": [0.9, -0.3], "std": [4.9, 5.3]}
+    ),
+    "pmf": StandIn(Guided, lambda state: _prefixed(net=state), _guided_step),
+    "splitmeanflow": StandIn(
+        FromNoise,
+        lambda state: {"model": state, "ema": _ema(state), "optimizer": {}, "step": 9, "config": {"dim": 8}},
+        lambda net, x, y: _towards_data(net, x, *_times(x), y),
+    ),
+    "re-meanflow": StandIn(Preconditioned, _preconditioned, _reflowed),
+    "fastgen": StandIn(
+        ByName,
+        lambda state: {"model": _prefixed(net=state, ema_9999=_ema(state)), "iteration": 4},
+        lambda net, x, y: x - net(x, 0.999 * _times(x)[1], condition=torch.eye(CLASSES)[y], r=_times(x)[0]),
+    ),
+    "flow-matching": StandIn(InExtra, _shadowed, lambda net, x, y: _towards_data(net, x, _times(x)[0], {"label": y})),
+    "torchcfm": StandIn(
+        TimeFirst,
+        lambda state: {"net_model": _prefixed(module=state), "ema_model": _prefixed(module=_ema(state)), "step": 2},
+        lambda net, x, y: x + net(_times(x)[0], x),
+    ),
+}
