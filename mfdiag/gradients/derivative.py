@@ -17,7 +17,7 @@ from mfdiag.estimators._around import Differentiate
 from mfdiag.estimators._fields import NoForwardModeError, derivatives, twice_differentiable
 from mfdiag.gradients.along import Along
 from mfdiag.gradients.difference import difference_of, differences
-from mfdiag.gradients.opened import Opened
+from mfdiag.gradients.opened import Opened, Tried
 from mfdiag.gradients.reference import Inputs
 
 __all__ = ["Derivative", "choose_derivative", "forward_mode", "parse_derivative"]
@@ -70,24 +70,29 @@ def choose_derivative(
     dx: Tensor,
     dt: Tensor,
     say: Callable[[str], None],
-    opened: Opened | None = None,
+    tried: tuple[Inputs, Tried] | None = None,
 ) -> Derivative:
     """What `spec` asks for, tried at `inputs` along the tangents dx [m, n, *shape], dt [m, n].
 
-    `auto` is forward mode; without it the backward pass differentiated, if that can be done rightly, as in `opened`, an
-    engine's graph at `inputs`; without both central differences, which it says. Raises InputError where `jvp` is asked
-    for and cannot be had, and where the derivative is wrong by a difference quotient, which under `jvp` is but said.
+    `auto` is forward mode; without it the backward pass differentiated, if that can be done rightly, as an engine's was
+    when it was `tried` (at inputs of its own); without both central differences, which it says. Raises InputError where
+    `jvp` is asked for and cannot be had, and where the derivative is wrong by a difference quotient, which under `jvp`
+    is but said.
     """
     kind, step = parse_derivative(spec)
     if kind != "difference":
         try:
-            found, along = _exact(module, inputs, dx, dt, opened)
+            if tried is not None:
+                found, checked = Derivative("jvp", partial(_by_either, module)), tried
+            else:
+                found, along = _exact(module, inputs, dx, dt)
+                checked = inputs, Tried(dx, dt, along)
         except NoForwardModeError as missing:
             if kind == "jvp":
                 raise
             say(f"no derivative by forward mode or by double backward: {missing.reason}.")
         else:
-            _require_right(along, module, inputs, dx, dt, None if kind == "auto" else say)
+            _require_right(module, *checked, None if kind == "auto" else say)
             if _has_fused_attention(module, inputs):
                 say("attention runs in elementary steps (MATH backend): fused kernels cannot be differentiated twice.")
             return found
@@ -96,12 +101,8 @@ def choose_derivative(
     return Derivative(quotient.name, quotient, quotient.along)
 
 
-def _exact(
-    module: nn.Module, inputs: Inputs, dx: Tensor, dt: Tensor, opened: Opened | None
-) -> tuple[Derivative, Tensor]:
+def _exact(module: nn.Module, inputs: Inputs, dx: Tensor, dt: Tensor) -> tuple[Derivative, Tensor]:
     """The exact derivative, and what it gives. Raises NoForwardModeError where there is none."""
-    if opened is not None:
-        return Derivative("jvp", partial(_by_either, module)), opened.derivatives(dx, dt)[1]
     try:
         return forward_mode(module), derivatives(module, *inputs, dx, dt)[1]
     except NoForwardModeError:
@@ -110,11 +111,10 @@ def _exact(
         return Derivative("jvp", partial(_by_reverse, module)), _by_reverse(module, *inputs, dx, dt)[1]
 
 
-def _require_right(
-    along: Tensor, module: nn.Module, inputs: Inputs, dx: Tensor, dt: Tensor, say: Callable[[str], None] | None
-) -> None:
-    """InputError, or a note where `say` takes it, if derivatives [m, n, *shape] differ from a trusted quotient."""
+def _require_right(module: nn.Module, inputs: Inputs, tried: Tried, say: Callable[[str], None] | None) -> None:
+    """InputError, or a note where `say` takes it, if the derivatives tried differ from a trusted quotient."""
     x, r, t, _ = inputs
+    dx, dt, along = tried
     gap = (t - r).view(-1, *[1] * (x.ndim - 1))  # as they enter the residual
 
     def error_against(found: Tensor) -> float:
@@ -192,7 +192,7 @@ def _by_reverse(
 def _reversible(module: nn.Module, inputs: Inputs) -> bool:
     """Whether the backward pass can be differentiated, and rightly."""
     try:
-        error = _opened(module, inputs).adjoint_error(torch.Generator().manual_seed(0))
+        error = _opened(module, inputs).tried(torch.Generator().manual_seed(0))[1]
     except (RuntimeError, NotImplementedError):
         return False
     return error <= (1e-10 if inputs[0].dtype == torch.float64 else 1e-4)

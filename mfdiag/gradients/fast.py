@@ -19,7 +19,7 @@ from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.calling import call, hooked, parameter_places
 from mfdiag.gradients.factors import Dense, Factors, Mixed, Outer
 from mfdiag.gradients.linearised import Linearised
-from mfdiag.gradients.opened import Opened, Use
+from mfdiag.gradients.opened import Opened, Tried, Use
 from mfdiag.gradients.reference import Inputs, per_sample_gradients
 from mfdiag.gradients.rules import is_guess, rule_for
 
@@ -59,6 +59,7 @@ class FastEngine:
         self._leaves: set[str] = set()  # layers before which nothing needs a gradient
         self.bytes_per_sample = 0
         self.reversible = True  # derivatives can be had by differentiating the backward pass
+        self.tried: Tried | None = None
         self.linearised: AbstractContextManager[object] = Linearised()
         self._prepare(inputs, cotangents, truth, say)
 
@@ -163,6 +164,8 @@ class FastEngine:
         say: Callable[[str], None],
     ) -> None:
         self.reversible = self._is_reversible(inputs)
+        if not self.reversible:
+            self.tried = None
         guessed = {n for k, m in self.layers.items() if is_guess(m) for n in self.parameters[k].values()}
         # without a gradient on these samples nothing tells a right guess from a wrong one
         untold = {n for n in guessed | self.fallback if not any(part.any() for part in truth[n])}
@@ -192,7 +195,7 @@ class FastEngine:
         """Whether the model's backward pass can be differentiated, and rightly; if not, torch.func.jvp is used."""
         while True:
             try:
-                error = self.open(inputs).adjoint_error(torch.Generator().manual_seed(0))
+                self.tried, error = self.open(inputs).tried(torch.Generator().manual_seed(0))
                 return error <= (1e-10 if inputs[0].dtype == torch.float64 else 1e-4)
             except _ChangedInPlaceError as change:
                 self._copied |= change.layers

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Opened", "Use"]
+__all__ = ["Opened", "Tried", "Use"]
 
 
 class Use(NamedTuple):
@@ -20,6 +20,14 @@ class Use(NamedTuple):
     input: Tensor
     output: Tensor
     version: int
+
+
+class Tried(NamedTuple):
+    """Derivatives `along` [m, n, *shape] the tangents dx [m, n, *shape], dt [m, n] at a few samples."""
+
+    dx: Tensor
+    dt: Tensor
+    along: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,17 +58,20 @@ class Opened:
             found += torch.autograd.grad(outputs, w, directions, retain_graph=True, materialize_grads=True)
         return self.u.detach(), torch.stack(found)
 
-    def adjoint_error(self, generator: torch.Generator) -> float:
-        """Relative difference between <J v, w> and <v, J^T w> for random signs: zero if J v can be had this way."""
-        dx, dt, w = (
-            (torch.randint(0, 2, a.shape, generator=generator) * 2 - 1).to(a) for a in (self.x, self.t, self.u)
-        )
-        along = self.derivatives(dx[None], dt[None])[1][0]
+    def tried(self, generator: torch.Generator) -> tuple[Tried, float]:
+        """A derivative along random signs v (with dt = 1), and how far it is from being right by the backward pass.
+
+        That is the relative difference between <J v, w> and <v, J^T w> for random w, zero if J v can be had this way.
+        """
+        dx, w = ((torch.randint(0, 2, a.shape, generator=generator) * 2 - 1).to(a) for a in (self.x, self.u))
+        dt = torch.ones_like(self.t)
+        along = self.derivatives(dx[None], dt[None])[1]
         inputs = (self.x, self.t)
         gx, gt = torch.autograd.grad(self.u, inputs, w, retain_graph=True, materialize_grads=True)
-        parts = (along * w).double(), (dx * gx).double(), (dt * gt).double()
+        parts = (along[0] * w).double(), (dx * gx).double(), (dt * gt).double()
         scale = sum(part.abs().sum() for part in parts)
-        return float((parts[0].sum() - parts[1].sum() - parts[2].sum()).abs() / (scale + torch.finfo(w.dtype).tiny))
+        off = (parts[0].sum() - parts[1].sum() - parts[2].sum()).abs()
+        return Tried(dx[None], dt[None], along), float(off / (scale + torch.finfo(w.dtype).tiny))
 
     def backward(self, cotangents: Tensor) -> Iterator[Tensor]:
         """Gradients [C, n, ...] for each use's output, then for each bare parameter; cotangents [C, n, *shape].

@@ -12,6 +12,7 @@ from torch.func import vjp, vmap
 from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.opened import Tried
 
 __all__ = ["ReferenceEngine", "per_sample_gradients"]
 
@@ -77,6 +78,7 @@ class ReferenceEngine:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.tried: Tried | None = None
         self.bytes_per_sample = sum(p.numel() * p.element_size() for p in module.parameters())
 
     def open(self, inputs: Inputs) -> None:

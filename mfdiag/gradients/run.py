@@ -155,19 +155,16 @@ def run_pass(
     maker = FieldMaker(measured, guide, draws, plan.needs, proxy, cast, others)
 
     say = say or _mute
-    first = maker.inputs(draws.batch(cells.order[:_CHECKED]))
+    # tried where derivatives count, which is not at r = t
+    apart = np.flatnonzero(r < t) if (r < t).any() else numbers
+    first, more = (maker.inputs(draws.batch(apart[:count])) for count in (_CHECKED, _TRIED))
     if draws.guidance is not None:
         maker.require_null_label(first)
     engine = prepare_engine(measured, first, settings.engine, say)
-    # tried where the derivative counts, which is not at r = t
-    apart = np.flatnonzero(r < t)[:_TRIED] if (r < t).any() else numbers[:_TRIED]
-    tried = draws.batch(apart)
-    at, dx = maker.inputs(tried), cast(tried.velocity).expand(2, *tried.velocity.shape)
-    dt = torch.tensor([[1.0], [0.0]]).to(dx).expand(2, len(apart))
-    opened = engine.open(at)
-    shared = opened if opened is not None and opened.x.requires_grad else None
-    maker.derivative = derivative = choose_derivative(settings.derivative, measured, at, dx, dt, say, shared)
-    del opened, shared
+    dx = cast(draws.batch(apart[:_TRIED]).velocity)
+    dx, dt = dx.expand(2, *dx.shape), torch.tensor([[1.0], [0.0]]).to(dx).expand(2, len(dx))
+    tried = None if engine.tried is None else (first, engine.tried)
+    maker.derivative = derivative = choose_derivative(settings.derivative, measured, more, dx, dt, say, tried)
     general = None
     if plan.losses:
         fields = maker(cells.order[:_CHECKED], engine)[1]
