@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self._path = program.path
         try:
             self._check(program)
             self._inputs = list(program.inputs)
@@ -53,10 +55,7 @@ class ExportedNetwork(nn.Module):
         except InputError:
             raise
         except (KeyError, TypeError, IndexError, AttributeError, ValueError, StopIteration) as error:
-            raise InputError(
-                f"Expected a program of torch.export.save in {program.path}, but its description is wrong "
-                f"({type(error).__name__}: {error}); export it again."
-            ) from error
+            raise _wrong(program.path, error) from error
 
     @staticmethod
     def _check(program: Program) -> None:
@@ -114,13 +113,23 @@ class ExportedNetwork(nn.Module):
             raise InputError("The exported program takes labels, but there are none; pass --data with labels.")
         values: dict[str, Any] = dict(zip(self._inputs, inputs, strict=True))
         values |= {value: self._tensor(name) for value, name in self._own.items()}
-        for step in self._steps:
-            step.run(values, x.device)
-        return values[self._output]
+        try:
+            for step in self._steps:
+                step.run(values, x.device)
+            return values[self._output]
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise _wrong(self._path, error) from error
 
     def _tensor(self, name: str) -> Tensor:
         place, _, leaf = name.rpartition(".")
         return getattr(self.get_submodule(place), leaf)
+
+
+def _wrong(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"Expected a program of torch.export.save in {path}, but its description is wrong "
+        f"({type(error).__name__}: {error}); export it again."
+    )
 
 
 @dataclass(eq=False)
