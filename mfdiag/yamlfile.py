@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from mfdiag.errors import InputError, did_you_mean
 
-__all__ = ["field_of", "line_of", "problem_of", "read_yaml"]
+__all__ = ["field_of", "line_of", "problem_of", "read_yaml", "sections_of"]
 
 Place = Sequence[int | str]
 
@@ -78,13 +78,18 @@ def _fields(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field with this annotation may hold."""
+    kinds = [annotation, *get_args(annotation)]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
 def _section(model: type[BaseModel], place: Place) -> type[BaseModel]:
     """The model of the section at `place`; the outermost one where it is no section."""
     found = model
     for name in place:
         field = next((f for key, f in found.model_fields.items() if (f.alias or key) == name), None)
-        kinds = [field.annotation, *get_args(field.annotation)] if field is not None else []
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        inner = sections_of(field.annotation) if field is not None else []
         if not inner:
             return model
         found = inner[0]

@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.estimators._guided import Guided, labels_for, told_labels
+from mfdiag.estimators._guided import Guided, Velocity, labels_for, told_labels
 from mfdiag.flow.draw import Draws
 
 __all__ = ["Around", "Differentiate", "Velocity"]
 
-Velocity = Callable[..., Tensor]  # (x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape]
 Differentiate = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x, r, t, labels, dx [m, n, *shape], dt [m, n]) -> u [n, *shape] and its derivatives [m, n, *shape] with dr = 0."""
 

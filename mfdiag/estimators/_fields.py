@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfdiag.errors import InputError
 from mfdiag.estimators._around import Around, Differentiate, Velocity
+from mfdiag.flow.draw import Draws
 
 __all__ = [
     "FULL_JACOBIAN_DIM",
@@ -28,8 +30,10 @@ __all__ = [
     "Known",
     "NoForwardModeError",
     "Velocity",
+    "coordinate_basis",
     "derivatives",
     "evaluate",
+    "random_signs",
 ]
 
 Derivatives = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # tangents dx, dt -> as `derivatives` returns
@@ -240,6 +244,19 @@ def twice_differentiable(wanted: bool = True) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def coordinate_basis(x: Tensor) -> Tensor:
+    """The coordinate basis [d, n, *shape] at each of x [n, *shape]."""
+    d = x[0].numel()
+    return torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:]).expand(d, *x.shape)
+
+
+def random_signs(draws: Draws, purpose: str, index: np.ndarray, x: Tensor) -> Tensor:
+    """Random signs [PROBES, n, *shape] like x [n, *shape], of the samples `index` for one purpose."""
+    u = draws.uniforms(purpose, index, PROBES * x[0].numel())
+    signs = np.where(u < 0.5, -1.0, 1.0).reshape(len(x), PROBES, *x.shape[1:])
+    return torch.as_tensor(signs).to(x).transpose(0, 1).contiguous()
+
+
 def _split(tangents: Tensor) -> tuple[Tensor, ...]:
     return tangents.split(_TANGENTS_AT_ONCE)
 
@@ -303,7 +320,7 @@ def evaluate(
     if other is not None:
         directions.append(v_c - other)
     if jacobian and d <= FULL_JACOBIAN_DIM:
-        basis = torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:]).expand(d, *x.shape)
+        basis = coordinate_basis(x)
         dx = torch.cat([basis, torch.zeros_like(x)[None]])
         dt = torch.zeros(d + 1, n, dtype=x.dtype, device=x.device)
         dt[-1] = 1

@@ -11,9 +11,9 @@ from torch import Tensor
 from mfdiag.flow.draw import Batch
 from mfdiag.flow.guidance import Guidance, Scale
 
-__all__ = ["Guided", "labels_for", "told_labels"]
+__all__ = ["Guided", "Velocity", "labels_for", "told_labels"]
 
-Velocity = Callable[..., Tensor]
+Velocity = Callable[..., Tensor]  # (x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape]
 
 
 def told_labels(labels: Tensor, scale: Scale, like: Tensor) -> Tensor:

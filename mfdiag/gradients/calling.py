@@ -47,8 +47,8 @@ def call(module: nn.Module, places: Mapping[str, str], tensors: Mapping[str, Ten
 
 
 @contextmanager
-def hooked(layers: Mapping[str, nn.Module], hook_for: Callable[[str], Callable[..., Tensor]]) -> Iterator[None]:
-    """Within, the output of each layer passes through hook_for(name)(module, args, out) on its way."""
+def hooked(layers: Mapping[str, nn.Module], hook_for: Callable[[str], Callable[..., Tensor | None]]) -> Iterator[None]:
+    """Within, the output of each layer passes through hook_for(name)(module, args, out) on its way; None lets it be."""
     handles = [module.register_forward_hook(hook_for(name)) for name, module in layers.items()]
     try:
         yield

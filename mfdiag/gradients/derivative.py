@@ -18,7 +18,7 @@ from mfdiag.estimators._fields import NoForwardModeError, derivatives, twice_dif
 from mfdiag.gradients.along import Along
 from mfdiag.gradients.difference import difference_of, differences
 from mfdiag.gradients.opened import Opened, Tried
-from mfdiag.gradients.reference import Inputs
+from mfdiag.gradients.reference import Inputs, part_of
 
 __all__ = ["Derivative", "choose_derivative", "forward_mode", "parse_derivative"]
 
@@ -159,9 +159,8 @@ _FUSED = {
 
 
 def _has_fused_attention(module: nn.Module, inputs: Inputs) -> bool:
-    x, r, t, labels = inputs
     with torch.no_grad(), _Fused() as mode:
-        module(x[:1], r[:1], t[:1], None if labels is None else labels[:1])
+        module(*part_of(inputs, slice(1)))
     return mode.seen
 
 
@@ -192,7 +191,6 @@ def _by_reverse(
 def _reversible(module: nn.Module, inputs: Inputs) -> bool:
     """Whether the backward pass can be differentiated, and rightly."""
     try:
-        error = _opened(module, inputs).tried(torch.Generator().manual_seed(0))[1]
+        return _opened(module, inputs).tried() is not None
     except (RuntimeError, NotImplementedError):
         return False
-    return error <= (1e-10 if inputs[0].dtype == torch.float64 else 1e-4)

@@ -14,7 +14,7 @@ from mfdiag.gradients.calling import call, parameter_places, require_velocity
 from mfdiag.gradients.factors import Factors
 from mfdiag.gradients.fast import FastEngine
 from mfdiag.gradients.opened import Opened, Tried
-from mfdiag.gradients.reference import Inputs, ReferenceEngine
+from mfdiag.gradients.reference import Inputs, ReferenceEngine, part_of
 from mfdiag.gradients.repeated import mixing_layer, require_repeatable
 
 __all__ = ["Engine", "checked_gradients", "prepare_engine"]
@@ -67,8 +67,7 @@ def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> d
     state = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
 
     def gradient(chosen: slice) -> tuple[Tensor, ...]:
-        x, r, t, labels = inputs
-        batch = (x[chosen], r[chosen], t[chosen], None if labels is None else labels[chosen])
+        batch = part_of(inputs, chosen)
         with torch.enable_grad():
             u = require_velocity("The model", call(module, places, state, batch), batch[0])
             if not u.requires_grad:

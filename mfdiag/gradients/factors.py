@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of"]
+__all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of", "slices"]
 
 _DENSE_BYTES = 64 << 20  # what a multiplied-out slice of samples may take
 
@@ -170,7 +170,7 @@ class Mixed:
         return torch.stack([part.dense(start, stop) for part in self.parts]).sum(0)
 
     def folded(self, left: Fold, right: Fold) -> Factors:
-        return Dense(torch.cat([right(self.dense(*part)) for part in _slices(self.samples, self.sample_bytes)], 1))
+        return Dense(torch.cat([right(self.dense(*part)) for part in slices(self.samples, self.sample_bytes)], 1))
 
 
 def _common_length(bounds: Sequence[tuple[int, int]]) -> int | None:
@@ -183,7 +183,7 @@ def _one_by_one(factors: Factors, bounds: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([factors.total(start, stop) for start, stop in bounds])
 
 
-def _slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:
+def slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:
     """Half-open runs of as many samples as may be multiplied out at a time."""
     step = max(1, _DENSE_BYTES // sample_bytes)
     return [(start, min(start + step, samples)) for start in range(0, samples, step)]
@@ -191,4 +191,4 @@ def _slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:
 
 def _sliced_gram(factors: Factors, groups: int, samples: int, sample_bytes: int) -> Tensor:
     """Gram matrices by multiplying out a few samples at a time."""
-    return torch.cat([gram_of(factors.dense(*part), groups) for part in _slices(samples, sample_bytes)])
+    return torch.cat([gram_of(factors.dense(*part), groups) for part in slices(samples, sample_bytes)])

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer
+from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer, slices
 
 __all__ = ["Joined", "added"]
 
-_DENSE_BYTES = 64 << 20  # what a multiplied-out slice of samples may take
-
 
 def added(parts: Sequence[Factors], samples: int, entries: int) -> Factors:
-    """The sum of gradients [C, n, P] over the uses of one parameter; `entries` is P."""
+    """The sum of gradients [C, n, P] over the uses of one parameter; `entries` is C P."""
     if len(parts) == 1:
         return parts[0]
     dense = [part for part in parts if isinstance(part, Dense)]
@@ -70,7 +68,8 @@ class Joined:
         if self.outer is not None:
             return Joined(tuple(part.folded(left, right) for part in self.parts), self.samples, self.entries)
         cotangents = sum(len(part.total(0, 1)) for part in self.parts)
-        return Dense(torch.cat([right(self.dense(*run)) for run in self._slices(cotangents)], 1))
+        runs = slices(self.samples, 4 * self.entries * cotangents)
+        return Dense(torch.cat([right(self.dense(*run)) for run in runs], 1))
 
     def _cross(self, left: Factors, right: Factors) -> Tensor:
         """<G_k, G_l> for k of the left and l of the right: [n, C_left, C_right], float64."""
@@ -81,15 +80,10 @@ class Joined:
             return (rows @ columns.transpose(1, 2)).double()
         cotangents = sum(len(part.total(0, 1)) for part in (left, right))
         found = []
-        for start, stop in self._slices(cotangents):
+        for start, stop in slices(self.samples, 4 * self.entries * cotangents):
             rows, columns = (part.dense(start, stop).transpose(0, 1) for part in (left, right))
             found.append((rows @ columns.transpose(1, 2)).double())
         return torch.cat(found)
-
-    def _slices(self, cotangents: int) -> list[tuple[int, int]]:
-        """Runs of as many samples as may be multiplied out at a time."""
-        step = max(1, _DENSE_BYTES // (4 * self.entries * cotangents))
-        return [(start, min(start + step, self.samples)) for start in range(0, self.samples, step)]
 
 
 def _by_tokens(left: Outer, right: Outer) -> bool:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.estimators._around import Around, Velocity
-from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, PROBES, Fields, evaluate
+from mfdiag.estimators._fields import FULL_JACOBIAN_DIM, Fields, evaluate, random_signs
 from mfdiag.estimators._guided import Guided, labels_for, told_labels
 from mfdiag.flow.draw import Batch, Draws
-from mfdiag.flow.seeds import uniforms
 from mfdiag.gradients.calling import require_velocity
 from mfdiag.gradients.derivative import Derivative, forward_mode
 from mfdiag.gradients.engine import Engine
@@ -91,6 +90,7 @@ class FieldMaker:
         else:
             vhat = self._proxy(x, t, labels)
         known = posterior if self.known else None
+        probed = self.needs.jacobian and x[0].numel() > FULL_JACOBIAN_DIM
         opened = engine.open(inputs)
         shared = opened if opened is not None and opened.x.requires_grad and self.derivative.along is None else None
         fields = evaluate(
@@ -102,7 +102,7 @@ class FieldMaker:
             variance=None if known is None else factor**2 * self._cast(known.variance),
             other=velocity(known.draw) if known is not None and self.needs.second_draw else None,
             jacobian=self.needs.jacobian,
-            signs=self._signs(index, x) if self.needs.jacobian else None,
+            signs=random_signs(self.draws, "probes", index, x) if probed else None,
             along=None if shared is None else shared.derivatives,
             differentiate=self.derivative.differentiate,
         )
@@ -170,11 +170,3 @@ class FieldMaker:
                 "check --proxy."
             ) from error
         return require_velocity("The proxy's network", vhat, x)
-
-    def _signs(self, index: np.ndarray, x: Tensor) -> Tensor | None:
-        d = x[0].numel()
-        if d <= FULL_JACOBIAN_DIM:
-            return None
-        u = uniforms(self.draws.seed, "probes", index, PROBES * d)
-        signs = torch.as_tensor(np.where(u < 0.5, -1.0, 1.0)).view(len(index), PROBES, *x.shape[1:])
-        return self._cast(signs.transpose(0, 1).contiguous())

@@ -14,10 +14,16 @@ from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.opened import Tried
 
-__all__ = ["ReferenceEngine", "per_sample_gradients"]
+__all__ = ["ReferenceEngine", "part_of", "per_sample_gradients"]
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """x [n, *shape], r [n], t [n], labels [n] or None."""
+
+
+def part_of(inputs: Inputs, chosen: slice) -> Inputs:
+    """The inputs of some of the samples."""
+    x, r, t, labels = inputs
+    return x[chosen], r[chosen], t[chosen], None if labels is None else labels[chosen]
 
 
 def per_sample_gradients(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.gradients.reference import Inputs
+from mfdiag.gradients.calling import hooked
+from mfdiag.gradients.reference import Inputs, part_of
 
 __all__ = ["mixing_layer", "require_repeatable"]
 
@@ -65,9 +66,7 @@ def _generators(device: torch.device) -> list[object]:
 
 def mixing_layer(module: nn.Module, inputs: Inputs) -> str | None:
     """The layer whose output for the first sample depends on the others, where one can be named."""
-    x, r, t, labels = inputs
-    alone = _calls(module, (x[:1], r[:1], t[:1], None if labels is None else labels[:1]))
-    return _first_difference(module, alone, _calls(module, inputs))
+    return _first_difference(module, _calls(module, part_of(inputs, slice(1))), _calls(module, inputs))
 
 
 def _calls(module: nn.Module, inputs: Inputs) -> list[_Call]:
@@ -87,13 +86,8 @@ def _calls(module: nn.Module, inputs: Inputs) -> list[_Call]:
 
         return hook
 
-    handles = [layer.register_forward_hook(hook_for(name)) for name, layer in module.named_modules()]
-    try:
-        with torch.no_grad():
-            module(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(dict(module.named_modules()), hook_for), torch.no_grad():
+        module(*inputs)
     return found
 
 

@@ -23,7 +23,7 @@ from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.general import GeneralEngine, Loss
 from mfdiag.gradients.maker import FieldMaker, Needs, Proxy
 from mfdiag.gradients.partial import Partial
-from mfdiag.gradients.reference import Inputs
+from mfdiag.gradients.reference import Inputs, part_of
 from mfdiag.models.precision import in_precision
 from mfdiag.models.wrapper import prefix_of
 
@@ -157,11 +157,13 @@ def run_pass(
     say = say or _mute
     # tried where derivatives count, which is not at r = t
     apart = np.flatnonzero(r < t) if (r < t).any() else numbers
-    first, more = (maker.inputs(draws.batch(apart[:count])) for count in (_CHECKED, _TRIED))
+    few = draws.batch(apart[:_TRIED])
+    more = maker.inputs(few)
+    first = part_of(more, slice(_CHECKED))
     if draws.guidance is not None:
         maker.require_null_label(first)
     engine = prepare_engine(measured, first, settings.engine, say)
-    dx = cast(draws.batch(apart[:_TRIED]).velocity)
+    dx = cast(few.velocity)
     dx, dt = dx.expand(2, *dx.shape), torch.tensor([[1.0], [0.0]]).to(dx).expand(2, len(dx))
     tried = None if engine.tried is None else (first, engine.tried)
     maker.derivative = derivative = choose_derivative(settings.derivative, measured, more, dx, dt, say, tried)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
-from mfdiag.estimators._fields import PROBES, Fields
+from mfdiag.estimators._fields import PROBES, Fields, coordinate_basis, random_signs
 
 __all__ = ["EXACT_DIM", "probe_quantile", "velocity_scalars"]
 
@@ -21,7 +20,7 @@ def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
     there, x = fields.around, fields.x
     assert there is not None
     exact = x[0].numel() <= EXACT_DIM
-    probes = _basis(x) if exact else _signs(fields)
+    probes = coordinate_basis(x) if exact else random_signs(there.draws, "velocity probes", there.index, x)
     columns = there.derivatives(there.t, probes, x.new_zeros(probes.shape[:2]))[1]
     z, dz = probes.flatten(2), columns.flatten(2)  # [m, n, d]
     products = torch.einsum("jni,kni->njk", z, dz)  # z_j . D z_k; D itself where the probes are a basis
@@ -40,18 +39,3 @@ def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
 def probe_quantile(level: float = 0.95) -> float:
     """Half the width of a probed divergence's interval, in standard errors: Student's t over the probes."""
     return float(stats.t.ppf(0.5 + level / 2, PROBES - 1))
-
-
-def _basis(x: Tensor) -> Tensor:
-    """The coordinate basis [d, n, *shape] at each sample."""
-    d = x[0].numel()
-    return torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:]).expand(d, *x.shape)
-
-
-def _signs(fields: Fields) -> Tensor:
-    """Random signs [m, n, *shape] of each sample's own."""
-    there, x = fields.around, fields.x
-    assert there is not None
-    u = there.draws.uniforms("velocity probes", there.index, PROBES * x[0].numel())
-    signs = np.where(u < 0.5, -1.0, 1.0).reshape(len(x), PROBES, *x.shape[1:])
-    return torch.as_tensor(signs).transpose(0, 1).to(x)

@@ -62,7 +62,8 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
     file = checkpoint_file(path)
     kind = container_of(file)
     if kind == "safetensors":
-        return Container(kind, *_with_files(read_safetensors(file, load=load), file))
+        tensors, metadata = read_safetensors(file, load=load)
+        return Container(kind, tensors, [file], metadata)
     if kind == "sharded safetensors":
         tree, shards = read_sharded(file, load=load)
         return Container(kind, tree, [file, *shards])
@@ -70,11 +71,6 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
         exported, program = read_exported(file, load=load)
         return Container(kind, exported, [file], program=program)
     return Container(kind, read_torch(file, kind, load=load), [file])
-
-
-def _with_files(found: tuple[dict[str, Any], dict[str, str]], file: Path) -> tuple[Any, list[Path], dict[str, str]]:
-    tree, metadata = found
-    return tree, [file], metadata
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:

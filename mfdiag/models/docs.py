@@ -6,13 +6,13 @@ import inspect
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
 from mfdiag.models.card import Card
 from mfdiag.models.card_files import load_card, shipped_cards
 from mfdiag.storage import replacing
+from mfdiag.yamlfile import sections_of
 
 __all__ = ["PAGE", "SCHEMA", "markdown", "schema"]
 
@@ -111,7 +111,7 @@ def markdown() -> str:
 
 def _section(model: type[BaseModel], place: str) -> list[str]:
     """A table of a section's fields, then those of the sections in it."""
-    inner = {name: _sections(field.annotation) for name, field in model.model_fields.items()}
+    inner = {name: sections_of(field.annotation) for name, field in model.model_fields.items()}
     lines = [f"### {place}\n"] if place else []
     lines += [
         " ".join((inspect.getdoc(model) or "").split()),
@@ -129,11 +129,6 @@ def _section(model: type[BaseModel], place: str) -> list[str]:
         for section in sections:
             lines += ["", *_section(section, f"{place}.{name}" if place else name)]
     return lines
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    kinds = [annotation, *getattr(annotation, "__args__", ())]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from mfdiag.tables.fields import Column, Quantity, Status, Table
 
-__all__ = ["BINS", "COMMON", "DERIVATIVE", "GRADIENT2", "LAYER", "MEASURED", "STATUSES", "table_of"]
+__all__ = [
+    "BINS",
+    "COMMON",
+    "CONDITIONAL_VARIANCE",
+    "GRADIENT2",
+    "LAYER",
+    "MEASURED",
+    "STATUSES",
+    "VARIANCE",
+    "gradient_table",
+    "table_of",
+]
 
 COMMON = (
     Column("run", "string", "Name of the run the checkpoint comes from."),
@@ -38,7 +49,7 @@ COMMON = (
     Column("seed", "int64", "Seed of the samples: sample i depends on (seed, i) alone."),
 )
 
-DERIVATIVE = Column(
+_DERIVATIVE = Column(
     "derivative",
     "string",
     "How du/dx v + du/dt was taken: jvp, exactly, or difference:h, by central differences of step h in time; null in "
@@ -105,3 +116,22 @@ GRADIENT2 = "(loss/parameter)²"
 
 def table_of(name: str, command: str, doc: str, keys: tuple[Column, ...], *quantities: Quantity) -> Table:
     return Table(name, command, doc, (*COMMON, *keys, *MEASURED), keys, {entry.name: entry for entry in quantities})
+
+
+VARIANCE = Quantity(
+    "variance",
+    "tr Cov G",
+    GRADIENT2,
+    "Trace of the covariance of the per-sample gradient G over x_0, x_1, r and t.",
+)
+CONDITIONAL_VARIANCE = Quantity(
+    "conditional_variance",
+    "E[tr Cov(G | x_t, r, t)]",
+    GRADIENT2,
+    "The part of variance left once (x_t, r, t) is given; needs a posterior over the data.",
+)
+
+
+def gradient_table(name: str, command: str, doc: str, keys: tuple[Column, ...], *quantities: Quantity) -> Table:
+    """A table of what is measured of a model's gradients, which says how the network was differentiated."""
+    return table_of(name, command, doc, (*keys, _DERIVATIVE), *quantities)

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from interception import Batch
-from torch import Tensor, nn
+from lyy_imeanflow import step
+from torch import nn
+
+__all__ = ["CARD", "CLASSES", "CODE", "DTYPES", "REPOSITORY", "SHAPE", "SMALL", "network", "save", "step"]
 
 REPOSITORY, CODE, CARD = "Lyy-iiis+pMF@torch", "", "pmf"
 SHAPE, CLASSES = (3, 16, 16), 10
@@ -34,14 +36,3 @@ def network() -> nn.Module:
 def save(model: nn.Module, folder: Path) -> Path:
     torch.save(model.state_dict(), folder / "pMF-B-16.pt")  # evaluate.py loads nothing else
     return folder / "pMF-B-16.pt"
-
-
-def step(model: nn.Module, batch: Batch) -> Tensor:
-    x = torch.lerp(batch.x0, batch.x1, batch.t.view(-1, 1, 1, 1))
-    one, zero = torch.ones(1), torch.zeros(1)
-    with torch.no_grad():
-        each = [
-            model.sample_one_step(x[[i]], batch.y[[i]], 0, torch.stack([batch.t[i], batch.r[i]]), one, zero, one)
-            for i in range(len(x))
-        ]
-    return torch.cat(each)
