@@ -33,6 +33,20 @@ def test_importing_imports_neither_torch_nor_pandas() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("table", ["sweep", "coefficient"])
+def test_measuring_imports_neither_sympy_nor_all_of_scipy(table: str) -> None:
+    """They take seconds and a hundred megabytes; torch and scipy bring them in at the slightest touch."""
+    code = (
+        "import sys, mfdiag\n"
+        "from mfdiag.models.checkpoint import bundled\n"
+        "model = mfdiag.load_model(bundled())\n"
+        f"mfdiag.measure(model.module, 'eight_gaussians', tables=['{table}'], samples=64)\n"
+        "sys.exit(', '.join({'sympy', 'scipy.stats', 'matplotlib'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not done.stderr, done.stderr
+
+
 def test_every_module_says_what_it_is_and_what_it_offers() -> None:
     for found in pkgutil.walk_packages(mfdiag.__path__, "mfdiag."):
         if found.name == "mfdiag.__main__":  # runs the command line

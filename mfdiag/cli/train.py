@@ -40,7 +40,7 @@ def command(
     """Train a grid of models with MeanFlow's loss at points of the plane; a killed run goes on where it was.
 
     Writes DIR/CELL/model.safetensors for each model, DIR/training.parquet and figures. A specification without axes is
-    a grid of one model, DIR/model.safetensors.
+    a grid of one model, DIR/model.safetensors. With more steps at a constant learning rate a run goes on as well.
 
     Example: mfdiag train sweeps/bundled.yaml --out model
     """

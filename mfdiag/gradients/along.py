@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from mfdiag.estimators._fields import twice_differentiable
+from mfdiag.gradients.pulled import pull
 
 __all__ = ["Along", "Times", "along_by_duals", "along_by_reverse"]
 
@@ -36,10 +37,10 @@ def along_by_reverse(evaluate: Callable[..., Tensor], at: Times, tangents: Times
     with twice_differentiable(), _Elementary():
         u = evaluate(x, r, t)
         w = torch.zeros_like(u, requires_grad=True)
-        pulled = torch.autograd.grad(u, (x, r, t), w, create_graph=True, materialize_grads=True)
+        pulled = pull([u], [w], [x, r, t], create_graph=True)
         kept = [(p, tangent) for p, tangent in zip(pulled, tangents, strict=True) if p.requires_grad]
         outputs, directions = [p for p, _ in kept], [tangent for _, tangent in kept]
-        (found,) = torch.autograd.grad(outputs, w, directions, create_graph=True, materialize_grads=True)
+        (found,) = pull(outputs, directions, [w], create_graph=True)
     return u, found
 
 

@@ -18,7 +18,7 @@ from mfdiag.estimators._fields import NoForwardModeError, derivatives, twice_dif
 from mfdiag.gradients.along import Along
 from mfdiag.gradients.difference import difference_of, differences
 from mfdiag.gradients.opened import Opened, Tried
-from mfdiag.gradients.reference import Inputs, part_of
+from mfdiag.gradients.reference import Inputs
 
 __all__ = ["Derivative", "choose_derivative", "forward_mode", "parse_derivative"]
 
@@ -92,8 +92,9 @@ def choose_derivative(
                 raise
             say(f"no derivative by forward mode or by double backward: {missing.reason}.")
         else:
-            _require_right(module, *checked, None if kind == "auto" else say)
-            if _has_fused_attention(module, inputs):
+            with _Fused() as attention:
+                _require_right(module, *checked, None if kind == "auto" else say)
+            if attention.seen:
                 say("attention runs in elementary steps (MATH backend): fused kernels cannot be differentiated twice.")
             return found
     quotient = difference_of(module, inputs, dx, dt, step)
@@ -156,12 +157,6 @@ _FUSED = {
     F.multi_head_attention_forward,  # nn.MultiheadAttention
     torch._transformer_encoder_layer_fwd,
 }
-
-
-def _has_fused_attention(module: nn.Module, inputs: Inputs) -> bool:
-    with torch.no_grad(), _Fused() as mode:
-        module(*part_of(inputs, slice(1)))
-    return mode.seen
 
 
 def _opened(module: nn.Module, inputs: Inputs) -> Opened:

@@ -14,10 +14,11 @@ from mfdiag.gradients.calling import call, parameter_places, require_velocity
 from mfdiag.gradients.factors import Factors
 from mfdiag.gradients.fast import FastEngine
 from mfdiag.gradients.opened import Opened, Tried
+from mfdiag.gradients.pulled import pull
 from mfdiag.gradients.reference import Inputs, ReferenceEngine, part_of
 from mfdiag.gradients.repeated import mixing_layer, require_repeatable
 
-__all__ = ["Engine", "checked_gradients", "prepare_engine"]
+__all__ = ["Engine", "prepare_engine", "single_gradients"]
 
 
 class Engine(Protocol):
@@ -48,44 +49,56 @@ def prepare_engine(
     cotangent = signs.to(inputs[0])
     try:
         require_repeatable(module, inputs)
-        truth = checked_gradients(module, inputs, cotangent)
+        truth = single_gradients(module, inputs, cotangent)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {tuple(inputs[0].shape[1:])}: "
             f"{str(error).splitlines()[0]}. Check that --data fits the model, and --model."
         ) from error
-    return ReferenceEngine(module) if kind == "reference" else FastEngine(module, inputs, cotangent[None], truth, say)
+    if kind == "reference":
+        _require_sum(module, inputs, cotangent, truth)
+        return ReferenceEngine(module)
+    notes: list[str] = []
+    engine = FastEngine(module, inputs, cotangent[None], truth, notes.append)
+    if engine.fallback:  # without, all that it reads off the batch's own gradient has been found equal to the truth
+        _require_sum(module, inputs, cotangent, truth)
+    for note in notes:
+        say(note)
+    return engine
 
 
-def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, tuple[Tensor, ...]]:
+def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, tuple[Tensor, ...]]:
     """(du_i/dtheta)^T e_i of each sample, from a batch of it alone, by plain reverse mode: name -> n tensors [*shape].
 
-    `cotangent` [n, *shape]. Raises InputError where they do not sum to the gradient of the whole batch, or are not
-    finite.
+    `cotangent` [n, *shape]. Raises InputError where they are not finite.
     """
-    places = parameter_places(module)
-    state = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
-
-    def gradient(chosen: slice) -> tuple[Tensor, ...]:
-        batch = part_of(inputs, chosen)
-        with torch.enable_grad():
-            u = require_velocity("The model", call(module, places, state, batch), batch[0])
-            if not u.requires_grad:
-                return tuple(torch.zeros_like(p) for p in state.values())
-            return torch.autograd.grad(
-                u, list(state.values()), cotangent[chosen], allow_unused=True, materialize_grads=True
-            )
-
-    whole = gradient(slice(None))
-    singles = [gradient(slice(i, i + 1)) for i in range(len(cotangent))]
-    found = dict(zip(state, zip(*singles, strict=True), strict=True))
-    pairs = zip(whole, found.values(), strict=True)
-    off = torch.stack([torch.dist(g, sum(parts[1:], parts[0])) for g, parts in pairs]).norm()
-    if not off.isfinite():
+    singles = [_gradient(module, part_of(inputs, one), cotangent[one]) for one in map(_only, range(len(cotangent)))]
+    if not get_total_norm([gradient for single in singles for gradient in single.values()]).isfinite():
         raise InputError(
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
         )
-    scale = get_total_norm([part for parts in found.values() for part in parts])
+    return {name: tuple(single[name] for single in singles) for name in singles[0]}
+
+
+def _only(i: int) -> slice:
+    return slice(i, i + 1)
+
+
+def _gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """The gradient of <u, cotangent> summed over the batch, by plain reverse mode."""
+    state = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
+    with torch.enable_grad():
+        u = require_velocity("The model", call(module, parameter_places(module), state, inputs), inputs[0])
+        if not u.requires_grad:
+            return {k: torch.zeros_like(p) for k, p in state.items()}
+        return dict(zip(state, pull([u], [cotangent], list(state.values())), strict=True))
+
+
+def _require_sum(module: nn.Module, inputs: Inputs, cotangent: Tensor, singles: dict[str, tuple[Tensor, ...]]) -> None:
+    """InputError where the gradients of single samples do not sum to that of the batch."""
+    whole = _gradient(module, inputs, cotangent)
+    off = torch.stack([torch.dist(whole[name], sum(parts[1:], parts[0])) for name, parts in singles.items()]).norm()
+    scale = get_total_norm([part for parts in singles.values() for part in parts])
     if off > 1e-3 * scale:
         layer = mixing_layer(module, inputs)
         raise InputError(
@@ -93,4 +106,3 @@ def checked_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> d
             f"model mixes the samples of a batch{'' if layer is None else f', first in {layer}'}, so switch off its "
             "batch normalisation or other batch-dependent layers."
         )
-    return found

@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of", "slices"]
 
 _DENSE_BYTES = 64 << 20  # what a multiplied-out slice of samples may take
+_MATRIX_ENTRIES = 1 << 20  # of a fold
 
 
 def gram_of(flat: Tensor, groups: int) -> Tensor:
@@ -35,10 +36,17 @@ class Fold:
         self.width, self.size = min(width, size), size
         segments = -(-size // self.width)
         self.signs = torch.randint(0, 2, (segments, self.width), generator=generator) * 2 - 1
+        self.matrix: Tensor | None = None
+        if size * self.width <= _MATRIX_ENTRIES:  # a product leaves no signed copy of what is folded
+            entry = torch.arange(size)
+            self.matrix = torch.zeros(size, self.width)
+            self.matrix[entry, entry % self.width] = self.signs.flatten()[:size].float()
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.width == self.size:
             return x
+        if self.matrix is not None:
+            return x @ self.matrix.to(x)
         if self.size % self.width:
             x = torch.nn.functional.pad(x, (0, -self.size % self.width))
         return (x.unflatten(-1, (-1, self.width)) * self.signs.to(x)).sum(-2)

@@ -153,16 +153,17 @@ class FastEngine:
         truth: dict[str, tuple[Tensor, ...]],
         say: Callable[[str], None],
     ) -> None:
-        self.tried = self._tried(inputs)
-        self.reversible = self.tried is not None
-        guessed = {n for k, m in self.layers.items() if is_guess(m) for n in self.parameters[k].values()}
-        # without a gradient on these samples nothing tells a right guess from a wrong one
-        untold = {n for n in guessed | self.fallback if not any(part.any() for part in truth[n])}
         unruled = sorted(self.fallback)
         leading = {k: 0 for k in unruled if self.state[k].shape[:1] == (1,)}  # [1, ...] usually broadcasts as it is
-        self.bare, self.fallback = leading, self.fallback - set(leading)
-        wrong = self._disagreeing(inputs, cotangents, truth)
-        if wrong & set(leading):
+        self.bare = leading
+        self.tried, opened = self._tried(inputs)
+        self.reversible = self.tried is not None
+        self.fallback = set(unruled) - set(self.bare)
+        guessed = {n for k, m in self.layers.items() if is_guess(m) for n in self.parameters[k].values()}
+        # without a gradient on these samples nothing tells a right guess from a wrong one
+        untold = {n for n in guessed.union(unruled) if not any(part.any() for part in truth[n])}
+        wrong = self._disagreeing(inputs, cotangents, truth, opened)
+        if wrong & set(self.bare):
             self.bare, self.fallback = {}, set(unruled)
             wrong = self._disagreeing(inputs, cotangents, truth)
         for name in sorted(self.fallback):  # find the broadcast of a bare parameter that the reference confirms
@@ -180,25 +181,36 @@ class FastEngine:
             count = len(self.fallback)
             say(f"{count} parameter{'s' * (count > 1)} without a fast rule, measured by the reference engine: {some}.")
 
-    def _tried(self, inputs: Inputs) -> Tried | None:
-        """A derivative by the model's backward pass, where that can be differentiated, and rightly."""
+    def _tried(self, inputs: Inputs) -> tuple[Tried | None, Opened | None]:
+        """A derivative by the model's backward pass, where that can be differentiated, and rightly; and that pass."""
         while True:
             try:
-                return self.open(inputs).tried()
+                opened = self.open(inputs)
+                tried = opened.tried()
+                return tried, None if tried is None else opened
             except _ChangedInPlaceError as change:
                 self._copied |= change.layers
             except (RuntimeError, NotImplementedError):
-                if not isinstance(self.linearised, Linearised):
-                    return None
-                self.linearised = nullcontext()  # the network may overwrite what these layers keep
+                if self.bare:
+                    self.bare = {}  # one may not broadcast so: found out one by one
+                elif not isinstance(self.linearised, Linearised):
+                    return None, None
+                else:
+                    self.linearised = nullcontext()  # the network may overwrite what these layers keep
 
-    def _disagreeing(self, inputs: Inputs, cotangents: Tensor, truth: dict[str, tuple[Tensor, ...]]) -> set[str]:
+    def _disagreeing(
+        self,
+        inputs: Inputs,
+        cotangents: Tensor,
+        truth: dict[str, tuple[Tensor, ...]],
+        opened: Opened | None = None,
+    ) -> set[str]:
         """Parameters whose factors, multiplied out, are not the reference's gradients."""
         n, agreed = len(inputs[0]), set()
         tolerance = 1e-9 if inputs[0].dtype == torch.float64 else 1e-3
         while True:
             try:
-                for name, factors in self.factors(inputs, cotangents):
+                for name, factors in self.factors(inputs, cotangents, opened):
                     got, want = factors.dense(0, n)[0], [part.flatten() for part in truth[name]]
                     if got.shape == (n, len(want[0])):
                         off = torch.stack([torch.dist(*pair) for pair in zip(got, want, strict=True)]).norm()
@@ -207,6 +219,7 @@ class FastEngine:
                 return set(self.state) - agreed
             except _ChangedInPlaceError as change:
                 self._copied |= change.layers
+                opened = None
             except (RuntimeError, ValueError, IndexError, AssertionError):  # a bare parameter does not broadcast so
                 return set(self.state)
 

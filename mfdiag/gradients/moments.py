@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 __all__ = [
     "BlockMoments",
@@ -163,5 +163,5 @@ def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = 0.95) ->
         pseudo = h * value - (h - 1) * left_out
         centre = (pseudo / h).sum(0)
         std_error = np.sqrt(((pseudo - centre) ** 2 / (h - 1)).sum(0) / g)
-    half = stats.t.ppf(0.5 + level / 2, g - 1) * std_error
+    half = stdtrit(g - 1, 0.5 + level / 2) * std_error
     return Estimate(value, std_error, value - half, value + half, n)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mfdiag.gradients.pulled import pull
+
 __all__ = ["Opened", "Tried", "Use"]
 
 
@@ -50,12 +52,12 @@ class Opened:
         forward mode at the price of one more backward pass, on the graph that the cotangents use anyway.
         """
         w = torch.zeros_like(self.u, requires_grad=True)
-        pulled = torch.autograd.grad(self.u, (self.x, self.t), w, create_graph=True, materialize_grads=True)
+        pulled = pull([self.u], [w], [self.x, self.t], create_graph=True)
         found: list[Tensor] = []
         for tangent in zip(dx, dt, strict=True):
             kept = [(p, d) for p, d in zip(pulled, tangent, strict=True) if p.requires_grad]
             outputs, directions = [p for p, _ in kept], [d for _, d in kept]
-            found += torch.autograd.grad(outputs, w, directions, retain_graph=True, materialize_grads=True)
+            found += pull(outputs, directions, [w], retain_graph=True)
         return self.u.detach(), torch.stack(found)
 
     def tried(self) -> Tried | None:
@@ -67,8 +69,7 @@ class Opened:
         dx, w = ((torch.randint(0, 2, a.shape, generator=generator) * 2 - 1).to(a) for a in (self.x, self.u))
         dt = torch.ones_like(self.t)
         along = self.derivatives(dx[None], dt[None])[1]
-        inputs = (self.x, self.t)
-        gx, gt = torch.autograd.grad(self.u, inputs, w, retain_graph=True, materialize_grads=True)
+        gx, gt = pull([self.u], [w], [self.x, self.t], retain_graph=True)
         parts = (along[0] * w).double(), (dx * gx).double(), (dt * gt).double()
         scale = sum(part.abs().sum() for part in parts)
         off = (parts[0].sum() - parts[1].sum() - parts[2].sum()).abs()
@@ -85,9 +86,6 @@ class Opened:
         if not targets or not self.u.requires_grad:
             return
         last = len(cotangents) - 1
-        found = [
-            deque(torch.autograd.grad(self.u, targets, e, retain_graph=c < last, materialize_grads=True))
-            for c, e in enumerate(cotangents)
-        ]
+        found = [deque(pull([self.u], [e], targets, retain_graph=c < last)) for c, e in enumerate(cotangents)]
         for _ in targets:
             yield torch.stack([gradients.popleft() for gradients in found])

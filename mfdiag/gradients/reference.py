@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.func import vjp, vmap
+from torch.func import grad, vmap
 
 from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.calling import call, parameter_places
 from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.opened import Tried
+from mfdiag.gradients.pulled import pull
 
 __all__ = ["ReferenceEngine", "part_of", "per_sample_gradients"]
 
@@ -39,12 +40,11 @@ def per_sample_gradients(
     x, r, t, labels = inputs
 
     def one(x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, e: Tensor) -> dict[str, Tensor]:
-        def forward(parameters: dict[str, Tensor]) -> Tensor:
+        def product(parameters: dict[str, Tensor], e_c: Tensor) -> Tensor:
             batch = (x[None], r[None], t[None], None if labels is None else labels[None])
-            return call(module, places, {**state, **parameters}, batch)[0]
+            return (call(module, places, {**state, **parameters}, batch)[0] * e_c).sum()
 
-        pull = vjp(forward, wanted)[1]
-        return vmap(lambda e_c: pull(e_c)[0])(e)
+        return vmap(grad(product), in_dims=(None, 0))(wanted, e)
 
     in_dims = (0, 0, 0, None if labels is None else 0, 1)
     with twice_differentiable(), warnings.catch_warnings():
@@ -71,9 +71,7 @@ def _one_by_one(module: nn.Module, inputs: Inputs, cotangents: Tensor, wanted: d
             batch = (x[one], r[one], t[one], None if labels is None else labels[one])
             u = call(module, places, {**state, **leaves}, batch)
         for c, e in enumerate(cotangents[:, one]):
-            gradients = torch.autograd.grad(
-                u, list(leaves.values()), e, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            gradients = pull([u], [e], list(leaves.values()), retain_graph=True)
             for name, gradient in zip(leaves, gradients, strict=True):
                 found[name][c, i] = gradient
     return found

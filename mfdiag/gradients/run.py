@@ -31,7 +31,7 @@ __all__ = ["Measured", "Needs", "Plan", "Settings", "run_pass"]
 
 _CHECKED = 2  # samples on which a run checks itself before it starts
 _TRIED = 4  # samples on which it tries derivatives
-_CHUNK_BYTES = 192 << 20
+_CHUNK_BYTES = 288 << 20
 _LARGEST_CHUNK = 1024
 
 Engines = Literal["auto", "fast", "reference"]
@@ -180,20 +180,24 @@ def run_pass(
     if kept is not None:
         gathered.restore(kept)
     order = cells.order
+
+    def take(index: np.ndarray) -> None:  # of its own, so that a chunk is gone before the next one begins
+        inputs, fields, opened = maker(index, engine)
+        cotangents = fields.weighed(plan.cotangents(fields), axis=1)
+        _require_finite(cotangents, fields, inputs, index)
+        factors = engine.factors(inputs, cotangents, opened)
+        if general is not None:
+            factors = general.beside(factors, fields)
+        outputs = plan.outputs(fields)
+        if outputs is not None:
+            outputs = fields.weighed(outputs, axis=1)
+        named = ((name.removeprefix(prefix), found) for name, found in factors)
+        gathered.add(index, plan.scalars(fields), outputs, named)
+
     try:
         while (start := gathered.gradient.position) < len(order):
             index = order[start : start + chunk]
-            inputs, fields, opened = maker(index, engine)
-            cotangents = fields.weighed(plan.cotangents(fields), axis=1)
-            _require_finite(cotangents, fields, inputs, index)
-            factors = engine.factors(inputs, cotangents, opened)
-            if general is not None:
-                factors = general.beside(factors, fields)
-            outputs = plan.outputs(fields)
-            if outputs is not None:
-                outputs = fields.weighed(outputs, axis=1)
-            named = ((name.removeprefix(prefix), found) for name, found in factors)
-            gathered.add(index, plan.scalars(fields), outputs, named)
+            take(index)
             if progress is not None:
                 progress(start + len(index), len(order))
             if partial is not None and partial.due():

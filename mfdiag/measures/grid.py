@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from mfdiag.figures.select import overall
 from mfdiag.quality.metrics import metrics
@@ -187,6 +187,6 @@ def _student(values: np.ndarray) -> dict[str, Any]:
     """Mean of independent values with Student's t interval; none for a single value."""
     count = len(values)
     error = float(values.std(ddof=1)) / np.sqrt(count) if count > 1 else np.nan
-    half = stats.t.ppf(0.5 + _LEVEL / 2, count - 1) * error if count > 1 else np.nan
+    half = stdtrit(count - 1, 0.5 + _LEVEL / 2) * error if count > 1 else np.nan
     mean = float(values.mean())
     return {"value": mean, "std_error": error, "ci_low": mean - half, "ci_high": mean + half, "n_samples": count}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from mfdiag.estimators._fields import PROBES, Fields, coordinate_basis, random_signs
@@ -38,4 +38,4 @@ def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
 
 def probe_quantile(level: float = 0.95) -> float:
     """Half the width of a probed divergence's interval, in standard errors: Student's t over the probes."""
-    return float(stats.t.ppf(0.5 + level / 2, PROBES - 1))
+    return float(stdtrit(PROBES - 1, 0.5 + level / 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from mfdiag.gradients.moments import Estimate
@@ -25,7 +25,7 @@ def of_shares(values: np.ndarray, samples: int, level: float = 0.95) -> Estimate
     the count in Wilson's formula. Student's interval is too short near 0 and 1, where few replicates differ.
     """
     plain = of_replicates(values, samples)
-    share, t = float(values.mean()), float(stats.t.ppf(0.5 + level / 2, len(values) - 1))
+    share, t = float(values.mean()), float(stdtrit(len(values) - 1, 0.5 + level / 2))
     # Wilson 1927: all p with |share - p| <= t sqrt(p (1-p) / n), at n = share (1-share) / variance, at most `samples`
     n = float(samples)
     if plain.std_error > 0:
@@ -47,5 +47,5 @@ def of_influence(value: float, blocks: Sequence[Tensor], samples: int) -> Estima
 
 def _around(value: float, variance: float, freedom: int, samples: int, level: float = 0.95) -> Estimate:
     error = np.sqrt(variance)
-    half = stats.t.ppf(0.5 + level / 2, freedom) * error
+    half = stdtrit(freedom, 0.5 + level / 2) * error
     return Estimate(np.array(value), np.array(error), np.array(value - half), np.array(value + half), samples)

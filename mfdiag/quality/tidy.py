@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from mfdiag.errors import InputError
 from mfdiag.gradients.moments import Estimate
@@ -64,7 +64,7 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     own, shared, models = found["spread"] / found["count"], found["shared"], found["count"]
     found["std_error"] = np.sqrt(own + shared)
     freedom = (own + shared) ** 2 / (own**2 / (models - 1) + shared**2 / (REPLICATES - 1))
-    half = (stats.t.ppf(0.5 + level / 2, freedom) * found["std_error"]).fillna(0)  # where nothing varies at all
+    half = (stdtrit(freedom, 0.5 + level / 2) * found["std_error"]).fillna(0)  # where nothing varies at all
     found = found.assign(
         run=_braces(values["run"]),
         checkpoint=_braces(names),

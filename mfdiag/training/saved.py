@@ -97,14 +97,21 @@ def _read_state(path: Path) -> tuple[dict[str, Any], Run]:
         ) from error
 
 
-def changes(before: dict[str, Any], spec: TrainSpec) -> list[str]:
-    """What of a kept specification differs from `spec`, as `field: old -> new`."""
+def changes(before: dict[str, Any], spec: TrainSpec, *, can_go_on: bool) -> list[str]:
+    """What of a kept specification differs from `spec`, as `field: old -> new`.
+
+    More steps alone are no difference where the learning rate does not depend on their number and the state is there
+    to `can_go_on` from: the run goes on, and ends with the weights of one that was longer from the start.
+    """
     try:
         kept = TrainSpec.model_validate(before).model_dump(mode="json", by_alias=True)
     except ValidationError:
         kept = before  # of another version
     now = spec.model_dump(mode="json", by_alias=True)
-    return [f"{name}: {kept.get(name)} -> {now[name]}" for name in now if kept.get(name) != now[name]]
+    differ = [name for name in now if kept.get(name) != now[name]]
+    if can_go_on and differ == ["steps"] and kept["steps"] < spec.steps and spec.schedule.name == "constant":
+        return []
+    return [f"{name}: {kept.get(name)} -> {now[name]}" for name in differ]
 
 
 def save_model(path: Path, module: nn.Module, spec: TrainSpec, state: State) -> None:

@@ -73,7 +73,8 @@ def train(
     """Trains every cell and writes `out/CELL/model.safetensors` (raw and EMA weights); finished cells are left alone.
 
     The state of each cell is saved to `out/CELL/state.pt` every `save_every` steps and on Ctrl-C; a run goes on from
-    there and ends with the weights of an uninterrupted one. A cell whose weights stop being finite ends there, the
+    there and ends with the weights of an uninterrupted one; so does one whose `steps` have grown since, where the
+    learning rate is constant. A cell whose weights stop being finite ends there, the
     others go on. `measure` is called every `measure_every` steps; `progress` gets (what, steps done, steps in all).
 
     Raises InputError if model and data do not fit or `out` holds cells of another specification.
@@ -153,7 +154,7 @@ def _prepare(cells: Sequence[Cell], out: Path, options: Options) -> list[_Work]:
         run = Run(start(module))
         if options.resume and (kept := find_run(folder)):
             before, run = kept
-            if found := changes(before, cell.spec):
+            if found := changes(before, cell.spec, can_go_on=(folder / STATE).exists()):
                 changed.append(f"{cell.name or folder} ({', '.join(found)})")
         work.append(_Work(cell, folder, module, laws[Law.of(cell.spec)], run, int(run.state.steps)))
     if changed:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from mfdiag.models.checkpoint import load_model
 from mfdiag.tables.store import read_json, read_table
@@ -54,6 +55,7 @@ def test_a_grid(cli: Run, spec: Path, tmp_path: Path) -> None:
     counts = frame.groupby("quantity").size().to_dict()
     assert counts == {"loss": 16, "grad_norm": 16, "variance": 8, "optimum": 8, "steps": 4}
     assert frame["checkpoint_sha256"].nunique() == 4
+    assert torch.load(out / CELLS[0] / "state.pt", weights_only=True)["log"], "plain numbers, which any reader takes"
     variance = frame[frame["quantity"] == "variance"]
     assert (variance["ci_low"] < variance["value"]).all() and (variance["value"] < variance["ci_high"]).all()
     assert read_json(out / "manifest.json")["train"]["specification"] == {"file": str(spec), "text": GRID}

@@ -91,6 +91,16 @@ def test_folding_is_linear_and_keeps_what_fits(sizes: tuple[int, int], inputs_fi
         assert torch.equal(found, outer.dense(0, 4))
 
 
+@pytest.mark.parametrize("size", [7, 8, 12, 29])
+def test_folding_by_a_product_is_folding_by_segments(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, size, dtype=torch.float64)
+    product = Fold(size, 8, torch.Generator().manual_seed(0))
+    monkeypatch.setattr("mfdiag.gradients.factors._MATRIX_ENTRIES", 0)
+    segments = Fold(size, 8, torch.Generator().manual_seed(0))
+    assert product.matrix is not None and segments.matrix is None
+    torch.testing.assert_close(product(x), segments(x))
+
+
 def test_folded_inner_products_are_unbiased() -> None:
     x, y = torch.randn(2, 50, dtype=torch.float64)
     folds = [Fold(50, 8, torch.Generator().manual_seed(seed)) for seed in range(4000)]

@@ -95,6 +95,35 @@ def test_a_changed_specification_names_what_it_invalidates(tmp_path: Path) -> No
     assert load_model(tmp_path / "seed=4" / CHECKPOINT).step == 13
 
 
+def test_more_steps_go_on_from_the_state(tmp_path: Path) -> None:
+    for steps in (7, 10, 12):
+        longer = run(grid(steps=steps), tmp_path / "parts")
+    for one, other in zip(longer, run(grid(), tmp_path / "whole"), strict=True):
+        assert one.checkpoint is not None and other.checkpoint is not None
+        assert one.checkpoint.read_bytes() == other.checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"steps": 12}, {"steps": 7}),
+        ({"steps": 7, "schedule": "cosine"}, {"steps": 12, "schedule": "cosine"}),
+        ({"steps": 7}, {"steps": 12, "batch_size": 9}),
+    ],
+)
+def test_other_changes_of_the_steps_invalidate(tmp_path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    run([Cell("", spec_of(**before))], tmp_path)
+    with pytest.raises(InputError, match=f"steps: {before['steps']} -> {after['steps']}"):
+        run([Cell("", spec_of(**after))], tmp_path)
+
+
+def test_without_a_state_nothing_goes_on(tmp_path: Path) -> None:
+    run([Cell("", spec_of(steps=7))], tmp_path)
+    (tmp_path / STATE).unlink()
+    with pytest.raises(InputError, match="steps: 7 -> 12"):
+        run([Cell("", spec_of(steps=12))], tmp_path)
+
+
 def test_checkpoint_describes_the_run(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     (result,) = train([Cell("", spec_of())], tmp_path, progress=lambda *now: seen.append(now), say=pytest.fail)
