@@ -151,7 +151,7 @@ def test_bad_grids_are_one_sentence(cli: Run, spec: Path, tmp_path: Path) -> Non
     out = tmp_path / "grid"
     assert cli("train", spec, "--out", out, "--quiet").code == 0
     for old, new, expected in (
-        ("steps: 40", "steps: 41", "4 of 4 models"),
+        ("steps: 40", "steps: 39", "4 of 4 models"),
         ("seed: [0, 1]", "seed: 0", "line 3, axes.seed: expected a list"),
         ("dim: 2", "dim: 3", "shape [2]"),
         ("gaussian:2,0.5,0.3", "gaussain:2,0,1", "Did you mean 'gaussian'"),
