@@ -44,9 +44,9 @@ class Difference:
     ) -> tuple[Tensor, Tensor]:
         """u [n, *shape] and its derivatives [m, n, *shape] along dx [m, n, *shape], dt [m, n], which is 0 or 1."""
         with torch.no_grad():
-            u = self.module(x, r, t, labels)
+            u = self.module(x, r, t, labels).detach()  # some turn gradients on within
             found = differences(self.network, self.dtype, (x, r, t, labels), dx, dt, self.step, self.inside)
-        return u, found.to(u)
+        return u, found.detach().to(u)
 
     def along(self, evaluate: Callable[..., Tensor], at: Times, tangents: Times) -> tuple[Tensor, Tensor]:
         """As `along_by_difference`."""

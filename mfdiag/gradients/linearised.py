@@ -25,8 +25,19 @@ _ACTIVATIONS: set[Callable[..., Tensor]] = {F.gelu, F.silu, F.softplus, F.mish, 
 class Linearised(TorchFunctionMode):
     """Within, linear layers, activations, layer normalisation and plain attention have constant first derivatives.
 
-    A backward pass that is itself recorded (`create_graph`) must start from w = 0, as `Opened.derivatives` does.
+    A backward pass that is itself recorded (`create_graph`) must start from w = 0, as `Opened.derivatives` does. One
+    from within, of a network that is itself a gradient, raises RuntimeError.
     """
+
+    entered = 0
+
+    def __enter__(self) -> Linearised:
+        Linearised.entered += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        Linearised.entered -= 1
+        super().__exit__(*error)
 
     def __torch_function__(
         self,
@@ -66,6 +77,8 @@ _Map = Callable[..., Any]
 
 def _pulled(g: Tensor, transposed: _Map, direct: _Map, *shapes: torch.Size) -> tuple[Tensor, ...]:
     """J^T g for inputs of `shapes`; where it is recorded, g comes from w = 0, and J counts alone."""
+    if Linearised.entered:
+        raise RuntimeError("The network differentiates itself, so how J changes with the point counts.")
     found = _Recorded.apply(g, direct, *shapes) if g.requires_grad else transposed(g)
     return found if isinstance(found, tuple) else (found,)
 
@@ -152,9 +165,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         ctx.root = root = (q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
-        q, k, v = (
-            a.contiguous() for a in (root * q, root * k, v)
-        )  # the root as torch takes it, so that both round alike
+        # the root goes to both sides, as in torch, so that both round alike
+        q, k, v = (a.contiguous() for a in (root * q, root * k, v))
         weights = (q @ k.mT).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
         return weights @ v

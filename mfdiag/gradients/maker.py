@@ -162,7 +162,7 @@ class FieldMaker:
         """vhat = u(x_t, t, t) of the proxy's network."""
         try:
             with torch.no_grad():
-                vhat = self.guide(x, t, t, labels_for(self.guide, labels))
+                vhat = self.guide(x, t, t, labels_for(self.guide, labels)).detach()  # some turn gradients on within
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import jvp
 
+import mfdiag
 from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.engine import prepare_engine
 from mfdiag.gradients.fast import FastEngine
@@ -70,6 +72,35 @@ class _Overwrites(nn.Module):
         hidden = F.layer_norm(self.inner(torch.cat([x, r[:, None], t[:, None]], 1)), (8,))
         hidden += 1
         return self.outer(hidden)
+
+
+class _Conservative(nn.Module):
+    """The gradient of an energy, taken within, beside a layer's output: gradients are on whatever the caller wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1, bias=False))
+        self.beside = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        with torch.enable_grad():
+            at = x if x.requires_grad else x.detach().requires_grad_()
+            energy = self.energy(torch.cat([at, r[:, None], t[:, None]], 1))
+            return self.beside(at) - torch.autograd.grad(energy.sum(), at, create_graph=True)[0]
+
+
+def test_a_network_that_differentiates_itself_is_measured_without_them() -> None:
+    torch.manual_seed(0)
+    module = _Conservative()
+    frames = [
+        mfdiag.measure(module, "two_moons", tables=["sweep"], samples=64, beta=[0, 1], engine=engine, derivative=way)
+        for engine in ("fast", "reference")
+        for way in ("auto", "difference")
+    ]
+    wanted = "quantity == 'variance' and space == 'gradient' and layer == 'all'"
+    values = [frame["sweep"].query(wanted)["value"] for frame in frames]
+    for found in values[1:]:
+        np.testing.assert_allclose(found, values[0], rtol=1e-4)
 
 
 def test_a_network_that_overwrites_what_is_kept_is_measured_without_them() -> None:
