@@ -16,6 +16,7 @@ __all__ = ["MOST_MODELS", "draw", "rows"]
 
 MOST_MODELS = 40
 _COLUMNS = 3
+_LETTER = 0.06  # inches of a row's label
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -42,6 +43,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     lines = len(series) <= len(LINES)
     height = 2.1 if lines else 0.8 + 0.17 * len(series)
     figure, axes = grid_of_axes(-(-len(metrics) // columns), columns, 2.7, height, sharey=not lines)
+    if not lines:
+        figure.set_figwidth(figure.get_figwidth() + _LETTER * max(len(label) for label, _ in series))
     for panel, metric in zip(axes.flat, metrics, strict=False):
         found = [(label, part[part["metric"] == metric]) for label, part in series]
         (_against_steps if lines else _by_model)(panel, found)

@@ -415,6 +415,17 @@ def test_quality_of_many_models_has_a_row_for_each_and_means_come_first(request:
     assert "over seeds" in caption(means)
 
 
+def test_long_names_of_models_leave_room_for_their_quality(request: pytest.FixtureRequest) -> None:
+    frame = request.getfixturevalue("quality")(steps=(1000, 2000, 3000))
+    names = "data=mixture_64_8,hidden=128,beta=0.2,seed=" + frame["step"].astype(str)
+    frame = frame[frame["metric"] == "coverage"].assign(step=1000, checkpoint=names, run=names)
+    figure = quality.draw(frame)
+    figure.canvas.draw()
+    panel = figure.axes[0]
+    assert max(len(label.get_text()) for label in panel.get_yticklabels()) > 35
+    assert panel.get_position().width * figure.get_figwidth() > 1.5, "inches"
+
+
 def test_training_course_shows_the_first_data_set_with_means_over_seeds(training: Make) -> None:
     panels = training_course.draw(training(steps=(1000, 2000, 3000))).axes
     assert [panel.get_ylabel() for panel in panels] == ["loss", "gradient norm"]
