@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -417,12 +418,14 @@ def test_quality_of_many_models_has_a_row_for_each_and_means_come_first(request:
 
 def test_long_names_of_models_leave_room_for_their_quality(request: pytest.FixtureRequest) -> None:
     frame = request.getfixturevalue("quality")(steps=(1000, 2000, 3000))
-    names = "data=mixture_64_8,hidden=128,beta=0.2,seed=" + frame["step"].astype(str)
-    frame = frame[frame["metric"] == "coverage"].assign(step=1000, checkpoint=names, run=names)
+    names = "data=mixture_64_8,hidden=128,beta=0.2,seed=" + frame["step"].astype(str) + "/model.safetensors"
+    frame = frame[frame["metric"] == "coverage"].assign(step=1000, checkpoint=names)
     figure = quality.draw(frame)
-    figure.canvas.draw()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout without room
+        figure.draw_without_rendering()
     panel = figure.axes[0]
-    assert max(len(label.get_text()) for label in panel.get_yticklabels()) > 35
+    assert max(len(label.get_text()) for label in panel.get_yticklabels()) > 45
     assert panel.get_position().width * figure.get_figwidth() > 1.5, "inches"
 
 
