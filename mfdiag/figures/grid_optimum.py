@@ -29,7 +29,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """One row for each data set: marks for beta*_n of each n, and above them the best beta of each set of weights."""
     found = present(rows(frame))
     datasets = list(dict.fromkeys(found["dataset"]))
-    figure, axes = grid_of_axes(1, 1, 6.4, 0.9 + 0.5 * len(datasets))
+    figure, axes = grid_of_axes(1, 1, 6.4, max(1.9, 0.9 + 0.5 * len(datasets)))
     panel: Axes = axes[0, 0]
     optima, best = (found[found["quantity"] == name] for name in ("optimum", "best_beta"))
     sizes = sorted(set(optima["batch_size"]))
