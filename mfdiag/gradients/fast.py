@@ -165,7 +165,9 @@ class FastEngine:
         wrong = self._disagreeing(inputs, cotangents, truth, opened)
         if wrong & set(self.bare):
             self.bare, self.fallback = {}, set(unruled)
-            wrong = self._disagreeing(inputs, cotangents, truth)
+            self.tried, opened = self._tried(inputs)  # a copy for each sample may have changed u itself
+            self.reversible = self.tried is not None
+            wrong = self._disagreeing(inputs, cotangents, truth, opened)
         for name in sorted(self.fallback):  # find the broadcast of a bare parameter that the reference confirms
             for axes in () if name in untold else _LEADING:
                 self.bare[name] = axes

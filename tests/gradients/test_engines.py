@@ -9,6 +9,7 @@ import torch
 from helpers import randomised
 from networks import CLASSES, NETWORKS, Network
 from torch import Tensor, nn
+from torch.func import jvp
 
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import make_cells
@@ -62,6 +63,28 @@ def test_factors_of_both_engines_agree(name: str, dtype: torch.dtype) -> None:
             scale = max(float(factors.dense(start, stop).norm(dim=2).sum(1).max()), 1e-30)
             assert_near(found[parameter].total(start, stop), total, scale, TOLERANCE[dtype])
     assert (not notes) == NETWORKS[name].ruled
+
+
+class _Summed(nn.Module):
+    """A bare parameter [1, 3] that is summed whole, so that a copy for each sample would make another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Linear(4, 2), nn.Parameter(torch.tensor([[0.5, 0.7, 0.9]]))
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.tanh(self.layer(torch.cat([x, r[:, None], t[:, None]], 1)) * self.gate.sum())
+
+
+def test_a_wrong_guess_of_a_bare_parameter_leaves_the_derivative_right() -> None:
+    torch.manual_seed(0)
+    module = _Summed().double().eval().requires_grad_(False)
+    x, (r, t) = torch.randn(2, 2).double(), torch.tensor([[0.1, 0.2], [0.6, 0.9]]).double()
+    engine = prepare_engine(module, (x, r, t, None), "fast", lambda note: None)
+    assert engine.tried is not None
+    dx, dt, along = engine.tried
+    truth = jvp(lambda x, t: module(x, r, t), (x, t), (dx[0], dt[0]))[1]
+    torch.testing.assert_close(along[0], truth)
 
 
 @DTYPES
