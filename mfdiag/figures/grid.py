@@ -50,8 +50,7 @@ def _draw(parts: dict[str, pd.DataFrame], label: str, title: str, *notes: str) -
     """A panel for each data set, a line for each part."""
     datasets = list(dict.fromkeys(name for part in parts.values() for name in part["dataset"]))
     columns = min(_COLUMNS, len(datasets))
-    width = 6.6 if columns == 1 else 2.7  # title and legend stand side by side
-    figure, axes = grid_of_axes(-(-len(datasets) // columns), columns, width, 2.1)
+    figure, axes = grid_of_axes(-(-len(datasets) // columns), columns, 2.7, 2.1, least=6.6)
     for panel, dataset in zip(axes.flat, datasets, strict=False):
         for (name, part), line in zip(parts.items(), LINES, strict=False):
             rows = part[part["dataset"] == dataset].sort_values("beta")

@@ -42,8 +42,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     columns = min(_COLUMNS, len(metrics))
     lines = len(series) <= len(LINES)
     height = 2.1 if lines else 0.8 + 0.17 * len(series)
-    width = 5.4 if columns == 1 and lines else 2.7
-    figure, axes = grid_of_axes(-(-len(metrics) // columns), columns, width, height, sharey=not lines)
+    figure, axes = grid_of_axes(-(-len(metrics) // columns), columns, 2.7, height, least=5.4 * lines, sharey=not lines)
     if not lines:
         figure.set_figwidth(figure.get_figwidth() + _LETTER * max(len(label) for label, _ in series))
     for panel, metric in zip(axes.flat, metrics, strict=False):

@@ -86,11 +86,15 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def grid_of_axes(
-    rows: int, columns: int, width: float, height: float, *, sharey: bool | Literal["row"] = False
+    rows: int, columns: int, width: float, height: float, *, least: float = 0, sharey: bool | Literal["row"] = False
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of panels of about `width` x `height` inches each, and its axes as an object array [rows, columns]."""
+    """A figure of panels of about `width` x `height` inches each, and its axes as an object array [rows, columns].
+
+    `least` is the figure's own least width, where title and legend stand side by side.
+    """
     figure = Figure(
-        figsize=(columns * width, rows * height + 0.6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+        figsize=(max(columns * width, least), rows * height + 0.6),
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
     )
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
 

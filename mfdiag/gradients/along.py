@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from mfdiag.estimators._fields import twice_differentiable
 from mfdiag.gradients.pulled import pull
 
-__all__ = ["Along", "Times", "along_by_duals", "along_by_reverse"]
+__all__ = ["Along", "Times", "along_by_duals", "along_by_reverse", "is_plain_attention"]
 
 Times = tuple[Tensor, Tensor, Tensor]
 """x [n, *shape], r [n], t [n], or tangents of the same shapes."""
@@ -57,9 +57,9 @@ class _Elementary(TorchFunctionMode):
             return _softmax(*args, **kwargs)
         if func in (F.layer_norm, torch.layer_norm):
             return _layer_norm(*args, **kwargs)
-        plain = len(args) == 3 and not kwargs.keys() - {"scale"}  # without mask or dropout
-        if func is F.scaled_dot_product_attention and plain:
-            return _attention(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and is_plain_attention(args, kwargs):
+            query, key, value = args
+            return _attention(query, key, value, kwargs.get("scale"))
         return func(*args, **kwargs)
 
 
@@ -81,6 +81,12 @@ def _layer_norm(
     normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
     normal = normal if weight is None else normal * weight
     return normal if bias is None else normal + bias
+
+
+def is_plain_attention(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether F.scaled_dot_product_attention is called without mask, dropout or shared heads of keys and values."""
+    others = ("dropout_p", "is_causal", "enable_gqa")
+    return len(args) == 3 and kwargs.get("attn_mask") is None and not any(map(kwargs.get, others))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:

@@ -72,16 +72,13 @@ def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> di
 
     `cotangent` [n, *shape]. Raises InputError where they are not finite.
     """
-    singles = [_gradient(module, part_of(inputs, one), cotangent[one]) for one in map(_only, range(len(cotangent)))]
+    each = (slice(i, i + 1) for i in range(len(cotangent)))
+    singles = [_gradient(module, part_of(inputs, one), cotangent[one]) for one in each]
     if not get_total_norm([gradient for single in singles for gradient in single.values()]).isfinite():
         raise InputError(
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
         )
     return {name: tuple(single[name] for single in singles) for name in singles[0]}
-
-
-def _only(i: int) -> slice:
-    return slice(i, i + 1)
 
 
 def _gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
@@ -99,7 +96,7 @@ def _require_sum(module: nn.Module, inputs: Inputs, cotangent: Tensor, singles: 
     whole = _gradient(module, inputs, cotangent)
     off = torch.stack([torch.dist(whole[name], sum(parts[1:], parts[0])) for name, parts in singles.items()]).norm()
     scale = get_total_norm([part for parts in singles.values() for part in parts])
-    if off > 1e-3 * scale:
+    if not off <= 1e-3 * scale:  # NaN too
         layer = mixing_layer(module, inputs)
         raise InputError(
             f"The gradients of single samples do not sum to the batch gradient (off by {float(off / scale):.0%}): the "

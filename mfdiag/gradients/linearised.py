@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
+from mfdiag.gradients.along import is_plain_attention
+
 __all__ = ["Linearised"]
 
 _ACTIVATIONS: set[Callable[..., Tensor]] = {F.gelu, F.silu, F.softplus, F.mish, torch.tanh, torch.sigmoid}
@@ -63,13 +65,12 @@ def _has_gradient(a: Tensor | None) -> bool:
 
 
 def _is_plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether attention has no mask, no dropout, and as many heads of keys and values as of queries."""
-    alike = len(args) == 3 and args[0].shape[:-2] == args[1].shape[:-2] == args[2].shape[:-2]
-    options = ("dropout_p", "is_causal", "enable_gqa")
+    """Whether attention is plain, with as many heads of keys and values as of queries, and a scale that has a root."""
+    if not is_plain_attention(args, kwargs):
+        return False
+    q, k, v = args
     scale = kwargs.get("scale")
-    return (
-        alike and kwargs.get("attn_mask") is None and not any(map(kwargs.get, options)) and (scale is None or scale > 0)
-    )
+    return q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and (scale is None or scale > 0)
 
 
 _Map = Callable[..., Any]

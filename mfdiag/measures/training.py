@@ -116,7 +116,7 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
         optima = optima[(optima["quantity"] == "optimum") & (optima["form"] == "gradient")]
         found.append(("optimum", optima[(optima["role"] == "tangent") & optima["batch_size"].isna()]))
     return [
-        Entry(step=0, quantity=quantity, **{str(name): number for name, number in row.items()})
+        Entry(0, quantity, *row.values())
         for quantity, rows in found
         for row in rows[list(_MEASURED)].to_dict("records")  # plain numbers, as they are saved
     ]

@@ -74,8 +74,8 @@ def train(
 
     The state of each cell is saved to `out/CELL/state.pt` every `save_every` steps and on Ctrl-C; a run goes on from
     there and ends with the weights of an uninterrupted one; so does one whose `steps` have grown since, where the
-    learning rate is constant. A cell whose weights stop being finite ends there, the
-    others go on. `measure` is called every `measure_every` steps; `progress` gets (what, steps done, steps in all).
+    learning rate is constant. A cell whose weights stop being finite ends there, the others go on. `measure` is called
+    every `measure_every` steps; `progress` gets (what, steps done, steps in all).
 
     Raises InputError if model and data do not fit or `out` holds cells of another specification.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,9 +93,13 @@ class Layers(nn.Module):
 
 
 class Attending(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
     def forward(self, x: Tensor) -> Tensor:
         q = x.unflatten(1, (2, 2))
-        return torch.nn.functional.scaled_dot_product_attention(q, 2 * q, q.sin(), scale=0.7).flatten(1)
+        return torch.nn.functional.scaled_dot_product_attention(q, 2 * q, q.sin(), **self.options).flatten(1)
 
 
 LAYERS = {
@@ -104,7 +109,8 @@ LAYERS = {
     "group_norm": nn.GroupNorm(2, 4),
     "rms_norm": nn.RMSNorm(4),
     "softmax": nn.Softmax(-1),
-    "attention": Attending(),
+    "attention": Attending(scale=0.7),
+    "attention_spelled_out": Attending(attn_mask=None, dropout_p=0.0, is_causal=False),
 }
 
 
