@@ -50,7 +50,7 @@ def _draw(parts: dict[str, pd.DataFrame], label: str, title: str, *notes: str) -
     """A panel for each data set, a line for each part."""
     datasets = list(dict.fromkeys(name for part in parts.values() for name in part["dataset"]))
     columns = min(_COLUMNS, len(datasets))
-    figure, axes = grid_of_axes(-(-len(datasets) // columns), columns, 2.7, 2.1, least=6.6)
+    figure, axes = grid_of_axes(-(-len(datasets) // columns), columns, 2.7, 2.1, least=7.2)
     for panel, dataset in zip(axes.flat, datasets, strict=False):
         for (name, part), line in zip(parts.items(), LINES, strict=False):
             rows = part[part["dataset"] == dataset].sort_values("beta")
