@@ -36,7 +36,7 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python -m mfdiag.tables.docs
 	$(BIN)/python -m mfdiag.cli.docs
-	$(BIN)/python -m mfdiag.models.docs
+	$(BIN)/python -m mfdiag.models.cards.docs
 	$(BIN)/python -m mfdiag.reporting.family
 
 clean:

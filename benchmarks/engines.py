@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 import mfdiag
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.builder import FieldNeeds
+from mfdiag.fields.fields import Fields
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
-from mfdiag.gradients.run import Needs, Settings, run_pass
+from mfdiag.gradients.sample_pass import PassSettings, run_pass
 from mfdiag.models.checkpoint import bundled
-from mfdiag.models.dit import DiT
+from mfdiag.models.networks.dit import DiT
 
 SAMPLES = 4096
 IMAGES = 128
@@ -35,7 +36,7 @@ IMAGES = 128
 class Unknown:
     """A data set whose posterior mfdiag does not know, as a user's latents are: draws only."""
 
-    def __init__(self, data: mfdiag.flow.datasets.Data) -> None:  # type: ignore[name-defined]
+    def __init__(self, data: mfdiag.flow.data.datasets.Data) -> None:  # type: ignore[name-defined]
         self.data, self.name, self.shape, self.num_classes, self.width = data, data.name, data.shape, 0, data.width
         self.sample = data.sample
 
@@ -64,7 +65,7 @@ def images() -> tuple[torch.nn.Module, Unknown]:
     torch.manual_seed(0)
     module = DiT()
     latents = torch.randn(512, 4, 8, 8).numpy()
-    return module, Unknown(mfdiag.flow.datasets.FiniteData("latents", latents))  # type: ignore[attr-defined]
+    return module, Unknown(mfdiag.flow.data.datasets.FiniteData("latents", latents))  # type: ignore[attr-defined]
 
 
 def sweep(module: torch.nn.Module, data: object, n: int, betas: int, **more: object) -> object:
@@ -133,7 +134,7 @@ class Several:
 
     size: int
     groups = 1
-    needs = Needs(posterior=False)
+    needs = FieldNeeds(posterior=False)
     losses = ()
 
     def cotangents(self, fields: Fields) -> torch.Tensor:
@@ -153,7 +154,7 @@ def cotangents(rows: list[tuple[str, ...]]) -> None:
         draws = Draws(data, parse_times("uniform"), 0)  # type: ignore[arg-type]
 
         def once(size: int) -> None:
-            run_pass(Several(size), module, draws, Settings(samples=n))  # noqa: B023
+            run_pass(Several(size), module, draws, PassSettings(samples=n))  # noqa: B023
 
         once(2)
         found: dict[int, list[float]] = {2: [], 8: [], 16: []}

@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.training.draws import Feed
 from mfdiag.training.ensemble import Ensemble, start
-from mfdiag.training.loss import Batch
+from mfdiag.training.loss import TrainBatch
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import initial_module
 
@@ -45,7 +45,7 @@ class Plain:
         self.spec, self.module, self.ema = spec, initial_module(spec), initial_module(spec)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=spec.learning_rate)
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: TrainBatch) -> None:
         x_t, v_c, r, t = batch[:4]
         with torch.no_grad():
             vhat = self.ema(x_t, t, t)
@@ -106,7 +106,7 @@ def main() -> None:
     def loop() -> None:
         for number, model in enumerate(plain):
             for batch in batches:
-                model.step(Batch(*(values[number] for values in batch[:4])))
+                model.step(TrainBatch(*(values[number] for values in batch[:4])))
 
     runs = {
         "plain loop over models": loop,

@@ -10,7 +10,7 @@ from mfdiag.errors import InputError, MfdiagError
 
 if TYPE_CHECKING:
     from mfdiag.estimators import Estimator, estimators, find_estimator
-    from mfdiag.flow.datasets import load_data
+    from mfdiag.flow.data.datasets import load_data
     from mfdiag.measures.measure import measure
     from mfdiag.models.checkpoint import load_model, save_checkpoint
     from mfdiag.quality.prepared import measure_quality, prepare_quality
@@ -38,7 +38,7 @@ _LAZY = {  # torch is imported when something is measured, not when help is prin
     "Estimator": "mfdiag.estimators",
     "estimators": "mfdiag.estimators",
     "find_estimator": "mfdiag.estimators",
-    "load_data": "mfdiag.flow.datasets",
+    "load_data": "mfdiag.flow.data.datasets",
     "load_model": "mfdiag.models.checkpoint",
     "mean_over_seeds": "mfdiag.quality.tidy",
     "measure": "mfdiag.measures.measure",

@@ -10,16 +10,18 @@ import torch
 from helpers import randomised
 from torch import Tensor, nn
 
+from mfdiag.derivatives.choice import forward_mode
 from mfdiag.estimators import find_estimator
-from mfdiag.flow.datasets import FiniteData
+from mfdiag.fields.builder import FieldBuilder
+from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.engine import Engine, prepare_engine
-from mfdiag.gradients.general import GeneralEngine
-from mfdiag.gradients.maker import FieldMaker
+from mfdiag.gradients.loss_engine import LossEngine
+from mfdiag.gradients.sample_pass import evaluate_batch
 from mfdiag.measures.compare_plan import ComparePlan
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 CLASSES = 3
 SAMPLES = 6
@@ -73,11 +75,12 @@ def gradients(
     others = others or {}
     guide = others.get("ema", module)
     proxy = "ema" if "ema" in others else "self"
-    maker = FieldMaker(module, guide, law, plan.needs, proxy, lambda a: a.double(), others)  # type: ignore[arg-type]
+    maker = FieldBuilder(module, guide, law, plan.needs, proxy, lambda a: a.double(), others)  # type: ignore[arg-type]
     engine: Engine = prepare_engine(module, maker.inputs(law.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
-    some = maker(np.arange(2), engine)[1]
-    inputs, fields, opened = maker(np.arange(samples), engine)
-    general = GeneralEngine(module, engine, plan.losses, some, lambda note: None)
+    derivative = forward_mode(module)
+    some = evaluate_batch(maker, engine, derivative, law.batch(np.arange(2)))[1]
+    inputs, fields, opened = evaluate_batch(maker, engine, derivative, law.batch(np.arange(samples)))
+    general = LossEngine(module, engine, plan.losses, some, lambda note: None)
     factors = engine.factors(inputs, plan.cotangents(fields), opened)
     parts = {name: found.dense(0, samples) for name, found in general.beside(factors, fields)}
     return plan, torch.cat([parts[name] for name, _ in module.named_parameters()], 2)

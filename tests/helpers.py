@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mfdiag.flow.datasets import Data
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells

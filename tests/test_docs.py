@@ -81,7 +81,7 @@ def test_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_python_of_the_tables_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mfdiag.models.mlp import MLP
+    from mfdiag.models.networks.mlp import MLP
     from mfdiag.tables import write_table
 
     frames = mfdiag.measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["sweep"], samples=64, beta=[0, 1])
@@ -97,7 +97,7 @@ def test_python_of_the_tables_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_estimator_of_the_contributing_page_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mfdiag.estimators
-    from mfdiag.models.mlp import MLP
+    from mfdiag.models.networks.mlp import MLP
 
     ((_, text),) = [(page, text) for page, text in blocks("python") if page.name == "CONTRIBUTING.md"]
     (tmp_path / "trajectory.py").write_text(text)

@@ -13,7 +13,7 @@ from mfdiag.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mfdiag.models.inspect import Inspection
+    from mfdiag.models.inspection import Inspection
 
 __all__ = ["command"]
 
@@ -31,7 +31,7 @@ def command(
     """
     from rich.console import Console
 
-    from mfdiag.models.inspect import inspect_checkpoint
+    from mfdiag.models.inspection import inspect_checkpoint
 
     found = inspect_checkpoint(checkpoint)
     if card:

@@ -22,7 +22,7 @@ from mfdiag.cli.summary import summary, worst
 from mfdiag.errors import InputError
 from mfdiag.flow.specs import parse_grid
 from mfdiag.flow.weighting import parse_weighting
-from mfdiag.gradients.run import Settings
+from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures.chosen import default_estimators
 from mfdiag.measures.job import Mode, Outcome, run_job
 from mfdiag.measures.objective import card_record, objective_of
@@ -166,7 +166,7 @@ def _request(table: str, options: Options) -> Request:
         seed=options.seed,
         posterior=options.posterior,  # type: ignore[arg-type]
         extras=options.extra or (),
-        settings=Settings(
+        settings=PassSettings(
             samples=options.samples,
             bins=bins,
             chunk=chunk_of(options.chunk),

@@ -43,7 +43,7 @@ def found(kind: Kind) -> dict[str, str]:
 
         return {name: f"{e.title} ({e.paper})" for name, e in estimators().items()}
     if kind == "datasets":
-        from mfdiag.flow.datasets import DATASETS
+        from mfdiag.flow.data.datasets import DATASETS
 
         return DATASETS
     if kind == "sources":
@@ -59,11 +59,11 @@ def found(kind: Kind) -> dict[str, str]:
 
         return PATHS
     if kind == "models":
-        from mfdiag.models.registry import MODELS
+        from mfdiag.models.networks.registry import MODELS
 
         return {name: text for name, (_, text) in MODELS.items()}
     if kind == "cards":
-        from mfdiag.models.card_files import load_card, shipped_cards
+        from mfdiag.models.cards.card_files import load_card, shipped_cards
 
         return {name: load_card(name).about for name in shipped_cards()}
     if kind == "guidances":
@@ -71,7 +71,7 @@ def found(kind: Kind) -> dict[str, str]:
 
         return GUIDANCES
     if kind == "predictions":
-        from mfdiag.models.registry import PREDICTIONS
+        from mfdiag.models.networks.registry import PREDICTIONS
 
         return PREDICTIONS
     if kind == "times":

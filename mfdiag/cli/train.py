@@ -56,10 +56,10 @@ def command(
 
     from mfdiag.cli.device import checked_device
     from mfdiag.measures.training import run_grid
-    from mfdiag.training.trainer import Options, estimate_seconds
+    from mfdiag.training.trainer import TrainOptions, estimate_seconds
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
-    options = Options(checked_device(device), compile_, resume=not overwrite)
+    options = TrainOptions(checked_device(device), compile_, resume=not overwrite)
 
     def say(text: str) -> None:
         console.print(text, markup=False)

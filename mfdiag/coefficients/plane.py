@@ -11,13 +11,13 @@ import numpy as np
 
 from mfdiag.gradients.moments import Moments
 
-__all__ = ["DEGENERATE", "Layout", "Quadratic", "degenerate", "gradient_quadratic", "output_quadratic"]
+__all__ = ["DEGENERATE", "ColumnLayout", "Quadratic", "degenerate", "gradient_quadratic", "output_quadratic"]
 
 DEGENERATE = 1e-10  # of the uncontrolled variance: below it the control is constant up to rounding
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """How (1, beta, gamma) act on a set of K cotangents, each map [3, K].
 
     `value` gives the gradient itself, `bias` its bias (Rao-Blackwellised where the marginal velocity is known),
@@ -29,7 +29,7 @@ class Layout:
     within: np.ndarray | None
 
     @classmethod
-    def of_plane(cls, known: bool, target: bool = True) -> Layout:
+    def of_plane(cls, known: bool, target: bool = True) -> ColumnLayout:
         """The maps for the cotangents of `measures.plans.plane_basis`.
 
         `target` False leaves gamma at 0: e_0, e_b and, if `known`, their conditional means. Otherwise e_0, e_b, e_g
@@ -100,7 +100,7 @@ def degenerate(noise: np.ndarray, k: int) -> bool:
     return bool(noise[0, k, k] <= DEGENERATE * noise[0, 0, 0])
 
 
-def gradient_quadratic(moments: Moments, layout: Layout, group: int = 0) -> Quadratic:
+def gradient_quadratic(moments: Moments, layout: ColumnLayout, group: int = 0) -> Quadratic:
     """From gradient moments: bias2 is the unbiased squared norm of the mean bias gradient, c M c."""
 
     def form(which: np.ndarray, map_: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def gradient_quadratic(moments: Moments, layout: Layout, group: int = 0) -> Quad
     return Quadratic(form(moments.S, layout.value), form(moments.M, layout.bias), within)
 
 
-def output_quadratic(moments: Moments, layout: Layout) -> Quadratic:
+def output_quadratic(moments: Moments, layout: ColumnLayout) -> Quadratic:
     """From residual moments: bias2 is E|(beta A - gamma I) b|^2, point by point, so it needs the marginal velocity."""
     value = layout.value @ moments.S[:, 0] @ layout.value.T
     if layout.within is None:

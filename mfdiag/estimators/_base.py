@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # estimator files stay importable without torch, so that listing them is instant
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
-    from mfdiag.gradients.general import Network
+    from mfdiag.fields.differentiable_network import DifferentiableNetwork
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["Estimator", "Needs", "squared"]
 
@@ -57,7 +57,7 @@ class Estimator:
     residual: Callable[[Fields], Tensor] | None = None
     coefficients: tuple[float, float] | None = None
     parse: Callable[[str], Estimator] | None = None
-    loss: Callable[[Fields, Network], Tensor] | None = None
+    loss: Callable[[Fields, DifferentiableNetwork], Tensor] | None = None
     needs: Needs = field(default_factory=Needs)
     affine: bool = False
     unbiased: bool = False

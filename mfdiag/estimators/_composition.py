@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["composed"]
 

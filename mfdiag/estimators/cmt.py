@@ -11,7 +11,7 @@ from mfdiag.estimators._base import Estimator, Needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 

@@ -12,13 +12,15 @@ from mfdiag.estimators._base import Estimator, Needs, squared
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
-    from mfdiag.gradients.general import Network
+    from mfdiag.fields.differentiable_network import DifferentiableNetwork
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
 
-def loss(fields: Fields, network: Network, coefficient: float, temperature: float, partners: int) -> Tensor:
+def loss(
+    fields: Fields, network: DifferentiableNetwork, coefficient: float, temperature: float, partners: int
+) -> Tensor:
     # arXiv 2506.09027, as MP1 (2507.10543) and DM1 add it to MeanFlow: log E_ij exp(-|h_i - h_j|^2 / tau) over the
     # pairs of a batch. A batch is no sample: here sample i meets partners of its own, drawn independently, and adds
     # log mean_j exp(-|h_i - h_j|^2 / (tau d)) with the gradient through both features. The papers leave open where h is

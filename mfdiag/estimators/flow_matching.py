@@ -9,13 +9,13 @@ from mfdiag.estimators._base import Estimator, squared
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
-    from mfdiag.gradients.general import Network
+    from mfdiag.fields.differentiable_network import DifferentiableNetwork
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
 
-def loss(fields: Fields, network: Network) -> Tensor:
+def loss(fields: Fields, network: DifferentiableNetwork) -> Tensor:
     # arXiv 2210.02747: |u(x_t,t,t) - v_c|^2, whatever the sample's r
     return squared(network(fields.x, fields.t, fields.t) - fields.v_c)
 

@@ -11,13 +11,13 @@ from mfdiag.estimators._base import Estimator, Needs, squared
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
-    from mfdiag.gradients.general import Network
+    from mfdiag.fields.differentiable_network import DifferentiableNetwork
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
 
-def loss(fields: Fields, network: Network, modulation: float) -> Tensor:
+def loss(fields: Fields, network: DifferentiableNetwork, modulation: float) -> Tensor:
     # arXiv 2508.17426: |u + (t-r) SG[du/dx v_c + du/dt] - v_c|^2 with SG[z] = lambda z + (1-lambda) sg[z];
     # lambda rises from 0 (MeanFlow) to 1 (no stop-gradient) during training
     u, along = network.along(fields.x, fields.r, fields.t, dx=fields.v_c, dt=1.0)

@@ -11,13 +11,13 @@ from mfdiag.estimators._base import Estimator, Needs, squared
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
-    from mfdiag.gradients.general import Network
+    from mfdiag.fields.differentiable_network import DifferentiableNetwork
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
 
-def loss(fields: Fields, network: Network, bound: float) -> Tensor:
+def loss(fields: Fields, network: DifferentiableNetwork, bound: float) -> Tensor:
     # arXiv 2602.05449 (DisCa): MeanFlow's loss with t-r at most `bound`. How pairs are brought there is a choice of the
     # sampler; here the sample's own interval shrinks by that factor, r' = t - bound (t-r), which keeps the shape of its
     # law and leaves MeanFlow at bound 1

@@ -10,7 +10,7 @@ from mfdiag.estimators._composition import composed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 

@@ -11,7 +11,7 @@ from mfdiag.estimators._base import Estimator, Needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
@@ -30,7 +30,7 @@ def average_velocity(fields: Fields, references: int) -> Tensor:
     """E[v_c given x_t and a set of points]: the sample's own x_0 and `references` - 1 further ones, [n, *shape]."""
     import torch
 
-    there = fields.around
+    there = fields.context
     assert there is not None
     t, x, own = fields.t.double().clamp_min(_TINY_TIME), fields.x.double(), there.conditional(fields.v_c).double()
     others, matching = fields.further_data(references - 1)  # [k, n, *shape], [k, n]

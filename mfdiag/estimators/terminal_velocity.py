@@ -9,13 +9,13 @@ from mfdiag.estimators._base import Estimator, Needs, squared
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.estimators._fields import Fields
-    from mfdiag.gradients.general import Network
+    from mfdiag.fields.differentiable_network import DifferentiableNetwork
+    from mfdiag.fields.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
 
-def loss(fields: Fields, network: Network) -> Tensor:
+def loss(fields: Fields, network: DifferentiableNetwork) -> Tensor:
     # arXiv 2511.19797: the displacement f(x_t,t,r) = (r-t) u(x_t,r,t) ends at x_t + f, and its speed there should be
     # the velocity of that point: |df/dr - sg u(x_t + f, r, r)|^2 with df/dr = u - (t-r) du/dr, plus flow matching at
     # the point of the sample's own path at r. The gradient goes through the derivative. The paper's weights in time and

@@ -12,12 +12,12 @@ import numpy as np
 from scipy.special import logsumexp
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.datasets import Data
-from mfdiag.flow.pairs import read_pairs
+from mfdiag.flow.data.datasets import Data
+from mfdiag.flow.data.disk_arrays import Points, tiles
+from mfdiag.flow.data.pairs import read_pairs
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Source
 from mfdiag.flow.specs import format_spec, parse_arguments
-from mfdiag.flow.stored import Points, tiles
 
 if TYPE_CHECKING:
     from torch import Tensor

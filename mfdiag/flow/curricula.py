@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import expit
 
-from mfdiag.flow.sampler import Pair, Sampler, logit_normal_pair
+from mfdiag.flow.time_sampler import Pair, Sampler, logit_normal_pair
 
 __all__ = ["AlphaFlowTimes", "MeanAudioTimes", "alpha_at"]
 

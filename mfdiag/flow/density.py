@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mfdiag.errors import InputError
-from mfdiag.flow.sampler import Pair, TimeSampler, time_cells
+from mfdiag.flow.time_sampler import Pair, TimeSampler, time_cells
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
 __all__ = ["MASS_DRAWS", "DensityTimes", "cell_numbers", "cell_shares", "check_base", "density_cells", "read_density"]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from mfdiag.flow.couplings import INDEPENDENT, Coupling, Ends
-from mfdiag.flow.datasets import Data, FiniteData, GaussianData, MixtureData, MomentsData
+from mfdiag.flow.data.datasets import Data, FiniteData, GaussianData, MixtureData, MomentsData
 from mfdiag.flow.guidance import Guidance, Scale
 from mfdiag.flow.moments_posterior import MomentsPosterior
 from mfdiag.flow.paths import LINEAR, Path
 from mfdiag.flow.posterior import FinitePosterior, MixturePosterior, Posterior, PosteriorVelocity
-from mfdiag.flow.reduced import ReducedPosterior
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Components, GaussianSource, Source
 from mfdiag.flow.times import TimeSampler
+from mfdiag.flow.transformed_posterior import ReducedPosterior
 
 __all__ = ["Batch", "Draws", "posterior_of", "why_unknown"]
 

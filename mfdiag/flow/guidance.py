@@ -18,7 +18,7 @@ from mfdiag.flow.specs import format_spec, parse_arguments
 if TYPE_CHECKING:  # listing guidances needs no torch
     from torch import Tensor
 
-__all__ = ["GUIDANCES", "Factors", "Guidance", "Scale", "parse_guidance"]
+__all__ = ["GUIDANCES", "Guidance", "GuidanceFactors", "Scale", "parse_guidance"]
 
 GUIDANCES: dict[str, str] = {
     "none": "v_c, and every label as it is drawn",
@@ -49,7 +49,7 @@ class Scale(NamedTuple):
     high: Tensor
 
 
-class Factors(NamedTuple):
+class GuidanceFactors(NamedTuple):
     """Factors of v_c and of the network's velocity with the sample's label and with the null label: each [n]."""
 
     data: Tensor
@@ -78,14 +78,14 @@ class Guidance:
     null_too: bool = False
     changes: bool = True  # False where labels are dropped and v_c stays what it is
 
-    def factors(self, scale: Scale, t: Tensor, dropped: Tensor) -> Factors:
+    def factors(self, scale: Scale, t: Tensor, dropped: Tensor) -> GuidanceFactors:
         """At times t [n], `dropped` [n] telling the null labels."""
         guided = (t >= scale.low) & (t <= scale.high)
         if not self.null_too:
             guided = guided & ~dropped
         share = guided.to(t)
         pairs = zip(self.inside(scale.omega), self.outside, strict=True)
-        return Factors(*(share * within + (1 - share) * beyond for within, beyond in pairs))
+        return GuidanceFactors(*(share * within + (1 - share) * beyond for within, beyond in pairs))
 
 
 def parse_guidance(spec: str) -> Guidance | None:

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from mfdiag.flow.data.scaling import LatentMoments
 from mfdiag.flow.posterior import TINY_TIME, PosteriorVelocity, by_label
-from mfdiag.flow.scaling import Moments
 
 __all__ = ["MomentsPosterior"]
 
@@ -29,7 +29,7 @@ class MomentsPosterior:
     that no matrix product gives the logits.
     """
 
-    def __init__(self, moments: Moments, labels: Tensor | None = None, *, tile: int | None = None) -> None:
+    def __init__(self, moments: LatentMoments, labels: Tensor | None = None, *, tile: int | None = None) -> None:
         dim = math.prod(moments.shape[1:])
         self.moments, self.labels, self.tile, self.width = moments, labels, tile or max(1, _TILE // dim), 1 + dim
 

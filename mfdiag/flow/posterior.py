@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mfdiag.flow.stored import Points
+from mfdiag.flow.data.disk_arrays import Points
 
 __all__ = ["TINY_TIME", "FinitePosterior", "MixturePosterior", "Posterior", "PosteriorVelocity", "by_label"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from scipy.special import gammaln, ndtri
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.datasets import Data, FiniteData
+from mfdiag.flow.data.datasets import Data, FiniteData
+from mfdiag.flow.data.disk_arrays import Points, tiles
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
-from mfdiag.flow.stored import Points, tiles
 from mfdiag.usercode import call_user, is_user_code
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from scipy.special import expit, logit, ndtr, ndtri
 from mfdiag.errors import did_you_mean
 from mfdiag.flow.curricula import AlphaFlowTimes, MeanAudioTimes
 from mfdiag.flow.density import DensityTimes, read_density
-from mfdiag.flow.sampler import Pair, Sampler, TimeSampler, logit_normal_pair, time_cells
 from mfdiag.flow.specs import parse_arguments
+from mfdiag.flow.time_sampler import Pair, Sampler, TimeSampler, logit_normal_pair, time_cells
 from mfdiag.flow.u_shaped import UShapedTimes
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import expit, ndtri
 
-from mfdiag.flow.sampler import Pair, Sampler
+from mfdiag.flow.time_sampler import Pair, Sampler
 
 __all__ = ["UShapedTimes"]
 

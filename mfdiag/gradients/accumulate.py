@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mfdiag.gradients.cells import Cells
+from mfdiag.gradients.concatenated import Concatenated
 from mfdiag.gradients.factors import Factors, Fold, Outer
-from mfdiag.gradients.joined import Joined
 from mfdiag.gradients.moments import BlockMoments
 
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
@@ -149,7 +149,7 @@ class Accumulator:
     def _fold(self, name: str, factors: Factors) -> Factors:
         if name not in self._folds:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            outer = factors.outer if isinstance(factors, Joined) else factors
+            outer = factors.outer if isinstance(factors, Concatenated) else factors
             if isinstance(outer, Outer):
                 sizes = [(outer.cotangents.shape[-1], self.width), (outer.inputs.shape[-1], self.width)]
             else:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from mfdiag.derivatives.forward_graph import CheckedJvp, ForwardGraph
+from mfdiag.derivatives.vector_jacobian import vjp
 from mfdiag.errors import InputError
-from mfdiag.gradients.calling import call, parameter_places, require_velocity
+from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.gradients.factors import Factors
-from mfdiag.gradients.fast import FastEngine
-from mfdiag.gradients.opened import Opened, Tried
-from mfdiag.gradients.pulled import pull
-from mfdiag.gradients.reference import Inputs, ReferenceEngine, part_of
-from mfdiag.gradients.repeated import mixing_layer, require_repeatable
+from mfdiag.gradients.fast_engine import FastEngine
+from mfdiag.gradients.functional import call, parameter_places
+from mfdiag.gradients.reference_engine import ReferenceEngine
+from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
 
 __all__ = ["Engine", "prepare_engine", "single_gradients"]
 
@@ -25,15 +26,15 @@ class Engine(Protocol):
     """Turns inputs and cotangents [C, n, *shape] into the factors of every parameter's per-sample gradients."""
 
     bytes_per_sample: int
-    tried: Tried | None
+    checked_jvp: CheckedJvp | None
     """Derivatives by its own graph at the samples it was prepared with, where these are right."""
 
-    def open(self, inputs: Inputs) -> Opened | None:
+    def forward_graph(self, inputs: Inputs) -> ForwardGraph | None:
         """A forward pass for `factors` to share, if it also gives directional derivatives."""
         ...
 
     def factors(
-        self, inputs: Inputs, cotangents: Tensor, opened: Opened | None = None
+        self, inputs: Inputs, cotangents: Tensor, graph: ForwardGraph | None = None
     ) -> Iterator[tuple[str, Factors]]: ...
 
 
@@ -73,7 +74,7 @@ def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> di
     `cotangent` [n, *shape]. Raises InputError where they are not finite.
     """
     each = (slice(i, i + 1) for i in range(len(cotangent)))
-    singles = [_gradient(module, part_of(inputs, one), cotangent[one]) for one in each]
+    singles = [_gradient(module, select_samples(inputs, one), cotangent[one]) for one in each]
     if not get_total_norm([gradient for single in singles for gradient in single.values()]).isfinite():
         raise InputError(
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
@@ -88,7 +89,7 @@ def _gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str,
         u = require_velocity("The model", call(module, parameter_places(module), state, inputs), inputs[0])
         if not u.requires_grad:
             return {k: torch.zeros_like(p) for k, p in state.items()}
-        return dict(zip(state, pull([u], [cotangent], list(state.values())), strict=True))
+        return dict(zip(state, vjp([u], [cotangent], list(state.values())), strict=True))
 
 
 def _require_sum(module: nn.Module, inputs: Inputs, cotangent: Tensor, singles: dict[str, tuple[Tensor, ...]]) -> None:

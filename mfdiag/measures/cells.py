@@ -9,13 +9,13 @@ import numpy as np
 from mfdiag.gradients.accumulate import Accumulator, sum_layers
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, scalar_replicates
-from mfdiag.gradients.run import Measured
+from mfdiag.gradients.sample_pass import PassResult
 
 __all__ = ["moments_by_cell", "scalars_by_cell"]
 
 
 def moments_by_cell(
-    measured: Measured, accumulator: Accumulator, by_layer: bool = False
+    measured: PassResult, accumulator: Accumulator, by_layer: bool = False
 ) -> Iterator[tuple[Box, str, Moments]]:
     """(cell, layer, replicates): `all` layers together and, if asked for, one by one."""
     for cell, layers in sorted(accumulator.moments.items(), reverse=True):
@@ -27,7 +27,7 @@ def moments_by_cell(
 
 
 def scalars_by_cell(
-    measured: Measured, values: dict[str, np.ndarray]
+    measured: PassResult, values: dict[str, np.ndarray]
 ) -> Iterator[tuple[Box, dict[str, np.ndarray], np.ndarray]]:
     """(cell, name -> replicates [1 + g] of the mean, block sizes [g]) of per-sample numbers [N]."""
     stacked = np.stack(list(values.values()), axis=1)

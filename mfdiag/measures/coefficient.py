@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfdiag.coefficients.plane import DEGENERATE, Layout, degenerate, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import DEGENERATE, ColumnLayout, degenerate, gradient_quadratic, output_quadratic
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
 from mfdiag.gradients.moments import jackknife
-from mfdiag.gradients.run import Measured
+from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
 from mfdiag.measures.plans import PlanePlan
 from mfdiag.measures.rows import Rows
@@ -22,7 +22,7 @@ _ROLES = {"tangent": 1, "target": 2}
 
 
 def coefficient_table(
-    measured: Measured,
+    measured: PassResult,
     plan: PlanePlan,
     batch_sizes: Sequence[int],
     common: Mapping[str, Any],
@@ -61,7 +61,9 @@ def _keys(form: str, role: str, layer: str = "all", n: int | None = None, kind: 
     return {"form": form, "role": role, "layer": layer, "batch_size": n, "kappa_kind": kind}
 
 
-def _gradient(rows: Rows, measured: Measured, layout: Layout, batch_sizes: Sequence[int], by_layer: bool) -> None:
+def _gradient(
+    rows: Rows, measured: PassResult, layout: ColumnLayout, batch_sizes: Sequence[int], by_layer: bool
+) -> None:
     for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
         form = gradient_quadratic(moments, layout)
         assert form.B is not None
@@ -84,7 +86,7 @@ def _gradient(rows: Rows, measured: Measured, layout: Layout, batch_sizes: Seque
         _held_out(rows, measured, layout)
 
 
-def _held_out(rows: Rows, measured: Measured, layout: Layout) -> None:
+def _held_out(rows: Rows, measured: PassResult, layout: ColumnLayout) -> None:
     """Var(0,0) / Var(fitted coefficient), fitted on every second block and evaluated on the others."""
     replicates = [half.replicates() for half in measured.gradient.halves()]
     fitted, held = (gradient_quadratic(half, layout) for half in replicates)
@@ -102,7 +104,7 @@ def _held_out(rows: Rows, measured: Measured, layout: Layout) -> None:
         )
 
 
-def _isotropic_and_diagonal(rows: Rows, measured: Measured, dim: int) -> None:
+def _isotropic_and_diagonal(rows: Rows, measured: PassResult, dim: int) -> None:
     names = ("kappa", "jacobi_fro2", "sigma2d", "bias2", "diagonal/numerator", "diagonal/denominator")
     for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
         sigma2d, bias2 = means["sigma2d"], means["bias2"]

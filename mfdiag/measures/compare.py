@@ -10,7 +10,7 @@ import pandas as pd
 
 from mfdiag.coefficients.mixture import mixture_weights
 from mfdiag.gradients.moments import Estimate, Moments, jackknife, positive_jackknife
-from mfdiag.gradients.run import Measured
+from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.cells import moments_by_cell
 from mfdiag.measures.compare_plan import ComparePlan, Maps
 from mfdiag.measures.rows import Rows
@@ -21,7 +21,7 @@ _SPREADS = ("variance", "conditional_variance", "variance_ratio", "conditional_v
 
 
 def compare_table(
-    measured: Measured,
+    measured: PassResult,
     plan: ComparePlan,
     batch_sizes: Sequence[int],
     common: Mapping[str, Any],
@@ -89,7 +89,7 @@ def _bias(S: np.ndarray, maps: Maps) -> np.ndarray:
 
 
 def _mixture(
-    rows: Rows, measured: Measured, plan: ComparePlan, batch_sizes: Sequence[int], names: Sequence[str]
+    rows: Rows, measured: PassResult, plan: ComparePlan, batch_sizes: Sequence[int], names: Sequence[str]
 ) -> None:
     """Weights of the mixture of least variance, or of least MSE_n, and its gain on the half it was not fitted on."""
     whole = next(moments_by_cell(measured, measured.gradient))[2]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mfdiag.estimators import Estimator
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.builder import FieldNeeds
+from mfdiag.fields.differentiable_network import DifferentiableNetwork, Loss
+from mfdiag.fields.fields import Fields
 from mfdiag.flow.weighting import Weighting
-from mfdiag.gradients.general import Loss, Network
-from mfdiag.gradients.run import Needs
 
 __all__ = ["ComparePlan", "Maps"]
 
@@ -75,8 +75,8 @@ class ComparePlan:
         return len(self._order) + 2 * self._sharing
 
     @property
-    def needs(self) -> Needs:
-        return Needs(posterior=self.known, second_draw=any(draw == "second" for _, draw in self._order))
+    def needs(self) -> FieldNeeds:
+        return FieldNeeds(posterior=self.known, second_draw=any(draw == "second" for _, draw in self._order))
 
     @property
     def losses(self) -> list[Loss]:
@@ -124,7 +124,7 @@ class ComparePlan:
                 mean[k] = mean[0] if e.unbiased and not self.weighting.p else (value[k] + second) / 2
         return Maps(value, mean, within if self.known else None)
 
-    def _loss(self, estimator: Estimator, draw: Draw, fields: Fields, network: Network) -> Tensor:
+    def _loss(self, estimator: Estimator, draw: Draw, fields: Fields, network: DifferentiableNetwork) -> Tensor:
         assert estimator.loss is not None
         values = estimator.loss(_DRAWN[draw](fields), network)
         # the adaptive weight of a loss that is no single square takes the loss itself for |e|^2

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.fields import Fields
 from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
-from mfdiag.gradients.run import Measured
+from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.cells import moments_by_cell
 from mfdiag.measures.rows import Rows
 
@@ -25,15 +25,15 @@ _SIGNED = ("guided_variance_cross", "guided_variance_between")  # differences, w
 
 def guidance_parts(fields: Fields) -> Tensor:
     """The parts of v_g [C, n, *shape]: a v_c, the network's q and, where v is known, a v."""
-    assert fields.around is not None and fields.around.placed is not None
-    shift = fields.around.placed[1]
+    assert fields.context is not None and fields.context.guidance_affine is not None
+    shift = fields.context.guidance_affine[1]
     parts = [fields.v_c - shift, shift]
     if fields.known is not None:
         parts.append(fields.mean_field().v_c - shift)
     return torch.stack(parts)
 
 
-def add_guidance(rows: Rows, measured: Measured, plan: EstimatorPlan, by_layer: bool) -> None:
+def add_guidance(rows: Rows, measured: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
     """Rows of the quantities that there are only under guidance."""
     assert measured.output is not None
     for box, _, moments in moments_by_cell(measured, measured.output):

@@ -17,7 +17,7 @@ import torch
 from mfdiag._version import __version__
 from mfdiag.errors import InputError
 from mfdiag.figures.render import save_figures
-from mfdiag.gradients.partial import Partial
+from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.chosen import chosen_estimators
 from mfdiag.measures.measure import measure_subject
 from mfdiag.measures.request import Progress, Request, Subject
@@ -118,11 +118,11 @@ def run_job(
     return Outcome(found, [table_path(name, out) for name in names], save_figures(found, out))
 
 
-def _partial(out: Path, specification: Mapping[str, Any], identity: tuple[str, ...]) -> Partial:
+def _partial(out: Path, specification: Mapping[str, Any], identity: tuple[str, ...]) -> PassCheckpoint:
     """Where an interrupted measurement of one subject is kept; another request or version never reads it."""
     key = json.dumps([__version__, specification, identity], sort_keys=True, default=str)
     name = f"{specification['table']}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
-    return Partial(out / ".partial" / name, key)
+    return PassCheckpoint(out / ".partial" / name, key)
 
 
 def device_name(device: str) -> str:

@@ -14,15 +14,15 @@ from torch import nn
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.datasets import Data, FiniteData, MomentsData, load_data
+from mfdiag.flow.data.datasets import Data, FiniteData, MomentsData, load_data
 from mfdiag.flow.draw import Draws, why_unknown
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import GaussianSource, MixtureSource, parse_source
 from mfdiag.flow.times import TimeSampler, parse_times
 from mfdiag.flow.weighting import parse_weighting
-from mfdiag.gradients.partial import Partial
-from mfdiag.gradients.run import Measured, Plan, Proxy, Settings, run_pass
+from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+from mfdiag.gradients.sample_pass import PassResult, PassSettings, Plan, Proxy, SupportNetworks, run_pass
 from mfdiag.measures.chosen import chosen_estimators, default_estimators, left_out_note
 from mfdiag.measures.coefficient import coefficient_table
 from mfdiag.measures.compare import compare_table
@@ -49,7 +49,7 @@ def measure_subject(
     *,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
-    partial: Partial | None = None,
+    partial: PassCheckpoint | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The frames of one command for one subject: the table itself and, for `variance`, `samples` beside it.
 
@@ -75,8 +75,11 @@ def measure_subject(
     dim = math.prod(subject.data.shape)
 
     def run(
-        plan: Plan, draws: Draws = draws, settings: Settings = request.settings, partial: Partial | None = partial
-    ) -> Measured:
+        plan: Plan,
+        draws: Draws = draws,
+        settings: PassSettings = request.settings,
+        partial: PassCheckpoint | None = partial,
+    ) -> PassResult:
         def report(done: int, total: int) -> None:
             if progress is not None:
                 progress(f"{table} of {subject.checkpoint}", done, total)
@@ -86,12 +89,10 @@ def measure_subject(
             subject.module,
             draws,
             settings,
-            proxy=subject.proxy,
-            proxy_module=subject.proxy_module,
-            networks=subject.networks,
+            support=SupportNetworks(subject.proxy, subject.proxy_module, subject.networks),
             progress=report,
             say=say,
-            partial=partial,
+            checkpoint=partial,
         )
         common["derivative"] = measured.derivative
         return measured
@@ -132,7 +133,7 @@ def measure_subject(
         common["estimator"] = asked[0].name
         whole = replace(request.settings, bins=None)
 
-        def under(times: TimeSampler, seed: int) -> Measured:
+        def under(times: TimeSampler, seed: int) -> PassResult:
             return run(gradient, replace(draws, times=times, seed=seed), whole, None)
 
         bins = request.settings.bins
@@ -204,7 +205,7 @@ def measure(
     beta: Sequence[float] = Request.betas,
     gamma: Sequence[float] = Request.gammas,
     batch_sizes: Sequence[int] = Request.batch_sizes,
-    samples: int = Settings.samples,
+    samples: int = PassSettings.samples,
     bins: tuple[int, int] | None = None,
     by_layer: bool = True,
     seed: int = 0,
@@ -262,7 +263,7 @@ def measure(
         guidance=parse_guidance(guidance),
         networks={} if proxy_network is None or proxy not in ("ema", "teacher") else {proxy: proxy_network},
     )
-    settings = Settings(samples, bins, chunk, engine, dtype or torch.float32, device, derivative)
+    settings = PassSettings(samples, bins, chunk, engine, dtype or torch.float32, device, derivative)
     weigh = parse_weighting(weighting)
     frames: dict[str, pd.DataFrame] = {}
     for table in tables:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mfdiag.measures.chosen import default_estimators
-from mfdiag.models.card_files import is_card, load_card
+from mfdiag.models.cards.card_files import is_card, load_card
 
 __all__ = ["card_record", "objective_of"]
 

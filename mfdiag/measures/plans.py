@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mfdiag.coefficients.plane import Layout
+from mfdiag.coefficients.plane import ColumnLayout
 from mfdiag.errors import InputError
 from mfdiag.estimators import Estimator
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.builder import FieldNeeds
+from mfdiag.fields.differentiable_network import Loss
+from mfdiag.fields.fields import Fields
 from mfdiag.flow.weighting import Weighting
-from mfdiag.gradients.general import Loss
-from mfdiag.gradients.run import Needs
 from mfdiag.measures.guided import guidance_parts
 from mfdiag.measures.semi_gradient import gap_losses
 from mfdiag.measures.velocity_field import EXACT_DIM, velocity_scalars
@@ -33,7 +33,7 @@ EXTRAS = ("divergence", "semi_gradient_gap")  # measured only where asked for, a
 
 
 def plane_basis(fields: Fields, target: bool = True) -> Tensor:
-    """Cotangents [K, n, *shape] that span the plane; `Layout.of_plane` says how.
+    """Cotangents [K, n, *shape] that span the plane; `ColumnLayout.of_plane` says how.
 
     With `target`: e_0, e_b, e_g and, where v is known, A b and -b, the conditional means of e_b and e_g. Without, at
     gamma = 0: e_0, e_b and, where v is known, the conditional means of both.
@@ -60,12 +60,12 @@ class PlanePlan:
         return 2 + self.target + 2 * self.known
 
     @property
-    def layout(self) -> Layout:
-        return Layout.of_plane(self.known, self.target)
+    def layout(self) -> ColumnLayout:
+        return ColumnLayout.of_plane(self.known, self.target)
 
     @property
-    def needs(self) -> Needs:
-        return Needs(posterior=self.known, jacobian=self.jacobian)
+    def needs(self) -> FieldNeeds:
+        return FieldNeeds(posterior=self.known, jacobian=self.jacobian)
 
     def cotangents(self, fields: Fields) -> Tensor:
         return 2 * plane_basis(fields, self.target)
@@ -91,9 +91,9 @@ class WeightedGridPlan:
     losses: ClassVar[tuple[Loss, ...]] = ()
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> ColumnLayout:
         """Of the unweighted residuals that `outputs` keeps."""
-        return Layout.of_plane(self.known)
+        return ColumnLayout.of_plane(self.known)
 
     @property
     def groups(self) -> int:
@@ -104,8 +104,8 @@ class WeightedGridPlan:
         return 3 if self.known else 2
 
     @property
-    def needs(self) -> Needs:
-        return Needs(posterior=self.known, second_draw=self.known)
+    def needs(self) -> FieldNeeds:
+        return FieldNeeds(posterior=self.known, second_draw=self.known)
 
     def cotangents(self, fields: Fields) -> Tensor:
         draws = [fields, fields.other_draw()] if self.known else [fields]
@@ -192,8 +192,8 @@ class EstimatorPlan:
         return self.consistency + (self.meanflow is not None) + len(self.unguided) + len(self.losses)
 
     @property
-    def needs(self) -> Needs:
-        return Needs(posterior=self.known, second_draw=self.known and not self.affine, jacobian=True)
+    def needs(self) -> FieldNeeds:
+        return FieldNeeds(posterior=self.known, second_draw=self.known and not self.affine, jacobian=True)
 
     def cotangents(self, fields: Fields) -> Tensor:
         other = None

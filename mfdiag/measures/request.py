@@ -12,15 +12,15 @@ from torch import nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import find_estimator
+from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import INDEPENDENT, Coupling
-from mfdiag.flow.datasets import Data
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.guidance import Guidance
 from mfdiag.flow.paths import LINEAR, Path
 from mfdiag.flow.sources import Source
 from mfdiag.flow.times import TimeSampler
 from mfdiag.flow.weighting import Weighting
-from mfdiag.gradients.maker import Proxy
-from mfdiag.gradients.run import Settings
+from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures.chosen import default_estimators
 from mfdiag.measures.plans import EXTRAS
 
@@ -103,7 +103,7 @@ class Request:
     posterior: Literal["auto", "exact", "none"] = "auto"  # auto: unless it would take minutes
     extras: Sequence[str] = ()
     floor: float = 0.1
-    settings: Settings = field(default_factory=Settings)
+    settings: PassSettings = field(default_factory=PassSettings)
 
     def __post_init__(self) -> None:
         for name, values in (("beta", self.betas), ("gamma", self.gammas)):

@@ -19,9 +19,9 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.differentiable_network import DifferentiableNetwork, Loss
+from mfdiag.fields.fields import Fields
 from mfdiag.flow.weighting import Weighting
-from mfdiag.gradients.general import Loss, Network
 from mfdiag.gradients.moments import Moments
 
 __all__ = ["gap_losses", "gap_statistics"]
@@ -36,21 +36,23 @@ def gap_losses(weighting: Weighting, known: bool) -> tuple[Loss, ...]:
     return (whole, _field, _noise) if known and not weighting.p else (whole,)
 
 
-def _whole(fields: Fields, network: Network, weighting: Weighting) -> Tensor:
+def _whole(fields: Fields, network: DifferentiableNetwork, weighting: Weighting) -> Tensor:
     return _pulled(fields, network, weighting(fields.plane[0]), fields.v_c)
 
 
-def _field(fields: Fields, network: Network) -> Tensor:
+def _field(fields: Fields, network: DifferentiableNetwork) -> Tensor:
     mean = fields.mean_field()
     return _pulled(fields, network, mean.plane[0], mean.v_c)
 
 
-def _noise(fields: Fields, network: Network) -> Tensor:
+def _noise(fields: Fields, network: DifferentiableNetwork) -> Tensor:
     mean = fields.mean_field()
     return _pulled(fields, network, fields.plane[0] - mean.plane[0], fields.v_c - mean.v_c, dt=0.0)
 
 
-def _pulled(fields: Fields, network: Network, cotangent: Tensor, tangent: Tensor, dt: float = 1.0) -> Tensor:
+def _pulled(
+    fields: Fields, network: DifferentiableNetwork, cotangent: Tensor, tangent: Tensor, dt: float = 1.0
+) -> Tensor:
     """Loss [n] of the gradient 2 (t-r) d_theta(du/dx tangent + du/dt dt)^T cotangent."""
     along = network.along(fields.x, fields.r, fields.t, dx=tangent, dt=dt)[1]
     return 2 * (fields.gap * along * cotangent).flatten(1).sum(1)

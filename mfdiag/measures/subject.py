@@ -7,14 +7,14 @@ from pathlib import Path
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.datasets import Data, load_data
-from mfdiag.flow.fitting import check_scale, shape_hint
+from mfdiag.flow.data.datasets import Data, load_data
+from mfdiag.flow.data.fitting import check_scale, shape_hint
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import parse_source
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.request import Subject
-from mfdiag.models.card import Card
+from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import load_teacher, teacher_velocity

@@ -13,7 +13,7 @@ from mfdiag.coefficients.plane import Quadratic, degenerate, gradient_quadratic,
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
-from mfdiag.gradients.run import Measured
+from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.cells import moments_by_cell
 from mfdiag.measures.plans import PlanePlan, WeightedGridPlan
 from mfdiag.measures.rows import Rows
@@ -33,7 +33,7 @@ def sweep_plan(
 
 
 def sweep_table(
-    measured: Measured,
+    measured: PassResult,
     plan: PlanePlan | WeightedGridPlan,
     betas: Sequence[float],
     gammas: Sequence[float],

@@ -13,20 +13,21 @@ from torch import Tensor
 from mfdiag.coefficients.times import optimal_shares, weighted_moment
 from mfdiag.errors import InputError
 from mfdiag.estimators import Estimator
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.builder import FieldNeeds
+from mfdiag.fields.differentiable_network import Loss
+from mfdiag.fields.fields import Fields
 from mfdiag.flow.density import MASS_DRAWS, DensityTimes, cell_shares, check_base, density_cells
-from mfdiag.flow.sampler import TimeSampler
+from mfdiag.flow.time_sampler import TimeSampler
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.cells import Box
-from mfdiag.gradients.general import Loss
 from mfdiag.gradients.moments import Estimate, Moments, jackknife, positive_jackknife
-from mfdiag.gradients.run import Measured, Needs
+from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.cells import moments_by_cell
 from mfdiag.measures.rows import FEW_SAMPLES, Rows
 
 __all__ = ["GradientPlan", "Map", "Search", "fit_map", "search", "times_table"]
 
-Run = Callable[[TimeSampler, int], Measured]
+Run = Callable[[TimeSampler, int], PassResult]
 """(sampler, seed) -> a pass over the request's samples under these, with `GradientPlan` and without bins."""
 
 
@@ -38,7 +39,7 @@ class GradientPlan:
     weighting: Weighting
     groups: ClassVar[int] = 1
     size: ClassVar[int] = 1
-    needs: ClassVar[Needs] = Needs(posterior=False)
+    needs: ClassVar[FieldNeeds] = FieldNeeds(posterior=False)
     losses: ClassVar[tuple[Loss, ...]] = ()
 
     def cotangents(self, fields: Fields) -> Tensor:
@@ -131,7 +132,7 @@ def times_table(found: Search, common: Mapping[str, Any]) -> pd.DataFrame:
     return rows.frame()
 
 
-def fit_map(measured: Measured, times: DensityTimes) -> Map:
+def fit_map(measured: PassResult, times: DensityTimes) -> Map:
     """The map from a pass of `GradientPlan` under `times`."""
     cell = times.cell_of(measured.r, measured.t)
     norms = measured.gradient.diagonal[:, 0, 0].numpy() / times.weight(measured.r, measured.t) ** 2  # |G|^2, not |wG|^2
@@ -153,5 +154,5 @@ def fit_map(measured: Measured, times: DensityTimes) -> Map:
     return Map(moments, own, whole.M[:, 0, 0, 0], counts.sum(0).astype(int), whole.count)
 
 
-def _whole(measured: Measured) -> Moments:
+def _whole(measured: PassResult) -> Moments:
     return next(moments_by_cell(measured, measured.gradient))[2]

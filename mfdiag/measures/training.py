@@ -16,7 +16,7 @@ from mfdiag.errors import MfdiagError
 from mfdiag.figures.render import save_figures
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.weighting import parse_weighting
-from mfdiag.gradients.run import Settings
+from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures.job import device_name
 from mfdiag.measures.measure import measure_subject
 from mfdiag.measures.request import Progress, Request, Subject
@@ -25,9 +25,9 @@ from mfdiag.tables.check import conform
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import check_writable, read_table, table_path, write_table
 from mfdiag.training.grid import Cell
-from mfdiag.training.saved import CHECKPOINT, Entry, number_entry
+from mfdiag.training.saved import CHECKPOINT, LogEntry, number_entry
 from mfdiag.training.spec import TrainSpec
-from mfdiag.training.trainer import Options, TrainedCell, train
+from mfdiag.training.trainer import TrainedCell, TrainOptions, train
 
 __all__ = ["GridOutcome", "run_grid"]
 
@@ -44,7 +44,7 @@ class GridOutcome:
 def run_grid(
     cells: Sequence[Cell],
     out: Path,
-    options: Options,
+    options: TrainOptions,
     *,
     specification: Mapping[str, Any],
     progress: Progress | None = None,
@@ -84,7 +84,7 @@ def run_grid(
     return GridOutcome(trained, table, frame)
 
 
-def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module) -> list[Entry]:
+def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module) -> list[LogEntry]:
     """Gradient variance at the model's own coefficients, and the coefficient of least variance, as they are now."""
     subject = Subject(
         module,
@@ -106,7 +106,7 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
         by_layer=False,
         seed=spec.seed,
         posterior="none",  # neither quantity needs it
-        settings=Settings(samples=spec.measure_samples),
+        settings=PassSettings(samples=spec.measure_samples),
     )
     sweep = measure_subject(subject, "sweep", request)["sweep"]
     kept = sweep[(sweep["quantity"] == "variance") & (sweep["space"] == "gradient")]
@@ -116,7 +116,7 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
         optima = optima[(optima["quantity"] == "optimum") & (optima["form"] == "gradient")]
         found.append(("optimum", optima[(optima["role"] == "tangent") & optima["batch_size"].isna()]))
     return [
-        Entry(0, quantity, *row.values())
+        LogEntry(0, quantity, *row.values())
         for quantity, rows in found
         for row in rows[list(_MEASURED)].to_dict("records")  # plain numbers, as they are saved
     ]

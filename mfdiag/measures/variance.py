@@ -12,7 +12,7 @@ import pandas as pd
 from mfdiag.estimators import Estimator
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife, replicate_sizes
-from mfdiag.gradients.run import Measured
+from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
 from mfdiag.measures.guided import add_guidance
 from mfdiag.measures.plans import EstimatorPlan
@@ -29,7 +29,7 @@ _POWERS = (0.0, 0.5, 1.0)
 
 
 def variance_table(
-    measured: Measured, plan: EstimatorPlan, common: Mapping[str, Any], dim: int, by_layer: bool
+    measured: PassResult, plan: EstimatorPlan, common: Mapping[str, Any], dim: int, by_layer: bool
 ) -> pd.DataFrame:
     """Rows of the table `variance` (tables/schema.py); `dim` is the number of coordinates of a sample."""
     rows = Rows("variance", common)
@@ -44,7 +44,7 @@ def variance_table(
     return rows.frame()
 
 
-def _gradients(rows: Rows, measured: Measured, plan: EstimatorPlan, by_layer: bool) -> None:
+def _gradients(rows: Rows, measured: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
     for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
             for quantity, replicates in _statistics(moments, k * plan.each, plan).items():
@@ -105,7 +105,7 @@ def _gap(
         rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate)
 
 
-def _concentration(rows: Rows, measured: Measured, plan: EstimatorPlan) -> None:
+def _concentration(rows: Rows, measured: PassResult, plan: EstimatorPlan) -> None:
     """How much of the squared gradient norm the largest samples carry; over all samples, never for a stratified map."""
     if measured.stratified:
         return
@@ -118,7 +118,7 @@ def _concentration(rows: Rows, measured: Measured, plan: EstimatorPlan) -> None:
             rows.add(quantity, jackknife(replicates, count), layer="all", estimator=estimator.name)
 
 
-def _norms2(measured: Measured, plan: EstimatorPlan, k: int) -> np.ndarray:
+def _norms2(measured: PassResult, plan: EstimatorPlan, k: int) -> np.ndarray:
     """|G_i|^2 [N] of estimator k."""
     return measured.gradient.diagonal[:, 0, k * plan.each].numpy()
 
@@ -140,7 +140,7 @@ def hill(norms: np.ndarray) -> float:
         return float(len(logs) / logs.sum())
 
 
-def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> None:
+def _losses(rows: Rows, measured: PassResult, estimators: Sequence[Estimator]) -> None:
     losses = {e.name: measured.scalars[f"loss/{e.name}"] for e in estimators}
     both = {**losses, **{f"{name}^2": loss**2 for name, loss in losses.items()}}
     for box, means, count in scalars_by_cell(measured, both):
@@ -151,7 +151,7 @@ def _losses(rows: Rows, measured: Measured, estimators: Sequence[Estimator]) -> 
             rows.add("loss_variance", positive_jackknife(variance, count), box, layer="all", estimator=name)
 
 
-def _weights(rows: Rows, measured: Measured, plan: EstimatorPlan, dim: int) -> None:
+def _weights(rows: Rows, measured: PassResult, plan: EstimatorPlan, dim: int) -> None:
     """What the adaptive weight does to the second moment of the gradient, for several p."""
     values: dict[str, np.ndarray] = {}
     for k, estimator in enumerate(plan.estimators):
@@ -169,7 +169,7 @@ def _weights(rows: Rows, measured: Measured, plan: EstimatorPlan, dim: int) -> N
                 rows.add(f"second_moment_p{p:g}", estimate, box, layer="all", estimator=estimator.name)
 
 
-def _jacobian(rows: Rows, measured: Measured, dim: int) -> None:
+def _jacobian(rows: Rows, measured: PassResult, dim: int) -> None:
     names = [name for name in ("kappa", "jacobi_fro2", "jacobi_spectral") if name in measured.scalars]
     for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
         quantities: dict[str, np.ndarray] = {name: means[name] for name in names[1:]}
@@ -178,7 +178,7 @@ def _jacobian(rows: Rows, measured: Measured, dim: int) -> None:
             rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
 
 
-def _velocity(rows: Rows, measured: Measured) -> None:
+def _velocity(rows: Rows, measured: PassResult) -> None:
     """Numbers of the velocity field's own Jacobian, where they were measured."""
     names = ("divergence", "velocity_fro2", "antisymmetric_fro2")
     if names[0] not in measured.scalars:
@@ -189,7 +189,7 @@ def _velocity(rows: Rows, measured: Measured) -> None:
             rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
 
 
-def samples_table(measured: Measured, plan: EstimatorPlan, common: Mapping[str, Any]) -> pd.DataFrame:
+def samples_table(measured: PassResult, plan: EstimatorPlan, common: Mapping[str, Any]) -> pd.DataFrame:
     """Rows of the table `samples`: each sample's squared gradient norm and loss by estimator, and its divergence."""
     n = len(measured.t)
     label = pd.array([None] * n if measured.labels is None else measured.labels, dtype="Int64")

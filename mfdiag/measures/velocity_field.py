@@ -6,7 +6,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from mfdiag.estimators._fields import PROBES, Fields, coordinate_basis, random_signs
+from mfdiag.fields.fields import Fields
+from mfdiag.fields.probes import PROBES, coordinate_basis, random_signs
 
 __all__ = ["EXACT_DIM", "probe_quantile", "velocity_scalars"]
 
@@ -17,7 +18,7 @@ def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
     """Per sample: tr D, |D|_F^2, |(D - D^T)/2|_F^2; above `EXACT_DIM` estimates without bias, and the first's error."""
     # Hutchinson: for random signs z, E z.Dz = tr D and E|Dz|^2 = |D|_F^2. With R = (D - D^T)/2 and an independent z',
     # E (z.Rz')^2 = E z^T R R^T z = |R|_F^2, so that pairs of different probes need no derivative transposed.
-    there, x = fields.around, fields.x
+    there, x = fields.context, fields.x
     assert there is not None
     exact = x[0].numel() <= EXACT_DIM
     probes = coordinate_basis(x) if exact else random_signs(there.draws, "velocity probes", there.index, x)

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
-from mfdiag.models.card import Card
-from mfdiag.models.card_files import is_card, load_card
-from mfdiag.models.containers import (
+from mfdiag.models.cards.card import Card
+from mfdiag.models.cards.card_files import is_card, load_card
+from mfdiag.models.description import METADATA_KEY, Description, parse_description
+from mfdiag.models.factory import call_factory
+from mfdiag.models.formats.containers import (
     StateDict,
     read_container,
     training_step,
     weight_sets,
 )
-from mfdiag.models.description import METADATA_KEY, Description, parse_description
-from mfdiag.models.factory import call_factory
-from mfdiag.models.registry import build_model
+from mfdiag.models.networks.registry import build_model
 from mfdiag.models.weights import brief, filled, find_weights, select_weights
 from mfdiag.storage import replacing, sha256_of
 
@@ -103,7 +103,7 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     elif description is not None:
         module = build_model(description.architecture.name, description.architecture.arguments)
     elif file.program is not None:
-        from mfdiag.models.program import ExportedNetwork
+        from mfdiag.models.formats.program import ExportedNetwork
 
         module = ExportedNetwork(file.program, file.tree)
     else:
@@ -126,7 +126,7 @@ def makes_its_network(path: str | os.PathLike[str]) -> bool:
 
 def _adapted(card: Card, tree: Mapping[Any, Any]) -> nn.Module:
     """The card's network, with the constructor arguments that the file tells."""
-    from mfdiag.models.adapted import Adapted
+    from mfdiag.models.cards.adapter import Adapted
 
     told = {name: _told(tree, place) for name, place in card.network.arguments_from.items()}
     arguments = card.network.arguments | {name: value for name, value in told.items() if value is not None}

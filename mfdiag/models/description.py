@@ -17,7 +17,7 @@ _SINCE_0_2 = {"source": "gaussian", "coupling": "independent", "prediction": "u"
 
 
 class Architecture(BaseModel):
-    """A built-in architecture: its name in `mfdiag.models.registry.MODELS` and its constructor's arguments."""
+    """A built-in architecture: its name in `mfdiag.models.networks.registry.MODELS` and its constructor's arguments."""
 
     model_config = ConfigDict(extra="forbid")
 

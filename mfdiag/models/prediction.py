@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.paths import Path
 from mfdiag.flow.specs import format_spec, parse_arguments
-from mfdiag.models.registry import PREDICTIONS
+from mfdiag.models.networks.registry import PREDICTIONS
 from mfdiag.models.wrapper import Wrapper
 
 __all__ = ["Predicts", "as_average_velocity", "prediction_name"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.flow.paths import LINEAR, parse_path
-from mfdiag.models.card_files import is_card
+from mfdiag.models.cards.card_files import is_card
 from mfdiag.models.checkpoint import load_model, makes_its_network
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.usercode import is_user_code

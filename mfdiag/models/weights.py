@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfdiag.errors import InputError
-from mfdiag.models.card import Card
-from mfdiag.models.containers import StateDict, subset
+from mfdiag.models.cards.card import Card
+from mfdiag.models.formats.containers import StateDict, subset
 
 if TYPE_CHECKING:
     from torch import nn

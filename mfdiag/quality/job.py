@@ -15,7 +15,7 @@ import pandas as pd
 from mfdiag.figures.render import save_figures
 from mfdiag.measures.job import Mode, Outcome, device_name, same_request
 from mfdiag.measures.request import Progress, Subject
-from mfdiag.models.inspect import inspect_checkpoint
+from mfdiag.models.inspection import inspect_checkpoint
 from mfdiag.quality.prepared import Features, Prepared, prepare_quality
 from mfdiag.quality.tidy import mean_over_seeds
 from mfdiag.tables.provenance import manifest, write_manifest

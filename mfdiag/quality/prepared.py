@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import Data, FiniteData, load_data
+from mfdiag.flow.data.datasets import Data, FiniteData, load_data
+from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.sources import Source, parse_source
-from mfdiag.flow.stored import Points
 from mfdiag.gradients.moments import Estimate
 from mfdiag.models.precision import in_precision
 from mfdiag.quality.intervals import of_replicates, of_shares
-from mfdiag.quality.metrics import Metric, Pairs, Replicate, find_metric
+from mfdiag.quality.metrics import Metric, PairedSamples, Replicate, find_metric
 from mfdiag.quality.metrics import metrics as all_metrics
 from mfdiag.quality.points import REPLICATES, independent, spread
 from mfdiag.quality.reference import make_reference, make_replicates
@@ -50,7 +50,7 @@ class Prepared:
     replicates: list[Replicate]
     seed: int
     pooled: dict[str, Callable[[Tensor], Estimate]]
-    paired: dict[str, list[Callable[[Pairs], float]]]
+    paired: dict[str, list[Callable[[PairedSamples], float]]]
     features: Features | None
     features_name: str | None
     device: str
@@ -118,7 +118,7 @@ class Prepared:
         x = self._draw(generate, conditional, independent, replicate, len(y)).double()
         if not x.isfinite().all():
             return [np.nan] * len(self.paired)
-        pairs = Pairs(x, torch.cdist(x, x), torch.cdist(x, y))
+        pairs = PairedSamples(x, torch.cdist(x, x), torch.cdist(x, y))
         return [measures[replicate](pairs) for measures in self.paired.values()]
 
     def _draw(self, generate: _Generate, conditional: bool, draw: Any, replicate: int, size: int) -> Tensor:

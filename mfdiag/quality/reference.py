@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.flow.datasets import Data, FiniteData
-from mfdiag.flow.stored import Points
+from mfdiag.flow.data.datasets import Data, FiniteData
+from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.quality.metrics import Replicate
 from mfdiag.quality.points import REPLICATES, independent, spread
 

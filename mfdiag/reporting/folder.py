@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from mfdiag.figures.render import save_figures
-from mfdiag.measures.grid import NEEDED, grid_table
 from mfdiag.reporting.findings import Findings, findings
+from mfdiag.reporting.grid_table import NEEDED, grid_table
 from mfdiag.reporting.page import write_page
 from mfdiag.tables.schema import TABLES
 from mfdiag.tables.store import read_table, table_path, write_table

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.datasets import Data
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import parse_source
 from mfdiag.flow.times import parse_times
 from mfdiag.models.teacher import teacher_velocity
-from mfdiag.training.loss import Batch
+from mfdiag.training.loss import TrainBatch
 from mfdiag.training.spec import TrainSpec
 from mfdiag.usercode import is_user_code
 
@@ -68,7 +68,7 @@ class Stream:
         width = batch_size * int(np.prod(data.shape))
         self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // width))
 
-    def block(self, number: int) -> Batch:
+    def block(self, number: int) -> TrainBatch:
         """The samples of `block_steps` steps from step number * block_steps on, in torch's default dtype."""
         count = self.block_steps * self.batch_size
         index = np.arange(number * count, (number + 1) * count)
@@ -78,9 +78,9 @@ class Stream:
             low, high = self.delta
             u = torch.as_tensor(self.draws.uniforms("anchor", index, 1)[:, 0])
             delta = torch.minimum(low + (high - low) * u, drawn.t)
-        found = Batch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight)
+        found = TrainBatch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight)
         dtype = torch.get_default_dtype()
-        return Batch._make(v if v is None or not v.is_floating_point() else v.to(dtype) for v in found)
+        return TrainBatch._make(v if v is None or not v.is_floating_point() else v.to(dtype) for v in found)
 
 
 class Feed:
@@ -100,17 +100,17 @@ class Feed:
         if any(is_user_code(law.path) for law in points):
             cores, self._blocks_ahead = 1, 0  # its forward-mode derivatives cannot run beside those of training
         self._pool = ThreadPoolExecutor(cores)
-        self._ahead: dict[int, list[Future[Batch]]] = {}
+        self._ahead: dict[int, list[Future[TrainBatch]]] = {}
         self._number = -1
-        self._block = Batch(*[torch.empty(0)] * 4)
+        self._block = TrainBatch(*[torch.empty(0)] * 4)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> TrainBatch:
         """The batch of step `step`, counted from 0."""
         number, place = divmod(step, self.block_steps)
         if number != self._number:
             self._load(number)
         rows = slice(place * self._size, (place + 1) * self._size)
-        return Batch._make(None if values is None else values[:, rows][self._which] for values in self._block)
+        return TrainBatch._make(None if values is None else values[:, rows][self._which] for values in self._block)
 
     def close(self) -> None:
         """Stops drawing ahead."""
@@ -120,7 +120,7 @@ class Feed:
         for ahead in range(number, number + self._blocks_ahead + 1):
             self._submit(ahead)
         parts = [future.result() for future in self._ahead.pop(number)]
-        self._block = Batch._make(
+        self._block = TrainBatch._make(
             None if column[0] is None else torch.stack(column).to(self._device) for column in zip(*parts, strict=True)
         )
         self._number = number

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
-from mfdiag.estimators._fields import twice_differentiable
+from mfdiag.derivatives.attention import twice_differentiable
 from mfdiag.flow.density import DensityTimes
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.training.compiling import compiled as compiled_step
 from mfdiag.training.draws import Feed
-from mfdiag.training.loss import Batch, Params, Point, loss_of
-from mfdiag.training.optimizers import Moments, schedule_factor, step_parameters
+from mfdiag.training.loss import Params, Point, TrainBatch, loss_of
+from mfdiag.training.optimizers import OptimizerMoments, schedule_factor, step_parameters
 from mfdiag.training.spec import TrainSpec
 
 __all__ = ["Ensemble", "Rates", "State", "rates_of", "start", "together", "update"]
@@ -32,7 +32,7 @@ class State(NamedTuple):
 
     params: Params
     ema: Params
-    moments: Moments
+    moments: OptimizerMoments
     steps: Tensor
     tally: Tensor
 
@@ -49,10 +49,10 @@ def start(module: nn.Module) -> State:
     """The state before the first step."""
     params = {name: p.detach().clone() for name, p in module.named_parameters()}
     zeros = {name: torch.zeros_like(p) for name, p in params.items()}
-    return State(params, params, Moments(zeros, zeros), torch.zeros((), dtype=torch.float64), torch.zeros(2))
+    return State(params, params, OptimizerMoments(zeros, zeros), torch.zeros((), dtype=torch.float64), torch.zeros(2))
 
 
-def update(module: nn.Module, spec: TrainSpec, state: State, batch: Batch, rates: Rates) -> State:
+def update(module: nn.Module, spec: TrainSpec, state: State, batch: TrainBatch, rates: Rates) -> State:
     """The state of one model after one more step; `spec` gives what `rates` does not."""
     weighting = parse_weighting(spec.loss.weighting)
     gradients, loss = grad_and_value(lambda params: loss_of(module, params, state.ema, batch, rates.point, weighting))(
@@ -115,7 +115,7 @@ class Ensemble:
         self._step = compiled_step(self._eager) if compiled else self._eager
         self._untried, self._graph = compiled, device.startswith("cuda") and compiled
         self._recording: Any = None  # a CUDA graph of some steps, once there is one
-        self._buffer: Batch | None = None
+        self._buffer: TrainBatch | None = None
 
     @property
     def steps_done(self) -> int:
@@ -151,8 +151,8 @@ class Ensemble:
             else:
                 self.state = state
 
-    def _eager(self, state: State, batch: Batch) -> State:
-        def one(state: State, batch: Batch, rates: Rates) -> State:
+    def _eager(self, state: State, batch: TrainBatch) -> State:
+        def one(state: State, batch: TrainBatch, rates: Rates) -> State:
             return update(self.module, self.specs[0], state, batch, rates)
 
         inputs = (state, batch, self.rates)
@@ -172,7 +172,9 @@ class Ensemble:
     def _replay_steps(self, step: int) -> None:
         """`_GRAPH_STEPS` steps as one CUDA graph, recorded on the first call."""
         batches = [self.feed.batch(number) for number in range(step, step + _GRAPH_STEPS)]
-        block = Batch._make(None if column[0] is None else torch.stack(column) for column in zip(*batches, strict=True))
+        block = TrainBatch._make(
+            None if column[0] is None else torch.stack(column) for column in zip(*batches, strict=True)
+        )
         if self._buffer is None:
             self._buffer = block
             self._recording = self._record()
@@ -187,7 +189,7 @@ class Ensemble:
         with torch.cuda.graph(graph):
             state = self.state
             for number in range(_GRAPH_STEPS):
-                batch = Batch._make(None if values is None else values[number] for values in self._buffer)
+                batch = TrainBatch._make(None if values is None else values[number] for values in self._buffer)
                 state = self._step(state, batch)
             _copy(self.state, state)
         return graph

@@ -10,12 +10,12 @@ from torch.func import functional_call, jvp
 
 from mfdiag.flow.weighting import Weighting
 
-__all__ = ["Batch", "Params", "Point", "loss_of"]
+__all__ = ["Params", "Point", "TrainBatch", "loss_of"]
 
 Params = dict[str, Tensor]
 
 
-class Batch(NamedTuple):
+class TrainBatch(NamedTuple):
     """n samples: x_t and conditional velocity v_c [n, *shape]; r, t, the anchor's delta, labels, loss weights [n]."""
 
     x_t: Tensor
@@ -38,7 +38,9 @@ class Point(NamedTuple):
     anchor: Tensor | float | None = None
 
 
-def loss_of(module: nn.Module, params: Params, ema: Params, batch: Batch, point: Point, weighting: Weighting) -> Tensor:
+def loss_of(
+    module: nn.Module, params: Params, ema: Params, batch: TrainBatch, point: Point, weighting: Weighting
+) -> Tensor:
     """The loss at (beta, gamma), a scalar (theory: section 2; anchor and proxy: Algorithm 1).
 
     Sums squares over coordinates, averages over samples. The proxy is vhat = u_ema(x_t, t, t); `weighting` leaves the

@@ -11,10 +11,10 @@ from torch import Tensor
 from mfdiag.training.loss import Params
 from mfdiag.training.spec import Optimizer, Schedule
 
-__all__ = ["Moments", "schedule_factor", "step_parameters"]
+__all__ = ["OptimizerMoments", "schedule_factor", "step_parameters"]
 
 
-class Moments(NamedTuple):
+class OptimizerMoments(NamedTuple):
     """Running first and second moment of the gradient; SGD keeps its momentum in `first` and leaves `second` zero."""
 
     first: Params
@@ -34,8 +34,14 @@ def schedule_factor(schedule: Schedule, steps: int, count: Tensor) -> Tensor:
 
 
 def step_parameters(
-    optimizer: Optimizer, params: Params, gradients: Params, moments: Moments, count: Tensor, rate: Tensor, norm: Tensor
-) -> tuple[Params, Moments]:
+    optimizer: Optimizer,
+    params: Params,
+    gradients: Params,
+    moments: OptimizerMoments,
+    count: Tensor,
+    rate: Tensor,
+    norm: Tensor,
+) -> tuple[Params, OptimizerMoments]:
     """Parameters and moments after step number `count` (0-d, from 1) at the learning rate `rate` (0-d).
 
     `norm` is the norm of all `gradients` together, for clipping. Elementwise otherwise. Equal to torch.optim's
@@ -47,7 +53,7 @@ def step_parameters(
     b1, b2 = optimizer.betas
     if optimizer.name == "sgd":
         first = {name: b1 * m + gradients[name] for name, m in moments.first.items()}
-        return {name: p - rate * first[name] for name, p in params.items()}, Moments(first, moments.second)
+        return {name: p - rate * first[name] for name, p in params.items()}, OptimizerMoments(first, moments.second)
     first = {name: b1 * m + (1 - b1) * gradients[name] for name, m in moments.first.items()}
     second = {name: b2 * v + (1 - b2) * gradients[name].square() for name, v in moments.second.items()}
     size, root = rate / (1 - b1**count), (1 - b2**count).sqrt()
@@ -55,4 +61,4 @@ def step_parameters(
     params = {
         name: kept * p - size * first[name] / (second[name].sqrt() / root + optimizer.eps) for name, p in params.items()
     }
-    return params, Moments(first, second)
+    return params, OptimizerMoments(first, second)

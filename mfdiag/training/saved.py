@@ -13,22 +13,22 @@ from torch import nn
 
 from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import load_model, save_checkpoint
-from mfdiag.models.containers import read_container
 from mfdiag.models.description import Description
+from mfdiag.models.formats.containers import read_container
 from mfdiag.models.prediction import Predicts
 from mfdiag.storage import replacing
 from mfdiag.training.ensemble import State, start
-from mfdiag.training.optimizers import Moments
+from mfdiag.training.optimizers import OptimizerMoments
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["CHECKPOINT", "STATE", "Entry", "Run", "changes", "find_run", "number_entry", "save_model", "write_run"]
+__all__ = ["CHECKPOINT", "STATE", "LogEntry", "Run", "changes", "find_run", "number_entry", "save_model", "write_run"]
 
 CHECKPOINT = "model.safetensors"
 STATE = "state.pt"
 _WRAPPED = "network."  # begins the names of a network's parameters inside Predicts
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """One number of the log, at the step that made `step` steps complete; interval and error are NaN where unknown."""
 
     step: int
@@ -41,10 +41,10 @@ class Entry(NamedTuple):
     status: str
 
 
-def number_entry(step: int, quantity: str, value: float, n_samples: int) -> Entry:
+def number_entry(step: int, quantity: str, value: float, n_samples: int) -> LogEntry:
     """An entry without an interval."""
     nan = math.nan
-    return Entry(step, quantity, value, nan, nan, nan, n_samples, "ok" if math.isfinite(value) else "nonfinite")
+    return LogEntry(step, quantity, value, nan, nan, nan, n_samples, "ok" if math.isfinite(value) else "nonfinite")
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Run:
     """One model in training: its state and its log, earlier parts of a resumed run included."""
 
     state: State
-    log: list[Entry] = field(default_factory=list)
+    log: list[LogEntry] = field(default_factory=list)
 
 
 def write_run(folder: Path, spec: TrainSpec, run: Run) -> None:
@@ -88,8 +88,8 @@ def find_run(folder: Path) -> tuple[dict[str, Any], Run] | None:
 def _read_state(path: Path) -> tuple[dict[str, Any], Run]:
     kept = read_container(path, load=True).tree
     try:
-        state = State(**{**kept["state"], "moments": Moments(**kept["state"]["moments"])})
-        return kept["specification"], Run(state, [Entry(*entry) for entry in kept["log"]])
+        state = State(**{**kept["state"], "moments": OptimizerMoments(**kept["state"]["moments"])})
+        return kept["specification"], Run(state, [LogEntry(*entry) for entry in kept["log"]])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"Expected {path} to hold a training state of this version, but it does not ({error}); choose another "

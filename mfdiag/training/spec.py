@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.description import Architecture
-from mfdiag.models.registry import MODELS, PREDICTIONS
+from mfdiag.models.networks.registry import MODELS, PREDICTIONS
 from mfdiag.usercode import is_user_code
 
 __all__ = ["Anchor", "Loss", "Optimizer", "Schedule", "TrainSpec"]

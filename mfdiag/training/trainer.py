@@ -14,22 +14,32 @@ import torch
 from torch import nn
 
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import Data, load_data
+from mfdiag.flow.data.datasets import Data, load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
+from mfdiag.models.networks.registry import build_model
 from mfdiag.models.prediction import as_average_velocity
-from mfdiag.models.registry import build_model
 from mfdiag.training.draws import Feed, Law
 from mfdiag.training.ensemble import Ensemble, start, together
 from mfdiag.training.grid import Cell
 from mfdiag.training.loss import Params
-from mfdiag.training.saved import CHECKPOINT, STATE, Entry, Run, changes, find_run, number_entry, save_model, write_run
+from mfdiag.training.saved import (
+    CHECKPOINT,
+    STATE,
+    LogEntry,
+    Run,
+    changes,
+    find_run,
+    number_entry,
+    save_model,
+    write_run,
+)
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["Compile", "Measure", "Options", "TrainedCell", "estimate_seconds", "initial_module", "train"]
+__all__ = ["Compile", "Measure", "TrainOptions", "TrainedCell", "estimate_seconds", "initial_module", "train"]
 
 Compile = Literal["auto", "on", "off"]
-Measure = Callable[[TrainSpec, Draws, nn.Module, nn.Module], list[Entry]]
+Measure = Callable[[TrainSpec, Draws, nn.Module, nn.Module], list[LogEntry]]
 """Gradient statistics of a model in training and its average, as entries of the log; `step` is filled in later.
 
 The draws are those it is trained on.
@@ -44,7 +54,7 @@ _PARAMETERS = {"cpu": 2**26, "cuda": 2**29}  # in one program, over all its mode
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """How a grid is trained; nothing here changes a result beyond rounding."""
 
     device: str = "cpu"
@@ -58,13 +68,13 @@ class TrainedCell:
 
     cell: Cell
     checkpoint: Path | None
-    log: list[Entry]
+    log: list[LogEntry]
 
 
 def train(
     cells: Sequence[Cell],
     out: Path,
-    options: Options = Options(),
+    options: TrainOptions = TrainOptions(),
     *,
     measure: Measure | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -103,7 +113,7 @@ def train(
     return [TrainedCell(item.cell, item.folder / CHECKPOINT if item.is_finite else None, item.run.log) for item in work]
 
 
-def estimate_seconds(cells: Sequence[Cell], out: Path, options: Options, *, say: Callable[[str], None]) -> float:
+def estimate_seconds(cells: Sequence[Cell], out: Path, options: TrainOptions, *, say: Callable[[str], None]) -> float:
     """Time that `train` has left to spend, from a few uncompiled steps of each group: an upper estimate."""
     work = _prepare(cells, out, options)
     seconds = 0.0
@@ -143,7 +153,7 @@ class _Work:
         write_run(self.folder, self.cell.spec, self.run)
 
 
-def _prepare(cells: Sequence[Cell], out: Path, options: Options) -> list[_Work]:
+def _prepare(cells: Sequence[Cell], out: Path, options: TrainOptions) -> list[_Work]:
     """Each cell as it stands; refuses what cannot be trained before anything is."""
     data = {name: load_data(name) for name in dict.fromkeys(cell.spec.data for cell in cells)}
     laws = {law: law.draws(data[law.data]) for law in dict.fromkeys(Law.of(cell.spec) for cell in cells)}
@@ -184,7 +194,7 @@ def _groups(work: Sequence[_Work], device: str) -> list[list[_Work]]:
     return parts
 
 
-def _ensemble(group: Sequence[_Work], options: Options, say: Callable[[str], None]) -> Ensemble:
+def _ensemble(group: Sequence[_Work], options: TrainOptions, say: Callable[[str], None]) -> Ensemble:
     specs = [item.cell.spec for item in group]
     return Ensemble(
         group[0].module,
@@ -199,7 +209,7 @@ def _ensemble(group: Sequence[_Work], options: Options, say: Callable[[str], Non
 
 def _train_group(
     group: Sequence[_Work],
-    options: Options,
+    options: TrainOptions,
     measure: Measure | None,
     report: Callable[[], None],
     say: Callable[[str], None],

@@ -43,7 +43,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 
     from mfdiag.models.checkpoint import save_checkpoint
     from mfdiag.models.description import Architecture, Description
-    from mfdiag.models.mlp import MLP
+    from mfdiag.models.networks.mlp import MLP
 
     def write(name: str = "model", step: int = 100, seed: int = 0) -> Path:
         with torch.random.fork_rng(devices=[]):

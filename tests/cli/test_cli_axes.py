@@ -14,8 +14,8 @@ from mfdiag.flow.paths import PATHS
 from mfdiag.flow.sources import SOURCES
 from mfdiag.models.checkpoint import save_checkpoint
 from mfdiag.models.description import Architecture, Description
-from mfdiag.models.mlp import MLP
-from mfdiag.models.registry import PREDICTIONS
+from mfdiag.models.networks.mlp import MLP
+from mfdiag.models.networks.registry import PREDICTIONS
 from mfdiag.tables import read_table
 
 Run = Callable[..., Any]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mfdiag.models.checkpoint import bundled, save_checkpoint
 from mfdiag.models.description import Architecture, Description
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 Run = Callable[..., Any]
 

@@ -18,7 +18,7 @@ from helpers import rows
 from stand_ins import CLASSES, SHAPE, STAND_INS
 
 from mfdiag.flow.paths import LINEAR
-from mfdiag.models.card_files import load_card, shipped_cards
+from mfdiag.models.cards.card_files import load_card, shipped_cards
 from mfdiag.models.checkpoint import load_model
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.models.teacher import load_teacher

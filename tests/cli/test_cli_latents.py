@@ -11,7 +11,7 @@ import pytest
 import torch
 from latent_layouts import SHAPE, Y, Z, edm, folder, tar, webdataset
 
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.tables import read_table
 
 Run = Callable[..., Any]

@@ -143,7 +143,7 @@ def test_a_stratified_map_has_cells_and_no_summary(cli: Run, checkpoint: Path, t
 
 
 FACTORY = """
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 def network():
     return MLP(2, hidden=8, depth=1)
@@ -151,7 +151,7 @@ def network():
 
 
 def test_a_foreign_checkpoint_with_its_own_data(cli: Run, tmp_path: Path) -> None:
-    from mfdiag.models.mlp import MLP
+    from mfdiag.models.networks.mlp import MLP
 
     state = MLP(2, hidden=8, depth=1).state_dict()
     torch.save({"model": state, "ema": state, "step": 12}, tmp_path / "foreign.pt")

@@ -64,7 +64,7 @@ def seeds(folder: Path, step: int = 10) -> list[Path]:
     """Two checkpoints that differ in the training seed alone."""
     from mfdiag.models.checkpoint import save_checkpoint
     from mfdiag.models.description import Architecture, Description
-    from mfdiag.models.mlp import MLP
+    from mfdiag.models.networks.mlp import MLP
 
     paths = []
     for seed in (0, 1):

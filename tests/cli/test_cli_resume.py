@@ -106,7 +106,7 @@ def test_figures_of_an_earlier_table_do_not_stay(cli: Run, checkpoint: Path, tmp
 WAITING = """
 import time
 from pathlib import Path
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 HERE = Path(__file__).parent
 calls = 0
@@ -166,6 +166,6 @@ def test_ctrl_c_in_any_command_is_exit_code_3(cli: Run, checkpoint: Path, monkey
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mfdiag.models.inspect.inspect_checkpoint", interrupted)
+    monkeypatch.setattr("mfdiag.models.inspection.inspect_checkpoint", interrupted)
     result = cli("inspect", checkpoint)
     assert result == (3, "", "mfdiag: interrupted.\n")

@@ -9,7 +9,7 @@ from helpers import accumulated, one_cell
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mfdiag.coefficients.plane import Layout, Quadratic, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import ColumnLayout, Quadratic, gradient_quadratic, output_quadratic
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
 from mfdiag.gradients.moments import jackknife
 
@@ -126,7 +126,7 @@ def test_coverage_of_the_optimum_of_the_plane(n: int) -> None:
     truth = np.linalg.solve(dim * np.eye(2) + n * mean @ mean.T, dim * np.array([0.8, 0.5]))
     covered = []
     for group in range(repeats):
-        form = gradient_quadratic(found, Layout.of_plane(False), group)
+        form = gradient_quadratic(found, ColumnLayout.of_plane(False), group)
         estimate = jackknife(form.optimum(form.S, n, (1, 2)), found.count)
         covered.append((estimate.low <= truth) & (truth <= estimate.high))
     least = 0.90 - 2 * (0.9 * 0.1 / repeats) ** 0.5
@@ -157,7 +157,7 @@ def test_layouts_give_variance_bias_and_noise_of_a_plane_of_gradients(known: boo
         parts += [still * (a @ b), -still * b] if target else [still * base, still * (a @ b)]
     cotangents = torch.as_tensor(np.stack(parts))
     moments = accumulated(cotangents, 1, one_cell(n)).moments[0]["w"].replicates()
-    layout = Layout.of_plane(known, target)
+    layout = ColumnLayout.of_plane(known, target)
     gradient, output = gradient_quadratic(moments, layout), output_quadratic(moments, layout)
     for beta, gamma in [(0.0, 0.0), (1.0, 0.0), (0.3, 0.0), *([(0.0, 1.0), (0.4, -0.7), (1.0, 1.0)] if target else [])]:
         at = (np.array([beta]), np.array([gamma]))

@@ -12,7 +12,7 @@ import torch
 import mfdiag.estimators
 from mfdiag.errors import InputError
 from mfdiag.estimators import GROUP, Estimator, estimators, find_estimator
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.fields import Fields
 
 
 @pytest.fixture

@@ -105,9 +105,9 @@ def test_cmt_at_r_equal_to_t_is_the_teacher() -> None:
 
 def test_many_references_are_the_marginal_velocity() -> None:
     """The average over points of a Gaussian tends to its marginal velocity, as one over root references."""
-    from mfdiag.estimators._around import Around
-    from mfdiag.estimators._fields import Fields
-    from mfdiag.flow.datasets import GaussianData
+    from mfdiag.fields.context import EvaluationContext
+    from mfdiag.fields.fields import Fields
+    from mfdiag.flow.data.datasets import GaussianData
     from mfdiag.flow.draw import Draws
     from mfdiag.flow.times import parse_times
 
@@ -117,9 +117,11 @@ def test_many_references_are_the_marginal_velocity() -> None:
     assert known is not None
     nothing: dict = {}
     unused = lambda *_: None  # noqa: E731
-    around = Around(batch.x_t, batch.r, batch.t, None, unused, nothing, "self", lambda dx: dx, unused, law, index)  # type: ignore[arg-type]
+    around = EvaluationContext(
+        batch.x_t, batch.r, batch.t, None, unused, nothing, "self", lambda dx: dx, unused, law, index
+    )  # type: ignore[arg-type]
     gap = (batch.t - batch.r)[:, None]
-    fields = Fields(batch.x_t, batch.velocity, batch.x_t, gap, batch.x_t, batch.x_t, around=around)
+    fields = Fields(batch.x_t, batch.velocity, batch.x_t, gap, batch.x_t, batch.x_t, context=around)
     off = [float((average_velocity(fields, count) - known.mean).square().mean()) for count in (2, 8, 200)]
     alone = float((batch.velocity - known.mean).square().mean())
     assert alone > off[0] > off[1] > off[2] and off[2] < 0.05 * alone

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mfdiag.errors import InputError
 from mfdiag.flow.couplings import COUPLINGS, INDEPENDENT, Coupling, Ends, Gibbs, MinibatchOT, Reflow, parse_coupling
-from mfdiag.flow.datasets import Data, FiniteData, load_data
+from mfdiag.flow.data.datasets import Data, FiniteData, load_data
 from mfdiag.flow.sources import GaussianSource, parse_source
-from mfdiag.models.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 
 N = 20_000
 PLAIN = load_data("gaussian:2,0.5,2")

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.density import DensityTimes, cell_numbers, cell_shares, density_cells
 from mfdiag.flow.draw import Draws
-from mfdiag.flow.sampler import Pair, Sampler
 from mfdiag.flow.seeds import uniforms
+from mfdiag.flow.time_sampler import Pair, Sampler
 from mfdiag.flow.times import parse_times
 
 BINS = (2, 3)

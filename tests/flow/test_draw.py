@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mfdiag.flow.couplings import Gibbs
-from mfdiag.flow.datasets import FiniteData, load_data
+from mfdiag.flow.data.datasets import FiniteData, load_data
 from mfdiag.flow.draw import Draws, posterior_of
 from mfdiag.flow.paths import TRIGONOMETRIC
 from mfdiag.flow.seeds import normals, uniforms

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import FiniteData
+from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.guidance import GUIDANCES, Guidance, Scale, parse_guidance
 from mfdiag.flow.times import parse_times

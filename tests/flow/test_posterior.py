@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import posterior_of
 from mfdiag.flow.posterior import FinitePosterior, MixturePosterior
 from mfdiag.flow.seeds import uniforms
-from mfdiag.models.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 
 
 def full(time: float, n: int = 1) -> Tensor:

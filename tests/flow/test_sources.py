@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import FiniteData, load_data
+from mfdiag.flow.data.datasets import FiniteData, load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.sources import MixedSource, MixtureSource, Source, parse_source

@@ -6,30 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import randomised
-from networks import CLASSES, NETWORKS, Network
+from engine_cases import DTYPES, GROUPS, SAMPLES, SIZE, TOLERANCE, prepared
+from networks import NETWORKS, Network
 from torch import Tensor, nn
 from torch.func import jvp
 
+from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import make_cells
 from mfdiag.gradients.engine import Engine, prepare_engine
-from mfdiag.gradients.reference import Inputs, per_sample_gradients
+from mfdiag.gradients.reference_engine import per_sample_gradients
 from mfdiag.measures.measure import measure
-
-SAMPLES, GROUPS, SIZE = 12, 2, 2
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
-
-
-def prepared(network: Network, dtype: torch.dtype) -> tuple[nn.Module, Inputs, Tensor]:
-    """A module as a run hands it to an engine, inputs and cotangents [C, n, *shape]."""
-    torch.manual_seed(0)
-    module = randomised(network.build()).to(dtype).eval().requires_grad_(False)
-    x = torch.randn(SAMPLES, *network.shape, dtype=dtype)
-    r, t = torch.rand(2, SAMPLES, dtype=dtype).sort(dim=0).values
-    inputs = (x, r, t, torch.arange(SAMPLES) % CLASSES)
-    return module, inputs, torch.randn(GROUPS * SIZE, SAMPLES, *network.shape, dtype=dtype)
 
 
 def engines(module: nn.Module, inputs: Inputs) -> tuple[Engine, Engine, list[str]]:
@@ -81,8 +68,8 @@ def test_a_wrong_guess_of_a_bare_parameter_leaves_the_derivative_right() -> None
     module = _Summed().double().eval().requires_grad_(False)
     x, (r, t) = torch.randn(2, 2).double(), torch.tensor([[0.1, 0.2], [0.6, 0.9]]).double()
     engine = prepare_engine(module, (x, r, t, None), "fast", lambda note: None)
-    assert engine.tried is not None
-    dx, dt, along = engine.tried
+    assert engine.checked_jvp is not None
+    dx, dt, along = engine.checked_jvp
     truth = jvp(lambda x, t: module(x, r, t), (x, t), (dx[0], dt[0]))[1]
     torch.testing.assert_close(along[0], truth)
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from mfdiag import measure
 from mfdiag.errors import InputError
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import TRIGONOMETRIC, parse_path
 from mfdiag.flow.sources import GaussianSource, parse_source
 from mfdiag.flow.times import parse_times
 from mfdiag.models.checkpoint import save_checkpoint
 from mfdiag.models.description import Architecture, Description
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 from mfdiag.models.prediction import as_average_velocity
 
 DIM, MEAN, STD = 2, 0.7, 2.0

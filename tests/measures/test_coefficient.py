@@ -10,10 +10,10 @@ from helpers import Unknown, loss_gradient, randomised, row, rows, samples_of
 from torch import nn
 
 from mfdiag import load_data, measure
-from mfdiag.flow.datasets import Data
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 KNOWN = load_data("mixture:2,3")
 BATCHES = (1, 64, 10**6)

@@ -15,7 +15,7 @@ from torch import nn
 from mfdiag import InputError, measure
 from mfdiag.coefficients.mixture import mixture_weights
 from mfdiag.estimators import estimators, find_estimator
-from mfdiag.flow.datasets import FiniteData, GaussianData
+from mfdiag.flow.data.datasets import FiniteData, GaussianData
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.times import parse_times
@@ -24,8 +24,8 @@ from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import positive_jackknife
 from mfdiag.measures.compare import _statistics
 from mfdiag.measures.compare_plan import ComparePlan, Maps
-from mfdiag.models.gaussian import GaussianAverageVelocity
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.mlp import MLP
 
 DIM, MEAN, SAMPLES = 3, 0.7, 2048
 SHIFT = torch.tensor([0.3, -0.2, 0.6], dtype=torch.float64)  # the teacher's bias b

@@ -13,7 +13,7 @@ from helpers import Shifted, row, rows
 from torch import nn
 
 from mfdiag import measure
-from mfdiag.models.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 
 DIM, MEAN = 3, 0.7
 SHIFT = torch.tensor([0.3, -0.2, 0.6], dtype=torch.float64)  # the biased proxy's b

@@ -10,14 +10,14 @@ from helpers import accumulated, covariance_trace, loss_gradient, one_cell, rand
 from torch import Tensor, nn
 
 from mfdiag import InputError, measure
-from mfdiag.flow.datasets import FiniteData
+from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import jackknife, positive_jackknife
 from mfdiag.measures.guided import _parts
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 CLASSES, SAMPLES = 3, 128
 GENERATOR = np.random.default_rng(0)

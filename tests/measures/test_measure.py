@@ -13,8 +13,8 @@ from helpers import Unknown, randomised, rows
 from torch import Tensor, nn
 
 from mfdiag import InputError, load_data, measure
-from mfdiag.flow.datasets import FiniteData
-from mfdiag.models.mlp import MLP
+from mfdiag.flow.data.datasets import FiniteData
+from mfdiag.models.networks.mlp import MLP
 
 LABELLED = FiniteData("labelled", np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 3)
 

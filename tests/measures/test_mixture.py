@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from mfdiag import measure
 from mfdiag.coefficients.plane import gradient_quadratic, output_quadratic
-from mfdiag.flow.datasets import MixtureData
+from mfdiag.flow.data.datasets import MixtureData
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import Estimate, jackknife
-from mfdiag.gradients.run import Settings, run_pass
+from mfdiag.gradients.sample_pass import PassSettings, SupportNetworks, run_pass
 from mfdiag.measures.plans import PlanePlan
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 DATA = MixtureData(2, 3)
 POINTS = [((0.3, -0.8), 0.1, 0.7), ((-1.0, 0.4), 0.0, 1.0), ((0.6, 0.2), 0.3, 0.45)]
@@ -93,9 +93,9 @@ def test_at_one_x_t(point: tuple[float, float], r: float, t: float) -> None:
     """All variance is conditional there; 4,000 samples of the tool's against as many of ours."""
     model = network()
     draws = Pinned(DATA, parse_times(f"point:{r},{t}"), 0, point=point)
-    settings = Settings(samples=4000, dtype=torch.float64)
+    settings = PassSettings(samples=4000, dtype=torch.float64)
     plan = PlanePlan(known=True)
-    measured = run_pass(plan, model, draws, settings, proxy="teacher", proxy_module=proxy())
+    measured = run_pass(plan, model, draws, settings, support=SupportNetworks("teacher", proxy()))
     assert measured.output is not None
     moments = sum_layers(measured.gradient.moments[0]).replicates()
     gradient = gradient_quadratic(moments, plan.layout)

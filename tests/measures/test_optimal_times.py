@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from mfdiag import measure
 from mfdiag.coefficients.times import optimal_shares, weighted_moment
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.density import DensityTimes, cell_numbers, cell_shares, density_cells
 from mfdiag.flow.draw import Draws
-from mfdiag.flow.sampler import TimeSampler
 from mfdiag.flow.seeds import normals, uniforms
+from mfdiag.flow.time_sampler import TimeSampler
 from mfdiag.flow.times import parse_times
-from mfdiag.gradients.run import Measured
+from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.times import search, times_table
-from mfdiag.models.gaussian import GaussianAverageVelocity
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.mlp import MLP
 
 STD, BINS, TIMES = 0.5, (3, 3), "uniform:0.3"
 
@@ -115,7 +115,7 @@ def test_the_trial_is_a_measurement_of_variance() -> None:
             seed=5,
             by_layer=False,
             posterior="none",
-            settings=module.Settings(1000, dtype=torch.float64),
+            settings=module.PassSettings(1000, dtype=torch.float64),
         )
         expected = row(module.measure_subject(subject, "variance", request)["variance"], quantity="variance")
         one = row(found, quantity=quantity)
@@ -152,17 +152,17 @@ def test_slow_twin() -> None:
     assert row(found, quantity="weighted_variance")["value"] == pytest.approx(covariance_trace(rescaled), rel=1e-9)
 
 
-def synthetic(samples: int, tail: float = 1.0) -> Callable[[TimeSampler, int], Measured]:
+def synthetic(samples: int, tail: float = 1.0) -> Callable[[TimeSampler, int], PassResult]:
     """Passes whose gradients are those of `Shift`, or of as large a second moment and heavier tails."""
 
-    def run(times: TimeSampler, seed: int) -> Measured:
+    def run(times: TimeSampler, seed: int) -> PassResult:
         index, cells = np.arange(samples), one_cell(samples)
         r, t = times.sample(uniforms(seed, "times", index, times.width), index)
         z = normals(seed, "noise", index, 1)[:, 0]
         z = np.sign(z) * np.abs(z) ** tail
         weight = times.weight(r, t)
         gradient = torch.as_tensor((1 if weight is None else weight) * np.sqrt(moment(r, t)) * z)
-        return Measured(cells, accumulated(gradient[None, :, None], 1, cells), None, {}, r, t, None, False)
+        return PassResult(cells, accumulated(gradient[None, :, None], 1, cells), None, {}, r, t, None, False)
 
     return run
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mfdiag.coefficients.plane import Layout, gradient_quadratic
+from mfdiag.coefficients.plane import ColumnLayout, gradient_quadratic
 from mfdiag.flow.draw import Draws
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import jackknife
-from mfdiag.gradients.run import Settings, run_pass
+from mfdiag.gradients.sample_pass import PassSettings, SupportNetworks, run_pass
 from mfdiag.measures.plans import PlanePlan
 from mfdiag.measures.subject import load_subject
 from mfdiag.models.checkpoint import bundled
@@ -21,13 +21,12 @@ def test_bundled_checkpoint() -> None:
         plan,
         subject.module,
         Draws(subject.data, subject.times, 0, subject.conditional),
-        Settings(samples=2048),
-        proxy=subject.proxy,
-        proxy_module=subject.proxy_module,
+        PassSettings(samples=2048),
+        support=SupportNetworks(subject.proxy, subject.proxy_module),
     )
     moments = sum_layers(measured.gradient.moments[0]).replicates()
     value = plan.layout.value  # e_0, e_b, e_g as they are: what is left where the posterior is not known
-    plain_layout = Layout(value, value * [[0], [1], [1]], None)
+    plain_layout = ColumnLayout(value, value * [[0], [1], [1]], None)
     for k in (1, 2):
         forms = [gradient_quadratic(moments, layout).B for layout in (plan.layout, plain_layout)]
         known, plain = (jackknife(form[:, k, k], moments.count) for form in forms if form is not None)
@@ -39,7 +38,7 @@ def test_bundled_checkpoint() -> None:
 
 def test_plain_layout_is_that_of_an_unknown_posterior() -> None:
     """What the comparison above calls plain is what a run without a posterior reports."""
-    value, unknown = Layout.of_plane(True).value, Layout.of_plane(False)
+    value, unknown = ColumnLayout.of_plane(True).value, ColumnLayout.of_plane(False)
     assert not value[:, 3:].any()
     np.testing.assert_array_equal(value[:, :3], unknown.value)
     np.testing.assert_array_equal(value[:, :3] * [[0], [1], [1]], unknown.bias)

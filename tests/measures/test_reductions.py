@@ -11,12 +11,12 @@ from helpers import Sample, randomised, residual, row, rows, samples_of, velocit
 from torch import Tensor, nn
 
 from mfdiag import measure
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.flow.weighting import parse_weighting
-from mfdiag.models.mlp import MLP
-from mfdiag.training.loss import Batch, Point, loss_of
+from mfdiag.models.networks.mlp import MLP
+from mfdiag.training.loss import Point, TrainBatch, loss_of
 
 SAMPLES = 48
 DATA = load_data("gaussian:3,0.5,2")
@@ -63,7 +63,7 @@ def test_gradients_and_losses_are_those_of_the_literal_loss(spec: str, model: nn
 @pytest.mark.parametrize("spec", LITERAL)
 def test_training_descends_the_literal_loss(spec: str, model: nn.Module, samples: list[Sample]) -> None:
     losses, gradients = (torch.stack(parts) for parts in zip(*(literal(model, s, spec) for s in samples), strict=True))
-    batch = Batch(*(torch.stack([getattr(s, name) for s in samples]) for name in ("x", "v_c", "r", "t")))
+    batch = TrainBatch(*(torch.stack([getattr(s, name) for s in samples]) for name in ("x", "v_c", "r", "t")))
     params = dict(model.named_parameters())
     loss = loss_of(model, params, {}, batch, Point(), parse_weighting(spec))
     found = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(params.values()))])

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.autograd.functional import jvp
 
 from mfdiag import InputError, load_data, measure
-from mfdiag.flow.datasets import Data
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import Estimate, jackknife
 from mfdiag.measures.semi_gradient import gap_statistics
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 SAMPLES = 48
 KNOWN = load_data("mixture:2,3")

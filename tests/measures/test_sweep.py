@@ -21,10 +21,10 @@ from helpers import (
 from torch import Tensor, nn
 
 from mfdiag import load_data, measure
-from mfdiag.flow.datasets import Data, FiniteData
+from mfdiag.flow.data.datasets import Data, FiniteData
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 SAMPLES = 70
 BETAS, GAMMAS, BATCHES = (0.0, 0.6, 1.0), (0.0, -0.5), (1, 1000)

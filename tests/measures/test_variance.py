@@ -24,14 +24,14 @@ from helpers import (
 from torch import nn
 
 from mfdiag import load_data, measure
-from mfdiag.flow.datasets import Data
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import jackknife
 from mfdiag.measures.variance import conflict_cosine, hill, top_share, worst_samples
-from mfdiag.models.gaussian import GaussianAverageVelocity
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.mlp import MLP
 
 SAMPLES = 128
 KNOWN = load_data("mixture:2,3")

@@ -20,8 +20,8 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.moments import jackknife, scalar_replicates
 from mfdiag.measures.velocity_field import EXACT_DIM, probe_quantile, velocity_scalars
-from mfdiag.models.gaussian import GaussianAverageVelocity
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.mlp import MLP
 
 
 def scalars_of(matrices: Tensor, seed: int = 0) -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def scalars_of(matrices: Tensor, seed: int = 0) -> dict[str, np.ndarray]:
 
     draws = Draws(load_data("gaussian:2,0,1"), parse_times("uniform"), seed)
     there = SimpleNamespace(derivatives=derivatives, t=torch.full((n,), 0.5).double(), draws=draws, index=np.arange(n))
-    fields: Any = SimpleNamespace(around=there, x=torch.zeros(n, d).double())
+    fields: Any = SimpleNamespace(context=there, x=torch.zeros(n, d).double())
     return {name: values.numpy() for name, values in velocity_scalars(fields).items()}
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import load_model, save_checkpoint
 from mfdiag.models.description import Architecture, Description
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 FACTORY = """
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 
 def small():
     return MLP(2, hidden=4, depth=1)
@@ -229,7 +229,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, factory: str, mod
     assert "runs no code" in refusal(bad, model=factory)
     assert not planted.exists()
     torch.save(model, bad)
-    assert "pickled Python objects (mfdiag.models.mlp.MLP)" in refusal(bad)
+    assert "pickled Python objects (mfdiag.models.networks.mlp.MLP)" in refusal(bad)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:'torch.load' received a zip file")

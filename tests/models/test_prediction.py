@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.flow.paths import LINEAR, TRIGONOMETRIC, Path
-from mfdiag.models.gaussian import GaussianAverageVelocity
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.mlp import MLP
+from mfdiag.models.networks.registry import PREDICTIONS
 from mfdiag.models.prediction import Predicts, as_average_velocity, prediction_name
-from mfdiag.models.registry import PREDICTIONS
 
 SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t * (2 - t))
 KINDS = pytest.mark.parametrize("kind", ["x", "eps", "v"])

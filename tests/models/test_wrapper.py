@@ -7,7 +7,7 @@ from torch import nn
 
 import mfdiag
 from mfdiag.flow.paths import LINEAR
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 from mfdiag.models.prediction import Predicts
 from mfdiag.models.wrapper import Wrapper, prefix_of
 

@@ -49,14 +49,15 @@ from interception import Batch, shaken
 from torch import Tensor, nn
 
 from mfdiag.estimators import Estimator, find_estimator
-from mfdiag.estimators._fields import Fields
+from mfdiag.fields.builder import FieldNeeds
+from mfdiag.fields.fields import Fields
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.weighting import Weighting, parse_weighting
-from mfdiag.gradients.run import Needs, Settings, run_pass
+from mfdiag.gradients.sample_pass import PassSettings, SupportNetworks, run_pass
 from mfdiag.measures.subject import load_subject
-from mfdiag.models.card_files import load_card
+from mfdiag.models.cards.card_files import load_card
+from mfdiag.models.networks.unet import UNet
 from mfdiag.models.precision import in_precision
-from mfdiag.models.unet import UNet
 
 SAMPLES = 16
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -95,7 +96,9 @@ def prove(peer: ModuleType, repositories: Path, work: Path, commands: list[str])
 def teach(teacher: str, peer: ModuleType, data: Path, work: Path, paths: list[str]) -> None:
     """A network of this project measured with `teacher`, FILE@CARD, for its proxy."""
     student, arguments = work / "student.py", f"{peer.SHAPE[0]}, 8, num_classes={peer.CLASSES}"
-    student.write_text(f"from mfdiag.models.unet import UNet\n\n\ndef build():\n    return UNet({arguments})\n")
+    student.write_text(
+        f"from mfdiag.models.networks.unet import UNet\n\n\ndef build():\n    return UNet({arguments})\n"
+    )
     torch.save(UNet(peer.SHAPE[0], 8, num_classes=peer.CLASSES).state_dict(), work / "student.pt")
     options = ["--proxy", f"teacher={teacher}", "--estimator", "teacher", "--estimator", "teacher_tangent"]
     run("variance", work / "student.pt", f"{student}:build", data, work / "taught", paths, *options)
@@ -114,7 +117,7 @@ class Recorder:
     """A plan that keeps x_t, u, an estimator's residual without and with the weight, and the samples' numbers."""
 
     groups = size = 1
-    needs = Needs(posterior=False)
+    needs = FieldNeeds(posterior=False)
     losses = ()
 
     def __init__(self, estimator: Estimator, weighting: Weighting) -> None:
@@ -123,13 +126,13 @@ class Recorder:
 
     def cotangents(self, fields: Fields) -> Tensor:
         e = self._residual(fields)
-        self.found.append((fields.x, fields.u, e, self.weighting(e), fields.around.index))
+        self.found.append((fields.x, fields.u, e, self.weighting(e), fields.context.index))
         return e[None]
 
     def _residual(self, fields: Fields) -> Tensor:
         if self.estimator.residual is not None:
             return self.estimator.residual(fields)
-        there = fields.around  # of a loss: half its derivative with respect to the network's output
+        there = fields.context  # of a loss: half its derivative with respect to the network's output
         zero = torch.zeros_like(fields.x, requires_grad=True)
 
         def network(x: Tensor, r: Tensor, t: Tensor) -> Tensor:
@@ -175,10 +178,8 @@ def differences(
         plan,
         subject.module,
         draws,
-        Settings(SAMPLES, dtype=dtype, derivative=card.objective.derivative or "auto"),
-        proxy=subject.proxy,
-        proxy_module=subject.proxy_module,
-        networks=subject.networks,
+        PassSettings(SAMPLES, dtype=dtype, derivative=card.objective.derivative or "auto"),
+        support=SupportNetworks(subject.proxy, subject.proxy_module, subject.networks),
     )
     index = np.concatenate([part for *_, part in plan.found])
     x, u, ours, ours_weighted = (torch.cat(parts) for parts in list(zip(*plan.found, strict=True))[:4])

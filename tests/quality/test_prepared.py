@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import mfdiag
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import FiniteData, GaussianData
-from mfdiag.models.gaussian import GaussianAverageVelocity
-from mfdiag.models.mlp import MLP
+from mfdiag.flow.data.datasets import FiniteData, GaussianData
+from mfdiag.models.networks.gaussian import GaussianAverageVelocity
+from mfdiag.models.networks.mlp import MLP
 from mfdiag.quality.metrics import metrics
 from mfdiag.quality.prepared import Prepared
 

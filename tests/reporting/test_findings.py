@@ -8,7 +8,7 @@ import torch
 
 import mfdiag
 from mfdiag.figures.style import number, share
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 from mfdiag.reporting import findings
 
 Tables = dict[str, pd.DataFrame]

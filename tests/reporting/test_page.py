@@ -11,7 +11,7 @@ import pytest
 from mfdiag import measure
 from mfdiag.figures.render import save_figures
 from mfdiag.figures.style import number
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 from mfdiag.reporting import write_page
 
 

@@ -11,7 +11,7 @@ import pytest
 from mfdiag import measure
 from mfdiag.flow.density import DensityTimes
 from mfdiag.flow.times import parse_times
-from mfdiag.models.mlp import MLP
+from mfdiag.models.networks.mlp import MLP
 from mfdiag.tables.densities import write_densities
 from mfdiag.tables.store import read_table, write_table
 

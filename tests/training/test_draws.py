@@ -7,13 +7,13 @@ import pytest
 import torch
 from specs import spec_of
 
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.training import draws
 from mfdiag.training.draws import Feed, Law, Stream
-from mfdiag.training.loss import Batch
+from mfdiag.training.loss import TrainBatch
 
 
-def assert_same(found: Batch, expected: Batch) -> None:
+def assert_same(found: TrainBatch, expected: TrainBatch) -> None:
     for one, other in zip(found, expected, strict=True):
         assert (one is None) == (other is None)
         assert one is None or other is None or torch.equal(one, other)
@@ -39,7 +39,9 @@ def test_each_model_gets_its_own_draws_and_equal_laws_share_them() -> None:
     together = feed.batch(5)
     for i, (spec, data) in enumerate(zip(specs, points, strict=True)):
         alone = Feed([spec], [data], "cpu")
-        assert_same(Batch._make(None if values is None else values[i, None] for values in together), alone.batch(5))
+        assert_same(
+            TrainBatch._make(None if values is None else values[i, None] for values in together), alone.batch(5)
+        )
         alone.close()
     assert torch.equal(together.x_t[2], together.x_t[3]) and not torch.equal(together.x_t[0], together.x_t[2])
     assert torch.equal(together.t[1], together.t[2]), "times are common to data sets"

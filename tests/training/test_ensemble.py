@@ -10,11 +10,11 @@ import torch
 from specs import spec_of
 from torch.utils import _pytree as pytree
 
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.training import ensemble
 from mfdiag.training.draws import Feed
 from mfdiag.training.ensemble import Ensemble, State, rates_of, start, together, update
-from mfdiag.training.loss import Batch
+from mfdiag.training.loss import TrainBatch
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import initial_module
 
@@ -73,7 +73,7 @@ def test_vectorised_as_a_plain_loop() -> None:
         module = initial_module(spec)
         single, feed = start(module), Feed([spec], [load_data(spec.data)], "cpu")
         for step in range(5):
-            batch = Batch._make(None if values is None else values[0] for values in feed.batch(step))
+            batch = TrainBatch._make(None if values is None else values[0] for values in feed.batch(step))
             rates = pytree.tree_map(lambda value: None if value is None else value[0], rates_of([spec], "cpu"))
             single = update(module, spec, single, batch, rates)
         assert_same(state, single)
@@ -116,7 +116,7 @@ def test_recorded_steps_and_single_ones_mix(monkeypatch: pytest.MonkeyPatch) -> 
         def replay() -> None:
             state = kept
             for number in range(ensemble._GRAPH_STEPS):
-                state = self._step(state, Batch._make(None if v is None else v[number] for v in buffer))
+                state = self._step(state, TrainBatch._make(None if v is None else v[number] for v in buffer))
             ensemble._copy(kept, state)
 
         return SimpleNamespace(replay=replay)

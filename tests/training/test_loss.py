@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfdiag.flow.weighting import Weighting
-from mfdiag.models.dit import DiT
-from mfdiag.models.mlp import MLP
-from mfdiag.training.loss import Batch, Params, Point, loss_of
+from mfdiag.models.networks.dit import DiT
+from mfdiag.models.networks.mlp import MLP
+from mfdiag.training.loss import Params, Point, TrainBatch, loss_of
 
 LOSSES = list(
     itertools.product(
@@ -29,11 +29,11 @@ def module() -> nn.Module:
 
 
 @pytest.fixture
-def batch() -> Batch:
+def batch() -> TrainBatch:
     generator = torch.Generator().manual_seed(1)
     x_t, v_c = torch.randn(2, 6, 2, dtype=torch.float64, generator=generator)
     r, t = torch.rand(6, 2, dtype=torch.float64, generator=generator).sort(dim=1).values.T
-    return Batch(x_t, v_c, r, t, t / 100, torch.arange(6) % 3)
+    return TrainBatch(x_t, v_c, r, t, t / 100, torch.arange(6) % 3)
 
 
 def averaged(module: nn.Module) -> nn.Module:
@@ -44,7 +44,7 @@ def averaged(module: nn.Module) -> nn.Module:
     return other
 
 
-def plain_loss(module: nn.Module, ema: nn.Module, batch: Batch, point: Point, weighting: Weighting) -> Tensor:
+def plain_loss(module: nn.Module, ema: nn.Module, batch: TrainBatch, point: Point, weighting: Weighting) -> Tensor:
     """Theory, section 2, one sample at a time, with the whole Jacobian."""
     total = torch.zeros((), dtype=torch.float64)
     beta, gamma, anchor = (value or 0.0 for value in point)
@@ -69,7 +69,7 @@ def params_of(module: nn.Module) -> Params:
 
 @pytest.mark.parametrize(("point", "weighting"), LOSSES, ids=str)
 def test_loss_and_gradient_equal_the_plain_twin(
-    module: nn.Module, batch: Batch, point: Point, weighting: Weighting
+    module: nn.Module, batch: TrainBatch, point: Point, weighting: Weighting
 ) -> None:
     ema = averaged(module)
     expected = plain_loss(module, ema, batch, point, weighting)
@@ -90,7 +90,7 @@ def test_attention_and_stacked_models() -> None:
     models = [DiT(1, size=4, width=8, depth=1, heads=2).double() for _ in range(2)]
     x_t, v_c = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
     r, t = torch.rand(3, 2, dtype=torch.float64).sort(dim=1).values.T
-    batch, point = Batch(x_t, v_c, r, t), Point(beta=0.5)
+    batch, point = TrainBatch(x_t, v_c, r, t), Point(beta=0.5)
 
     def loss(params: Params) -> Tensor:
         return loss_of(models[0], params, params, batch, point, Weighting())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mfdiag.training.optimizers import Moments, schedule_factor, step_parameters
+from mfdiag.training.optimizers import OptimizerMoments, schedule_factor, step_parameters
 from mfdiag.training.spec import Optimizer, Schedule
 
 
@@ -29,7 +29,7 @@ def test_equals_torch(ours: Optimizer, theirs: Any) -> None:
     modules = {name: p.clone().requires_grad_() for name, p in params.items()}
     optimizer = theirs(list(modules.values()))
     zeros = {name: torch.zeros_like(p) for name, p in params.items()}
-    moments = Moments(zeros, zeros)
+    moments = OptimizerMoments(zeros, zeros)
     for count in range(1, 6):
         for p in modules.values():
             p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)

@@ -12,14 +12,14 @@ from specs import spec_of
 from torch.func import grad, vmap
 
 from mfdiag.errors import InputError
-from mfdiag.flow.datasets import load_data
+from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.density import cell_shares, density_cells
 from mfdiag.flow.times import parse_times
 from mfdiag.flow.weighting import Weighting
 from mfdiag.training.draws import Feed, Law, Stream
 from mfdiag.training.ensemble import together
 from mfdiag.training.grid import load_grid
-from mfdiag.training.loss import Batch, Point, loss_of
+from mfdiag.training.loss import Point, TrainBatch, loss_of
 from mfdiag.training.trainer import initial_module, train
 
 BASE = "uniform:0.3"
@@ -58,7 +58,7 @@ def test_expected_gradient_is_that_of_the_trained_times(density: str) -> None:
         batch = Stream(Law.of(spec), load_data(spec.data), 16).block(0)
 
         def one(*values: torch.Tensor | None, module: torch.nn.Module = module, params: dict = params) -> dict:
-            alone = Batch(*(None if value is None else value[None] for value in values))
+            alone = TrainBatch(*(None if value is None else value[None] for value in values))
             point = Point(0.5, None, 0.5)
             return grad(lambda given: loss_of(module, given, params, alone, point, Weighting()))(params)
 

@@ -15,9 +15,9 @@ from mfdiag.models.checkpoint import load_model
 from mfdiag.training import trainer
 from mfdiag.training.ensemble import Ensemble
 from mfdiag.training.grid import Cell
-from mfdiag.training.saved import CHECKPOINT, STATE, Entry
+from mfdiag.training.saved import CHECKPOINT, STATE, LogEntry
 from mfdiag.training.spec import TrainSpec
-from mfdiag.training.trainer import Options, TrainedCell, estimate_seconds, initial_module, train
+from mfdiag.training.trainer import TrainedCell, TrainOptions, estimate_seconds, initial_module, train
 
 
 def grid(**changes: Any) -> list[Cell]:
@@ -27,7 +27,7 @@ def grid(**changes: Any) -> list[Cell]:
 
 
 def run(cells: list[Cell], out: Path, **changes: Any) -> list[TrainedCell]:
-    return train(cells, out, Options(**changes), say=pytest.fail)
+    return train(cells, out, TrainOptions(**changes), say=pytest.fail)
 
 
 class Killed(Exception):
@@ -148,11 +148,11 @@ def test_log_holds_means_over_the_steps_between(tmp_path: Path) -> None:
 
 
 def test_measuring_on_the_way(tmp_path: Path) -> None:
-    def measure(spec: TrainSpec, draws: Draws, module: Any, ema: Any) -> list[Entry]:
+    def measure(spec: TrainSpec, draws: Draws, module: Any, ema: Any) -> list[LogEntry]:
         assert draws.data.name == spec.data
         weights = (module.layers[0].weight[0, 0].item(), ema.layers[0].weight[0, 0].item())
         assert weights[0] != weights[1] and not module.training
-        return [Entry(0, "variance", weights[0], 0, 0, 0, 1, "ok")]
+        return [LogEntry(0, "variance", weights[0], 0, 0, 0, 1, "ok")]
 
     spec = spec_of(measure_every=8)
     (result,) = train([Cell("", spec)], tmp_path, measure=measure, say=pytest.fail)
@@ -203,10 +203,10 @@ def test_large_grids_are_cut_into_programs_that_fit(tmp_path: Path, monkeypatch:
 
 
 def test_estimate_trains_nothing(tmp_path: Path) -> None:
-    assert estimate_seconds(grid(), tmp_path / "none", Options(), say=pytest.fail) > 0
+    assert estimate_seconds(grid(), tmp_path / "none", TrainOptions(), say=pytest.fail) > 0
     assert not (tmp_path / "none").exists()
     run(grid(), tmp_path)
-    assert estimate_seconds(grid(), tmp_path, Options(), say=pytest.fail) == 0
+    assert estimate_seconds(grid(), tmp_path, TrainOptions(), say=pytest.fail) == 0
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import importlib
 import pkgutil
 
 from mfdiag.errors import did_you_mean
-from mfdiag.quality.metrics._base import Metric, Pairs, Replicate
+from mfdiag.quality.metrics._base import Metric, PairedSamples, Replicate
 
-__all__ = ["Metric", "Pairs", "Replicate", "find_metric", "metrics"]
+__all__ = ["Metric", "PairedSamples", "Replicate", "find_metric", "metrics"]
 
 
 def metrics() -> dict[str, Metric]:

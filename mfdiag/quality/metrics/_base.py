@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # metric files stay importable without torch, so that listing
     from mfdiag.gradients.moments import Estimate
     from mfdiag.quality.reference import Reference
 
-__all__ = ["Metric", "Pairs", "Replicate"]
+__all__ = ["Metric", "PairedSamples", "Replicate"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Replicate:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedSamples:
     """As many samples of a model beside it: x [m, d], distances xx [m, m] and xy [m, m] (model by data)."""
 
     x: Tensor
@@ -50,4 +50,4 @@ class Metric:
     best: float
     share: bool = False
     pooled: Callable[[Reference], Callable[[Tensor], Estimate]] | None = None
-    paired: Callable[[Replicate], Callable[[Pairs], float]] | None = None
+    paired: Callable[[Replicate], Callable[[PairedSamples], float]] | None = None

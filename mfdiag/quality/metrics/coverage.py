@@ -10,12 +10,12 @@ from mfdiag.quality.metrics._neighbours import radii
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mfdiag.quality.metrics._base import Pairs, Replicate
+    from mfdiag.quality.metrics._base import PairedSamples, Replicate
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[Pairs], float]:
+def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
     reach = radii(data.yy)
     # arXiv 2002.09797, section 3; for equal laws and m samples of each, 1 - (m-1)...(m-k) / ((2m-1)...(2m-k))
     return lambda pairs: float((pairs.xy < reach).any(0).double().mean())

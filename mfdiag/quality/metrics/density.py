@@ -10,12 +10,12 @@ from mfdiag.quality.metrics._neighbours import NEIGHBOURS, radii
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mfdiag.quality.metrics._base import Pairs, Replicate
+    from mfdiag.quality.metrics._base import PairedSamples, Replicate
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[Pairs], float]:
+def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
     reach = radii(data.yy)
     # arXiv 2002.09797, section 3: unlike precision it is not led astray by one outlier of the data; 1 in expectation
     # where both laws are the same

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mfdiag.quality.metrics._base import Pairs, Replicate
+    from mfdiag.quality.metrics._base import PairedSamples, Replicate
 
 __all__ = ["METRIC"]
 
@@ -22,7 +22,7 @@ def _mean(distances: Tensor) -> float:
     return float(distances.sum() / (m * (m - 1)))
 
 
-def prepare(data: Replicate) -> Callable[[Pairs], float]:
+def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
     within = _mean(data.yy)
     # Szekely and Rizzo 2013, equation 5: 2 E|X-Y| - E|X-X'| - E|Y-Y'|, by U-statistics
     return lambda pairs: float(2 * pairs.xy.mean()) - _mean(pairs.xx) - within

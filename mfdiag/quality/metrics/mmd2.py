@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mfdiag.quality.metrics._base import Pairs, Replicate
+    from mfdiag.quality.metrics._base import PairedSamples, Replicate
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[Pairs], float]:
+def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
     def kernel(distances: Tensor) -> Tensor:
         return (-(distances**2) / (2 * data.scale**2)).exp()
 

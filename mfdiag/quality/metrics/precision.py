@@ -10,12 +10,12 @@ from mfdiag.quality.metrics._neighbours import radii
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mfdiag.quality.metrics._base import Pairs, Replicate
+    from mfdiag.quality.metrics._base import PairedSamples, Replicate
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[Pairs], float]:
+def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
     reach = radii(data.yy)
     # arXiv 1904.06991, equation 2: share of x in the union of the balls B(y_j, r_k(y_j))
     return lambda pairs: float((pairs.xy < reach).any(1).double().mean())

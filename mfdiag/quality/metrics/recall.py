@@ -10,12 +10,12 @@ from mfdiag.quality.metrics._neighbours import radii
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mfdiag.quality.metrics._base import Pairs, Replicate
+    from mfdiag.quality.metrics._base import PairedSamples, Replicate
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[Pairs], float]:
+def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
     # arXiv 1904.06991, equation 2 with the roles exchanged: share of y in the union of the balls B(x_i, r_k(x_i))
     return lambda pairs: float((pairs.xy < radii(pairs.xx)[:, None]).any(0).double().mean())
 

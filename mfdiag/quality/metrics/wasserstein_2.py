@@ -9,15 +9,15 @@ from mfdiag.quality.metrics._base import Metric
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mfdiag.quality.metrics._base import Pairs, Replicate
+    from mfdiag.quality.metrics._base import PairedSamples, Replicate
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[Pairs], float]:
+def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
     from scipy.optimize import linear_sum_assignment
 
-    def distance(pairs: Pairs) -> float:
+    def distance(pairs: PairedSamples) -> float:
         # between m equally weighted points each, an optimal coupling is a permutation (Birkhoff)
         cost = (pairs.xy**2).cpu().numpy()
         return float(cost[linear_sum_assignment(cost)].mean() ** 0.5)

@@ -1,0 +1,65 @@
+"""Directional derivatives by forward mode: one primal pass serves all tangents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from mfdiag.derivatives.attention import twice_differentiable
+from mfdiag.errors import InputError
+from mfdiag.fields.inputs import Velocity
+
+__all__ = ["NoForwardModeError", "forward_mode_derivatives"]
+
+_TANGENTS_AT_ONCE = 16  # more would hold that many copies of every activation
+_NO_FORWARD_MODE = ("forward AD", "forward-mode", "forward mode", "functorch", "vmap")  # in what torch says
+_SHARED_PRIMAL: Any = (None, 0)  # u once, its derivatives tangent by tangent
+
+
+class NoForwardModeError(InputError):
+    """The network has no forward-mode derivative; `reason` is torch's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}. Leave --derivative at "
+            "auto, or pass --derivative difference."
+        )
+        self.reason = reason
+
+
+def forward_mode_derivatives(
+    model: Velocity, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """u and its derivatives along tangents in x and t, with dr = 0.
+
+    Args:
+        model: The network, u(x, r, t, labels).
+        x: Points, [n, *shape].
+        r: Start times, [n].
+        t: End times, [n].
+        labels: Labels, [n], or None.
+        dx: Tangents of x, [m, n, *shape].
+        dt: Tangents of t, [m, n].
+
+    Returns:
+        u [n, *shape], and m derivatives [m, n, *shape].
+
+    Raises:
+        NoForwardModeError: A layer of the network does not implement forward mode.
+    """
+
+    def one(dx_: Tensor, dt_: Tensor) -> tuple[Tensor, ...]:
+        return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_, dt_))
+
+    chunks = zip(dx.split(_TANGENTS_AT_ONCE), dt.split(_TANGENTS_AT_ONCE), strict=True)
+    with torch.no_grad(), twice_differentiable():
+        try:
+            parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*chunk) for chunk in chunks]
+            return parts[0][0], torch.cat([along for _, along in parts])
+        except (RuntimeError, NotImplementedError) as error:
+            if not any(words in str(error) for words in _NO_FORWARD_MODE):
+                raise
+            raise NoForwardModeError(str(error).splitlines()[0].partition(". ")[0]) from error

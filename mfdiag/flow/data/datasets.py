@@ -1,0 +1,234 @@
+"""Data sets by name or file: what x_0 is drawn from. Sample i is a function of its own uniform numbers alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from scipy.special import ndtri
+
+from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.data.disk_arrays import Points
+from mfdiag.flow.data.latents import is_place, read_latents
+from mfdiag.flow.data.scaling import LatentMoments, Numbers
+from mfdiag.flow.data.toy import SEED, toy_points
+from mfdiag.flow.seeds import normals, uniforms
+from mfdiag.flow.specs import format_spec, parse_arguments
+
+__all__ = [
+    "DATASETS",
+    "Data",
+    "FiniteData",
+    "GaussianData",
+    "MixtureData",
+    "MomentsData",
+    "load_data",
+]
+
+DATASETS: dict[str, str] = {
+    "swiss_roll": "2-D spiral with noise, 100,000 points",
+    "checkerboard": "2-D board of alternating uniform squares, 100,000 points",
+    "pinwheel": "2-D pinwheel of five curved arms, 100,000 points",
+    "eight_gaussians": "2-D ring of eight Gaussians, 100,000 points",
+    "two_moons": "2-D pair of interleaved half circles, 100,000 points",
+    "two_spirals": "2-D pair of intertwined spirals, 100,000 points",
+    "digits": "1,797 handwritten digits of 8 x 8 pixels in [-1, 1], ten classes",
+    "gaussian": "N(mean, std^2 I) in d dimensions, closed form: gaussian:d,mean,std",
+    "mixture": "k dense Gaussians of equal weight in d dimensions, closed form: mixture:d,k",
+}
+
+
+class Data(Protocol):
+    """A distribution of x_0, drawn by transforming uniform numbers."""
+
+    @property
+    def name(self) -> str:
+        """The specification `load_data` reads."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+
+    @property
+    def width(self) -> int:
+        """Uniform numbers one sample consumes."""
+
+    def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Samples float64 [n, *shape] and labels int64 [n] (or None) from uniform numbers `u` [n, width] in (0, 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteData:
+    """The uniform distribution on `points` [N, *shape], float32 or float64, in memory or on disk.
+
+    `labels` are int64 [N] or None.
+    """
+
+    name: str
+    points: np.ndarray | Points
+    labels: np.ndarray | None = None
+    width: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.points.shape) < 2 or 0 in self.points.shape:
+            raise InputError(f"{self.name} must hold samples of at least one number, got shape {self.points.shape}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.points.shape[1:]
+
+    @cached_property
+    def num_classes(self) -> int:
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Point number floor(u N) for each row of `u` [n, 1]; see `Data.sample`."""
+        index = _rows(u[:, 0], len(self.points))
+        return np.asarray(self.points[index], dtype=np.float64), None if self.labels is None else self.labels[index]
+
+
+@dataclass(frozen=True, eq=False)
+class MomentsData:
+    """The mixture of N(m_j, s_j^2), j = 1..N, of equal weights; `moments` are m and s, `labels` int64 [N] or None."""
+
+    name: str
+    moments: LatentMoments
+    labels: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.moments.shape[1:]
+
+    @cached_property
+    def num_classes(self) -> int:
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    @property
+    def width(self) -> int:
+        return 1 + math.prod(self.shape)
+
+    def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """m_j + s_j ndtri(u_1..d) with j = floor(u_0 N); `u` [n, 1 + d], see `Data.sample`."""
+        index = _rows(u[:, 0], len(self.moments))
+        mean, std = self.moments[index]
+        return mean + std * ndtri(u[:, 1:]).reshape(mean.shape), None if self.labels is None else self.labels[index]
+
+
+def _rows(u: np.ndarray, count: int) -> np.ndarray:
+    """floor(u N) [n]."""
+    return np.minimum((u * count).astype(np.int64), count - 1)  # u N can round up to N
+
+
+@dataclass(frozen=True)
+class GaussianData:
+    """N(mean, std^2 I) in `dim` dimensions, with the same `mean` and `std` for every coordinate."""
+
+    dim: int
+    mean: float
+    std: float
+    num_classes: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise InputError(f"Bad {self.name!r}: std must be above 0, got {self.std}.")
+
+    @property
+    def name(self) -> str:
+        return format_spec("gaussian", self.dim, self.mean, self.std)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    @property
+    def width(self) -> int:
+        return self.dim
+
+    def sample(self, u: np.ndarray) -> tuple[np.ndarray, None]:
+        """mean + std ndtri(u), with `u` [n, dim]; see `Data.sample`."""
+        return self.mean + self.std * ndtri(u), None
+
+
+class MixtureData:
+    """A mixture of `components` Gaussians of equal weight in `dim` dimensions, all with dense covariance matrices.
+
+    Component j, from a fixed seed and j alone: mean ~ N(0, I); covariance Q diag(e) Q^T with eigenvalues e uniform in
+    [0.05, 0.3] and Q a random rotation. The whole is then moved and scaled, by closed form, to zero mean and unit
+    overall standard deviation (trace of the total covariance = dim). Samples carry no labels.
+
+    Attributes, all float64: `weights` [k], `means` [k, d], `covariances` [k, d, d].
+    Raises InputError where k d^2 exceeds 2^25 numbers.
+    """
+
+    num_classes = 0
+
+    def __init__(self, dim: int, components: int) -> None:
+        self.dim, self.components = dim, components
+        self.name, self.shape, self.width = f"mixture:{dim},{components}", (dim,), dim + 1
+        if components * dim**2 > 2**25:
+            raise InputError(f"Bad {self.name!r}: k d^2 must be at most 2^25; take fewer components or dimensions.")
+        index = np.arange(components)
+        eigenvalues = 0.05 + 0.25 * uniforms(SEED, "mixture/eigenvalues", index, dim)
+        rotations = np.linalg.qr(normals(SEED, "mixture/rotations", index, dim * dim).reshape(-1, dim, dim))[0]
+        means = normals(SEED, "mixture/means", index, dim)
+        means -= means.mean(axis=0)
+        scale = np.sqrt((means**2).mean() + eigenvalues.mean())
+        self.weights = np.full(components, 1 / components)
+        self.means = means / scale
+        self.covariances = (rotations * eigenvalues[:, None, :]) @ rotations.transpose(0, 2, 1) / scale**2
+        self._factors = np.linalg.cholesky(self.covariances)
+
+    def sample(self, u: np.ndarray) -> tuple[np.ndarray, None]:
+        """Component floor(u_0 k), then its mean + Cholesky factor times ndtri(u_1..d); `u` [n, dim + 1]."""
+        chosen = np.minimum((u[:, 0] * self.components).astype(np.int64), self.components - 1)
+        z = ndtri(u[:, 1:])
+        x = self.means[chosen]
+        for component in range(self.components):
+            rows = np.flatnonzero(chosen == component)
+            part, factor = np.ascontiguousarray(z[rows].T), self._factors[component]
+            moved = np.ascontiguousarray(x[rows].T)
+            for column in range(self.dim):  # not a matrix product: its rounding depends on how many samples it gets
+                moved[column:] += factor[column:, column, None] * part[column]
+            x[rows] = moved.T
+        return x, None
+
+
+def load_data(
+    spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
+) -> Data:
+    """The data set `spec` names: a key of `DATASETS` (with its arguments: `gaussian:2,0,1`) or data on disk.
+
+    The latter are `PATH[:key=value,...]`, see `mfdiag.flow.data.latents`; `scale`, `mean` and `std` are what a model
+    card says of such data, and hold where the specification says none of them. Raises InputError for an unknown
+    name, wrong arguments, or data that cannot be used.
+    """
+    name = spec.partition(":")[0]
+    if name == "gaussian":
+        given = parse_arguments(spec, {"d": None, "mean": None, "std": None}, integers={"d"})
+        return GaussianData(int(given["d"]), given["mean"], given["std"])
+    if name == "mixture":
+        given = parse_arguments(spec, {"d": None, "k": None}, integers={"d", "k"})
+        return MixtureData(int(given["d"]), int(given["k"]))
+    if name in DATASETS:
+        parse_arguments(spec, {})
+        return _digits() if name == "digits" else FiniteData(name, toy_points(name))
+    if is_place(spec):
+        points, labels = read_latents(spec, scale=scale, mean=mean, std=std)
+        return (
+            MomentsData(spec, points, labels) if isinstance(points, LatentMoments) else FiniteData(spec, points, labels)
+        )
+    raise did_you_mean("data set", name, DATASETS)
+
+
+def _digits() -> FiniteData:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return FiniteData("digits", bunch.images[:, None] / 8 - 1, bunch.target.astype(np.int64))

@@ -1,0 +1,109 @@
+"""What keeps a network from being a function of each sample alone: randomness, and layers that see the batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mfdiag.errors import InputError
+from mfdiag.fields.inputs import Inputs, select_samples
+from mfdiag.gradients.functional import hooked
+
+__all__ = ["mixing_layer", "require_repeatable"]
+
+_CLOSE = 1e-4  # relative; other kernels, or another order of summation, stay far below
+_COPIES = 16  # a label that is dropped now and then is to show
+
+
+class _Call(NamedTuple):
+    """One call of a module: its `name` in the model, norms [n] by sample of its first input, if known, and output."""
+
+    name: str
+    input: Tensor | None
+    output: Tensor
+
+
+def require_repeatable(module: nn.Module, inputs: Inputs) -> None:
+    """InputError, naming the layer, where equal calls of `module` differ, or a layer normalises over the batch."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
+            raise InputError(
+                f"{_place(module, name)} normalises over the batch even in eval mode, so the model mixes its samples: "
+                "let it use its running statistics."
+            )
+    if not _looks_random(module, inputs):
+        return
+    x, r, t, labels = (None if a is None else a.repeat(_COPIES, *[1] * (a.ndim - 1)) for a in inputs)
+    layer = _first_difference(module, *(_calls(module, (x, r, t, labels)) for _ in range(2)))  # type: ignore[arg-type]
+    if layer is not None:
+        raise InputError(
+            f"Equal calls of the model give different results, first in {layer}: switch off its dropout, label drop or "
+            "noise, which eval mode leaves on."
+        )
+
+
+def _looks_random(module: nn.Module, inputs: Inputs) -> bool:
+    """Whether a call draws random numbers from a shared generator, or equal calls differ."""
+    device = inputs[0].device
+    before = _generators(device)
+    with torch.no_grad():
+        u = module(*inputs)
+        drawn = any(a != b for a, b in zip(before, _generators(device), strict=True))
+        return drawn or not torch.equal(u, module(*inputs))
+
+
+def _generators(device: torch.device) -> list[object]:
+    """States of the generators that networks draw from."""
+    numpys = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that others' code draws from
+    own = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [random.getstate(), str(numpys), *(state.numpy().tobytes() for state in own)]
+
+
+def mixing_layer(module: nn.Module, inputs: Inputs) -> str | None:
+    """The layer whose output for the first sample depends on the others, where one can be named."""
+    return _first_difference(module, _calls(module, select_samples(inputs, slice(1))), _calls(module, inputs))
+
+
+def _calls(module: nn.Module, inputs: Inputs) -> list[_Call]:
+    """Each call of each module, inner ones first."""
+    found: list[_Call] = []
+    n = len(inputs[0])
+
+    def norms(values: object) -> Tensor | None:
+        if isinstance(values, Tensor) and values.is_floating_point() and values.numel() % n == 0:
+            return values.reshape(n, -1).double().norm(dim=1)
+        return None
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(layer: nn.Module, args: tuple[object, ...], out: object) -> None:
+            if (output := norms(out)) is not None:
+                found.append(_Call(name, norms(args[0]) if args else None, output))
+
+        return hook
+
+    with hooked(dict(module.named_modules()), hook_for), torch.no_grad():
+        module(*inputs)
+    return found
+
+
+def _first_difference(module: nn.Module, calls: list[_Call], others: list[_Call]) -> str | None:
+    """Where results first differ in the samples that both have: in a layer, or in what its owner hands to it."""
+    for one, other in zip(calls, others, strict=False):
+        if _differ(one.output, other.output):
+            inherited = one.input is not None and other.input is not None and _differ(one.input, other.input)
+            return _place(module, one.name.rpartition(".")[0] if inherited else one.name)
+    return None
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.dist(a, b[: len(a)]) > _CLOSE * a.norm())
+
+
+def _place(module: nn.Module, name: str) -> str:
+    kind = type(module.get_submodule(name)).__name__
+    return f"{name} ({kind})" if name else kind

@@ -1,0 +1,255 @@
+"""Round trip: a network wrapped in a convention and read back through its card is the network again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from foreign import CLASSES, SHAPE, Field, Foreign, Way
+from helpers import randomised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mfdiag.derivatives.forward_mode import forward_mode_derivatives
+from mfdiag.errors import InputError
+from mfdiag.flow.paths import LINEAR
+from mfdiag.gradients.engine import prepare_engine, single_gradients
+from mfdiag.models.cards.adapter import Adapted
+from mfdiag.models.cards.card import Card
+from mfdiag.models.prediction import as_average_velocity
+from mfdiag.models.wrapper import prefix_of
+
+N = 4
+
+CALLS: list[tuple[list[Any], dict[str, Any]]] = [
+    (["x", "r", "t", "y"], {}),
+    (["t", "x", "h", "y"], {}),
+    (["x", ["t", "h"], "none"], {"labels": "y"}),
+    (["x"], {"end": "r", "time": "t", "flag": True, "extra": {"label": "y", "scale": 2.5}}),
+    ([["x", ["r", "t"]]], {"y": "y"}),
+]
+INSTANT: list[tuple[list[Any], dict[str, Any]]] = [(["x", "t", "y"], {}), (["t", "x", "r"], {"y": "y"})]
+
+
+@st.composite
+def ways(draw: st.DrawFn) -> Way:
+    average = draw(st.booleans())
+    arguments, keywords = draw(st.sampled_from(CALLS if average else INSTANT))
+    direction = draw(st.sampled_from(["D0", "D1"]))
+    predictions = ["u", "x", "eps", "v"] + (["denoised"] if direction == "D0" else [])
+    prediction = draw(st.sampled_from(predictions))
+    return Way(
+        arguments,
+        keywords,
+        direction,
+        draw(st.sampled_from([1.0, 1000.0])),
+        draw(st.sampled_from(["NCHW", "NHWC"])),
+        prediction,
+        draw(st.sampled_from([None, 0, 1, "out"])),
+        average,
+        draw(st.sampled_from(["index", "one_hot"])),
+    )
+
+
+def card_of(way: Way) -> Card:
+    return Card.model_validate(
+        {
+            "network": {"factory": "foreign:Foreign"},
+            "call": {
+                "arguments": way.arguments,
+                "keywords": way.keywords,
+                "time_scale": way.time_scale,
+                "layout": way.layout,
+            },
+            "convention": {
+                "direction": way.direction,
+                "time_clamp": [0, 0.95] if way.prediction == "denoised" else None,
+            },
+            "output": {"part": way.part, "prediction": way.prediction, "average": way.average},
+            "conditioning": {"kind": way.labels, "classes": CLASSES, "null": CLASSES},
+        }
+    )
+
+
+def read_back(way: Way, field: Field) -> nn.Module:
+    card = card_of(way)
+    return as_average_velocity(Adapted(Foreign(way, field), card), card.prediction, LINEAR).double().eval()
+
+
+class AtOneTime(nn.Module):
+    """The velocity u(x, t, t) of a field, whatever r is."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.field(x, t, t, y)
+
+
+@settings(max_examples=25)
+@given(way=ways(), seed=st.integers(0, 9), labelled=st.booleans())
+def test_round_trip(way: Way, seed: int, labelled: bool) -> None:
+    """u, its derivative along (dx, 1) and per-sample gradients; by the plain loop and the engine that hooks layers."""
+    torch.manual_seed(seed)
+    field = randomised(Field(), seed=seed).double().requires_grad_(True)
+    own = field if way.average else AtOneTime(field)
+    foreign = read_back(way, field)
+    x, dx, e = torch.randn(3, N, *SHAPE, dtype=torch.float64)
+    r, t = (0.1 + 0.8 * torch.rand(2, N, dtype=torch.float64)).sort(0).values
+    inputs = (x, r, t, torch.arange(N) % (CLASSES + 1) if labelled else None)
+    torch.testing.assert_close(foreign(*inputs), own(*inputs), rtol=1e-9, atol=1e-10)
+
+    tangents = dx[None], torch.ones(1, N, dtype=torch.float64)
+    found, expected = (forward_mode_derivatives(module, *inputs, *tangents)[1] for module in (foreign, own))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+
+    before = prefix_of(foreign) + "field."
+    truth = single_gradients(own, inputs, e)
+    gradients = single_gradients(foreign, inputs, e)
+    assert len(gradients) == 6
+    notes: list[str] = []
+    factors = dict(prepare_engine(foreign, inputs, "fast", notes.append).factors(inputs, e[None]))
+    assert not notes
+    for name, parts in gradients.items():
+        single = truth[name.removeprefix(before) if way.average else name.removeprefix(prefix_of(foreign))]
+        torch.testing.assert_close(torch.stack(parts), torch.stack(single), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            factors[name].dense(0, N)[0], torch.stack(single).flatten(1), rtol=1e-7, atol=1e-9, check_dtype=False
+        )
+
+
+def adapted(network: nn.Module, **sections: Any) -> Adapted:
+    return Adapted(network, Card.model_validate({"network": {"factory": "a.b:c"}, **sections}))
+
+
+class Returns(nn.Module):
+    """Keeps what it was called with and returns what it was made with."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__()
+        self.returned = returned
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        self.called = arguments, keywords
+        return self.returned
+
+    other = forward
+
+
+X, R, T = torch.randn(2, 3), torch.tensor([0.1, 0.2]), torch.tensor([0.6, 0.9])
+
+
+def test_both_kinds_of_reversed_time() -> None:
+    """u(x_t, r, t) = -U: the network's time at the point is 1 - t, the other end's 1 - r, wherever it takes them.
+
+    Of straight paths x_s = x + (s - s') w in the network's time s, one that steps from the point at its first time to
+    the other, x + (s_2 - s_1) U(x, s_1, s_2), has U = w, and one step from noise (s = 0) gives the data (s = 1).
+    """
+    noise, data = torch.randn(2, 5, 3)
+    network = Returns(data - noise)
+    model = adapted(network, call={"arguments": ["x", "t", "r"]}, convention={"direction": "D1"})
+    zeros, ones = torch.zeros(5), torch.ones(5)
+    torch.testing.assert_close(noise - model(noise, zeros, ones), data)
+    (_, first, second), _ = network.called
+    assert torch.equal(first, zeros) and torch.equal(second, ones)
+    model = adapted(network, call={"arguments": ["x", "r", "t", "h"]}, convention={"direction": "D1"})
+    model(X, R, T)
+    (_, r, t, h), _ = network.called
+    torch.testing.assert_close((r, t, h), (1 - R, 1 - T, T - R))
+
+
+def test_times_are_clamped_then_scaled() -> None:
+    network = Returns(X)
+    call = {"arguments": ["x", "r", "t", "h"], "time_scale": 1000}
+    adapted(network, call=call, convention={"time_clamp": [0.15, 0.8]})(X, R, T)
+    r, t, h = network.called[0][1:]
+    torch.testing.assert_close(r, torch.tensor([150.0, 200.0]))
+    torch.testing.assert_close(t, torch.tensor([600.0, 800.0]))
+    torch.testing.assert_close(h, torch.tensor([450.0, 600.0]))
+
+
+def test_constants_and_packs() -> None:
+    network = Returns(X)
+    keywords = {"flag": False, "kind": {"value": "flow"}, "w": {"each": 7.5}, "extra": {"t": "t"}, "empty": {}}
+    adapted(network, call={"arguments": ["x", ["t", "r"], None], "keywords": keywords, "method": "other"})(X, R, T)
+    (_, pack, nothing), found = network.called
+    assert isinstance(pack, tuple) and nothing is None and found["flag"] is False and found["kind"] == "flow"
+    assert torch.equal(found["w"], torch.full((2,), 7.5)) and found["extra"]["t"] is pack[0] and found["empty"] == {}
+
+
+@pytest.mark.parametrize("y", [None, torch.tensor([2, 1])])
+def test_labels_and_the_null_label(y: Tensor | None) -> None:
+    network = Returns(X)
+    for kind, expected in (("index", [0, 1]), ("one_hot", [[0, 0], [0, 1]])):
+        model = adapted(
+            network,
+            call={"arguments": ["x", "r", "t", "y"]},
+            conditioning={"kind": kind, "classes": 2, "null": 0 if kind == "index" else 2},
+        )
+        assert model.num_classes == 2
+        model(X, R, T, y)
+        given = network.called[0][3]
+        whole = expected if y is not None else [expected[0], expected[0]]
+        assert given.tolist() == whole and given.dtype == (torch.int64 if kind == "index" else X.dtype)
+
+
+def test_guidance_handed_to_the_network() -> None:
+    network = Returns(X)
+    model = adapted(
+        network,
+        call={"arguments": ["x", "r", "t", "omega", "t_min", "t_max", "y"]},
+        conditioning={"kind": "index", "classes": 2, "null": 2},
+    )
+    assert model.takes_guidance and not adapted(network).takes_guidance
+    model(X, R, T, torch.tensor([[1, 3.0, 0.2, 0.8], [2, 1.0, 0.0, 1.0]]))
+    told = [value.tolist() for value in network.called[0][3:]]
+    assert told == [pytest.approx(part) for part in ([3, 1], [0.2, 0], [0.8, 1], [1, 2])]
+    model(X, R, T, torch.tensor([1, 0]))
+    assert [value.tolist() for value in network.called[0][3:]] == [[1, 1], [0, 0], [1, 1], [1, 0]]
+
+
+def test_the_velocity_head_goes_through_the_same_conventions() -> None:
+    field = randomised(Field(), seed=1)
+    way = Way(["x", "r", "t", "y"], {}, "D1", 1.0, "NHWC", "u", 0, True, "index")
+    both = Foreign(way, field)
+    card = card_of(way).model_copy(update={"output": card_of(way).output.model_copy(update={"velocity_head": 0})})
+    x, y = torch.randn(2, *SHAPE), torch.tensor([0, 2])
+    torch.testing.assert_close(Adapted(both, card).velocity(x, R, T, y), field(x, R, T, y))
+    assert not hasattr(Adapted(both, card_of(way)), "velocity")
+    head = as_average_velocity(Adapted(both, card), "x", LINEAR)
+    torch.testing.assert_close(head.velocity(x, R, T, y), head(x, R, T, y))
+
+
+class Point:
+    """An output with an attribute."""
+
+    sample = X
+
+
+@pytest.mark.parametrize(
+    ("returned", "part", "there"),
+    [
+        ((X, X), None, "all of what Returns returns for its prediction, but there is a tuple of 2 parts"),
+        ((X, X), 2, "part 2 of"),
+        ((X, None), 1, "part 1 of"),
+        ({"u": X}, "v", "but there is a dict of 'u'"),
+        (X, "v", "but there is one Tensor"),
+        (Point(), "output", "one Point"),
+    ],
+)
+def test_an_output_that_is_not_there(returned: Any, part: Any, there: str) -> None:
+    with pytest.raises(InputError, match=there):
+        adapted(Returns(returned), output={"part": part})(X, R, T)
+
+
+def test_parts_by_attribute_and_key() -> None:
+    for returned, part in ((Point(), "sample"), ({"sample": X}, "sample"), ([None, X], 1)):
+        assert adapted(Returns(returned), output={"part": part})(X, R, T) is X
+
+
+def test_a_method_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="calls 'predict', which Returns does not have"):
+        adapted(Returns(X), call={"method": "predict"})

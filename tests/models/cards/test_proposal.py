@@ -1,0 +1,382 @@
+"""Proposed cards: shipped cards are recognised by what their repositories write, others are filled as far as known."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mfdiag.models.cards.card_files import load_card, shipped_cards
+from mfdiag.models.cards.proposal import Proposal, propose
+from mfdiag.models.cards.recognition import Recognise, size_in
+from mfdiag.models.checkpoint import load_model
+from mfdiag.models.formats.pickles import Header
+from mfdiag.models.inspection import inspect_checkpoint
+from mfdiag.models.networks.mlp import MLP
+
+Tensors = dict[str, Header]
+
+
+def headers(**shapes: tuple[int, ...]) -> Tensors:
+    """Headers by name, in which __ stands for a dot."""
+    return {name.replace("__", "."): Header(shape, "float32") for name, shape in shapes.items()}
+
+
+def transformer(depth: int, width: int, patch: int, channels: int, side: int, embedding: str, classes: int) -> Tensors:
+    blocks = {f"blocks.{i}.attn.qkv.weight": Header((3 * width, width), "float32") for i in range(depth)}
+    return blocks | headers(
+        pos_embed=(1, (side // patch) ** 2, width),
+        x_embedder__proj__weight=(width, channels, patch, patch),
+        t_embedder__mlp__0__weight=(width, 256),
+        **{f"y_embedder__{embedding}__weight": (classes + 1, width)},
+        final_layer__linear__weight=(patch * patch * channels, width),
+    )
+
+
+def sit(depth: int = 12, width: int = 768, patch: int = 4, classes: int = 1000) -> Tensors:
+    return transformer(depth, width, patch, 4, 32, "embedding_table", classes) | headers(
+        r_embedder__mlp__0__weight=(width, 256)
+    )
+
+
+def haidog(**more: tuple[int, ...]) -> Tensors:
+    own = transformer(12, 512 if "w_embedder__mlp__0__weight" in more else 384, 2, 3, 32, "embedding", 10)
+    return own | headers(r_embedder__mlp__0__weight=(512, 256), **more)
+
+
+SONG = headers(
+    map_layer0__weight=(512, 256),
+    map_layer1__weight=(512, 512),
+    enc__32x32_conv__weight=(128, 3, 3, 3),
+    dec__8x8_block0__conv0__weight=(256, 512, 3, 3),
+)
+TORCHCFM = headers(
+    time_embed__0__weight=(512, 128),
+    input_blocks__0__0__weight=(128, 3, 3, 3),
+    middle_block__0__in_layers__0__weight=(256,),
+    out__0__weight=(128,),
+)
+GUIDED = headers(
+    time_embed__0__weight=(768, 192),
+    input_blocks__0__0__weight=(192, 3, 3, 3),
+    middle_block__0__in_layers__0__weight=(768,),
+    out__0__weight=(192,),
+)
+TOKENS = headers(
+    x_embedder__proj__weight=(768, 4, 2, 2),
+    h_embedder__mlp__0__weight=(768, 256),
+    omega_embedder__mlp__0__weight=(768, 256),
+    cfg_t_start_embedder__mlp__0__weight=(768, 256),
+    y_embedder__embedding__weight=(1001, 768),
+    u_heads__0__attn_scale=(768,),
+)
+
+
+def below(prefix: str, tensors: Tensors) -> Tensors:
+    return {f"{prefix}.{name}": header for name, header in tensors.items()}
+
+
+FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
+    "zhuyu-meanflow": ({"model": sit(), "ema": sit()}, ["args", "steps"]),
+    "zhuyu-meanflow-cifar10": (
+        {key: SONG | headers(map_layer0_s__weight=(1, 1), map_layer1_s__weight=(1, 1)) for key in ("model", "ema")},
+        ["args", "steps"],
+    ),
+    "py-meanflow": (
+        {"model": below("net", SONG) | below("net_ema", SONG) | below("net_ema1", SONG)},
+        ["optimizer", "lr_schedule", "epoch", "args"],
+    ),
+    "haidog-meanflow": (
+        {
+            "": haidog(
+                w_embedder__mlp__0__weight=(512, 256),
+                blocks__0__attn__q_norm__weight=(64,),
+                final_layer_u__linear__weight=(12, 512),
+                final_layer_v__linear__weight=(12, 512),
+            )
+        },
+        [],
+    ),
+    "haidog-meanflow-2025": ({"": haidog(blocks__0__norm1__g=(1,), final_layer__norm_final__g=(1,))}, []),
+    "dmf": (
+        {
+            key: transformer(28, 1152, 2, 4, 32, "embedding_table", 1000) | headers(logvar_linear__weight=(1, 256))
+            for key in ("model", "ema")
+        },
+        ["args", "steps", "opt"],
+    ),
+    "mf-rae": (
+        {
+            key: headers(
+                pos_embed=(1, 256, 1152),
+                x_embedder__proj__weight=(2048, 768, 1, 1),
+                s_embedder__proj__weight=(1152, 768, 1, 1),
+                t_embedder__W=(256,),
+                r_embedder__W=(256,),
+                y_embedder__embedding_table__weight=(1001, 1152),
+                final_layer__linear__weight=(768, 2048),
+            )
+            for key in ("model", "ema")
+        },
+        ["opt", "scheduler"],
+    ),
+    "imeanflow": (
+        {
+            "": below(
+                "net",
+                TOKENS | headers(**{f"shared_blocks__{i}__attn_scale": (768,) for i in range(4)}, time_tokens=(4, 768)),
+            )
+        },
+        [],
+    ),
+    "pmf": (
+        {
+            "": below(
+                "net",
+                TOKENS
+                | headers(
+                    **{f"shared_blocks__{i}__attn_scale": (768,) for i in range(8)},
+                    time_tokens=(1, 4, 768),
+                    pos_embed=(1, 256, 768),
+                ),
+            )
+        },
+        [],
+    ),
+    "re-meanflow": (
+        {
+            key: headers(
+                unet__emb_noise_t__weight=(768, 192),
+                unet__emb_noise_r__weight=(768, 192),
+                unet__emb_label__weight=(768, 1000),
+                unet__enc__64x64_conv__weight=(192, 5, 3, 3),
+                unet__out_conv__weight=(4, 192, 3, 3),
+            )
+            for key in ("model", "ema")
+        },
+        ["args", "opt", "epoch", "train_steps"],
+    ),
+    "fastgen": (
+        {f"model.{key}": below("model", SONG | headers(map_label__weight=(512, 10))) for key in ("net", "ema_9999")},
+        ["optimizer", "iteration"],
+    ),
+    "splitmeanflow": (
+        {
+            key: transformer(8, 256, 4, 1, 28, "embedding", 10)
+            | headers(
+                t_embedder__single_embedder__mlp__0__weight=(1, 1), t_embedder__interval_embedder__0__weight=(1, 1)
+            )
+            for key in ("model", "ema")
+        },
+        ["optimizer", "step", "config"],
+    ),
+    "torchcfm": ({"net_model": TORCHCFM, "ema_model": TORCHCFM}, ["sched", "optim", "step"]),
+    "flow-matching": (
+        {
+            "model": below("model", GUIDED | headers(label_emb__weight=(1001, 768)))
+            | {f"shadow_params.{i}": Header((1,), "float32") for i in range(3)}
+        },
+        ["optimizer", "lr_schedule", "epoch", "scaler", "args"],
+    ),
+}
+
+
+def proposed(sets: dict[str, Tensors], entries: list[str] = [], **told: Any) -> Proposal:  # noqa: B006
+    found = propose("file.pt", sets, dict.fromkeys(entries) | {key.replace("__", "."): v for key, v in told.items()})
+    assert found is not None
+    return found
+
+
+def as_card(proposal: Proposal, folder: Path) -> Any:
+    (folder / "my.yaml").write_text(proposal.text)
+    return load_card(str(folder / "my.yaml"))
+
+
+def test_every_shipped_card_is_recognised_by_its_files() -> None:
+    assert FILES.keys() == {name.removesuffix(".yaml") for name in shipped_cards()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_repositorys_files_are_recognised(name: str, tmp_path: Path) -> None:
+    sets, entries = FILES[name]
+    found = proposed(sets, entries)
+    assert found.recognised == f"{name}.yaml" and found.unknown == {} and found.about
+    card, shipped = as_card(found, tmp_path), load_card(f"{name}.yaml")
+    assert (card.weights, card.network, card.conditioning) == (shipped.weights, shipped.network, shipped.conditioning)
+
+
+def test_a_file_with_the_shipped_sizes_needs_no_own_card() -> None:
+    found = proposed(*FILES["zhuyu-meanflow"])
+    assert not found.differs and yaml.safe_load(found.text) == {"extends": "zhuyu-meanflow.yaml"}
+
+
+def test_sizes_and_settings_of_the_file_go_into_an_own_card(tmp_path: Path) -> None:
+    tensors = sit(28, 1152, 2, 10)
+    told = {"time_sampler": "logit_normal", "time_mu": 0.5, "time_sigma": 2.0, "ratio_r_not_equal_t": 0.75}
+    told |= {"weighting": "uniform", "adaptive_p": 1.0}
+    found = proposed({"ema": tensors}, ["steps"], **{f"args__{key}": value for key, value in told.items()})
+    assert yaml.safe_load(found.text) == {
+        "extends": "zhuyu-meanflow.yaml",
+        "weights": {"raw": "ema", "ema": None},
+        "network": {"factory": "sit:SiT_XL_2"},
+        "conditioning": {"classes": 10, "null": 10},
+        "objective": {"weighting": "none", "times": "logit_normal:0.5,2,0.75"},
+    }
+    card = as_card(found, tmp_path)
+    assert card.conditioning.classes == 10 and card.data.shape == (4, 32, 32) and card.objective.estimator == "meanflow"
+
+
+def test_what_no_file_tells_is_named_where_sizes_differ(tmp_path: Path) -> None:
+    shipped, other = (
+        proposed({"": haidog(blocks__0__norm1__g=(1,), final_layer__norm_final__g=(1,)) | more})
+        for more in ({}, headers(x_embedder__proj__weight=(64, 3, 2, 2)))
+    )
+    assert shipped.unknown == {} and list(other.unknown) == ["network.arguments.num_heads"]
+    assert "num_heads: those of haidog-meanflow-2025.yaml are taken" in other.text
+    assert as_card(other, tmp_path).network.arguments["dim"] == 64
+
+
+def test_every_field_is_one_line(tmp_path: Path) -> None:
+    sets, entries = FILES["mf-rae"]
+    smaller = headers(s_embedder__proj__weight=(32, 768, 1, 1), x_embedder__proj__weight=(48, 8, 1, 1))
+    found = proposed({key: tensors | smaller for key, tensors in sets.items()}, entries)
+    assert "  arguments: {in_channels: 8, hidden_size: [32, 48]}  # not in the file; depth, num_heads:" in found.text
+    assert as_card(found, tmp_path).network.arguments["hidden_size"] == [32, 48]
+
+
+def test_a_size_that_no_factory_has_is_named(tmp_path: Path) -> None:
+    found = proposed({"model": sit(3, 64, 2), "ema": sit(3, 64, 2)})
+    assert "none of sit:SiT_XL_2" in found.unknown["network.factory"] and "# network:" in found.text
+    assert as_card(found, tmp_path).network.factory == "sit:SiT_B_4"
+
+
+FOREIGN = transformer(2, 64, 2, 3, 16, "table", 10)
+
+
+def test_an_unknown_file_gets_what_it_tells(tmp_path: Path) -> None:
+    found = proposed({"net": below("module", FOREIGN), "net_ema": below("module", FOREIGN)}, args__time_mu=-0.4)
+    assert found.recognised is None
+    card = as_card(found, tmp_path)
+    assert (card.weights.raw, card.weights.ema, card.weights.strip) == ("net", "net_ema", ["module"])
+    assert (card.conditioning.kind, card.conditioning.classes, card.conditioning.null) == ("index", 10, 10)
+    assert card.data.shape == (3, 16, 16) and card.call.arguments == ["x", "r", "t", "y"]
+    assert {"network.arguments", "convention.direction", "output.prediction", "objective.weighting", "guidance"} <= set(
+        found.unknown
+    )
+    assert "args.time_mu=-0.4" in found.unknown["objective.times"]
+    for field in found.unknown:
+        assert any(field.rpartition(".")[2] in line and "not in the file" in line for line in found.text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told", "expected"),
+    [
+        (headers(label_emb__weight=(10, 8)), {}, ("index", 10, None)),
+        (headers(label_emb__weight=(10, 8)), {"args.num_classes": 9}, ("index", 9, 9)),
+        (headers(label_emb__weight=(1001, 8)), {}, ("index", 1000, 1000)),
+        (headers(model__map_label__weight=(512, 10)), {}, ("one_hot", 10, None)),
+        (headers(y_proj__weight=(8, 10)), {"args.num_classes": 10}, ("one_hot", 10, None)),
+        (headers(xy_emb__weight=(10, 8)), {}, ("none", 0, None)),
+    ],
+)
+def test_labels(tensors: Tensors, told: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path) -> None:
+    found = propose("f", {"": tensors}, told)
+    assert found is not None
+    card = as_card(found, tmp_path)
+    assert (card.conditioning.kind, card.conditioning.classes, card.conditioning.null) == expected
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told", "expected"),
+    [
+        (headers(conv__weight=(8, 3, 3, 3)), {"args.img_resolution": 32}, (3, 32, 32)),
+        (headers(conv__weight=(8, 3, 3, 3)), {}, None),
+        (headers(pos_embed=(1, 9, 8), embed__weight=(8, 4, 2, 2)), {}, (4, 6, 6)),
+        (headers(fc__weight=(8, 2)), {"args.img_resolution": 32}, None),
+    ],
+)
+def test_data_shape(tensors: Tensors, told: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    found = propose("f", {"": tensors}, told)
+    assert found is not None and as_card(found, tmp_path).data.shape == expected
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.integers(1, 20))
+def test_formulas_are_computed_from_left_to_right(count: int, length: int, other: int) -> None:
+    tensors = {f"b.{i}.w": Header((length, other**2), "float32") for i in range(count)} | {
+        "v": Header((length,), "float32")
+    }
+    assert size_in(tensors, "count(b.*.w)") == count
+    assert size_in(tensors, "v[0] - 1 * 3 + 2") == (length - 1) * 3 + 2
+    assert size_in(tensors, "v[0] / 2") == length // 2
+    assert size_in(tensors, "sqrt(b.0.w[1]) * v[0]") == (other * length if count else None)
+    assert size_in(tensors, "v[1]") is None
+
+
+@pytest.mark.parametrize(
+    "formula", ["", "v", "v[0", "v[0] ** 2", "import os", "count(a b)", "v[0] - ", "__import__('os')"]
+)
+def test_other_formulas_are_refused(formula: str) -> None:
+    with pytest.raises(ValueError, match="expected a formula"):
+        Recognise(tensors=["v"], sizes={"data.scale": formula})
+
+
+def test_names_of_the_file_cannot_add_lines_to_the_card(tmp_path: Path) -> None:
+    evil = "x\nnetwork: {factory: 'evil:run'}\n#"
+    found = proposed({evil: FOREIGN}, **{"args__time_mu": evil, f"args__model{evil}": 3, "args__model": evil})
+    card = as_card(found, tmp_path)
+    assert card.network.factory == "network.py:build" and card.weights.raw == evil
+
+
+def write(path: Path, arrange: Callable[[dict[str, Tensor]], Any]) -> Path:
+    torch.manual_seed(0)
+    torch.save(arrange(MLP(2, hidden=4, depth=1).state_dict()), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda state: state,
+        lambda state: {"net": {f"module.{name}": value for name, value in state.items()}, "steps": 3},
+        lambda state: {"model": {f"{p}.{name}": v for p in ("net", "net_ema") for name, v in state.items()}},
+        lambda state: {"model": state, "ema": state, "args": argparse.Namespace(lr=0.1)},
+    ],
+)
+def test_the_proposed_places_load(tmp_path: Path, arrange: Callable[..., Any]) -> None:
+    found = inspect_checkpoint(write(tmp_path / "file.pt", arrange)).proposal
+    assert found is not None
+    (tmp_path / "network.py").write_text(
+        "from mfdiag.models.networks.mlp import MLP\n\ndef build(): return MLP(2, hidden=4, depth=1)\n"
+    )
+    (tmp_path / "my.yaml").write_text(found.text)
+    card = load_card(str(tmp_path / "my.yaml"))
+    for weights in ["raw", *(["ema"] if card.weights.ema else [])]:
+        loaded = load_model(tmp_path / "file.pt", model=str(tmp_path / "my.yaml"), weights=weights)
+        assert sum(p.numel() for p in loaded.module.parameters()) == 30
+
+
+def templates() -> list[tuple[str, str, str]]:
+    """(card, field, text) of every text that a shipped card fills from its files."""
+    found = []
+    for name, path in shipped_cards().items():
+        for field, cases in (yaml.safe_load(path.read_text())["recognise"].get("texts") or {}).items():
+            found += [(name, field, text) for text in ([cases] if isinstance(cases, str) else cases.values())]
+    return found
+
+
+@pytest.mark.parametrize(("name", "field", "text"), templates())
+def test_texts_filled_with_numbers_are_valid(name: str, field: str, text: str, tmp_path: Path) -> None:
+    section, _, last = field.rpartition(".")
+    value = re.sub(r"\{args\.\w*(max)?\w*\}", lambda found: "0.75" if found.group(1) else "0.5", text)
+    own = {section: {last: value}} if section else {last: value}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": name, **own}))
+    assert "{" not in value and load_card(str(tmp_path / "own.yaml"))

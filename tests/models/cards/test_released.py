@@ -1,0 +1,55 @@
+"""Replaced parts of released networks: the same values, and the derivatives that the originals lack."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import jvp
+
+from mfdiag.models.cards.released import improved_meanflow, rotated
+
+TABLE = torch.polar(torch.ones(5, 4), torch.rand(5, 4, generator=torch.Generator().manual_seed(1)))
+
+
+def by_pairs(x: Tensor) -> Tensor:
+    """Every pair of coordinates turned on its own."""
+    turned = x.clone()
+    for token in range(5):
+        for k, angle in enumerate(TABLE.angle()[token]):
+            a, b = x[:, token, :, 2 * k], x[:, token, :, 2 * k + 1]
+            turned[:, token, :, 2 * k] = a * angle.cos() - b * angle.sin()
+            turned[:, token, :, 2 * k + 1] = a * angle.sin() + b * angle.cos()
+    return turned
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_pairs_are_turned(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 5, 2, 8).to(dtype)
+    found = rotated(x, TABLE)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, by_pairs(x.double()).to(dtype))
+
+
+def test_the_rotation_has_a_derivative_in_both_modes() -> None:
+    """It is linear, so its tangent is itself, and orthogonal, so its gradient is its inverse."""
+    x, dx = torch.randn(2, 3, 5, 2, 8, dtype=torch.float64)
+    torch.testing.assert_close(jvp(lambda x: rotated(x, TABLE), (x,), (dx,))[1], rotated(dx, TABLE))
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((rotated(leaf, TABLE) * rotated(dx, TABLE)).sum(), leaf)
+    torch.testing.assert_close(gradient, dx, rtol=1e-6, atol=1e-6)
+
+
+def test_improved_meanflow_is_the_repositorys_network_with_that_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, code = ModuleType("models"), ModuleType("models.imfDiT")
+    code.imfDiT_B_2 = nn.Linear  # type: ignore[attr-defined]
+    code.apply_rotary_pos_emb = None  # type: ignore[attr-defined]
+    package.imfDiT = code  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "models", package)
+    monkeypatch.setitem(sys.modules, "models.imfDiT", code)
+    network = improved_meanflow("imfDiT_B_2", in_features=2, out_features=3)
+    assert isinstance(network, nn.Linear) and network.weight.shape == (3, 2)
+    assert code.apply_rotary_pos_emb is rotated  # type: ignore[attr-defined]

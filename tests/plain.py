@@ -1,0 +1,196 @@
+"""Each method's loss of one sample as its paper writes it: plain autograd and detach, x_t and x_s from the ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jvp
+
+from mfdiag.flow.draw import Draws
+from mfdiag.flow.seeds import uniforms
+from mfdiag.models.networks.mlp import MLP
+
+FURTHER = 2**40  # where the numbers of partners start
+
+
+@dataclass(frozen=True)
+class One:
+    """Sample i of `draws`: ends x0, x1 and times r < t, and the networks; `path` gives its points."""
+
+    module: MLP
+    ema: nn.Module
+    teacher: nn.Module
+    draws: Draws
+    i: int
+
+    def __post_init__(self) -> None:
+        batch = self.draws.batch(np.array([self.i]))
+        for name in ("x0", "x1", "r", "t", "labels"):
+            object.__setattr__(self, name, getattr(batch, name))
+
+    x0: Tensor = None  # type: ignore[assignment]
+    x1: Tensor = None  # type: ignore[assignment]
+    r: Tensor = None  # type: ignore[assignment]
+    t: Tensor = None  # type: ignore[assignment]
+    labels: Tensor | None = None
+
+    @property
+    def v_c(self) -> Tensor:
+        return self.x1 - self.x0
+
+    def at(self, s: Tensor) -> Tensor:
+        return (1 - s) * self.x0 + s * self.x1
+
+    def u(self, x: Tensor, r: Tensor, t: Tensor, net: nn.Module | None = None) -> Tensor:
+        return (net or self.module)(x, r, t, self.labels)
+
+    def uniform(self, purpose: str) -> Tensor:
+        return torch.as_tensor(uniforms(self.draws.seed, purpose, np.array([self.i]), 1)[:, 0])
+
+
+def square(e: Tensor) -> Tensor:
+    return (e**2).sum()
+
+
+def meanflow(s: One, tangent: Tensor | None = None, target: Tensor | None = None) -> Tensor:
+    """|u - sg[target - (t-r) (du/dx tangent + du/dt)]|^2."""
+    tangent, target = s.v_c if tangent is None else tangent, s.v_c if target is None else target
+    ones = torch.ones_like(s.t)
+    du = jvp(lambda x, t: s.u(x, s.r, t), (s.at(s.t), s.t), (tangent.detach(), ones))[1]
+    return square(s.u(s.at(s.t), s.r, s.t) - (target - (s.t - s.r) * du).detach())
+
+
+def instantaneous(s: One, net: nn.Module) -> Tensor:
+    return s.u(s.at(s.t), s.t, s.t, net)
+
+
+def alpha_flow(s: One, alpha: float) -> Tensor:
+    middle = alpha * s.r + (1 - alpha) * s.t
+    target = alpha * s.v_c + (1 - alpha) * s.u(s.at(middle), s.r, middle).detach()
+    return square(s.u(s.at(s.t), s.r, s.t) - target) / alpha
+
+
+def composed(s: One, middle: Tensor) -> Tensor:
+    """Two parts of the interval as target: SplitMeanFlow, and Shortcut with the midpoint."""
+    x_t = s.at(s.t)
+    late = s.u(x_t, middle, s.t)
+    early = s.u(x_t - (s.t - middle) * late, s.r, middle)
+    target = ((middle - s.r) * early + (s.t - middle) * late) / (s.t - s.r)
+    return square(s.u(x_t, s.r, s.t) - target.detach())
+
+
+def split_meanflow(s: One) -> Tensor:
+    lam = s.uniform("split")
+    return composed(s, (1 - lam) * s.t + lam * s.r)
+
+
+def finite_difference(s: One, step: float) -> Tensor:
+    """Samples whose t is at least `step` from r and from 1."""
+    du = (s.u(s.at(s.t + step), s.r, s.t + step) - s.u(s.at(s.t - step), s.r, s.t - step)) / (2 * step)
+    return square(s.u(s.at(s.t), s.r, s.t) - (s.v_c - (s.t - s.r) * du).detach())
+
+
+def cmt(s: One, steps: int) -> Tensor:
+    x = s.at(s.t)
+    times = [s.t + (s.r - s.t) * k / steps for k in range(steps + 1)]
+    for now, then in pairwise(times):
+        k1 = s.u(x, now, now, s.teacher)
+        k2 = s.u(x + (then - now) * k1, then, then, s.teacher)
+        x = x + (then - now) * (k1 + k2) / 2
+    chord = (s.at(s.t) - x) / (s.t - s.r)
+    return square(s.u(s.at(s.t), s.r, s.t) - chord.detach())
+
+
+def restricted_meanflow(s: One, bound: float) -> Tensor:
+    short = One(s.module, s.ema, s.teacher, s.draws, s.i)
+    object.__setattr__(short, "r", s.t - bound * (s.t - s.r))
+    return meanflow(short)
+
+
+def modular_meanflow(s: One, modulation: float) -> Tensor:
+    ones = torch.ones_like(s.t)
+    du = jvp(lambda x, t: s.u(x, s.r, t), (s.at(s.t), s.t), (s.v_c, ones), create_graph=True)[1]
+    modulated = modulation * du + (1 - modulation) * du.detach()
+    return square(s.u(s.at(s.t), s.r, s.t) + (s.t - s.r) * modulated - s.v_c)
+
+
+def terminal_velocity(s: One) -> Tensor:
+    x_t = s.at(s.t)
+
+    def displacement(r: Tensor) -> Tensor:
+        return (r - s.t) * s.u(x_t, r, s.t)
+
+    f, speed = jvp(displacement, (s.r,), (torch.ones_like(s.r),), create_graph=True)
+    end = (x_t + f).detach()
+    return square(speed - s.u(end, s.r, s.r).detach()) + square(s.u(s.at(s.r), s.r, s.r) - s.v_c)
+
+
+def flow_matching(s: One) -> Tensor:
+    return square(s.u(s.at(s.t), s.t, s.t) - s.v_c)
+
+
+def stable_velocity(s: One, references: int) -> Tensor:
+    law, x_t = s.draws.data, s.at(s.t)
+    points, logits = [s.x0], [torch.zeros(())]
+    numbers = uniforms(s.draws.seed, "further data", np.array([s.i]), (references - 1) * law.width)
+    for k in range(references - 1):
+        x0, label = law.sample(numbers[:, k * law.width : (k + 1) * law.width])
+        if s.labels is None or label is None or label[0] == s.labels[0]:
+            points.append(torch.as_tensor(x0).double())
+    normal = torch.distributions.Normal(torch.zeros_like(x_t), s.t)
+    logits = [normal.log_prob(x_t - (1 - s.t) * x0).sum() for x0 in points]
+    weights = torch.stack(logits).softmax(0)
+    average = sum(w * (x_t - x0) / s.t for w, x0 in zip(weights, points, strict=True))
+    return meanflow(s, average, average)  # type: ignore[arg-type]
+
+
+def dispersive(s: One, coefficient: float, temperature: float, partners: int) -> Tensor:
+    def features(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        entries = [x, r[:, None], t[:, None]] + ([] if s.module.label is None else [s.module.label(y)])
+        middle = len(s.module.layers) // 2
+        return s.module.layers[: middle + 1](torch.cat(entries, 1))[0]
+
+    h, spread = features(s.at(s.t), s.r, s.t, s.labels), torch.zeros(())
+    for k in range(partners):
+        other = s.draws.batch(np.array([FURTHER + partners * s.i + k]))
+        distance = (h - features(other.x_t, other.r, other.t, other.labels)).square().mean()
+        spread = spread + torch.exp(-distance / temperature) / partners
+    return meanflow(s) + coefficient * spread.log()
+
+
+LOSSES: dict[str, Callable[[One], Tensor]] = {
+    "meanflow": meanflow,
+    "ema_tangent": lambda s: meanflow(s, instantaneous(s, s.ema)),
+    "self_tangent": lambda s: meanflow(s, instantaneous(s, s.module)),
+    "head_tangent": lambda s: meanflow(s, s.module.velocity(s.at(s.t), s.r, s.t, s.labels)),  # type: ignore[operator]
+    "teacher_tangent": lambda s: meanflow(s, instantaneous(s, s.teacher)),
+    "teacher_target": lambda s: meanflow(s, None, instantaneous(s, s.teacher)),
+    "teacher": lambda s: meanflow(s, *[instantaneous(s, s.teacher)] * 2),
+    "distillation": lambda s: meanflow(s, *[instantaneous(s, s.ema)] * 2),
+    "plane:0.3,-0.5": lambda s: meanflow(
+        s, s.v_c + 0.3 * (instantaneous(s, s.ema) - s.v_c), s.v_c - 0.5 * (instantaneous(s, s.ema) - s.v_c)
+    ),
+    "alpha_flow": lambda s: alpha_flow(s, 0.5),
+    "alpha_flow:0.1": lambda s: alpha_flow(s, 0.1),
+    "alpha_flow:1": lambda s: square(s.u(s.at(s.t), s.r, s.t) - s.v_c),
+    "split_meanflow": split_meanflow,
+    "shortcut": lambda s: composed(s, (s.r + s.t) / 2),
+    "finite_difference:0.01": lambda s: finite_difference(s, 0.01),
+    "cmt": lambda s: cmt(s, 4),
+    "cmt:1": lambda s: cmt(s, 1),
+    "restricted_meanflow": lambda s: restricted_meanflow(s, 0.5),
+    "restricted_meanflow:0.2": lambda s: restricted_meanflow(s, 0.2),
+    "modular_meanflow": lambda s: modular_meanflow(s, 0.5),
+    "modular_meanflow:1": lambda s: modular_meanflow(s, 1.0),
+    "terminal_velocity": terminal_velocity,
+    "flow_matching": flow_matching,
+    "stable_velocity:5": lambda s: stable_velocity(s, 5),
+    "dispersive": lambda s: dispersive(s, 0.5, 0.5, 4),
+    "dispersive:2,0.3,2": lambda s: dispersive(s, 2.0, 0.3, 2),
+}
+"""Specification -> loss. Every registered estimator is here: a test says so."""
