@@ -46,8 +46,28 @@ def test_links_lead_somewhere(page: Path) -> None:
         if place.startswith("http"):
             continue
         assert not place or (page.parent / place).exists(), target
-        heading = anchor.replace("-", " ")
-        assert not anchor or re.search(rf"^#+ {heading}$", text, re.MULTILINE | re.IGNORECASE), target
+        linked = page if not place else page.parent / place
+        assert not anchor or anchor in anchors_of(linked), target
+
+
+def test_theory_that_the_code_cites_exists() -> None:
+    known = anchors_of(ROOT / "docs" / "theory.md")
+    cited = {
+        (path.name, anchor)
+        for folder in ("mfdiag", "tests", "benchmarks", "docs")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md")
+        for anchor in re.findall(r"theory\.md#([\w-]+)", path.read_text(encoding="utf-8"))
+    }
+    assert {anchor for _, anchor in cited} <= known, {(name, anchor) for name, anchor in cited if anchor not in known}
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Anchors of a Markdown page: those its headings declare as {#anchor}, else made of the heading's words."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    declared = [re.search(r"\{#([\w-]+)\}$", heading) for heading in headings]
+    slugs = [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+    return {match[1] if match else slug for match, slug in zip(declared, slugs, strict=True)}
 
 
 def test_commands_are_those_there_are() -> None:
