@@ -4,14 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test lint docs site clean
 
 help:
 	@echo "make demo   measure the bundled checkpoint into demo/ and say what came out"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
-	@echo "make docs   write the generated pages of docs/ again"
-	@echo "make clean  remove .venv and demo/"
+	@echo "make docs   write the generated pages of docs/ again and build the site"
+	@echo "make site   build the site from docs/ into build/site"
+	@echo "make clean  remove .venv, demo/ and build/"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mfdiag needs Python 3.11 or later; set PYTHON.")'
@@ -38,6 +39,10 @@ docs: $(READY)
 	$(BIN)/python -m mfdiag.cli.docs
 	$(BIN)/python -m mfdiag.models.cards.docs
 	$(BIN)/python -m mfdiag.reporting.family
+	$(MAKE) site
+
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo build
