@@ -1,6 +1,6 @@
 """Golden tables: every command on small inputs, to prove that a rebuild changes no number.
 
-    python benchmarks/golden.py make DIR          # with the code before, then with the code after
+    python benchmarks/golden.py make DIR [FOLDER ...]  # with the code before, then with the code after
     python benchmarks/golden.py compare DIR DIR   # bit for bit: column names, row order, values, statuses
 
 `make` runs `python -m mfdiag` with one thread: the bundled checkpoint, stand-ins for two model cards, a guided,
@@ -126,7 +126,7 @@ def _inputs(out: Path) -> None:
         "batch_size": 32,
         "steps": 60,
         "measure_every": 30,
-        "measure_samples": 64,
+        "measure_samples": 128,
     }
     (out / "grid.yaml").write_text(yaml.safe_dump(grid))
     dit = {"name": "dit", "arguments": {"size": 8, "channels": 1, "patch": 2, "width": 16, "depth": 2, "heads": 2}}
@@ -134,8 +134,8 @@ def _inputs(out: Path) -> None:
     (out / "dit.yaml").write_text(yaml.safe_dump(spec))
 
 
-def make(out: Path) -> None:
-    """Every command of COMMANDS into its own folder below `out`."""
+def make(out: Path, only: list[str]) -> None:
+    """Every command of COMMANDS into its own folder below `out`; those of the folders in `only`, if there are any."""
     out.mkdir(parents=True)
     _inputs(out)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -152,6 +152,8 @@ def make(out: Path) -> None:
     mfdiag(*first.split(), "--out", "resumed", "--quiet")
     for name, command in COMMANDS.items():
         folder = name.partition("/")[0]
+        if only and folder not in only:
+            continue
         cells = " ".join(sorted(str(p.relative_to(out)) for p in (out / "grid").glob("*/model.safetensors")))
         arguments = command.format(_OWN=_OWN, cells=cells, out=folder).split()
         where = [] if arguments[0] == "report" else ["--out", name if name in _ALONE else folder, "--quiet"]
@@ -195,6 +197,6 @@ def _difference(before: Path, after: Path) -> str | None:
 if __name__ == "__main__":
     action, *folders = sys.argv[1:]
     if action == "make":
-        make(Path(folders[0]).resolve())
+        make(Path(folders[0]).resolve(), folders[1:])
     else:
         raise SystemExit(min(1, compare(*map(Path, folders))))

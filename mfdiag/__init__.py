@@ -11,7 +11,9 @@ from mfdiag.errors import InputError, MfdiagError
 if TYPE_CHECKING:
     from mfdiag.estimators import Estimator, estimators, find_estimator
     from mfdiag.flow.data.datasets import load_data
-    from mfdiag.measures.measure import measure
+    from mfdiag.gradients.sample_pass import PassSettings
+    from mfdiag.measures.run.api import Objective, measure
+    from mfdiag.measures.run.request import Request
     from mfdiag.models.checkpoint import load_model, save_checkpoint
     from mfdiag.quality.prepared import measure_quality, prepare_quality
     from mfdiag.quality.sampling import sample
@@ -21,6 +23,9 @@ __all__ = [
     "Estimator",
     "InputError",
     "MfdiagError",
+    "Objective",
+    "PassSettings",
+    "Request",
     "__version__",
     "estimators",
     "find_estimator",
@@ -41,7 +46,10 @@ _LAZY = {  # torch is imported when something is measured, not when help is prin
     "load_data": "mfdiag.flow.data.datasets",
     "load_model": "mfdiag.models.checkpoint",
     "mean_over_seeds": "mfdiag.quality.tidy",
-    "measure": "mfdiag.measures.measure",
+    "Objective": "mfdiag.measures.run.api",
+    "PassSettings": "mfdiag.gradients.sample_pass",
+    "Request": "mfdiag.measures.run.request",
+    "measure": "mfdiag.measures.run.api",
     "measure_quality": "mfdiag.quality.prepared",
     "prepare_quality": "mfdiag.quality.prepared",
     "sample": "mfdiag.quality.sampling",

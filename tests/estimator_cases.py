@@ -20,7 +20,7 @@ from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.engine import Engine, prepare_engine
 from mfdiag.gradients.loss_engine import LossEngine
 from mfdiag.gradients.sample_pass import evaluate_batch
-from mfdiag.measures.compare_plan import ComparePlan
+from mfdiag.measures.parts.compare_plan import ComparePlan
 from mfdiag.models.networks.mlp import MLP
 
 CLASSES = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -11,7 +12,9 @@ from typer.core import TyperGroup
 
 from mfdiag._version import __version__
 from mfdiag.cli import coefficient, compare, inspect, list_, quality, report, sweep, times, train, variance
+from mfdiag.cli.options import GroupedCommand, Options, measuring
 from mfdiag.errors import MfdiagError
+from mfdiag.measures import MeasuredTable, measured_tables
 
 __all__ = ["app"]
 
@@ -27,7 +30,7 @@ class _Commands(TyperGroup):
         except MfdiagError as error:
             _end(str(error), 2)
         except MemoryError:
-            _end("Not enough memory: lower --samples, --chunk or --bins.", 2)
+            _end("Not enough memory: lower --chunk, --samples or --bins.", 2)
         except KeyboardInterrupt as error:
             _end("; ".join(["interrupted", *map(str, error.args)]) + ".", 3)
         except BrokenPipeError:  # stdout was closed, as by `| head`; Python must not find out again when it exits
@@ -44,10 +47,9 @@ app = typer.Typer(
     name="mfdiag",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
@@ -70,13 +72,32 @@ def _root(
     """
 
 
-app.command("sweep")(sweep.command)
-app.command("variance")(variance.command)
-app.command("coefficient")(coefficient.command)
-app.command("compare")(compare.command)
-app.command("times")(times.command)
-app.command("quality")(quality.command)
-app.command("train")(train.command)
-app.command("report")(report.command)
-app.command("inspect")(inspect.command)
-app.command("list")(list_.command)
+def _plugin_command(table: MeasuredTable) -> Callable[..., None]:
+    """The command of a table that another package adds."""
+
+    def command(options: Options) -> None:
+        from mfdiag.cli.measuring import measure_table
+
+        measure_table(table, options)
+
+    command.__doc__ = f"{table.schema.doc}\n\nExample: mfdiag {table.name} model.safetensors --out results"
+    return measuring(table)(command)
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "sweep": sweep.command,
+    "variance": variance.command,
+    "coefficient": coefficient.command,
+    "compare": compare.command,
+    "times": times.command,
+    "quality": quality.command,
+    "train": train.command,
+    "report": report.command,
+    "inspect": inspect.command,
+    "list": list_.command,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=GroupedCommand)(_command)
+for _table in measured_tables().values():
+    if _table.name not in _COMMANDS:
+        app.command(_table.name, cls=GroupedCommand)(_plugin_command(_table))

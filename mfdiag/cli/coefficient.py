@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from mfdiag.cli.options import Options, measuring
+from mfdiag.measures.coefficient import TABLE
 
 __all__ = ["command"]
 
 
-@measuring("batch_size")
+@measuring(TABLE)
 def command(options: Options) -> None:
     """Optimal control-variate coefficients in closed form, with intervals: by form, by cell of (r, t), by batch size.
 
     Example: mfdiag coefficient model.safetensors --bins 5,5 --batch-size 512 --out results
     """
-    from mfdiag.cli.job import run
+    from mfdiag.cli.measuring import measure_table
 
-    run("coefficient", options)
+    measure_table(TABLE, options)

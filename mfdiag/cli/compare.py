@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from mfdiag.cli.options import Options, measuring
+from mfdiag.measures.compare import TABLE
 
 __all__ = ["command"]
 
 
-@measuring("batch_size", "estimator")
+@measuring(TABLE)
 def command(options: Options) -> None:
     """Compare every estimator on the same samples: variance, bias, MSE_n and cost against MeanFlow's, best mixture.
 
     Example: mfdiag compare model.safetensors --proxy teacher=teacher.safetensors --out results
     """
-    from mfdiag.cli.job import run
+    from mfdiag.cli.measuring import measure_table
 
-    run("compare", options)
+    measure_table(TABLE, options)

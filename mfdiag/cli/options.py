@@ -1,228 +1,213 @@
-"""The options that measuring commands share, declared once."""
+"""The options that measuring commands share: one declaration each, with its group in --help."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-__all__ = ["Options", "measuring", "sharing"]
+from mfdiag.measures.run.table import MeasuredTable
+
+__all__ = ["DATA", "MEASUREMENT", "MODEL", "OUTPUT", "OWN", "GroupedCommand", "Options", "measuring", "sharing"]
+
+OWN, MODEL, DATA, MEASUREMENT, OUTPUT = "This command", "Model", "Data and objective", "Measurement", "Output"
+_GROUPS = (OWN, MODEL, DATA, MEASUREMENT, OUTPUT, "Options")
+
+
+def _option(default: Any, group: str, help: str, **more: Any) -> Any:
+    """A shared option; `more` goes to typer.Option."""
+    declared = more.pop("names", ())
+    return field(default=default, metadata={"typer": typer.Option(*declared, help=help, rich_help_panel=group, **more)})
+
+
+_CHECKPOINTS = typer.Argument(metavar="CHECKPOINT", help="Saved models; the bundled one if none is given.")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a measuring command as typed; None where the command's or the checkpoint's default holds."""
+    """The shared options as typed; None where the command's or the checkpoint's default applies."""
 
-    checkpoints: list[Path]
-    model: str | None
-    data: str | None
-    weights: str
-    proxy: str | None
-    times: str | None
-    source: str | None
-    coupling: str | None
-    path: str | None
-    prediction: str | None
-    guidance: str | None
-    derivative: str | None
-    weighting: str | None
-    samples: int
-    chunk: str
-    bins: str | None
-    by: str | None
-    engine: str
-    seed: int
-    posterior: str
-    device: str
-    dtype: str
-    out: Path
-    format: str
-    quiet: bool
-    resume: bool
-    overwrite: bool
-    beta: str = "0:1:0.05"
-    gamma: str = "0"
-    batch_size: list[int] | None = None
-    estimator: list[str] | None = None
-    extra: list[str] | None = None
-
-
-def _template(
-    checkpoints: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[CHECKPOINT]...", help="Saved models; the bundled one if none is named."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.py:factory|pkg.module:factory|CARD.yaml",
-            help="Code that builds the network (it is run), for checkpoints that do not describe themselves, or a "
-            "model card that names the code and says how to call it, see `list cards`.",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|PATH[:key=value,...]",
-            help="Data the model was trained on: see `list datasets`, and docs/data.md for files and folders. "
-            "[default: the checkpoint's]",
-        ),
-    ] = None,
-    weights: Annotated[str, typer.Option(metavar="ema|raw|KEY", help="Which weights are measured.")] = "raw",
-    proxy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="self|ema|exact|teacher=PATH[@MODEL]",
-            help="Where the proxy velocity vhat comes from; MODEL is for a teacher what --model is. [default: the "
-            "model card's, ema where the file has it, else self]",
-        ),
-    ] = None,
-    times: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[:args]", help="Sampler of (r, t), see `list times`. [default: the checkpoint's]"),
-    ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[:args]", help="What x_1 is, see `list sources`. [default: the checkpoint's]"),
-    ] = None,
-    coupling: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:args]", help="Which x_0 meets which x_1, see `list couplings`. [default: the checkpoint's]"
-        ),
-    ] = None,
-    path: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="From x_0 to x_1, see `list paths`. [default: the checkpoint's]"),
-    ] = None,
-    prediction: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:args]",
-            help="What the network's output stands for, see `list predictions`. [default: the checkpoint's]",
-        ),
-    ] = None,
-    guidance: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:args]",
-            help="Guidance built into the objective, and the share of null labels, see `list guidances`. [default: the "
-            "model card's, else none]",
-        ),
-    ] = None,
-    derivative: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|jvp|difference[:h]",
-            help="How du/dx v + du/dt is taken: exactly, or by central differences of step h in time, or of the step "
-            "of least error. [default: the model card's, else exactly where the network can]",
-        ),
-    ] = None,
-    weighting: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|adaptive:p,eps",
-            help="Loss weight per sample; adaptive takes the sum of squares, or with `,mean` or `,square` at its end "
-            "their mean or the square of their sum. [default: the model card's, else none]",
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Number of samples (x_0, x_1, r, t).")] = 4096,
-    chunk: Annotated[str, typer.Option(metavar="auto|N", help="Samples at once; changes no result.")] = "auto",
-    bins: Annotated[
-        str | None,
-        typer.Option(metavar="R,T", help="Bins of r and t, or none. [default: 5,5; none for sweep; 1,5 for compare]"),
-    ] = None,
-    by: Annotated[
-        Literal["layer", "time", "none"] | None,
-        typer.Option(help="Break results down. [default: layer for variance and compare, else none]"),
-    ] = None,
-    engine: Annotated[
-        Literal["auto", "fast", "reference"], typer.Option(help="How per-sample gradients are met; reference is slow.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Sample i depends on (seed, i) alone.")] = 0,
-    posterior: Annotated[
-        Literal["auto", "exact", "none"],
-        typer.Option(help="The exact posterior over the data; auto leaves it out where it would take minutes."),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="Where the network runs.")] = "cpu",
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Precision of the network.")] = "float32",
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of tables and figures.")] = Path("mfdiag-results"),
-    format: Annotated[
-        Literal["table", "json", "csv"], typer.Option(help="What stdout gets: a summary, or every row.")
-    ] = "table",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what is measured, go on with the rest.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results in the folder.")] = False,
-    beta: Annotated[
-        str, typer.Option(metavar="A:B:STEP|LIST", help="Tangent coefficients, ends included, or a comma list.")
-    ] = "0:1:0.05",
-    gamma: Annotated[str, typer.Option(metavar="A:B:STEP|LIST", help="Target coefficients, likewise.")] = "0",
-    batch_size: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N", help="n of MSE_n; repeatable. [default: 1, 64, 4096, 65536, 1048576]"),
-    ] = None,
-    estimator: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:args]|FILE.py:name",
-            help="See `list estimators`; repeatable, or `all`. A file's code is run. "
-            "[default: meanflow and ema_tangent; all for compare]",
-        ),
-    ] = None,
-    extra: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Quantities that cost further passes: `semi_gradient_gap`, or `divergence` above 16 dimensions; "
-            "repeatable.",
-        ),
-    ] = None,
-) -> None: ...
+    checkpoints: list[Path] | None = field(default=None, metadata={"typer": _CHECKPOINTS})
+    beta: str = _option(
+        "0:1:0.05", OWN, "Tangent coefficients: a range, ends included, or a list.", metavar="A:B:STEP|LIST"
+    )
+    gamma: str = _option("0", OWN, "Target coefficients, in the same form.", metavar="A:B:STEP|LIST")
+    batch_size: list[int] | None = _option(
+        None, OWN, "n of MSE_n; repeatable. [default: 1, 64, 4096, 65536, 1048576]", metavar="N"
+    )
+    estimator: list[str] | None = _option(
+        None,
+        OWN,
+        "Estimator to measure, see `mfdiag list estimators`; repeatable, `all` for every one. A file's code is run. "
+        "[default: meanflow and ema_tangent; all for compare; meanflow for times]",
+        metavar="NAME[:args]|FILE.py:name",
+    )
+    extra: list[str] | None = _option(
+        None,
+        OWN,
+        "Quantities that cost further passes: `semi_gradient_gap`, or `divergence` above 16 dimensions; repeatable.",
+        metavar="NAME",
+    )
+    floor: float = _option(
+        0.1, OWN, "Fraction of the trained density that is mixed in; weights are at most 1/floor.", metavar="SHARE"
+    )
+    model: str | None = _option(
+        None,
+        MODEL,
+        "Code that builds the network (it is run), for checkpoints that do not describe themselves; or a model card, "
+        "which says what code to run and how to call the network, see `mfdiag list cards`.",
+        metavar="FILE.py:factory|pkg.module:factory|CARD.yaml",
+    )
+    weights: str = _option("raw", MODEL, "Which weights to measure.", metavar="ema|raw|KEY")
+    proxy: str | None = _option(
+        None,
+        MODEL,
+        "Source of the proxy velocity vhat; MODEL is for a teacher what --model is for the checkpoint. [default: the "
+        "model card's, ema if the file has EMA weights, else self]",
+        metavar="self|ema|exact|teacher=PATH[@MODEL]",
+    )
+    prediction: str | None = _option(
+        None,
+        MODEL,
+        "What the network predicts, see `mfdiag list predictions`. [default: the checkpoint's]",
+        metavar="NAME[:args]",
+    )
+    data: str | None = _option(
+        None,
+        DATA,
+        "Data the model was trained on: a name from `mfdiag list datasets`, or a file or folder, see docs/data.md. "
+        "[default: the checkpoint's]",
+        metavar="NAME|PATH[:key=value,...]",
+    )
+    times: str | None = _option(
+        None, DATA, "Sampler of (r, t), see `mfdiag list times`. [default: the checkpoint's]", metavar="NAME[:args]"
+    )
+    source: str | None = _option(
+        None, DATA, "Distribution of x_1, see `mfdiag list sources`. [default: the checkpoint's]", metavar="NAME[:args]"
+    )
+    coupling: str | None = _option(
+        None,
+        DATA,
+        "How x_0 and x_1 are paired, see `mfdiag list couplings`. [default: the checkpoint's]",
+        metavar="NAME[:args]",
+    )
+    path: str | None = _option(
+        None, DATA, "Path from x_0 to x_1, see `mfdiag list paths`. [default: the checkpoint's]", metavar="NAME"
+    )
+    guidance: str | None = _option(
+        None,
+        DATA,
+        "Guidance built into the objective, and the fraction of dropped labels, see `mfdiag list guidances`. [default: "
+        "the model card's, else none]",
+        metavar="NAME[:args]",
+    )
+    weighting: str | None = _option(
+        None,
+        DATA,
+        "Loss weight per sample. `adaptive` takes the sum of squares; add `,mean` for their mean, `,square` for the "
+        "square of their sum. [default: the model card's, else none]",
+        metavar="none|adaptive:p,eps",
+    )
+    samples: int = _option(4096, MEASUREMENT, "Number of samples (x_0, x_1, r, t).")
+    bins: str | None = _option(
+        None, MEASUREMENT, "Bins of r and t, or none. [default: 5,5; none for sweep; 1,5 for compare]", metavar="R,T"
+    )
+    by: Literal["layer", "time", "none"] | None = _option(
+        None, MEASUREMENT, "Break results down. [default: layer for variance and compare, else none]"
+    )
+    posterior: Literal["auto", "exact", "none"] = _option(
+        "auto", MEASUREMENT, "Exact posterior over the data; auto omits it where it would take minutes."
+    )
+    derivative: str | None = _option(
+        None,
+        MEASUREMENT,
+        "How to compute du/dx v + du/dt: exactly, or by central differences of step h in time; without h, of the step "
+        "of least error. [default: the model card's, else exactly where the network allows]",
+        metavar="auto|jvp|difference[:h]",
+    )
+    seed: int = _option(0, MEASUREMENT, "Seed of the samples: sample i depends on (seed, i) alone.", min=0)
+    engine: Literal["auto", "fast", "reference"] = _option(
+        "auto", MEASUREMENT, "How per-sample gradients are computed; reference is slow, with the same result."
+    )
+    chunk: str = _option("auto", MEASUREMENT, "Samples at once; changes no result.", metavar="auto|N")
+    device: str = _option("cpu", MEASUREMENT, "Where the network runs: cpu, cuda or cuda:N.")
+    dtype: Literal["float32", "float64"] = _option("float32", MEASUREMENT, "Precision of the network.")
+    out: Path = _option(Path("mfdiag-results"), OUTPUT, "Folder for tables and figures.", metavar="DIR")
+    format: Literal["table", "json", "csv"] = _option("table", OUTPUT, "What to print: a summary, or every row.")
+    resume: bool = _option(False, OUTPUT, "Keep what is measured and measure the rest.", names=("--resume",))
+    overwrite: bool = _option(False, OUTPUT, "Replace earlier results in the folder.", names=("--overwrite",))
+    quiet: bool = _option(False, OUTPUT, "Print no progress and no notes.", names=("--quiet", "-q"))
 
 
-_ONLY_SOME = {"beta", "gamma", "batch_size", "estimator", "extra"}
+_RARE = ("beta", "gamma", "batch_size", "estimator", "extra", "floor", "by", "posterior")  # only for some tables
 
 
-def measuring(*own: str) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Gives a function of `Options` the shared command line, plus those of the rarer options it names."""
+class GroupedCommand(TyperCommand):
+    """A command whose --help lists options under the titles of their groups, its own first."""
 
-    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
-            function(Options(**{**given, "checkpoints": given["checkpoints"] or []}))
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes one section for each group that has options."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                argument = parameter.param_type_name == "argument"
+                group = "Arguments" if argument else getattr(parameter, "rich_help_panel", None) or "Options"
+                groups.setdefault(group, []).append(record)
+        for title in ("Arguments", *_GROUPS):
+            if title in groups:
+                with formatter.section(title):
+                    formatter.write_dl(groups[title])
 
-        shared = inspect.signature(_template, eval_str=True)
-        kept = [p for name, p in shared.parameters.items() if name not in _ONLY_SOME - set(own)]
-        command.__signature__ = shared.replace(parameters=kept)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in kept}
-        command.__doc__ = function.__doc__
-        return command
 
-    return decorate
+def _parameters() -> dict[str, inspect.Parameter]:
+    """The parameters of a command function that declares every shared option."""
+    types = get_type_hints(Options)
+    return {
+        entry.name: inspect.Parameter(
+            entry.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=entry.default,
+            annotation=Annotated[types[entry.name], entry.metadata["typer"]],
+        )
+        for entry in fields(Options)
+    }
+
+
+def measuring(table: MeasuredTable) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Gives a function of `Options` the command line of a measured table: every shared option that it takes."""
+    left_out = set(_RARE) - set(table.options)
+    return sharing(*(name for name in _parameters() if name not in left_out))
 
 
 def sharing(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a function of `Options` and options of its own a command line of these and of the shared ones in `names`.
+    """Gives a function of `Options` and options of its own a command line of these and the shared ones in `names`.
 
-    Shared options that are not named keep their defaults.
+    Shared options that are not in `names` keep their defaults.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        template = inspect.signature(_template, eval_str=True)
+        shared = _parameters()
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        defaults = {name: p.default for name, p in template.parameters.items()}
 
-        def command(**given: Any) -> None:
-            shared = defaults | {name: given.pop(name) for name in names}
-            function(Options(**{**shared, "checkpoints": shared["checkpoints"] or []}), **given)
+        def command(**values: Any) -> None:
+            function(Options(**{name: values.pop(name) for name in names}), **values)
 
-        kept = [template.parameters[name] for name in names]
-        command.__signature__ = template.replace(parameters=[*kept[:1], *own, *kept[1:]])  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in (*kept, *own)}
+        parameters = _ordered([shared[name] for name in names], own)
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__doc__ = function.__doc__
         return command
 
     return decorate
+
+
+def _ordered(shared: Sequence[inspect.Parameter], own: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:
+    """The argument first, then the command's own options, then the shared ones."""
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    return [*(p for p in shared if p.name == "checkpoints"), *keyword, *(p for p in shared if p.name != "checkpoints")]

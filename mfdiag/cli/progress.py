@@ -1,7 +1,8 @@
-"""The progress bar on stderr."""
+"""Progress of long work on stderr: a bar on a terminal, a line now and then on a pipe."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,11 +11,44 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 __all__ = ["progress_on"]
 
+_SECONDS = 30.0  # between two lines on a pipe
+
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (what, done, total) that draws one bar at a time; nothing where it is quiet or no terminal."""
+    """A function (label, done, total) that reports progress on the console; nothing where it is quiet."""
+    if console.quiet or not console.is_terminal:
+        yield _Lines(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda label, done, total: bar.update(task, description=label, completed=done, total=total)
+
+
+class _Lines:
+    """Writes a line at most every half minute: what, how far, how long it took and will take."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = self.written = time.monotonic()
+        self.label, self.first = "", 0
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if label != self.label:
+            self.label, self.first, self.started = label, done, now
+        if now - self.written < _SECONDS:
+            return
+        self.written = now
+        elapsed = now - self.started
+        left = elapsed * (total - done) / (done - self.first) if done > self.first else None
+        remaining = "" if left is None else f", about {_clock(left)} left"
+        self.console.print(f"{label}: {done:,} of {total:,} after {_clock(elapsed)}{remaining}", markup=False)
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds, or hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

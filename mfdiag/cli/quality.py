@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mfdiag.cli.options import Options, sharing
+from mfdiag.cli.options import OWN, Options, sharing
 from mfdiag.errors import InputError
-
-if TYPE_CHECKING:
-    from mfdiag.measures.request import Subject
+from mfdiag.measures.quality import summary
 
 __all__ = ["command"]
 
@@ -36,41 +33,56 @@ __all__ = ["command"]
 def command(
     options: Options,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Repeatable, see `list metrics`. [default: all]")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Metric to measure, see `mfdiag list metrics`; repeatable. [default: all]",
+            rich_help_panel=OWN,
+        ),
     ] = None,
-    nfe: Annotated[str, typer.Option(metavar="LIST", help="Numbers of steps, from t = 1 to 0 on an equal grid.")] = (
-        "1,2,4"
-    ),
+    nfe: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Numbers of steps, from t = 1 to 0 on an equal grid.", rich_help_panel=OWN),
+    ] = ("1,2,4"),
     weights: Annotated[
-        str, typer.Option(metavar="LIST", help="Which weights are measured: ema, raw or a key, or several.")
+        str,
+        typer.Option(
+            metavar="LIST", help="Which weights to measure: ema, raw or a key, or several.", rich_help_panel=OWN
+        ),
     ] = "raw",
     samples: Annotated[
-        int, typer.Option(help="Samples for sliced Wasserstein and Frechet distances, rounded up to 32 replicates.")
+        int,
+        typer.Option(
+            help="Samples for sliced Wasserstein and Frechet distances, in 32 replicates of equal size.",
+            rich_help_panel=OWN,
+        ),
     ] = 32768,
     subsample: Annotated[
-        int, typer.Option(help="Points on each side for the other metrics, in each of 32 replicates.")
+        int,
+        typer.Option(help="Points on each side for the other metrics, in each of 32 replicates.", rich_help_panel=OWN),
     ] = 512,
     features: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.py:factory|pkg.module:factory",
-            help="Code that builds a map from samples to features (it is run), under which all metrics are taken.",
+            help="Code that builds a map from samples to features (it is run); all metrics are taken on features.",
+            rich_help_panel=OWN,
         ),
     ] = None,
 ) -> None:
     """Sample quality: distances between samples of the model and the data, at 1, 2, ... steps.
 
-    Checkpoints that differ only in the seed they were trained with also get the mean over seeds, with its interval.
+    Checkpoints that differ only in their training seed also get the mean over seeds, with its interval.
 
     Example: mfdiag quality model.safetensors --nfe 1,2,4 --weights raw,ema --out results
     """
     import torch
 
     from mfdiag.cli.device import checked_device
-    from mfdiag.cli.job import chunk_of, present
-    from mfdiag.measures.subject import load_subject
+    from mfdiag.cli.measuring import parse_chunk, run_job
+    from mfdiag.measures.quality import QualityJob, QualityRequest
+    from mfdiag.measures.run.subject import SubjectOptions
     from mfdiag.quality.features import load_features
-    from mfdiag.quality.job import QualityRequest, run_quality
     from mfdiag.quality.metrics import metrics
 
     dtype, device = getattr(torch, options.dtype), checked_device(options.device)
@@ -85,28 +97,18 @@ def command(
         features=None if features is None else load_features(features, device, dtype),
         dtype=dtype,
         device=device,
-        chunk=chunk_of(options.chunk),
+        chunk=parse_chunk(options.chunk),
     )
     axes = {name: getattr(options, name) for name in ("source", "path", "prediction")}
-
-    def load(path: Path, key: str) -> Subject:
-        return load_subject(
-            path, model=options.model, data=options.data, weights=key, proxy="self", say=lambda _: None, **axes
-        )
-
-    present(
+    subjects = SubjectOptions(model=options.model, data=options.data, proxy="self", **axes)
+    recorded = {"model": options.model, "data": options.data, **axes}
+    run_job(
         "quality",
         options,
-        lambda checkpoints, mode, progress, say: run_quality(
-            checkpoints,
-            load,
-            request,
-            options.out,
-            mode,
-            options={"model": options.model, "data": options.data, **axes},
-            progress=progress,
-            say=say,
+        lambda checkpoints, progress, say: QualityJob(
+            checkpoints, subjects, request, recorded=recorded, progress=progress
         ),
+        summarize=summary,
     )
 
 

@@ -25,7 +25,7 @@ def command(
         bool, typer.Option("--trust-code", help="Run the code (FILE.py:factory) that the specification names.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the models of the grid and how long they would take.")
+        bool, typer.Option("--dry-run", help="Only print the models of the grid and the time they would take.")
     ] = False,
     device: Annotated[str, typer.Option(help="Where the networks are trained: cpu, cuda or cuda:N.")] = "cpu",
     compile_: Annotated[
@@ -33,14 +33,15 @@ def command(
         typer.Option("--compile", help="Compile the training step; auto does so for 2,000 steps or more."),
     ] = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew; otherwise an earlier run goes on.")
+        bool, typer.Option("--overwrite", help="Start again; without it, an earlier run resumes.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train a grid of models with MeanFlow's loss at points of the plane; a killed run goes on where it was.
+    """Train a grid of models with MeanFlow's loss at points of the plane; a killed run resumes where it stopped.
 
     Writes DIR/CELL/model.safetensors for each model, DIR/training.parquet and figures. A specification without axes is
-    a grid of one model, DIR/model.safetensors. With more steps at a constant learning rate a run goes on as well.
+    a grid of one model, DIR/model.safetensors. A finished run continues if the specification now has more steps, at a
+    constant learning rate.
 
     Example: mfdiag train sweeps/bundled.yaml --out model
     """
@@ -52,10 +53,12 @@ def command(
     cells = load_grid(spec)  # brings no torch: a bad file is answered at once
     named = sorted({code for cell in cells for code in cell.spec.code})
     if named and not trust_code:
-        raise InputError(f"{spec} names code, {', '.join(named)}: pass --trust-code to run it.")
+        raise InputError(f"{spec} refers to code, {', '.join(named)}: pass --trust-code to run it.")
 
     from mfdiag.cli.device import checked_device
-    from mfdiag.measures.training import run_grid
+    from mfdiag.figures import save_figures
+    from mfdiag.measures.run.runner import run
+    from mfdiag.measures.training import TrainJob
     from mfdiag.training.trainer import TrainOptions, estimate_seconds
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
@@ -67,16 +70,13 @@ def command(
     if dry_run:
         _print_cells(cells, estimate_seconds(cells, out, options, say=say))
         return
-    with progress_on(console) as report:
-        outcome = run_grid(
-            cells,
-            out,
-            options,
-            specification={"file": str(spec), "text": spec.read_text(encoding="utf-8")},
-            progress=report,
-            say=say,
-        )
-    for trained in outcome.cells:
+    specification = {"file": str(spec), "text": spec.read_text(encoding="utf-8")}
+    with progress_on(console) as progress:
+        job = TrainJob(cells, out, options, specification=specification, progress=progress, say=say)
+        outcome = run(job, out, "overwrite", say=say)
+    save_figures(outcome.frames, out)
+    job.require_finite()
+    for trained in job.trained:
         sys.stdout.write(f"{trained.checkpoint}\n")
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from mfdiag.cli.options import Options, measuring
+from mfdiag.measures.variance import TABLE
 
 __all__ = ["command"]
 
 
-@measuring("estimator", "extra")
+@measuring(TABLE)
 def command(options: Options) -> None:
-    """Gradient statistics: how large the variance is, and which layers, times and samples it comes from.
+    """Measure gradient statistics: how large the variance is, and which layers, times and samples it comes from.
 
     Example: mfdiag variance model.safetensors --estimator meanflow --bins 5,5 --out results
     """
-    from mfdiag.cli.job import run
+    from mfdiag.cli.measuring import measure_table
 
-    run("variance", options)
+    measure_table(TABLE, options)

@@ -3,68 +3,137 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
+from mfdiag.errors import InputError
+from mfdiag.measures.run.table import MeasuredTable
+from mfdiag.tables.columns import BINS, LAYER, gradient_table
+from mfdiag.tables.fields import Column, Quantity
 
-from mfdiag.coefficients.plane import DEGENERATE, ColumnLayout, degenerate, gradient_quadratic, output_quadratic
-from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
-from mfdiag.gradients.moments import jackknife
-from mfdiag.gradients.sample_pass import PassResult
-from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
-from mfdiag.measures.plans import PlanePlan
-from mfdiag.measures.rows import Rows
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
-__all__ = ["coefficient_table"]
+    from mfdiag.coefficients.plane import ColumnLayout
+    from mfdiag.gradients.sample_pass import PassResult
+    from mfdiag.measures.parts.plane_plans import PlanePlan
+    from mfdiag.measures.parts.rows import Rows
+    from mfdiag.measures.run.measurement import Measurement
 
-_ROLES = {"tangent": 1, "target": 2}
+__all__ = ["TABLE"]
+
+_ROLES = {"tangent": 1, "target": 2}  # role -> its coefficient's place in (1, beta, gamma)
+
+SCHEMA = gradient_table(
+    "coefficient",
+    "coefficient",
+    "Closed-form optimal coefficients, and what they are made of.",
+    (
+        Column(
+            "form",
+            "string",
+            "isotropic: kappa/(kappa+1) sigma2d/(sigma2d + bias2); diagonal: the one beta that is best over "
+            "all coordinates, each with its own J_ii, Sigma_ii, b_i; "
+            "matrix: tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2); plane: beta and gamma together, from "
+            "the residual; gradient: from the moments S and M of the gradients.",
+            choices=("isotropic", "diagonal", "matrix", "plane", "gradient"),
+        ),
+        Column(
+            "role",
+            "string",
+            "Which coefficient: beta (tangent) or gamma (target).",
+            choices=("tangent", "target"),
+        ),
+        Column(
+            "batch_size",
+            "int64",
+            "Batch n the optimum is for, in samples; null for n -> 0 or where n does not enter.",
+            True,
+        ),
+        LAYER,
+        *BINS,
+        Column(
+            "kappa_kind",
+            "string",
+            "Kappa an isotropic row uses: signed, tr(J)/d, or magnitude, |J|_F/sqrt(d); null otherwise.",
+            nullable=True,
+            choices=("signed", "magnitude"),
+        ),
+    ),
+    Quantity(
+        "optimum",
+        "argmin_c MSE_n(c); gradient form: -(S_cc + n M_cc)^(-1) S_c0",
+        "1",
+        "Optimal coefficient, by total gradient variance and bias (gradient form), or by the conditional noise "
+        "and bias of the residual (the others); may lie outside [0, 1].",
+        kind="coefficient",
+    ),
+    Quantity(
+        "conditional_optimum",
+        "the same from conditional S",
+        "1",
+        "Gradient form if only the noise given (x_t, r, t) counts; needs a posterior.",
+        kind="coefficient",
+    ),
+    Quantity(
+        "critical_batch",
+        "n0 = S_bb / M_bb",
+        "samples",
+        "Batch size at which the optimal coefficient has fallen to half its value at n -> 0.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "variance_reduction",
+        "Var(0,0) / Var(optimum)",
+        "1",
+        "Factor by which the optimum cuts the gradient variance, on held-out samples; above 1 is better.",
+    ),
+    Quantity("kappa", "tr(J)/d or |J|_F/sqrt(d)", "1", "Kappa of the isotropic form; kappa_kind says which."),
+    Quantity("sigma2d", "tr Sigma", "velocity²", "Conditional variance of the conditional velocity, summed."),
+    Quantity("bias2", "|b|^2", "velocity²", "Mean squared norm of the proxy's bias b = vhat - v.", kind="nonnegative"),
+)
 
 
-def coefficient_table(
-    measured: PassResult,
-    plan: PlanePlan,
-    batch_sizes: Sequence[int],
-    common: Mapping[str, Any],
-    dim: int,
-    by_layer: bool,
-) -> pd.DataFrame:
-    """Rows of the table `coefficient` (tables/schema.py); `dim` is the number of coordinates of a sample.
+def plan(measurement: Measurement) -> PlanePlan:
+    """One pass over the plane; with a known posterior also the Jacobian, which the other forms need."""
+    from mfdiag.measures.parts.plane_plans import PlanePlan
 
-    Without a known posterior only the gradient form remains: the others need Sigma and b.
-    """
-    rows = Rows("coefficient", common)
-    layout = plan.layout
-    _gradient(rows, measured, layout, batch_sizes, by_layer)
-    if plan.known and measured.output is not None:
-        for box, _, moments in moments_by_cell(measured, measured.output):
-            form = output_quadratic(moments, layout)
-            assert form.W is not None
-            for role, k in _ROLES.items():
-                # theory: matrix form, beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma
-                estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
-                rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=degenerate(form.W, k))
-            solved = form.optimum(form.W, 1, (1, 2))
-            for k, role in enumerate(_ROLES):
-                rows.add(
-                    "optimum",
-                    jackknife(solved[:, k], moments.count),
-                    box,
-                    **_keys("plane", role),
-                    degenerate=degenerate(form.W, 1) or not np.isfinite(solved[0]).all(),
-                )
-        _isotropic_and_diagonal(rows, measured, dim)
-    return rows.frame()
+    weighting = measurement.request.weighting
+    if weighting.p:
+        raise InputError(
+            f"The closed forms hold for --weighting none: under {weighting.name} the variance is not quadratic in the "
+            "coefficient. Use `mfdiag sweep`, which measures every coefficient under the weight."
+        )
+    return PlanePlan(measurement.posterior_known, jacobian=measurement.posterior_known)
+
+
+def rows(measurement: Measurement, plan: PlanePlan, result: PassResult) -> Mapping[str, pd.DataFrame]:
+    """The gradient form and, with a known posterior, the forms that need Sigma and b."""
+    rows, request = measurement.rows(estimator="plane"), measurement.request
+    _add_gradient_form(rows, result, plan.layout, request.batch_sizes, request.by_layer)
+    if not result.stratified:
+        _add_held_out(rows, result, plan.layout)
+    if plan.known and result.output is not None:
+        _add_output_forms(rows, result, plan.layout)
+        _add_isotropic_and_diagonal(rows, result, measurement.dim)
+    return {"coefficient": rows.frame()}
 
 
 def _keys(form: str, role: str, layer: str = "all", n: int | None = None, kind: str | None = None) -> dict[str, Any]:
     return {"form": form, "role": role, "layer": layer, "batch_size": n, "kappa_kind": kind}
 
 
-def _gradient(
-    rows: Rows, measured: PassResult, layout: ColumnLayout, batch_sizes: Sequence[int], by_layer: bool
+def _add_gradient_form(
+    rows: Rows, result: PassResult, layout: ColumnLayout, batch_sizes: Sequence[int], by_layer: bool
 ) -> None:
-    for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
+    import numpy as np
+
+    from mfdiag.coefficients.plane import degenerate, gradient_quadratic
+    from mfdiag.gradients.moments import jackknife
+    from mfdiag.measures.parts.cells import moments_by_cell
+
+    # docs/theory.md#gradient-optimum and #batch-aware
+    for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         form = gradient_quadratic(moments, layout)
         assert form.B is not None
         for role, k in _ROLES.items():
@@ -82,41 +151,81 @@ def _gradient(
                 add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=degenerate(form.W, k))
             with np.errstate(divide="ignore", invalid="ignore"):
                 add("critical_batch", form.B[:, k, k] / form.S[:, k, k], degenerate=constant)
-    if not measured.stratified:
-        _held_out(rows, measured, layout)
 
 
-def _held_out(rows: Rows, measured: PassResult, layout: ColumnLayout) -> None:
+def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
     """Var(0,0) / Var(fitted coefficient), fitted on every second block and evaluated on the others."""
-    replicates = [half.replicates() for half in measured.gradient.halves()]
-    fitted, held = (gradient_quadratic(half, layout) for half in replicates)
+    import numpy as np
+
+    from mfdiag.coefficients.plane import degenerate, gradient_quadratic
+    from mfdiag.gradients.moments import jackknife
+
+    replicates = [half.replicates() for half in result.gradient.halves()]
+    fitted, held_out = (gradient_quadratic(half, layout) for half in replicates)
     for role, k in _ROLES.items():
         c = float(fitted.optimum(fitted.S, 0, (k,))[0, 0])
         point = np.zeros(3)
         point[[0, k]] = 1, c
         with np.errstate(divide="ignore", invalid="ignore"):
-            gain = held.S[:, 0, 0] / (point @ held.S @ point)
-        rows.add(
-            "variance_reduction",
-            jackknife(gain, replicates[1].count),
-            **_keys("gradient", role),
-            degenerate=degenerate(fitted.S, k),
-        )
+            gain = held_out.S[:, 0, 0] / (point @ held_out.S @ point)
+        estimate = jackknife(gain, replicates[1].count)
+        constant = degenerate(fitted.S, k)
+        rows.add("variance_reduction", estimate, **_keys("gradient", role), degenerate=constant)
 
 
-def _isotropic_and_diagonal(rows: Rows, measured: PassResult, dim: int) -> None:
+def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
+    """The matrix form, and the plane form over beta and gamma together, from the residual's own moments."""
+    import numpy as np
+
+    from mfdiag.coefficients.plane import degenerate, output_quadratic
+    from mfdiag.gradients.moments import jackknife
+    from mfdiag.measures.parts.cells import moments_by_cell
+
+    assert result.output is not None
+    for box, _, moments in moments_by_cell(result, result.output):
+        form = output_quadratic(moments, layout)
+        assert form.W is not None
+        for role, k in _ROLES.items():
+            # docs/theory.md#matrix: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma
+            estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
+            rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=degenerate(form.W, k))
+        solved = form.optimum(form.W, 1, (1, 2))  # docs/theory.md#plane-optimum
+        constant = degenerate(form.W, 1) or not np.isfinite(solved[0]).all()
+        for k, role in enumerate(_ROLES):
+            estimate = jackknife(solved[:, k], moments.count)
+            rows.add("optimum", estimate, box, **_keys("plane", role), degenerate=constant)
+
+
+def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> None:
+    import numpy as np
+
+    from mfdiag.coefficients.plane import DEGENERATE
+    from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
+    from mfdiag.gradients.moments import jackknife
+    from mfdiag.measures.parts.cells import scalars_by_cell
+
     names = ("kappa", "jacobi_fro2", "sigma2d", "bias2", "diagonal/numerator", "diagonal/denominator")
-    for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
+    for box, means, count in scalars_by_cell(result, {name: result.scalars[name] for name in names}):
         sigma2d, bias2 = means["sigma2d"], means["bias2"]
         for quantity, replicates in (("sigma2d", sigma2d), ("bias2", bias2)):
             rows.add(quantity, jackknife(replicates, count), box, **_keys("isotropic", "tangent"))
         # E|A|_F^2 = E|J|_F^2 + 2 tr J + d with A = J + I: nothing to control where A vanishes, as at r = t
-        still = bool(means["jacobi_fro2"][0] + dim * (2 * means["kappa"][0] + 1) <= DEGENERATE * dim)
+        constant = bool(means["jacobi_fro2"][0] + dim * (2 * means["kappa"][0] + 1) <= DEGENERATE * dim)
         kappas = {"signed": means["kappa"], "magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
         for kind, kappa in kappas.items():
             keys = _keys("isotropic", "tangent", kind=kind)
             rows.add("kappa", jackknife(kappa, count), box, **keys)
             optimum = isotropic_optimum(kappa, sigma2d, bias2)
-            rows.add("optimum", jackknife(optimum, count), box, **keys, degenerate=still)
+            rows.add("optimum", jackknife(optimum, count), box, **keys, degenerate=constant)
         optimum = diagonal_optimum(means["diagonal/numerator"], means["diagonal/denominator"])
-        rows.add("optimum", jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=still)
+        rows.add("optimum", jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=constant)
+
+
+TABLE = MeasuredTable(
+    SCHEMA,
+    plan=plan,
+    rows=rows,
+    options=("batch_size", "by", "posterior"),
+    default_bins=(5, 5),
+    objective=(),  # the closed forms take no weight, the plane no estimator
+)

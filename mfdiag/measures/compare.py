@@ -1,116 +1,216 @@
-"""`mfdiag compare`: every estimator on the same samples, each held against MeanFlow, and their best mixture."""
+"""`mfdiag compare`: every estimator on the same samples, each compared with MeanFlow, and their best mixture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
+from mfdiag.measures.run.table import MeasuredTable
+from mfdiag.tables.columns import (
+    BINS,
+    CONDITIONAL_VARIANCE,
+    GRADIENT2,
+    LAYER,
+    VARIANCE,
+    gradient_table,
+)
+from mfdiag.tables.fields import Column, Quantity
 
-from mfdiag.coefficients.mixture import mixture_weights
-from mfdiag.gradients.moments import Estimate, Moments, jackknife, positive_jackknife
-from mfdiag.gradients.sample_pass import PassResult
-from mfdiag.measures.cells import moments_by_cell
-from mfdiag.measures.compare_plan import ComparePlan, Maps
-from mfdiag.measures.rows import Rows
+if TYPE_CHECKING:
+    import pandas as pd
 
-__all__ = ["compare_table"]
+    from mfdiag.gradients.sample_pass import PassResult
+    from mfdiag.measures.parts.compare_plan import ComparePlan
+    from mfdiag.measures.parts.rows import Rows
+    from mfdiag.measures.parts.summary import Summary
+    from mfdiag.measures.run.measurement import Measurement
 
-_SPREADS = ("variance", "conditional_variance", "variance_ratio", "conditional_variance_ratio")
+__all__ = ["TABLE"]
+
+_SKEWED = ("variance", "conditional_variance", "variance_ratio", "conditional_variance_ratio")
+
+SCHEMA = gradient_table(
+    "compare",
+    "compare",
+    "Every estimator on the same samples, each held against MeanFlow, and their best linear mixture (estimator "
+    "mixture). Rows of single layers are over all times, rows of time bins over the whole network.",
+    (
+        Column("batch_size", "int64", "Batch n of mse and of the mixture; null where n does not enter.", True),
+        LAYER,
+        *BINS,
+    ),
+    VARIANCE,
+    CONDITIONAL_VARIANCE,
+    Quantity("variance_ratio", "variance / variance of MeanFlow", "1", "Below 1 is less noisy than MeanFlow."),
+    Quantity(
+        "conditional_variance_ratio",
+        "conditional_variance / conditional_variance of MeanFlow",
+        "1",
+        "The same for the noise given (x_t, r, t); needs a posterior over the data.",
+    ),
+    Quantity(
+        "bias2",
+        "|E G - E G_MeanFlow|^2",
+        GRADIENT2,
+        "Squared distance of the mean gradient to MeanFlow's, which is unbiased for the regression on the "
+        "marginal velocity: an unbiased estimate, which may be negative. For losses of another scale it tells "
+        "of that too.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "cosine",
+        "<E G, E G_MeanFlow> / (|E G| |E G_MeanFlow|)",
+        "1",
+        "Cosine of the mean gradient to MeanFlow's, from unbiased products; may leave [-1, 1] by their noise.",
+        kind="cosine",
+    ),
+    Quantity(
+        "mse", "variance/n + bias2", GRADIENT2, "Mean squared error of a batch of n = batch_size.", kind="nonnegative"
+    ),
+    Quantity(
+        "mse_ratio", "mse / mse of MeanFlow", "1", "Below 1 a batch of n is nearer to the truth.", kind="nonnegative"
+    ),
+    Quantity(
+        "cost",
+        "evaluations + derivatives + 2 per backward pass",
+        "forward passes",
+        "What a training step costs per sample; follows from the method, so it has no interval.",
+    ),
+    Quantity(
+        "mixture_weight",
+        "argmin_w w (S/n + M) w, sum of w = 1",
+        "1",
+        "Weight of the estimator in the mixture of least mse at n, or of least variance where n is null.",
+    ),
+    Quantity(
+        "mixture_gain",
+        "mse of MeanFlow / mse of the mixture",
+        "1",
+        "The mixture fitted on every second block of samples and tried on the others; above 1 is better. "
+        "Variances instead of errors where n is null.",
+        kind="nonnegative",
+    ),
+)
 
 
-def compare_table(
-    measured: PassResult,
-    plan: ComparePlan,
-    batch_sizes: Sequence[int],
-    common: Mapping[str, Any],
-    by_layer: bool,
-    listed: Sequence[str],
-) -> pd.DataFrame:
-    """Rows of the table `compare` (tables/schema.py) for the `listed` names; the plan's first estimator is MeanFlow."""
-    rows = Rows("compare", common)
+def plan(measurement: Measurement) -> ComparePlan:
+    """One group of gradients: MeanFlow, which the others are compared with, and the requested estimators."""
+    from mfdiag.estimators import find_estimator
+    from mfdiag.measures.parts.compare_plan import ComparePlan
+
+    meanflow = find_estimator("meanflow")
+    others = [e for e in measurement.estimators if e.name != meanflow.name]
+    return ComparePlan([meanflow, *others], measurement.request.weighting, measurement.posterior_known)
+
+
+def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Mapping[str, pd.DataFrame]:
+    """Statistics of the requested estimators, by layer and by time, their cost, and the best mixture."""
+    import numpy as np
+
+    from mfdiag.gradients.moments import Estimate, jackknife, positive_jackknife
+    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.method_statistics import method_statistics
+
+    rows, request = measurement.rows(), measurement.request
     names = [e.name for e in plan.estimators]
-    kept = [k for k, name in enumerate(names) if name in listed]
-    who: dict[str, Any] = {"estimator": np.array(names, object)[kept]}
-    for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
+    requested = {e.name for e in measurement.estimators}
+    listed = [k for k, name in enumerate(names) if name in requested]
+    who: dict[str, Any] = {"estimator": np.array(names, object)[listed]}
+    for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         if layer != "all" and any(edge is not None for edge in box):
             continue  # layers over all times, times over all layers
-        found = _statistics(moments, plan.maps)
-        for quantity, replicates in found.items():
-            spread = positive_jackknife if quantity in _SPREADS else jackknife
-            estimate = spread(replicates[:, kept], moments.count)
+        statistics = method_statistics(moments, plan.maps)
+        for quantity, replicates in statistics.items():
+            interval = positive_jackknife if quantity in _SKEWED else jackknife
+            estimate = interval(replicates[:, listed], moments.count)
             rows.add(quantity, estimate, box, layer=layer, batch_size=None, **who)
-        for n in batch_sizes:
-            # theory: MSE_n = Var/n + bias2, against MeanFlow's, which has no bias
-            error = found["variance"] / n + found["bias2"]
-            rows.add("mse", jackknife(error[:, kept], moments.count), box, layer=layer, batch_size=n, **who)
+        for n in request.batch_sizes:
+            # docs/theory.md#mse: MSE_n = Var/n + bias2, against MeanFlow's, which has no bias
+            error = statistics["variance"] / n + statistics["bias2"]
             ratio = error / error[:, :1]
-            rows.add("mse_ratio", jackknife(ratio[:, kept], moments.count), box, layer=layer, batch_size=n, **who)
-    cost = np.array([e.needs.cost for e in plan.estimators], float)[kept]
-    missing = np.full(len(kept), np.nan)
-    exact = Estimate(cost, missing, missing, missing, len(measured.t))
-    rows.add("cost", exact, layer="all", batch_size=None, **who)
-    if len(names) > 1 and not measured.stratified:
-        _mixture(rows, measured, plan, batch_sizes, names)
-    return rows.frame()
+            for quantity, replicates in (("mse", error), ("mse_ratio", ratio)):
+                estimate = jackknife(replicates[:, listed], moments.count)
+                rows.add(quantity, estimate, box, layer=layer, batch_size=n, **who)
+    cost = np.array([e.needs.cost for e in plan.estimators], float)[listed]
+    missing = np.full(len(listed), np.nan)
+    rows.add("cost", Estimate(cost, missing, missing, missing, len(result.t)), layer="all", batch_size=None, **who)
+    if len(names) > 1 and not result.stratified:
+        _add_mixture(rows, measurement, plan, result)
+    return {"compare": rows.frame()}
 
 
-def _form(matrix: np.ndarray, left: np.ndarray, right: np.ndarray | None = None) -> np.ndarray:
-    """left M right for each pair of rows of the maps [K, C]: [R, K] from [R, C, C]."""
-    return np.einsum("kc,rcd,kd->rk", left, matrix, left if right is None else right)
-
-
-def _statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
-    """Quantity -> replicates [R, K]."""
-    S, M, Q = (matrix[:, 0] for matrix in (moments.S, moments.M, moments.Q))
-    variance = _form(S, maps.value)
-    found = {"variance": variance, "variance_ratio": variance / variance[:, :1]}
-    if maps.within is not None:
-        within = _form(Q, maps.within)
-        found |= {"conditional_variance": within, "conditional_variance_ratio": within / within[:, :1]}
-    bias = _bias(S, maps)
-    found["bias2"] = _form(M, bias)
-    mean = maps.mean[0] + bias
-    norm = _form(M, mean)
-    found["cosine"] = _form(M, mean, np.broadcast_to(maps.mean[0], mean.shape)) / np.sqrt(norm * norm[:, :1])
-    return found
-
-
-def _bias(S: np.ndarray, maps: Maps) -> np.ndarray:
-    """Map [K, C] to gradients whose means are the biases E G_k - E G_MeanFlow.
-
-    Two are at hand: the difference of the conditional means, and that of the gradients themselves, whose noise cancels
-    where the methods are close. The one of less variance is taken.
-    """
-    candidates = [maps.mean - maps.mean[0], maps.value - maps.value[0]]
-    spread = [_form(S[:1], candidate)[0] for candidate in candidates]
-    return np.where((spread[0] <= spread[1])[:, None], *candidates)
-
-
-def _mixture(
-    rows: Rows, measured: PassResult, plan: ComparePlan, batch_sizes: Sequence[int], names: Sequence[str]
-) -> None:
+def _add_mixture(rows: Rows, measurement: Measurement, plan: ComparePlan, result: PassResult) -> None:
     """Weights of the mixture of least variance, or of least MSE_n, and its gain on the half it was not fitted on."""
-    whole = next(moments_by_cell(measured, measured.gradient))[2]
-    fitted, held = (half.replicates() for half in measured.gradient.halves())
-    for n in (None, *batch_sizes):
+    import numpy as np
+
+    from mfdiag.gradients.moments import jackknife
+    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.method_statistics import best_mixture, mixture_gain
+
+    names = np.array([e.name for e in plan.estimators], object)
+    whole, halves = next(moments_by_cell(result, result.gradient))[2], result.gradient.halves()
+    for n in (None, *measurement.request.batch_sizes):
         keys: dict[str, Any] = {"layer": "all", "batch_size": n}
-        weights = _weights(whole, plan.maps, n)
-        rows.add("mixture_weight", jackknife(weights, whole.count), estimator=np.array(names, object), **keys)
-        weight = _weights(fitted, plan.maps, n)[0]
-        # on the held-out half, with bias again from the map of less variance
-        value, bias = weight @ plan.maps.value, weight @ _bias(held.S[:, 0], plan.maps)
-        error = _form(held.S[:, 0], value[None])[:, 0]
-        plain = _form(held.S[:, 0], plan.maps.value[:1])[:, 0]
-        if n is not None:
-            error, plain = error / n + _form(held.M[:, 0], bias[None])[:, 0], plain / n
-        gain = jackknife(error / plain, held.count).inverse()
-        rows.add("mixture_gain", gain, estimator="mixture", **keys)
+        weights = jackknife(best_mixture(whole, plan.maps, n), whole.count)
+        rows.add("mixture_weight", weights, estimator=names, **keys)
+        rows.add("mixture_gain", mixture_gain(halves, plan.maps, n), estimator="mixture", **keys)
 
 
-def _weights(moments: Moments, maps: Maps, n: int | None) -> np.ndarray:
-    """Replicates [R, K] of the weights of the best mixture."""
-    S, M = moments.S[:, 0], moments.M[:, 0]
-    bias = _bias(S, maps)
-    return mixture_weights(maps.value @ S @ maps.value.T, bias @ M @ bias.T, 0 if n is None else n)
+def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
+    """A line per estimator; then the gain of the best mixture by batch size."""
+    import pandas as pd
+
+    from mfdiag.measures.parts.summary import Summary, plain_summary, significant, with_error
+
+    largest = rows.loc[rows["quantity"] == "mse_ratio", "batch_size"].max()
+    headings: dict[tuple[str, Any], str] = {
+        ("cost", None): "cost",
+        ("variance", None): "variance",
+        ("variance_ratio", None): "variance ratio",
+        ("conditional_variance_ratio", None): "conditional",
+        ("bias2", None): "bias2",
+        ("cosine", None): "cosine",
+        ("mse_ratio", largest): f"MSE ratio, n={largest:,}",
+    }
+    with_errors = ("variance_ratio", "mse_ratio")
+    cells = {
+        (row["estimator"], row["quantity"], None if pd.isna(row["batch_size"]) else row["batch_size"]): row
+        for row in rows.to_dict("records")
+    }
+    shown = {key: text for key, text in headings.items() if any(cell[1:] == key for cell in cells)}
+    lines, uncertain = [], False
+    for name in rows.loc[rows["quantity"] == "variance", "estimator"]:
+        line = [str(name)]
+        for quantity, n in shown:
+            cell = cells[name, quantity, n]
+            if quantity in with_errors:
+                line.append(with_error(cell["value"], cell["std_error"], 3))
+                continue
+            vague = bool(cell["std_error"] > abs(cell["value"]) / 2)
+            uncertain = uncertain or vague
+            line.append(("~" if vague else "") + significant(cell["value"], 3))
+        lines.append(line)
+    table = Summary(
+        title,
+        ("estimator", *shown.values()),
+        lines,
+        numeric=tuple(shown.values()),
+        optional=("conditional", "cosine", "bias2", "cost", "variance"),
+        note="~ standard error above half the value" if uncertain else "",
+    )
+    gains = rows[rows["quantity"] == "mixture_gain"]
+    mixture = "best mixture of these, on held-out samples (no batch_size: least variance)"
+    return [table, *(plain_summary(mixture, gains) if len(gains) else [])]
+
+
+TABLE = MeasuredTable(
+    SCHEMA,
+    plan=plan,
+    rows=rows,
+    summary=summary,
+    options=("batch_size", "estimator", "by", "posterior"),
+    default_estimators=("all",),
+    default_by="layer",
+    default_bins=(1, 5),
+    measures_losses=True,
+)

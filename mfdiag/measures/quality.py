@@ -1,34 +1,58 @@
-"""The command's work over several checkpoints: measure each, write after each, then means over training seeds."""
+"""`mfdiag quality`: distances between a model's samples and the data, and their means over training seeds."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
+from mfdiag.measures.run.job import Job
+from mfdiag.tables.columns import table_of
+from mfdiag.tables.fields import Column, Quantity
 
-from mfdiag.figures.render import save_figures
-from mfdiag.measures.job import Mode, Outcome, device_name, same_request
-from mfdiag.measures.request import Progress, Subject
-from mfdiag.models.inspection import inspect_checkpoint
-from mfdiag.quality.prepared import Features, Prepared, prepare_quality
-from mfdiag.quality.tidy import mean_over_seeds
-from mfdiag.tables.provenance import manifest, write_manifest
-from mfdiag.tables.store import check_writable, read_table, table_path, write_table
+if TYPE_CHECKING:
+    import pandas as pd
 
-__all__ = ["QualityRequest", "run_quality"]
+    from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+    from mfdiag.measures.parts.summary import Summary
+    from mfdiag.measures.run.request import Progress
+    from mfdiag.measures.run.subject import Subject, SubjectOptions
+    from mfdiag.quality.prepared import Features, Prepared
 
-_IDENTITY = ["checkpoint", "checkpoint_sha256", "dataset", "weights"]
+__all__ = ["TABLE", "QualityJob", "QualityRequest", "WeightsSubject", "summary"]
+
+TABLE = table_of(
+    "quality",
+    "quality",
+    "Distances between a model's samples and the data. Values of metrics of pairs depend on --subsample, those "
+    "on features on the map: compare like with like.",
+    (
+        Column("metric", "string", "Name of the metric; see mfdiag list metrics."),
+        Column(
+            "nfe",
+            "int64",
+            "Steps of the sampler, on an equal grid from t = 1 to 0: network evaluations per sample; null for "
+            "a sampling function.",
+            nullable=True,
+        ),
+        Column("weights", "string", "Set of weights (raw, ema or a key); null for a model in memory.", True),
+        Column("features", "string", "Map the metric is taken under; null for the samples themselves.", True),
+    ),
+    Quantity("value", "as `mfdiag list metrics` says", "the metric's", "The metric of one model."),
+    Quantity(
+        "mean_over_seeds",
+        "mean of value",
+        "the metric's",
+        "Mean over models that differ in the training seed alone, which stand in braces in checkpoint.",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class QualityRequest:
-    """What is asked; fields as the arguments of `prepare_quality`. `device` and `chunk` change no number."""
+    """What is requested; fields as the arguments of `prepare_quality`. `device` and `chunk` change no number."""
 
     metrics: Sequence[str]
     nfe: Sequence[int]
@@ -44,101 +68,148 @@ class QualityRequest:
 
     def prepare(self, subject: Subject) -> Prepared:
         """Metrics for the subject's data and source."""
+        from mfdiag.quality.prepared import prepare_quality
+
         options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("nfe", "weights")}
         return prepare_quality(subject.data, source=subject.source or "gaussian", **options)
 
 
-def run_quality(
-    checkpoints: Sequence[Path],
-    load: Callable[[Path, str], Subject],
-    request: QualityRequest,
-    out: Path,
-    mode: Mode,
-    *,
-    options: Mapping[str, Any],
-    progress: Progress | None = None,
-    say: Callable[[str], None],
-) -> Outcome:
-    """Measure table `quality` of each checkpoint and set of weights into `out`: table, manifest.json, figure.
+class WeightsSubject(NamedTuple):
+    """One set of weights of a checkpoint."""
 
-    `load` gives the subject of a checkpoint and a key of weights; `options` are what it goes by, for the manifest. The
-    table is written after each checkpoint; `resume` keeps those it already holds under the same request. Checkpoints
-    whose descriptions differ in the seed alone also get the mean over seeds. Raises InputError as `run_job` does.
+    path: Path
+    weights: str
+    subject: Subject
+
+
+class QualityJob(Job[WeightsSubject]):
+    """Measures the sample quality of each checkpoint and set of weights.
+
+    Args:
+        checkpoints: Files or folders of weights.
+        options: How the checkpoints are read; its `weights` are those of the request, one after another.
+        request: Metrics, steps, samples.
+        recorded: Further options for the manifest, which may not change between a run and its resumption.
+        progress: Receives (label, models done, models in all).
     """
-    check_writable(out, ["quality"], mode)
-    subjects = {(path, key): load(path, key) for path in checkpoints for key in request.weights}
-    specification = _specification(request) | dict(options)
-    done = pd.DataFrame()
-    if mode == "resume" and table_path("quality", out).exists():
-        same_request(out, "quality", specification)
-        earlier = read_table("quality", out)
-        done = earlier[earlier["quantity"] == "value"]
-    measured = set(done[_IDENTITY].astype(str).itertuples(index=False, name=None)) if len(done) else set()
-    prepared: dict[tuple[str, str], Prepared] = {}
-    started = datetime.now(UTC)
-    names: dict[Path, str] = {}
 
-    def write(frame: pd.DataFrame) -> None:
-        path = write_table("quality", frame, out)
-        inputs = frame.loc[frame["quantity"] == "value", ["checkpoint", "checkpoint_sha256"]].drop_duplicates()
-        entry = manifest(
-            sys.argv,
-            specification,
-            seeds=[request.seed],
-            inputs=list(inputs.itertuples(index=False, name=None)),
-            started=started,
-            finished=datetime.now(UTC),
-            outputs=[path],
-            device=device_name(request.device),
-        )
-        write_manifest(out, "quality", entry)
+    command = "quality"
+    tables = ("quality",)
+    identity_columns = ("checkpoint", "checkpoint_sha256", "dataset", "weights")
 
-    try:
-        for number, ((path, key), subject) in enumerate(subjects.items()):
-            names[path] = subject.checkpoint
-            if progress is not None:
-                progress(f"quality of {subject.checkpoint}", number, len(subjects))
-            if tuple(map(str, (subject.checkpoint, subject.sha256, subject.data.name, key))) in measured:
-                say(f"{subject.checkpoint} is measured already.")
-                continue
-            place = subject.data.name, subject.source.name if subject.source else "gaussian"
-            if place not in prepared:
-                prepared[place] = request.prepare(subject)
-            found = prepared[place].measure(
-                subject.module,
-                nfe=request.nfe,
-                run=subject.run,
-                checkpoint=subject.checkpoint,
-                checkpoint_sha256=subject.sha256,
-                step=subject.step,
-                weights=key,
+    def __init__(
+        self,
+        checkpoints: Sequence[Path],
+        options: SubjectOptions,
+        request: QualityRequest,
+        *,
+        recorded: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        self.checkpoints, self.options, self.request, self.progress = checkpoints, options, request, progress
+        names = ("metrics", "nfe", "weights", "samples", "subsample", "seed", "features_name")
+        self.specification = {
+            "table": "quality",
+            **{name: getattr(request, name) for name in names},
+            "dtype": str(request.dtype).removeprefix("torch."),
+            **recorded,
+        }
+        self.seeds = [request.seed]
+        self.device = request.device
+        self._prepared: dict[tuple[str, str], Prepared] = {}
+        self._done = 0
+
+    def subjects(self) -> Sequence[WeightsSubject]:
+        """Every checkpoint with every set of weights."""
+        from dataclasses import replace
+
+        from mfdiag.measures.run.subject import load_subject
+
+        return [
+            WeightsSubject(path, key, load_subject(path, replace(self.options, weights=key), say=_mute))
+            for path in self.checkpoints
+            for key in self.request.weights
+        ]
+
+    def identity(self, subject: WeightsSubject) -> tuple[str, ...]:
+        """Checkpoint, hash, data set and weights."""
+        model = subject.subject
+        return tuple(map(str, (model.checkpoint, model.sha256, model.data.name, subject.weights)))
+
+    def label(self, subject: WeightsSubject) -> str:
+        """The checkpoint's name."""
+        return subject.subject.checkpoint
+
+    def measure(self, subject: WeightsSubject, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
+        """Table `quality` of one set of weights; data of the same name are prepared once."""
+        model = subject.subject
+        if self.progress is not None:
+            self.progress(
+                f"quality of {model.checkpoint}", self._done, len(self.checkpoints) * len(self.request.weights)
             )
-            done = pd.concat([done, found], ignore_index=True)
-            write(done)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what is measured is saved in {out}, go on with --resume") from None
-    means = [mean_over_seeds(done[done["checkpoint"].isin(group)]) for group in _seeds_of(names)]
-    if means:
-        write(pd.concat([done, *means], ignore_index=True))
-    frames = {"quality": read_table("quality", out)}
-    return Outcome(frames, [table_path("quality", out)], save_figures(frames, out))
+        self._done += 1
+        place = model.data.name, model.source.name if model.source else "gaussian"
+        if place not in self._prepared:
+            self._prepared[place] = self.request.prepare(model)
+        frame = self._prepared[place].measure(
+            model.module,
+            nfe=self.request.nfe,
+            run=model.run,
+            checkpoint=model.checkpoint,
+            checkpoint_sha256=model.sha256,
+            step=model.step,
+            weights=subject.weights,
+        )
+        return {"quality": frame}
+
+    def rows_to_keep(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows of single models; the means over seeds are made again."""
+        return frame[frame["quantity"] == "value"]
+
+    def finish(
+        self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[WeightsSubject]
+    ) -> Mapping[str, pd.DataFrame] | None:
+        """The table with means over models that differ in the training seed alone."""
+        import pandas as pd
+
+        from mfdiag.quality.tidy import mean_over_seeds
+
+        rows = frames["quality"]
+        names = {subject.path: subject.subject.checkpoint for subject in subjects}
+        means = [mean_over_seeds(rows[rows["checkpoint"].isin(group)]) for group in _seed_groups(names)]
+        return {"quality": pd.concat([rows, *means], ignore_index=True)} if means else None
 
 
-def _seeds_of(names: Mapping[Path, str]) -> list[list[str]]:
+def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
+    """A line per metric, a column per set of weights and number of steps."""
+    from mfdiag.measures.parts.summary import Summary, with_error
+
+    columns = rows[["weights", "nfe"]].drop_duplicates()
+    several = columns["weights"].nunique() > 1
+    headings = [
+        f"{weights}, NFE {nfe}" if several else f"NFE {nfe}" for weights, nfe in columns.itertuples(index=False)
+    ]
+    lines = [
+        (str(metric), *map(with_error, line["value"], line["std_error"]))
+        for metric, line in rows.groupby("metric", sort=False)
+    ]
+    return [Summary(title, ("metric", *headings), lines, numeric=headings)]
+
+
+def _seed_groups(names: Mapping[Path, str]) -> list[list[str]]:
     """Groups of at least two checkpoints, by name, whose descriptions differ in the seed alone."""
+    from mfdiag.models.inspection import inspect_checkpoint
+
     groups: dict[str, dict[int, str]] = {}
     for path, name in names.items():
         description = inspect_checkpoint(path).description
         if description is not None:
-            told = description.model_dump(mode="json")
-            seed = told.pop("seed")
-            told["specification"].pop("seed", None)
-            groups.setdefault(json.dumps(told, sort_keys=True), {})[seed] = name
+            fields = description.model_dump(mode="json")
+            seed = fields.pop("seed")
+            fields["specification"].pop("seed", None)
+            groups.setdefault(json.dumps(fields, sort_keys=True), {})[seed] = name
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def _specification(request: QualityRequest) -> dict[str, Any]:
-    """Every option that decides the numbers, defaults filled in."""
-    names = ("metrics", "nfe", "weights", "samples", "subsample", "seed", "features_name")
-    told = {name: getattr(request, name) for name in names}
-    return {"table": "quality", **told, "dtype": str(request.dtype).removeprefix("torch.")}
+def _mute(note: str) -> None:
+    """Drops a note: those of a measurement of gradients do not concern samples."""

@@ -4,114 +4,225 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import pandas as pd
+from mfdiag.measures.run.table import MeasuredTable
+from mfdiag.tables.columns import BINS, GRADIENT2, LAYER, gradient_table
+from mfdiag.tables.fields import Column, Quantity
 
-from mfdiag.coefficients.plane import Quadratic, degenerate, gradient_quadratic, output_quadratic
-from mfdiag.flow.weighting import Weighting
-from mfdiag.gradients.cells import Box
-from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
-from mfdiag.gradients.sample_pass import PassResult
-from mfdiag.measures.cells import moments_by_cell
-from mfdiag.measures.plans import PlanePlan, WeightedGridPlan
-from mfdiag.measures.rows import Rows
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
-__all__ = ["sweep_plan", "sweep_table"]
+    from mfdiag.coefficients.plane import Quadratic
+    from mfdiag.gradients.cells import Box
+    from mfdiag.gradients.moments import Moments
+    from mfdiag.gradients.sample_pass import PassResult
+    from mfdiag.measures.parts.plane_plans import PlanePlan, WeightedGridPlan
+    from mfdiag.measures.parts.rows import Rows
+    from mfdiag.measures.parts.summary import Summary
+    from mfdiag.measures.run.measurement import Measurement
 
-_PATH = (*(m * 10**k for k in range(6) for m in (1, 2, 5)), 10**6)  # n along the path, besides the batches asked for
+__all__ = ["TABLE"]
+
+_MOMENT = f"{GRADIENT2}; velocity² in space=output"
+_PATH = (*(m * 10**k for k in range(6) for m in (1, 2, 5)), 10**6)  # n along the path, besides the requested batches
+
+SCHEMA = gradient_table(
+    "sweep",
+    "sweep",
+    "Variance, bias and mean squared error at each point of the plane (beta, gamma), and where the error is least.",
+    (
+        Column(
+            "space",
+            "string",
+            "What is measured: the per-sample gradient, or the residual e in output space.",
+            choices=("gradient", "output"),
+        ),
+        Column("beta", "float64", "Coefficient of the tangent: 0 is v_c, 1 is vhat; null for an optimum.", True),
+        Column("gamma", "float64", "Coefficient of the target: 0 is v_c, 1 is vhat; null for an optimum.", True),
+        Column("batch_size", "int64", "The n of mse and optima, in samples; 1 for the other quantities."),
+        LAYER,
+        *BINS,
+    ),
+    Quantity(
+        "variance",
+        "(1,c) S (1,c)^T; tr Cov e in space=output",
+        _MOMENT,
+        "Trace of the covariance of the per-sample gradient (space=gradient) or of the residual e (space=output).",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "conditional_variance",
+        "E[tr Cov(G | x_t, r, t)]; E[tr Cov(e | x_t, r, t)] in space=output",
+        _MOMENT,
+        "The part of variance left once (x_t, r, t) is given; needs a posterior over the data.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "bias2",
+        "c M_cc c^T; E|(beta A - gamma I) b|^2 in space=output",
+        _MOMENT,
+        "Squared norm of the mean gradient's difference to the unbiased corner (0, 0): an unbiased estimate, "
+        "which may be negative (space=gradient); or mean squared bias of the residual (space=output).",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "mse",
+        "variance/n + bias2; conditional_variance/n + bias2 in space=output",
+        _MOMENT,
+        "Mean squared error of a batch of n = batch_size samples against the unbiased mean.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "optimum_beta",
+        "beta of c*_n = argmin_c MSE_n(c) = -(S_cc + n M_cc)^(-1) S_c0",
+        "1",
+        "Tangent coefficient of least mse, beta and gamma chosen together, for the batch sizes asked for and for "
+        "1, 2, 5, 10, ... to a million. In space=gradient, without weights and where some gamma is not 0. "
+        "negative_estimate: within its interval, bias2 may be so negative somewhere that mse has no minimum.",
+        kind="coefficient",
+    ),
+    Quantity(
+        "optimum_gamma", "gamma of c*_n", "1", "Target coefficient of least mse, as optimum_beta.", kind="coefficient"
+    ),
+)
 
 
-def sweep_plan(
-    betas: Sequence[float], gammas: Sequence[float], weighting: Weighting, known: bool
-) -> PlanePlan | WeightedGridPlan:
-    """The pass a sweep needs; without weights its cost does not depend on how many coefficients are asked for."""
-    if weighting.p:
-        return WeightedGridPlan(list(product(betas, gammas)), weighting, known)
-    return PlanePlan(known, target=any(gammas))
+def plan(measurement: Measurement) -> PlanePlan | WeightedGridPlan:
+    """The pass a sweep needs; without weights its cost does not depend on the number of coefficients."""
+    from mfdiag.measures.parts.plane_plans import PlanePlan, WeightedGridPlan
+
+    request = measurement.request
+    if request.weighting.p:
+        points = list(product(request.betas, request.gammas))
+        return WeightedGridPlan(points, request.weighting, measurement.posterior_known)
+    return PlanePlan(measurement.posterior_known, target=any(request.gammas))
 
 
-def sweep_table(
-    measured: PassResult,
-    plan: PlanePlan | WeightedGridPlan,
-    betas: Sequence[float],
-    gammas: Sequence[float],
-    batch_sizes: Sequence[int],
-    common: Mapping[str, Any],
-    by_layer: bool,
-) -> pd.DataFrame:
-    """Rows of the table `sweep` (tables/schema.py)."""
-    rows = Rows("sweep", common)
-    points = np.array(list(product(betas, gammas)), dtype=float).T
-    for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
+def rows(
+    measurement: Measurement, plan: PlanePlan | WeightedGridPlan, result: PassResult
+) -> Mapping[str, pd.DataFrame]:
+    """Curves over the plane in gradient and output space, and the optimum by batch size."""
+    import numpy as np
+
+    from mfdiag.coefficients.plane import gradient_quadratic, output_quadratic
+    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.plane_plans import PlanePlan
+
+    request = measurement.request
+    rows = measurement.rows(estimator="plane")
+    points = np.array(list(product(request.betas, request.gammas)), dtype=float).T
+    for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         if isinstance(plan, PlanePlan):
             form = gradient_quadratic(moments, plan.layout)
             values = _curves(form, points)
         else:
             values = _weighted(moments, plan.known)
-        _add(rows, box, "gradient", layer, values, moments.count, points, batch_sizes, noise="variance")
+        place = _Place("gradient", layer, box, points, moments.count)
+        _add_curves(rows, place, values, request.batch_sizes, noise="variance")
         if isinstance(plan, PlanePlan) and plan.target:
-            _optima(rows, box, layer, form, moments.count, batch_sizes)
-    if measured.output is not None:
-        for box, _, moments in moments_by_cell(measured, measured.output):
+            _add_optima(rows, place, form, request.batch_sizes)
+    if result.output is not None:
+        for box, _, moments in moments_by_cell(result, result.output):
             form = output_quadratic(moments, plan.layout)
-            values = _curves(form, points)
-            _add(rows, box, "output", "all", values, moments.count, points, batch_sizes, noise="conditional_variance")
-    return rows.frame()
+            place = _Place("output", "all", box, points, moments.count)
+            _add_curves(rows, place, _curves(form, points), request.batch_sizes, noise="conditional_variance")
+    return {"sweep": rows.frame()}
+
+
+class _Place(NamedTuple):
+    """Where curves were measured: space, layer, cell, points [2, P] of the plane, block sizes [g]."""
+
+    space: str
+    layer: str
+    box: Box
+    points: np.ndarray
+    block_sizes: np.ndarray
 
 
 def _curves(form: Quadratic, points: np.ndarray) -> dict[str, np.ndarray]:
     """Quantity -> replicates [R, P]."""
-    named = {"variance": form.S, "conditional_variance": form.W, "bias2": form.B}
-    return {name: form.at(matrix, *points) for name, matrix in named.items() if matrix is not None}
+    matrices = {"variance": form.S, "conditional_variance": form.W, "bias2": form.B}
+    return {name: form.at(matrix, *points) for name, matrix in matrices.items() if matrix is not None}
 
 
 def _weighted(moments: Moments, known: bool) -> dict[str, np.ndarray]:
     """The same from one group per point: (w e, w e - w_0 e_0, conditional fluctuation)."""
-    found = {"variance": moments.S[..., 0, 0], "bias2": moments.M[..., 1, 1]}
+    values = {"variance": moments.S[..., 0, 0], "bias2": moments.M[..., 1, 1]}
     if known:
-        found["conditional_variance"] = moments.Q[..., 2, 2]
-    return found
+        values["conditional_variance"] = moments.Q[..., 2, 2]
+    return values
 
 
-def _add(
-    rows: Rows,
-    box: Box,
-    space: str,
-    layer: str,
-    values: dict[str, np.ndarray],
-    count: np.ndarray,
-    points: np.ndarray,
-    batch_sizes: Sequence[int],
-    noise: str,
+def _add_curves(
+    rows: Rows, place: _Place, values: dict[str, np.ndarray], batch_sizes: Sequence[int], noise: str
 ) -> None:
-    """theory: MSE_n(c) = Var(c)/n + bias2(c); in output space n repeats at the same x_t, so conditional noise only."""
-    keys = {"space": space, "layer": layer, "beta": points[0], "gamma": points[1]}
+    from mfdiag.gradients.moments import jackknife, positive_jackknife
+
+    # docs/theory.md#mse: MSE_n(c) = Var(c)/n + bias2(c); in output space n repeats at the same x_t, so conditional
+    # noise only
+    keys = {"space": place.space, "layer": place.layer, "beta": place.points[0], "gamma": place.points[1]}
     for quantity, replicates in values.items():
-        estimate = (jackknife if quantity == "bias2" else positive_jackknife)(replicates, count)
-        rows.add(quantity, estimate, box, **keys, batch_size=1)
+        estimate = (jackknife if quantity == "bias2" else positive_jackknife)(replicates, place.block_sizes)
+        rows.add(quantity, estimate, place.box, **keys, batch_size=1)
     if noise in values and "bias2" in values:
         for n in batch_sizes:
-            rows.add("mse", jackknife(values[noise] / n + values["bias2"], count), box, **keys, batch_size=n)
+            error = jackknife(values[noise] / n + values["bias2"], place.block_sizes)
+            rows.add("mse", error, place.box, **keys, batch_size=n)
 
 
-def _optima(rows: Rows, box: Box, layer: str, form: Quadratic, count: np.ndarray, batch_sizes: Sequence[int]) -> None:
-    """theory: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over beta and gamma together, along the path of n."""
+def _add_optima(rows: Rows, place: _Place, form: Quadratic, batch_sizes: Sequence[int]) -> None:
+    import numpy as np
+
+    from mfdiag.coefficients.plane import degenerate
+    from mfdiag.gradients.moments import jackknife
+
+    # docs/theory.md#batch-aware: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over beta and gamma together, along the path of n
     sizes = sorted({*batch_sizes, *_PATH})
     path = np.stack([form.optimum(form.S, n, (1, 2)) for n in sizes], axis=-1)  # [R, 2, sizes]
     constant = degenerate(form.S, 1) or degenerate(form.S, 2) or not np.isfinite(path[0]).all()
-    unresolved = ~(1 + np.array(sizes) * jackknife(form.least_bias(form.S), count).low > 0)
+    unresolved = ~(1 + np.array(sizes) * jackknife(form.least_bias(form.S), place.block_sizes).low > 0)
     for k, quantity in enumerate(("optimum_beta", "optimum_gamma")):
         rows.add(
             quantity,
-            jackknife(path[:, k], count),
-            box,
+            jackknife(path[:, k], place.block_sizes),
+            place.box,
             degenerate=constant,
             negative=unresolved,
             space="gradient",
-            layer=layer,
+            layer=place.layer,
             beta=None,
             gamma=None,
             batch_size=sizes,
         )
+
+
+def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
+    """A line per (beta, gamma): variance, bias and MSE at the largest batch."""
+    from mfdiag.measures.parts.summary import Summary, with_error
+
+    rows = rows[rows["space"] == "gradient"]
+    keys = ["beta"] if rows["gamma"].nunique() == 1 else ["beta", "gamma"]
+    largest = rows.loc[rows["quantity"] == "mse", "batch_size"].max()
+    headings = {q: q for q in ("variance", "conditional_variance", "bias2") if (rows["quantity"] == q).any()}
+    if (rows["quantity"] == "mse").any():
+        headings["mse"] = f"MSE, n={largest:,}"
+    shown = rows[(rows["quantity"] != "mse") | (rows["batch_size"] == largest)]
+    texts = shown.assign(text=[with_error(*row) for row in zip(shown["value"], shown["std_error"], strict=True)])
+    grid = texts.pivot_table(index=["beta", "gamma"], columns="quantity", values="text", aggfunc="first")
+    lines = [
+        (*[f"{beta:g}", f"{gamma:g}"][: len(keys)], *(line[name] for name in headings))
+        for (beta, gamma), line in zip(grid.index, grid.to_dict("records"), strict=True)
+    ]
+    return [Summary(title, (*keys, *headings.values()), lines, numeric=(*keys, *headings.values()))]
+
+
+TABLE = MeasuredTable(
+    SCHEMA,
+    plan=plan,
+    rows=rows,
+    summary=summary,
+    options=("beta", "gamma", "batch_size", "by", "posterior"),
+    objective=("weighting",),
+)

@@ -1,91 +1,143 @@
-"""A grid's work: train every cell, measure its gradients on the way, and write the table of their course."""
+"""`mfdiag train`: trains every cell of a grid and records its course, gradient statistics included."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import MfdiagError
-from mfdiag.figures.render import save_figures
-from mfdiag.flow.draw import Draws
-from mfdiag.flow.weighting import parse_weighting
-from mfdiag.gradients.sample_pass import PassSettings
-from mfdiag.measures.job import device_name
-from mfdiag.measures.measure import measure_subject
-from mfdiag.measures.request import Progress, Request, Subject
-from mfdiag.storage import sha256_of
-from mfdiag.tables.check import conform
-from mfdiag.tables.provenance import manifest, write_manifest
-from mfdiag.tables.store import check_writable, read_table, table_path, write_table
-from mfdiag.training.grid import Cell
-from mfdiag.training.saved import CHECKPOINT, LogEntry, number_entry
-from mfdiag.training.spec import TrainSpec
-from mfdiag.training.trainer import TrainedCell, TrainOptions, train
+from mfdiag.measures.run.job import Job
+from mfdiag.tables.columns import GRADIENT2, table_of
+from mfdiag.tables.fields import Column, Quantity
 
-__all__ = ["GridOutcome", "run_grid"]
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from mfdiag.flow.draw import Draws
+    from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+    from mfdiag.measures.run.request import Progress
+    from mfdiag.training.grid import Cell
+    from mfdiag.training.saved import LogEntry
+    from mfdiag.training.spec import TrainSpec
+    from mfdiag.training.trainer import TrainedCell, TrainOptions
+
+__all__ = ["TABLE", "TrainJob"]
+
+_COPIED = ("value", "std_error", "ci_low", "ci_high", "n_samples", "status")
+
+TABLE = table_of(
+    "training",
+    "train",
+    "The course of training of each model of a grid; beta and gamma are those it is trained with, the "
+    "checkpoint and its hash are the model it became.",
+    (
+        Column("cell", "string", "Name of the model in the grid, which is its folder."),
+        Column("beta", "float64", "Coefficient of the tangent in the training loss."),
+        Column("gamma", "float64", "Coefficient of the target in the training loss."),
+        Column("anchor", "float64", "Coefficient lambda of the flow-matching anchor; 0 without."),
+    ),
+    Quantity("loss", "mean of the loss", "loss", "Mean over the steps since the row before, anchor included."),
+    Quantity(
+        "grad_norm",
+        "mean of |mean_i G_i|",
+        "loss/parameter",
+        "Norm of the batch gradient, mean over the steps since the row before.",
+    ),
+    Quantity(
+        "variance",
+        "tr Cov G at (beta, gamma)",
+        GRADIENT2,
+        "Variance of the per-sample gradient of the model as it is at this step, at its own coefficients.",
+    ),
+    Quantity(
+        "optimum",
+        "-S_0b / S_bb",
+        "1",
+        "The tangent coefficient of least gradient variance for the model as it is at this step.",
+    ),
+    Quantity("steps", "steps", "steps", "Optimiser steps done; one row for each model, at its last step."),
+)
 
 
-@dataclass(frozen=True)
-class GridOutcome:
-    """What a grid left: its cells in order, and the table of their course."""
+class TrainJob(Job["Sequence[Cell]"]):
+    """Trains a grid and records its course; the grid is one subject, as its cells train together.
 
-    cells: list[TrainedCell]
-    table: Path
-    frame: pd.DataFrame
-
-
-def run_grid(
-    cells: Sequence[Cell],
-    out: Path,
-    options: TrainOptions,
-    *,
-    specification: Mapping[str, Any],
-    progress: Progress | None = None,
-    say: Callable[[str], None],
-) -> GridOutcome:
-    """Trains `cells` into `out`: a checkpoint in each cell's folder, training.parquet, manifest.json, figures.
-
-    `specification` is what the cells were made from, for the manifest. Rows of cells that an earlier grid left in the
-    same folder stay in the table. Raises InputError as `train` does, and
-    MfdiagError, after everything is written, if the weights of a model stopped being finite.
+    Args:
+        cells: The models of the grid.
+        out: Folder of the results; each cell has a folder of its own below.
+        options: Device, compilation, whether to resume.
+        specification: What the cells were made from, for the manifest.
+        progress: Receives (label, steps done, steps in all).
+        say: Receives one-line notes.
     """
-    check_writable(out, [], "overwrite")
-    started = datetime.now(UTC)
-    trained = train(cells, out, options, measure=_statistics, progress=progress, say=say)
-    frame = pd.DataFrame([row for item in trained for row in _rows(item, out)])
-    frame = conform("training", pd.concat([_others(out, cells), frame], ignore_index=True))
-    table = write_table("training", frame, out)
-    entry = manifest(
-        sys.argv,
-        specification,
-        seeds=sorted({cell.spec.seed for cell in cells}),
-        inputs=[],
-        started=started,
-        finished=datetime.now(UTC),
-        outputs=[table],
-        device=device_name(options.device),
-    )
-    write_manifest(out, "train", entry)
-    save_figures({"training": frame}, out)
-    lost = [item.cell.name or str(out) for item in trained if item.checkpoint is None]
-    if lost:
-        raise MfdiagError(
-            f"Training diverged: the weights of {len(lost)} of {len(trained)} models are not finite "
-            f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}); lower the learning rate, clip the gradient, "
-            "or weigh samples adaptively. The others are finished."
-        )
-    return GridOutcome(trained, table, frame)
+
+    command = "train"
+    tables = ("training",)
+    identity_columns = ()
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        out: Path,
+        options: TrainOptions,
+        *,
+        specification: Mapping[str, Any],
+        progress: Progress | None = None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.cells, self.out, self.options, self.progress, self.say = cells, out, options, progress, say
+        self.specification = specification
+        self.seeds = sorted({cell.spec.seed for cell in cells})
+        self.device = options.device
+        self.trained: list[TrainedCell] = []
+
+    def subjects(self) -> Sequence[Sequence[Cell]]:
+        """The grid."""
+        return [self.cells]
+
+    def identity(self, subject: Sequence[Cell]) -> tuple[str, ...]:
+        """The names of the cells."""
+        return tuple(cell.name for cell in subject)
+
+    def label(self, subject: Sequence[Cell]) -> str:
+        """The folder."""
+        return str(self.out)
+
+    def measure(self, subject: Sequence[Cell], checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
+        """Train the cells, which keep and resume states of their own; rows of earlier grids' cells stay."""
+        import pandas as pd
+
+        from mfdiag.tables.check import conform
+        from mfdiag.training.trainer import train
+
+        self.trained = train(subject, self.out, self.options, measure=_statistics, progress=self.progress, say=self.say)
+        frame = pd.DataFrame([row for item in self.trained for row in _rows(item, self.out)])
+        return {"training": conform("training", pd.concat([_other_cells(self.out, subject), frame], ignore_index=True))}
+
+    def require_finite(self) -> None:
+        """MfdiagError where the weights of a trained model are not finite."""
+        lost = [item.cell.name or str(self.out) for item in self.trained if item.checkpoint is None]
+        if lost:
+            raise MfdiagError(
+                f"Training diverged: the weights of {len(lost)} of {len(self.trained)} models are not finite "
+                f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}); lower the learning rate, clip the "
+                "gradient, or weigh samples adaptively. The others are finished."
+            )
 
 
 def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module) -> list[LogEntry]:
-    """Gradient variance at the model's own coefficients, and the coefficient of least variance, as they are now."""
+    """Gradient variance at the model's own coefficients, and the coefficient of least variance, at this step."""
+    from mfdiag.flow.weighting import parse_weighting
+    from mfdiag.gradients.sample_pass import PassSettings
+    from mfdiag.measures.coefficient import TABLE as COEFFICIENT
+    from mfdiag.measures.run.measure_subject import measure_subject
+    from mfdiag.measures.run.request import Request
+    from mfdiag.measures.run.subject import Subject
+    from mfdiag.measures.sweep import TABLE as SWEEP
+    from mfdiag.training.saved import LogEntry
+
     subject = Subject(
         module,
         draws.data,
@@ -108,24 +160,26 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
         posterior="none",  # neither quantity needs it
         settings=PassSettings(samples=spec.measure_samples),
     )
-    sweep = measure_subject(subject, "sweep", request)["sweep"]
-    kept = sweep[(sweep["quantity"] == "variance") & (sweep["space"] == "gradient")]
-    found = [("variance", kept)]
+    sweep = measure_subject(subject, SWEEP, request)["sweep"]
+    variances = sweep[(sweep["quantity"] == "variance") & (sweep["space"] == "gradient")]
+    selected = [("variance", variances)]
     if not request.weighting.p:
-        optima = measure_subject(subject, "coefficient", request)["coefficient"]
+        optima = measure_subject(subject, COEFFICIENT, request)["coefficient"]
         optima = optima[(optima["quantity"] == "optimum") & (optima["form"] == "gradient")]
-        found.append(("optimum", optima[(optima["role"] == "tangent") & optima["batch_size"].isna()]))
+        selected.append(("optimum", optima[(optima["role"] == "tangent") & optima["batch_size"].isna()]))
     return [
         LogEntry(0, quantity, *row.values())
-        for quantity, rows in found
-        for row in rows[list(_MEASURED)].to_dict("records")  # plain numbers, as they are saved
+        for quantity, rows in selected
+        for row in rows[list(_COPIED)].to_dict("records")  # plain numbers, as they are saved
     ]
 
 
-_MEASURED = ("value", "std_error", "ci_low", "ci_high", "n_samples", "status")
+def _other_cells(out: Path, cells: Sequence[Cell]) -> pd.DataFrame:
+    """Rows of earlier grids' cells in the folder's table."""
+    import pandas as pd
 
+    from mfdiag.tables.store import read_table, table_path
 
-def _others(out: Path, cells: Sequence[Cell]) -> pd.DataFrame:
     if not table_path("training", out).exists():
         return pd.DataFrame()
     earlier = read_table("training", out)
@@ -133,6 +187,9 @@ def _others(out: Path, cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def _rows(trained: TrainedCell, out: Path) -> list[dict[str, Any]]:
+    from mfdiag.storage import sha256_of
+    from mfdiag.training.saved import CHECKPOINT, number_entry
+
     cell, spec = trained.cell, trained.cell.spec
     last = max((entry.step for entry in trained.log), default=spec.steps)
     log = [*trained.log, number_entry(last, "steps", last, last * spec.batch_size)]

@@ -2,148 +2,371 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
+from mfdiag.measures.run.table import MeasuredTable
+from mfdiag.tables.columns import (
+    BINS,
+    CONDITIONAL_VARIANCE,
+    GRADIENT2,
+    LAYER,
+    VARIANCE,
+    gradient_table,
+)
+from mfdiag.tables.fields import Column, Quantity
 
-from mfdiag.estimators import Estimator
-from mfdiag.gradients.cells import Box
-from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife, replicate_sizes
-from mfdiag.gradients.sample_pass import PassResult
-from mfdiag.measures.cells import moments_by_cell, scalars_by_cell
-from mfdiag.measures.guided import add_guidance
-from mfdiag.measures.plans import EstimatorPlan
-from mfdiag.measures.rows import Rows
-from mfdiag.measures.semi_gradient import gap_statistics
-from mfdiag.measures.velocity_field import probe_quantile
-from mfdiag.tables.check import conform
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
-__all__ = ["conflict_cosine", "hill", "samples_table", "top_share", "variance_table", "worst_samples"]
+    from mfdiag.gradients.moments import Moments
+    from mfdiag.gradients.sample_pass import PassResult
+    from mfdiag.measures.parts.estimator_plan import EstimatorPlan
+    from mfdiag.measures.parts.rows import Rows
+    from mfdiag.measures.run.measurement import Measurement
 
-_TOP = 0.01
-_TAIL = 0.05
-_POWERS = (0.0, 0.5, 1.0)
+__all__ = ["TABLE", "conflict_cosine"]
+
+_POWERS = (0.0, 0.5, 1.0)  # of the adaptive weight: none, and the two in use
+
+SCHEMA = gradient_table(
+    "variance",
+    "variance",
+    "Gradient statistics of each estimator, and Jacobian statistics of the model.",
+    (LAYER, *BINS),
+    VARIANCE,
+    CONDITIONAL_VARIANCE,
+    Quantity(
+        "mean_norm2",
+        "|E G|^2 = (|sum_i G_i|^2 - sum_i |G_i|^2) / (N (N-1))",
+        GRADIENT2,
+        "Squared norm of the mean gradient, estimated without bias: may be negative.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "noise_scale",
+        "variance / mean_norm2",
+        "samples",
+        "Batch size at which noise and signal are equal (simple noise scale, arXiv 1812.06162).",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "snr",
+        "mean_norm2 / variance",
+        "1",
+        "Signal-to-noise ratio, in power, of one sample's gradient: the inverse of noise_scale, finite where "
+        "the mean vanishes.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "top1_share",
+        "sum of the largest 1 % of |G_i|^2 / sum_i |G_i|^2",
+        "1",
+        "Share of the squared gradient norm that one sample in a hundred carries; 0.01 if all were equal.",
+    ),
+    Quantity(
+        "tail_index",
+        "Hill's alpha in P(|G|^2 > x) ~ x^-alpha",
+        "1",
+        "Weight of the upper tail of |G|^2: at 2 or below the variance's own interval is unreliable, at 1 or "
+        "below there is no finite variance.",
+    ),
+    Quantity(
+        "conflict_cosine",
+        "<E G_TFM, E G_TC> / (|E G_TFM| |E G_TC|)",
+        "1",
+        "Cosine between the mean gradients of the two parts of MeanFlow's residual (estimator meanflow): "
+        "trajectory flow matching u - v_c and trajectory consistency (t-r) (du/dx v_c + du/dt) (alpha-Flow, arXiv "
+        "2510.20771, equation 6). Below 0 they pull against each other. From unbiased products; may leave [-1, 1] "
+        "by their noise.",
+        kind="cosine",
+    ),
+    Quantity(
+        "semi_gradient_gap",
+        "|E D|^2, D = 2 w (t-r) d_theta(du/dx v_c + du/dt)^T e",
+        GRADIENT2,
+        "Squared norm of what the stop-gradient leaves out of the mean gradient of MeanFlow's loss (estimator "
+        "meanflow; arXiv 2605.09235, Theorem 3), estimated without bias: may be negative. With "
+        "--extra semi_gradient_gap, as all quantities of this name.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "semi_gradient_gap_field",
+        "|E 2 (t-r) d_theta(du/dx v + du/dt)^T rho|^2",
+        GRADIENT2,
+        "The same for the first of its two terms, from the mean-field residual rho = e at v_c = v; needs a "
+        "posterior over the data, and no weight.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "semi_gradient_gap_noise",
+        "|E d_theta tr(J Sigma J^T)|^2",
+        GRADIENT2,
+        "The same for the second term, by which the full gradient seeks parameters of less conditional noise; "
+        "needs a posterior over the data, and no weight.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "semi_gradient_gap_ratio",
+        "|E D|^2 / |E G|^2",
+        "1",
+        "Size of the gap against MeanFlow's own mean gradient, in power. Grows without bound as training converges.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "semi_gradient_gap_cosine",
+        "<E D, E G> / (|E D| |E G|)",
+        "1",
+        "Cosine between gap and MeanFlow's mean gradient: at -1 they cancel. From unbiased products; may leave "
+        "[-1, 1] by their noise.",
+        kind="cosine",
+    ),
+    Quantity(
+        "semi_gradient_gap_variance",
+        "tr Cov(G + D) - tr Cov G",
+        GRADIENT2,
+        "What the gradient's variance would gain without stop-gradient; below 0 it would fall.",
+    ),
+    Quantity(
+        "guidance_variance_ratio",
+        "tr Cov G / tr Cov G without guidance",
+        "1",
+        "What the objective's guidance (--guidance) does to the gradient's variance, on the same samples and "
+        "labels; below 1 it lowers it.",
+    ),
+    Quantity(
+        "guided_variance",
+        "tr Cov v_g, v_g = a v_c + q",
+        "velocity²",
+        "Variance of the guided velocity over x_0, x_1, labels, r and t: the sum of its parts data, network and cross.",
+    ),
+    Quantity("guided_variance_data", "tr Cov(a v_c)", "velocity²", "Its part from the conditional velocity."),
+    Quantity("guided_variance_network", "tr Cov q", "velocity²", "Its part from the network's own velocities."),
+    Quantity("guided_variance_cross", "2 tr Cov(a v_c, q)", "velocity²", "Its part from both together."),
+    Quantity(
+        "guided_variance_conditional",
+        "E[tr Cov(v_g | x_t, t, label)] = E[a^2 tr Sigma]",
+        "velocity²",
+        "Its part left once the point and the label are given; needs a posterior over the data.",
+    ),
+    Quantity(
+        "guided_variance_between",
+        "tr Cov E[v_g | x_t, t, label]",
+        "velocity²",
+        "Its part between points, which the network can learn.",
+    ),
+    Quantity("jacobi_fro2", "E|J|_F^2", "1", "Mean squared Frobenius norm of the Jacobi factor J = A - I."),
+    Quantity("jacobi_spectral", "E|J|_2", "1", "Mean largest singular value of the Jacobi factor."),
+    Quantity("kappa_signed", "E[tr(J)] / d", "1", "Signed kappa: mean diagonal entry of the Jacobi factor."),
+    Quantity("kappa_magnitude", "sqrt(E|J|_F^2 / d)", "1", "Magnitude kappa: root mean square gain of J."),
+    Quantity(
+        "divergence",
+        "E[tr D], D = du(x_t, t, t)/dx",
+        "1",
+        "Mean divergence of the network's velocity field, at r = t; above 16 dimensions with --extra divergence, "
+        "from random probes.",
+    ),
+    Quantity(
+        "antisymmetric_share",
+        "E|(D - D^T)/2|_F^2 / E|D|_F^2",
+        "1",
+        "Share of the velocity field's Jacobian that rotates. Where noise is N(0, I), drawn apart from the data, "
+        "the true field is a multiple of x plus one of the score and has none. Measured where divergence is.",
+    ),
+    Quantity("loss_variance", "Var(w |e|^2)", "loss²", "Variance of the per-sample loss.", kind="nonnegative"),
+    *(
+        Quantity(
+            f"second_moment_p{p:g}",
+            f"E[w^2 |G|^2] / E[w]^2, w = (|e|^2 + eps)^-{p:g}, G without weight",
+            GRADIENT2,
+            f"Second moment of the gradient {under}, for weights of mean 1, so that the rows of different p can "
+            "be compared; eps is that of --weighting, 0.001 without one.",
+        )
+        for p, under in (
+            (0, "without a weight"),
+            (0.5, "under the adaptive weight of power 0.5"),
+            (1, "under the adaptive weight of power 1"),
+        )
+    ),
+)
+
+SAMPLES = gradient_table(
+    "samples",
+    "variance",
+    "Raw per-sample numbers, one row per sample and quantity; std_error and interval are null, but for a "
+    "divergence from random probes.",
+    (
+        Column("index", "int64", "Sample number i, from 0."),
+        Column("r", "float64", "Start of the sample's time interval, in [0, 1]."),
+        Column("t", "float64", "End of the sample's time interval, in [0, 1]."),
+        Column("label", "int64", "Class label of the sample; null without labels.", nullable=True),
+    ),
+    Quantity("grad_norm2", "|G_i|^2", GRADIENT2, "Squared norm of the per-sample gradient."),
+    Quantity("loss", "w_i |e_i|^2", "loss", "Per-sample loss."),
+    Quantity(
+        "divergence",
+        "tr D_i, D = du(x_t, t, t)/dx",
+        "1",
+        "Divergence of the network's velocity field at the sample; estimator is null. Above 16 dimensions with "
+        "--extra divergence, from random probes, whose error alone its interval holds.",
+    ),
+)
 
 
-def variance_table(
-    measured: PassResult, plan: EstimatorPlan, common: Mapping[str, Any], dim: int, by_layer: bool
-) -> pd.DataFrame:
-    """Rows of the table `variance` (tables/schema.py); `dim` is the number of coordinates of a sample."""
-    rows = Rows("variance", common)
-    _gradients(rows, measured, plan, by_layer)
+def plan(measurement: Measurement) -> EstimatorPlan:
+    """One pass for all estimators; guidance is taken apart where the objective has one."""
+    from mfdiag.measures.parts.estimator_plan import EstimatorPlan
+    from mfdiag.measures.parts.velocity_field import EXACT_DIM
+
+    request, guidance = measurement.request, measurement.subject.guidance
+    estimators = measurement.estimators
+    if measurement.say is not None and measurement.dim > EXACT_DIM and "divergence" not in request.extras:
+        measurement.say(
+            f"{measurement.dim} coordinates: above {EXACT_DIM}, divergence and antisymmetric_share take further "
+            "passes; request them with --extra divergence."
+        )
+    # a teacher's velocity leaves nothing of v_c to split
+    split = guidance is not None and guidance.changes and guidance.network != "teacher"
+    return EstimatorPlan(estimators, request.weighting, measurement.posterior_known, request.extras, split)
+
+
+def rows(measurement: Measurement, plan: EstimatorPlan, result: PassResult) -> Mapping[str, pd.DataFrame]:
+    """Tables `variance` and `samples`."""
+    rows, by_layer = measurement.rows(), measurement.request.by_layer
+    _add_gradients(rows, result, plan, by_layer)
     if plan.guided:
-        add_guidance(rows, measured, plan, by_layer)
-    _concentration(rows, measured, plan)
-    _losses(rows, measured, plan.estimators)
-    _weights(rows, measured, plan, dim)
-    _jacobian(rows, measured, dim)
-    _velocity(rows, measured)
-    return rows.frame()
+        _add_guidance(rows, result, plan, by_layer)
+    _add_concentration(rows, result, plan)
+    _add_losses(rows, result, plan)
+    _add_weights(rows, result, plan, measurement.dim)
+    _add_jacobian(rows, result, measurement.dim)
+    _add_velocity(rows, result)
+    return {"variance": rows.frame(), "samples": _samples(result, plan, measurement.common())}
 
 
-def _gradients(rows: Rows, measured: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
-    for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
+def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
+    """Moments of each estimator's gradient, and what MeanFlow's two parts do to each other."""
+    from mfdiag.gradients.moments import jackknife, positive_jackknife
+    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.semi_gradient import gap_statistics
+
+    for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
             for quantity, replicates in _statistics(moments, k * plan.each, plan).items():
-                spread = positive_jackknife if quantity.endswith("variance") else jackknife
-                estimate = spread(replicates, moments.count)
+                interval = positive_jackknife if quantity.endswith("variance") else jackknife
+                estimate = interval(replicates, moments.count)
                 if quantity == "noise_scale":
                     estimate = estimate.inverse()
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name)
-        if plan.meanflow is not None:
-            whole = plan.meanflow * plan.each + (plan.known and plan.affine)  # the conditional mean, where there is one
-            conflict = jackknife(conflict_cosine(moments, whole, plan.consistency), moments.count)
-            # trajectory consistency carries the factor t - r
-            at_equal_times = moments.Q[0, 0, plan.consistency, plan.consistency] == 0
-            rows.add("conflict_cosine", conflict, box, layer=layer, estimator="meanflow", degenerate=at_equal_times)
-            if plan.losses:
-                found = gap_statistics(moments, plan.meanflow * plan.each, whole, plan.gap)
-                _gap(rows, found, moments.count, box, layer, at_equal_times)
+        if plan.meanflow is None:
+            continue
+        mean = plan.meanflow * plan.each + (plan.known and plan.affine)  # the conditional mean, where it is measured
+        conflict = jackknife(conflict_cosine(moments, mean, plan.consistency), moments.count)
+        # trajectory consistency carries the factor t - r
+        at_equal_times = bool(moments.Q[0, 0, plan.consistency, plan.consistency] == 0)
+        rows.add("conflict_cosine", conflict, box, layer=layer, estimator="meanflow", degenerate=at_equal_times)
+        statistics = gap_statistics(moments, plan.meanflow * plan.each, mean, plan.gap) if plan.losses else {}
+        for quantity, replicates in statistics.items():
+            estimate = jackknife(replicates, moments.count)
+            degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
+            if quantity.endswith("ratio"):
+                estimate = estimate.inverse()
+            rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate)
 
 
 def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, np.ndarray]:
     """Quantity -> replicates [R], of the estimator whose columns start at `own`.
 
-    `noise_scale` comes as its reciprocal, which has a finite variance.
+    `noise_scale` is returned as its reciprocal, which has a finite variance.
     """
     variance, mean = moments.S[:, 0, own, own], moments.M[:, 0, own, own]
-    found = {"variance": variance}
+    statistics = {"variance": variance}
     other = own + 1
     if plan.known and plan.affine:
-        # G = E[G given x_t] + fluctuation: the mean from the first part alone (Rao-Blackwell), the noise from the rest
+        # docs/theory.md#rao-blackwell: G = E[G given x_t] + fluctuation; the mean from the first part alone, the noise
+        # from the rest
         gram = moments.Q[:, 0]
-        found["conditional_variance"] = gram[:, own, own] - 2 * gram[:, own, other] + gram[:, other, other]
+        statistics["conditional_variance"] = gram[:, own, own] - 2 * gram[:, own, other] + gram[:, other, other]
         mean = moments.M[:, 0, other, other]
     elif plan.known:
-        found["conditional_variance"] = moments.Q[:, 0, other, other]
-    return {**found, "mean_norm2": mean, "snr": mean / variance, "noise_scale": mean / variance}
+        statistics["conditional_variance"] = moments.Q[:, 0, other, other]
+    return {**statistics, "mean_norm2": mean, "snr": mean / variance, "noise_scale": mean / variance}
 
 
 def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarray:
-    """Cosine [R] between the mean gradients of trajectory flow matching and trajectory consistency.
+    """Cosine between the mean gradients of trajectory flow matching and trajectory consistency.
 
-    `whole` and `consistency` are the columns of MeanFlow's gradient and of its second part.
+    Args:
+        moments: Moments of a group of gradients.
+        whole: The column of MeanFlow's gradient.
+        consistency: The column of its second part.
+
+    Returns:
+        Replicates [R].
     """
-    # alpha-Flow (arXiv 2510.20771), equation 6: e_0 = (u - v_c) + (t-r) (du/dx v_c + du/dt), so G = F + C and
+    # docs/theory.md#conflict; alpha-Flow (arXiv 2510.20771), equation 6:
+    # e_0 = (u - v_c) + (t-r) (du/dx v_c + du/dt), so G = F + C and
     # <E F, E C> = <E G, E C> - |E C|^2,   |E F|^2 = |E G|^2 - 2 <E G, E C> + |E C|^2
+    import numpy as np
+
     M = moments.M[:, 0]
     c2, cross = M[:, consistency, consistency], M[:, whole, consistency]
     return (cross - c2) / np.sqrt((M[:, whole, whole] - 2 * cross + c2) * c2)
 
 
-def _gap(
-    rows: Rows, found: Mapping[str, np.ndarray], count: np.ndarray, box: Box, layer: str, at_equal_times: bool
-) -> None:
-    for quantity, replicates in found.items():
-        estimate = jackknife(replicates, count)
-        degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
-        if quantity.endswith("ratio"):
-            estimate = estimate.inverse()
-        rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate)
+def _add_guidance(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
+    """Quantities that exist only under guidance."""
+    from mfdiag.gradients.moments import jackknife, positive_jackknife
+    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
+
+    assert result.output is not None
+    for box, _, moments in moments_by_cell(result, result.output):
+        for quantity, replicates in guidance_statistics(moments, plan.known).items():
+            interval = jackknife if quantity in SIGNED else positive_jackknife
+            rows.add(quantity, interval(replicates, moments.count), box, layer="all", estimator=None)
+    for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
+        for k, (estimator, plain) in enumerate(zip(plan.estimators, plan.unguided, strict=True)):
+            own = k * plan.each
+            ratio = moments.S[:, 0, own, own] / moments.S[:, 0, plain, plain]
+            estimate = positive_jackknife(ratio, moments.count)
+            rows.add("guidance_variance_ratio", estimate, box, layer=layer, estimator=estimator.name)
 
 
-def _concentration(rows: Rows, measured: PassResult, plan: EstimatorPlan) -> None:
+def _add_concentration(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
     """How much of the squared gradient norm the largest samples carry; over all samples, never for a stratified map."""
-    if measured.stratified:
+    import numpy as np
+
+    from mfdiag.gradients.moments import jackknife
+    from mfdiag.measures.parts.concentration import tail_index, top_share
+
+    if result.stratified:
         return
     for k, estimator in enumerate(plan.estimators):
-        norms = _norms2(measured, plan, k)
-        for quantity, statistic in (("top1_share", top_share), ("tail_index", hill)):
-            left_out = [statistic(norms[measured.cells.block != b]) for b in range(measured.cells.blocks)]
-            count = np.bincount(measured.cells.block)
+        norms = _norms2(result, plan, k)
+        for quantity, statistic in (("top1_share", top_share), ("tail_index", tail_index)):
+            left_out = [statistic(norms[result.cells.block != b]) for b in range(result.cells.blocks)]
+            count = np.bincount(result.cells.block)
             replicates = np.array([statistic(norms), *left_out])
             rows.add(quantity, jackknife(replicates, count), layer="all", estimator=estimator.name)
 
 
-def _norms2(measured: PassResult, plan: EstimatorPlan, k: int) -> np.ndarray:
+def _norms2(result: PassResult, plan: EstimatorPlan, k: int) -> np.ndarray:
     """|G_i|^2 [N] of estimator k."""
-    return measured.gradient.diagonal[:, 0, k * plan.each].numpy()
+    return result.gradient.diagonal[:, 0, k * plan.each].numpy()
 
 
-def top_share(norms: np.ndarray) -> float:
-    """Share of the total that the largest 1 % of values [N] carry (a fractional sample counts in part)."""
-    ordered, wanted = np.sort(norms)[::-1], _TOP * len(norms)
-    whole = int(wanted)
-    part = ordered[:whole].sum() + (wanted - whole) * ordered[whole]
-    return float(part / ordered.sum())
+def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
+    import numpy as np
 
+    from mfdiag.gradients.moments import positive_jackknife, replicate_sizes
+    from mfdiag.measures.parts.cells import scalars_by_cell
 
-def hill(norms: np.ndarray) -> float:
-    """Hill's estimator of the tail index over the largest 5 % of values [N]; at 2 or below, no finite variance."""
-    k = max(2, int(_TAIL * len(norms)))
-    top = np.sort(norms)[-k - 1 :]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(top[1:] / top[0])
-        return float(len(logs) / logs.sum())
-
-
-def _losses(rows: Rows, measured: PassResult, estimators: Sequence[Estimator]) -> None:
-    losses = {e.name: measured.scalars[f"loss/{e.name}"] for e in estimators}
+    losses = {e.name: result.scalars[f"loss/{e.name}"] for e in plan.estimators}
     both = {**losses, **{f"{name}^2": loss**2 for name, loss in losses.items()}}
-    for box, means, count in scalars_by_cell(measured, both):
+    for box, means, count in scalars_by_cell(result, both):
         n = replicate_sizes(count)
         for name in losses:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -151,49 +374,66 @@ def _losses(rows: Rows, measured: PassResult, estimators: Sequence[Estimator]) -
             rows.add("loss_variance", positive_jackknife(variance, count), box, layer="all", estimator=name)
 
 
-def _weights(rows: Rows, measured: PassResult, plan: EstimatorPlan, dim: int) -> None:
+def _add_weights(rows: Rows, result: PassResult, plan: EstimatorPlan, dim: int) -> None:
     """What the adaptive weight does to the second moment of the gradient, for several p."""
+    from mfdiag.gradients.moments import positive_jackknife
+    from mfdiag.measures.parts.cells import scalars_by_cell
+
     values: dict[str, np.ndarray] = {}
     for k, estimator in enumerate(plan.estimators):
-        residual2 = measured.scalars[f"residual2/{estimator.name}"]
-        unweighted = _norms2(measured, plan, k) / plan.weighting.of(residual2, dim) ** 2
+        residual2 = result.scalars[f"residual2/{estimator.name}"]
+        unweighted = _norms2(result, plan, k) / plan.weighting.of(residual2, dim) ** 2
         for p in _POWERS:
             weight = replace(plan.weighting, p=p).of(residual2, dim)
             values |= {f"{estimator.name} {p} w": weight, f"{estimator.name} {p} G": weight**2 * unweighted}
-    for box, means, count in scalars_by_cell(measured, values):
+    for box, means, count in scalars_by_cell(result, values):
         for estimator in plan.estimators:
             for p in _POWERS:
-                # theory, section 3: mean_i w_i(p)^2 |G_i|^2; a constant factor of the weight must not count
+                # docs/theory.md#weights: mean_i w_i(p)^2 |G_i|^2; a constant factor of the weight must not count
                 moment = means[f"{estimator.name} {p} G"] / means[f"{estimator.name} {p} w"] ** 2
                 estimate = positive_jackknife(moment, count)
                 rows.add(f"second_moment_p{p:g}", estimate, box, layer="all", estimator=estimator.name)
 
 
-def _jacobian(rows: Rows, measured: PassResult, dim: int) -> None:
-    names = [name for name in ("kappa", "jacobi_fro2", "jacobi_spectral") if name in measured.scalars]
-    for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
+def _add_jacobian(rows: Rows, result: PassResult, dim: int) -> None:
+    import numpy as np
+
+    from mfdiag.gradients.moments import jackknife
+    from mfdiag.measures.parts.cells import scalars_by_cell
+
+    names = [name for name in ("kappa", "jacobi_fro2", "jacobi_spectral") if name in result.scalars]
+    for box, means, count in scalars_by_cell(result, {name: result.scalars[name] for name in names}):
         quantities: dict[str, np.ndarray] = {name: means[name] for name in names[1:]}
         quantities |= {"kappa_signed": means["kappa"], "kappa_magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
         for quantity, replicates in quantities.items():
             rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
 
 
-def _velocity(rows: Rows, measured: PassResult) -> None:
+def _add_velocity(rows: Rows, result: PassResult) -> None:
     """Numbers of the velocity field's own Jacobian, where they were measured."""
+    from mfdiag.gradients.moments import jackknife
+    from mfdiag.measures.parts.cells import scalars_by_cell
+
     names = ("divergence", "velocity_fro2", "antisymmetric_fro2")
-    if names[0] not in measured.scalars:
+    if names[0] not in result.scalars:
         return
-    for box, means, count in scalars_by_cell(measured, {name: measured.scalars[name] for name in names}):
+    for box, means, count in scalars_by_cell(result, {name: result.scalars[name] for name in names}):
         share = means["antisymmetric_fro2"] / means["velocity_fro2"]
         for quantity, replicates in (("divergence", means["divergence"]), ("antisymmetric_share", share)):
             rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
 
 
-def samples_table(measured: PassResult, plan: EstimatorPlan, common: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows of the table `samples`: each sample's squared gradient norm and loss by estimator, and its divergence."""
-    n = len(measured.t)
-    label = pd.array([None] * n if measured.labels is None else measured.labels, dtype="Int64")
-    keys = {**common, "index": np.arange(n), "r": measured.r, "t": measured.t, "label": label}
+def _samples(result: PassResult, plan: EstimatorPlan, common: Mapping[str, object]) -> pd.DataFrame:
+    """Table `samples`: each sample's squared gradient norm and loss by estimator, and its divergence."""
+    import numpy as np
+    import pandas as pd
+
+    from mfdiag.measures.parts.velocity_field import probe_quantile
+    from mfdiag.tables.check import conform
+
+    n = len(result.t)
+    label = pd.array([None] * n if result.labels is None else result.labels, dtype="Int64")
+    keys = {**common, "index": np.arange(n), "r": result.r, "t": result.t, "label": label}
     parts = []
 
     def add(estimator: str | None, quantity: str, value: np.ndarray, error: np.ndarray | float = np.nan) -> None:
@@ -203,21 +443,20 @@ def samples_table(measured: PassResult, plan: EstimatorPlan, common: Mapping[str
         parts.append(pd.DataFrame({**columns, "status": np.where(np.isfinite(value), "ok", "nonfinite")}))
 
     for k, estimator in enumerate(plan.estimators):
-        add(estimator.name, "grad_norm2", _norms2(measured, plan, k))
-        add(estimator.name, "loss", measured.scalars[f"loss/{estimator.name}"])
-    if "divergence" in measured.scalars:
-        add(None, "divergence", measured.scalars["divergence"], measured.scalars.get("divergence_error", np.nan))
+        add(estimator.name, "grad_norm2", _norms2(result, plan, k))
+        add(estimator.name, "loss", result.scalars[f"loss/{estimator.name}"])
+    if "divergence" in result.scalars:
+        add(None, "divergence", result.scalars["divergence"], result.scalars.get("divergence_error", np.nan))
     return conform("samples", pd.concat(parts, ignore_index=True))
 
 
-def worst_samples(samples: pd.DataFrame, count: int = 5) -> pd.DataFrame:
-    """The `count` rows of largest |G|^2 for each model and estimator, from the table `samples`.
-
-    A column `share` says what part of the sum over all samples each is.
-    """
-    norms = samples[samples["quantity"] == "grad_norm2"]
-    groups = norms.groupby(["checkpoint", "step", "dataset", "proxy", "times", "estimator"], dropna=False, sort=False)
-    share = norms["value"] / groups["value"].transform("sum")
-    largest = groups["value"].rank(ascending=False, method="first") <= count
-    order = groups.ngroup()[largest].to_frame("group").assign(value=-norms["value"]).sort_values(["group", "value"])
-    return norms.assign(share=share).loc[order.index]
+TABLE = MeasuredTable(
+    SCHEMA,
+    plan=plan,
+    rows=rows,
+    also=(SAMPLES,),
+    options=("estimator", "extra", "by", "posterior"),
+    default_by="layer",
+    default_bins=(5, 5),
+    extras=("divergence", "semi_gradient_gap"),  # they cost further passes
+)

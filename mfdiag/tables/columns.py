@@ -123,12 +123,14 @@ VARIANCE = Quantity(
     "tr Cov G",
     GRADIENT2,
     "Trace of the covariance of the per-sample gradient G over x_0, x_1, r and t.",
+    kind="nonnegative",
 )
 CONDITIONAL_VARIANCE = Quantity(
     "conditional_variance",
     "E[tr Cov(G | x_t, r, t)]",
     GRADIENT2,
     "The part of variance left once (x_t, r, t) is given; needs a posterior over the data.",
+    kind="nonnegative",
 )
 
 

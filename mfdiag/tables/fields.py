@@ -26,12 +26,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One value of the column `quantity`: its formula in the notation of the theory page, its unit, its meaning."""
+    """One value of the column `quantity`: its formula in the notation of docs/theory.md, its unit, its meaning.
+
+    `kind` decides the status of its rows: `nonnegative` cannot be below zero in truth, although an unbiased estimate
+    can; `coefficient` is expected in [0, 1]; `cosine` is a ratio over roots of estimated squared norms, which has no
+    interval where one of these is negative.
+    """
 
     name: str
     formula: str
     unit: str
     doc: str
+    kind: Literal["plain", "nonnegative", "coefficient", "cosine"] = "plain"
 
 
 @dataclass(frozen=True)

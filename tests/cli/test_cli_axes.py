@@ -26,7 +26,7 @@ QUICK = ("--samples", "80", "--bins", "none", "--quiet")
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of a small run's time, and is tested elsewhere."""
-    monkeypatch.setattr("mfdiag.measures.job.save_figures", lambda frames, out: [])
+    monkeypatch.setattr("mfdiag.figures.save_figures", lambda frames, out: [])
 
 
 @pytest.fixture

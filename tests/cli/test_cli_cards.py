@@ -31,7 +31,7 @@ OTHERS = ["coefficient", "sweep", "compare"]
 @pytest.fixture(autouse=True)
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures know nothing of cards."""
-    monkeypatch.setattr("mfdiag.measures.job.save_figures", lambda frames, out: [])
+    monkeypatch.setattr("mfdiag.figures.save_figures", lambda frames, out: [])
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_what_the_card_says_becomes_the_default_and_is_said(made: Made, data: Pa
     assert (
         f"as {own} says the model was trained: " in told.err and f"--weighting {card.objective.weighting}" in told.err
     )
-    assert f"{own.name} makes the network with {stand_ins.__file__}:Between, whose code is run." in told.err
+    assert f"{own.name} builds the network with {stand_ins.__file__}:Between, whose code is run." in told.err
     frame = read_table("variance", out)
     assert set(frame["weighting"]) == {card.objective.weighting} and set(frame["times"]) == {"logit_normal"}
     kept = json.loads((out / "manifest.json").read_text())["variance"]["specification"]["card"]
@@ -196,10 +196,10 @@ def test_data_without_labels(made: Made, tmp_path: Path, cli: Run) -> None:
     options = ["--data", tmp_path / "bare.npy", "--samples", 8, "--out", tmp_path / "out"]
     checkpoint, own = made("splitmeanflow")
     told = cli("variance", checkpoint, "--model", own, *options)
-    assert told.code == 2 and "names no null label" in told.err
+    assert told.code == 2 and "gives no null label" in told.err
     checkpoint, own = made("haidog-meanflow-2025")
     told = cli("sweep", checkpoint, "--model", own, "--beta", "0,1", "--guidance", "none", *options)
-    assert told.code == 0 and "has no labels: the network is given its null label" in told.err, told.err
+    assert told.code == 0 and "has no labels: the network receives its null label" in told.err, told.err
 
 
 @pytest.mark.parametrize("name", STAND_INS)

@@ -117,7 +117,7 @@ def test_resume_goes_on_with_the_rest_and_ends_the_same(
 
     monkeypatch.setattr(Prepared, "measure", interrupted)
     result = cli(*command, "--out", out)
-    assert result.code == 3 and "go on with --resume" in result.err
+    assert result.code == 3 and "resume with --resume" in result.err
     assert set(read_table("quality", out)["checkpoint"]) == {str(group[0])}
     monkeypatch.setattr(Prepared, "measure", measure)
     assert cli(*command, "--out", out).code == 2  # neither --resume nor --overwrite

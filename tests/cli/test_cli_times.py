@@ -22,7 +22,7 @@ def test_times_then_variance_then_training(cli: Run, checkpoint: Path, tmp_path:
     assert result.code == 0, result.err
     assert result.out.startswith(f"times of {checkpoint}, step 100\n") and "measured_gain" in result.out
     density = out / f"times-{tmp_path.name}.yaml"  # the folder's name, since the file is called model
-    assert f"to train or measure with what was found: density:{density}." in result.err
+    assert f"train or measure with the new density: density:{density}." in result.err
     names = {"times.parquet", density.name}
     assert {path.name for path in out.iterdir()} == {*names, "manifest.json", "figures"}
     assert {path.stem for path in (out / "figures").iterdir()} == {"time_density"}
@@ -58,7 +58,7 @@ def test_times_then_variance_then_training(cli: Run, checkpoint: Path, tmp_path:
     [
         (("--bins", "none"), "pass --bins R,T"),
         (("--floor", "0"), "--floor must be above 0 and at most 1, got 0"),
-        (("--estimator", "all"), "is of one --estimator"),
+        (("--estimator", "all"), "about one --estimator"),
         (("--times", "density:absent.yaml"), "Expected a density of (r, t) that `mfdiag times` wrote at absent.yaml"),
     ],
 )

@@ -16,7 +16,7 @@ from mfdiag.derivatives.forward_mode import forward_mode_derivatives
 from mfdiag.errors import InputError
 from mfdiag.fields.fields import Fields, Velocities, compute_fields
 from mfdiag.fields.probes import PROBES
-from mfdiag.measures.plans import jacobian_scalars
+from mfdiag.measures.parts.jacobian import jacobian_scalars
 from mfdiag.models.networks.dit import DiT
 from mfdiag.models.networks.mlp import MLP
 

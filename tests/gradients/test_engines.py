@@ -16,7 +16,7 @@ from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import make_cells
 from mfdiag.gradients.engine import Engine, prepare_engine
 from mfdiag.gradients.reference_engine import per_sample_gradients
-from mfdiag.measures.measure import measure
+from mfdiag.measures.run.api import measure
 
 
 def engines(module: nn.Module, inputs: Inputs) -> tuple[Engine, Engine, list[str]]:

@@ -141,7 +141,7 @@ def description(**changes: str) -> Description:
 
 
 def test_a_teacher_of_another_path_is_refused(tmp_path: File) -> None:
-    from mfdiag.measures.subject import load_subject
+    from mfdiag.measures.run.subject import SubjectOptions, load_subject
 
     files = {}
     for path in ("linear", "trigonometric"):
@@ -149,8 +149,8 @@ def test_a_teacher_of_another_path_is_refused(tmp_path: File) -> None:
         save_checkpoint(files[path], network().float(), None, description(path=path))
     teacher = f"teacher={files['trigonometric']}"
     with pytest.raises(InputError, match="trained on the path trigonometric, whose velocity is not that of the path"):
-        load_subject(files["linear"], proxy=teacher, say=print)
-    subject = load_subject(files["linear"], proxy=teacher, path="trigonometric", say=print)
+        load_subject(files["linear"], SubjectOptions(proxy=teacher), say=print)
+    subject = load_subject(files["linear"], SubjectOptions(proxy=teacher, path="trigonometric"), say=print)
     assert subject.path is TRIGONOMETRIC
 
 

@@ -22,8 +22,8 @@ from mfdiag.flow.times import parse_times
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import positive_jackknife
-from mfdiag.measures.compare import _statistics
-from mfdiag.measures.compare_plan import ComparePlan, Maps
+from mfdiag.measures.parts.compare_plan import ComparePlan, Maps
+from mfdiag.measures.parts.method_statistics import method_statistics
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 
@@ -311,7 +311,7 @@ def test_ratio_intervals_cover() -> None:
         pair = torch.as_tensor(np.stack([common, 0.5 * common + own]))
         moments = sum_layers(accumulated(pair, 1, one_cell(n)).moments[0]).replicates()
         with np.errstate(invalid="ignore"):
-            estimate = positive_jackknife(_statistics(moments, maps)["variance_ratio"], moments.count)
+            estimate = positive_jackknife(method_statistics(moments, maps)["variance_ratio"], moments.count)
         hits += bool(estimate.low[1] <= 1.25 <= estimate.high[1])
     assert 0.91 <= hits / repeats <= 0.985
 
@@ -363,10 +363,10 @@ def test_what_cannot_be_measured_is_left_out_and_said() -> None:
     lacking = {name for name, e in estimators().items() if e.needs.networks or e.template}
     assert set(frame["estimator"]) == set(estimators()) - lacking | {"mixture"}
     text = "\n".join(said)
-    assert "cmt, teacher, teacher_tangent, teacher_target left out: no teacher is named" in text
+    assert "cmt, teacher, teacher_tangent, teacher_target left out: no teacher is passed" in text
     assert "head_tangent left out: the network has no velocity head" in text and "ema_tangent left out" in text
     for names, message in (
-        (["cmt"], "--estimator cmt cannot be measured: no teacher is named"),
+        (["cmt"], "--estimator cmt cannot be measured: no teacher is passed"),
         (["head_tangent"], "no velocity head"),
     ):
         with pytest.raises(InputError, match=message):
@@ -380,7 +380,7 @@ def test_what_cannot_be_measured_is_left_out_and_said() -> None:
             samples=32,
             path="trigonometric",
         )
-    with pytest.raises(InputError, match="`mfdiag compare` alone"):
+    with pytest.raises(InputError, match="only `mfdiag compare`"):
         measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["variance"], estimators=["flow_matching"], samples=32)
 
 

@@ -16,7 +16,7 @@ from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import jackknife, positive_jackknife
-from mfdiag.measures.guided import _parts
+from mfdiag.measures.parts.guidance import guidance_statistics
 from mfdiag.models.networks.mlp import MLP
 
 CLASSES, SAMPLES = 3, 128
@@ -139,7 +139,7 @@ def test_intervals_cover() -> None:
         v, n, m = generator.standard_t(5, (count, dim)), *generator.standard_normal((2, count, dim))
         parts = torch.as_tensor(np.stack([2 * v + n, -v + m / 2, 2 * v]))
         moments = sum_layers(accumulated(parts, 1, one_cell(count)).moments[0]).replicates()
-        for name, replicates in _parts(moments, known=True).items():
+        for name, replicates in guidance_statistics(moments, known=True).items():
             estimate = (jackknife if name.endswith(("cross", "between")) else positive_jackknife)(
                 replicates, moments.count
             )

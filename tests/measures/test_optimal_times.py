@@ -22,7 +22,9 @@ from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.time_sampler import TimeSampler
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.sample_pass import PassResult
-from mfdiag.measures.times import search, times_table
+from mfdiag.measures.parts.rows import Rows
+from mfdiag.measures.parts.time_density import search
+from mfdiag.measures.times import add_density_rows
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 
@@ -102,22 +104,26 @@ def test_gaussian_truth(engine: str) -> None:
 
 def test_the_trial_is_a_measurement_of_variance() -> None:
     """Table `variance` under the density and under the trained times, on the samples of the next seed."""
-    from mfdiag.measures import measure as module
+    from mfdiag.gradients.sample_pass import PassSettings
+    from mfdiag.measures import find_table
+    from mfdiag.measures.run.measure_subject import measure_subject
+    from mfdiag.measures.run.request import Request
+    from mfdiag.measures.run.subject import Subject
 
     model = randomised(MLP(2, hidden=6, depth=1)).double()
     found = table_of(model, "two_moons", 1000, seed=4)
     base = parse_times(TIMES)
     density = DensityTimes("density:x", base, BINS, drawn(found, "trained_share"), drawn(found))
     for times, quantity in ((base, "variance"), (density, "weighted_variance")):
-        subject = module.Subject(model, load_data("two_moons"), times)
-        request = module.Request(
+        subject = Subject(model, load_data("two_moons"), times)
+        request = Request(
             estimators=["meanflow"],
             seed=5,
             by_layer=False,
             posterior="none",
-            settings=module.PassSettings(1000, dtype=torch.float64),
+            settings=PassSettings(1000, dtype=torch.float64),
         )
-        expected = row(module.measure_subject(subject, "variance", request)["variance"], quantity="variance")
+        expected = row(measure_subject(subject, find_table("variance"), request)["variance"], quantity="variance")
         one = row(found, quantity=quantity)
         for column in ("value", "std_error", "ci_low", "ci_high", "n_samples"):
             assert one[column] == pytest.approx(expected[column], rel=1e-9), (quantity, column)
@@ -204,7 +210,9 @@ def test_cells_with_few_samples_keep_nearly_their_share() -> None:
     ratio = found.drawn[0] / found.trained
     np.testing.assert_allclose(ratio[few], ratio[few][0])
     assert 0.8 < ratio[few][0] < 1.2 and np.ptp(ratio[~few]) > 0.5
-    status = rows(times_table(found, COMMON), quantity="second_moment")["status"]
+    table = Rows("times", COMMON)
+    add_density_rows(table, found)
+    status = rows(table.frame(), quantity="second_moment")["status"]
     assert ((status == "too_few_samples").to_numpy() == few).all()
 
 
@@ -225,7 +233,7 @@ def test_samplers_without_pairs_on_the_diagonal() -> None:
         ({"times": "grid:2,2"}, "draws every sample from one law"),
         ({"bins": None}, "pass --bins R,T"),
         ({"samples": 100, "bins": (9, 9)}, "raise --samples, or ask for fewer --bins"),
-        ({"estimators": ["meanflow", "self_tangent"]}, "of one --estimator, got meanflow, self_tangent"),
+        ({"estimators": ["meanflow", "self_tangent"]}, "about one --estimator, got meanflow, self_tangent"),
         ({"estimators": ["terminal_velocity"]}, "--estimator terminal_velocity cannot be measured"),
         ({"floor": 0.0}, "--floor must be above 0 and at most 1, got 0"),
     ],

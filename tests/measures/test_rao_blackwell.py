@@ -9,8 +9,8 @@ from mfdiag.flow.draw import Draws
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import jackknife
 from mfdiag.gradients.sample_pass import PassSettings, SupportNetworks, run_pass
-from mfdiag.measures.plans import PlanePlan
-from mfdiag.measures.subject import load_subject
+from mfdiag.measures.parts.plane_plans import PlanePlan
+from mfdiag.measures.run.subject import load_subject
 from mfdiag.models.checkpoint import bundled
 
 

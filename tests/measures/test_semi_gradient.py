@@ -18,7 +18,7 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import Estimate, jackknife
-from mfdiag.measures.semi_gradient import gap_statistics
+from mfdiag.measures.parts.semi_gradient import gap_statistics
 from mfdiag.models.networks.mlp import MLP
 
 SAMPLES = 48

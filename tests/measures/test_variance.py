@@ -29,7 +29,8 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.moments import jackknife
-from mfdiag.measures.variance import conflict_cosine, hill, top_share, worst_samples
+from mfdiag.measures.parts.concentration import largest_samples, tail_index, top_share
+from mfdiag.measures.variance import conflict_cosine
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 
@@ -224,7 +225,7 @@ def test_bins_partition_the_loss_and_the_jacobian() -> None:
 
 def test_worst_samples_are_the_largest_with_their_share() -> None:
     samples = tables_of(KNOWN, "none")["samples"]
-    worst = worst_samples(samples, 3)
+    worst = largest_samples(samples, 3)
     assert worst["estimator"].tolist() == [name for name in POINTS for _ in range(3)]
     for name in POINTS:
         norms = rows(samples, estimator=name, quantity="grad_norm2").set_index("index")["value"]
@@ -246,5 +247,5 @@ def test_top_share() -> None:
 def test_hill_finds_the_index_of_a_pareto_tail(alpha: float) -> None:
     """Each estimate has relative error 1 / sqrt(k), with k the largest 5 %."""
     values = 1 + np.random.default_rng(0).pareto(alpha, size=(100, 4000))
-    found = np.mean([1 / hill(one) for one in values])
+    found = np.mean([1 / tail_index(one) for one in values])
     assert found == pytest.approx(1 / alpha, rel=4 / (200 * 100) ** 0.5)

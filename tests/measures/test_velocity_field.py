@@ -19,7 +19,7 @@ from mfdiag import load_data, measure
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.moments import jackknife, scalar_replicates
-from mfdiag.measures.velocity_field import EXACT_DIM, probe_quantile, velocity_scalars
+from mfdiag.measures.parts.velocity_field import EXACT_DIM, probe_quantile, velocity_scalars
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 
@@ -190,8 +190,8 @@ def test_many_dimensions_are_measured_where_asked_for() -> None:
     assert not {"divergence", "antisymmetric_share"} & set(plain["variance"]["quantity"])
     assert "divergence" not in set(plain["samples"]["quantity"])
     assert said == [
-        "17 coordinates: above 16, divergence and antisymmetric_share take further passes: ask for them by "
-        "--extra divergence."
+        "17 coordinates: above 16, divergence and antisymmetric_share take further passes; request them "
+        "with --extra divergence."
     ]
     said.clear()
     asked = tables_of(17, samples=64, say=said.append, extras=["divergence"])

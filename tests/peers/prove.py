@@ -54,7 +54,7 @@ from mfdiag.fields.fields import Fields
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings, SupportNetworks, run_pass
-from mfdiag.measures.subject import load_subject
+from mfdiag.measures.run.subject import SubjectOptions, load_subject
 from mfdiag.models.cards.card_files import load_card
 from mfdiag.models.networks.unet import UNet
 from mfdiag.models.precision import in_precision
@@ -154,11 +154,13 @@ def differences(
     card = load_card(str(card_file))
     subject = load_subject(
         checkpoint,
-        model=str(card_file),
-        data=str(data),
-        proxy=card.objective.proxy,
-        times=card.objective.times,
-        guidance=card.guidance,
+        SubjectOptions(
+            model=str(card_file),
+            data=str(data),
+            proxy=card.objective.proxy,
+            times=card.objective.times,
+            guidance=card.guidance,
+        ),
         say=lambda note: None,
     )
     draws = Draws(

@@ -1,4 +1,4 @@
-"""What a pass left, cell by cell: everything first, then time bins, then (r, t) cells."""
+"""The result of a pass cell by cell: everything first, then bins of t, then cells of (r, t)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,33 @@ __all__ = ["moments_by_cell", "scalars_by_cell"]
 
 
 def moments_by_cell(
-    measured: PassResult, accumulator: Accumulator, by_layer: bool = False
+    result: PassResult, accumulator: Accumulator, by_layer: bool = False
 ) -> Iterator[tuple[Box, str, Moments]]:
-    """(cell, layer, replicates): `all` layers together and, if asked for, one by one."""
+    """Moments of a pass.
+
+    Args:
+        result: The pass.
+        accumulator: Its gradient or output moments.
+        by_layer: Whether single layers follow all of them together.
+
+    Yields:
+        The cell's bounds, the layer's name ("all" for all together), and its replicates.
+    """
     for cell, layers in sorted(accumulator.moments.items(), reverse=True):
-        if measured.reported(cell):
-            box = measured.cells.boxes[cell]
+        if result.reported(cell):
+            box = result.cells.boxes[cell]
             yield box, "all", sum_layers(layers).replicates()
             for layer, moments in layers.items() if by_layer else ():
                 yield box, layer, moments.replicates()
 
 
 def scalars_by_cell(
-    measured: PassResult, values: dict[str, np.ndarray]
+    result: PassResult, values: dict[str, np.ndarray]
 ) -> Iterator[tuple[Box, dict[str, np.ndarray], np.ndarray]]:
     """(cell, name -> replicates [1 + g] of the mean, block sizes [g]) of per-sample numbers [N]."""
     stacked = np.stack(list(values.values()), axis=1)
-    for cell in sorted(measured.gradient.moments, reverse=True):
-        if measured.reported(cell):
-            inside = measured.cells.members(cell)
-            means, count = scalar_replicates(stacked[inside], measured.cells.block[inside], measured.cells.blocks)
-            yield measured.cells.boxes[cell], dict(zip(values, means.T, strict=True)), count
+    for cell in sorted(result.gradient.moments, reverse=True):
+        if result.reported(cell):
+            inside = result.cells.members(cell)
+            means, count = scalar_replicates(stacked[inside], result.cells.block[inside], result.cells.blocks)
+            yield result.cells.boxes[cell], dict(zip(values, means.T, strict=True)), count

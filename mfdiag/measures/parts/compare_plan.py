@@ -56,12 +56,12 @@ class ComparePlan:
     @cached_property
     def _order(self) -> list[tuple[Estimator, Draw]]:
         """What each column of the group is, the two shared ones aside: cotangents first, losses last."""
-        found: list[tuple[Estimator, Draw]] = []
+        columns: list[tuple[Estimator, Draw]] = []
         for estimator in sorted(self.estimators, key=lambda e: e.loss is not None):
-            found.append((estimator, "own"))
+            columns.append((estimator, "own"))
             if self.known and not self._shared(estimator):
-                found.append((estimator, "mean" if estimator.is_affine and not self.weighting.p else "second"))
-        return found
+                columns.append((estimator, "mean" if estimator.is_affine and not self.weighting.p else "second"))
+        return columns
 
     def _shared(self, estimator: Estimator) -> bool:
         return estimator.coefficients is not None and not self.weighting.p
@@ -84,12 +84,12 @@ class ComparePlan:
 
     def cotangents(self, fields: Fields) -> Tensor:
         drawn = {draw: _DRAWN[draw](fields) for draw in dict.fromkeys(draw for _, draw in self._order)}
-        found = [self.weighting(e.residual(drawn[draw])) for e, draw in self._order if e.residual is not None]
+        cotangents = [self.weighting(e.residual(drawn[draw])) for e, draw in self._order if e.residual is not None]
         if self._sharing:
             mean = fields.mean_field()
             v = fields.v_c - mean.v_c  # v'
-            found += [fields.plane[0] - mean.plane[0] + v, v]  # e_0 - E[e_0 given x_t] = A v' - v'
-        return 2 * torch.stack(found)
+            cotangents += [fields.plane[0] - mean.plane[0] + v, v]  # e_0 - E[e_0 given x_t] = A v' - v'
+        return 2 * torch.stack(cotangents)
 
     def outputs(self, fields: Fields) -> Tensor | None:
         return None

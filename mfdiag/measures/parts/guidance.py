@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from mfdiag.fields.fields import Fields
-from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
-from mfdiag.gradients.sample_pass import PassResult
-from mfdiag.measures.cells import moments_by_cell
-from mfdiag.measures.rows import Rows
+from mfdiag.gradients.moments import Moments
 
-if TYPE_CHECKING:
-    from mfdiag.measures.plans import EstimatorPlan
+__all__ = ["SIGNED", "guidance_parts", "guidance_statistics"]
 
-__all__ = ["add_guidance", "guidance_parts"]
-
-
-_SIGNED = ("guided_variance_cross", "guided_variance_between")  # differences, which may come out negative
+SIGNED = ("guided_variance_cross", "guided_variance_between")
+"""Differences, which may be negative."""
 
 
 def guidance_parts(fields: Fields) -> Tensor:
@@ -33,28 +25,13 @@ def guidance_parts(fields: Fields) -> Tensor:
     return torch.stack(parts)
 
 
-def add_guidance(rows: Rows, measured: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
-    """Rows of the quantities that there are only under guidance."""
-    assert measured.output is not None
-    for box, _, moments in moments_by_cell(measured, measured.output):
-        for quantity, replicates in _parts(moments, plan.known).items():
-            spread = jackknife if quantity in _SIGNED else positive_jackknife
-            rows.add(quantity, spread(replicates, moments.count), box, layer="all", estimator=None)
-    for box, layer, moments in moments_by_cell(measured, measured.gradient, by_layer):
-        for k, (estimator, plain) in enumerate(zip(plan.estimators, plan.unguided, strict=True)):
-            own = k * plan.each
-            ratio = moments.S[:, 0, own, own] / moments.S[:, 0, plain, plain]
-            estimate = positive_jackknife(ratio, moments.count)
-            rows.add("guidance_variance_ratio", estimate, box, layer=layer, estimator=estimator.name)
-
-
-def _parts(moments: Moments, known: bool) -> dict[str, np.ndarray]:
-    """Quantity -> replicates [R]."""
+def guidance_statistics(moments: Moments, known: bool) -> dict[str, np.ndarray]:
+    """Quantity -> replicates [R], from moments of `guidance_parts`; `known` says whether v is among them."""
     # v_g = a v_c + q: tr Cov v_g = tr Cov(a v_c) + tr Cov q + 2 tr Cov(a v_c, q)
     S = moments.S[:, 0]
     data, network, cross = S[:, 0, 0], S[:, 1, 1], 2 * S[:, 0, 1]
     total = data + network + cross
-    found = {
+    statistics = {
         "guided_variance": total,
         "guided_variance_data": data,
         "guided_variance_network": network,
@@ -64,5 +41,5 @@ def _parts(moments: Moments, known: bool) -> dict[str, np.ndarray]:
         # given (x_t, t, label) only v_c is random: E[tr Cov(v_g | x_t)] = E|a (v_c - v)|^2; the rest is between points
         Q = moments.Q[:, 0]
         within = Q[:, 0, 0] - 2 * Q[:, 0, 2] + Q[:, 2, 2]
-        found |= {"guided_variance_conditional": within, "guided_variance_between": total - within}
-    return found
+        statistics |= {"guided_variance_conditional": within, "guided_variance_between": total - within}
+    return statistics

@@ -11,37 +11,24 @@ import pandas as pd
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Estimate
 from mfdiag.tables.check import conform
+from mfdiag.tables.schema import table
 
 __all__ = ["FEW_SAMPLES", "Rows"]
 
-FEW_SAMPLES = 64
-_NONNEGATIVE = {
-    "variance",
-    "conditional_variance",
-    "bias2",
-    "mse",
-    "mse_ratio",
-    "mixture_gain",
-    "mean_norm2",
-    "noise_scale",
-    "snr",
-    "critical_batch",
-    "loss_variance",
-    "semi_gradient_gap",
-    "semi_gradient_gap_field",
-    "semi_gradient_gap_noise",
-    "semi_gradient_gap_ratio",
-}
-_COEFFICIENTS = {"optimum", "conditional_optimum", "optimum_beta", "optimum_gamma"}
-# over roots of squared norms: no interval where a replicate is negative
-_COSINES = {"conflict_cosine", "cosine", "semi_gradient_gap_cosine"}
+FEW_SAMPLES = 64  # below, block jackknife intervals do not keep their promise
 
 
 class Rows:
-    """Collects estimates of one shape each and turns them into a DataFrame with `status`."""
+    """Collects estimates of one shape each and turns them into a DataFrame with `status`.
 
-    def __init__(self, table: str, common: Mapping[str, Any]) -> None:
-        self.table, self.common = table, dict(common)
+    Args:
+        name: Name of the table.
+        common: Values of the columns that all rows share.
+    """
+
+    def __init__(self, name: str, common: Mapping[str, Any]) -> None:
+        self.name, self.common = name, dict(common)
+        self.quantities = table(name).quantities
         self.parts: list[dict[str, Any]] = []
 
     def add(
@@ -54,18 +41,25 @@ class Rows:
         negative: np.ndarray | None = None,
         **keys: Any,
     ) -> None:
-        """One row for each entry of the estimate; `keys` are scalars or arrays of its shape.
+        """Add one row for each entry of the estimate.
 
-        `negative`, of that shape too, says where an estimate behind the value is negative and should not be.
+        Args:
+            quantity: A quantity of the table.
+            estimate: Value, error and interval.
+            box: The cell of (r, t).
+            degenerate: Whether the coefficient's denominator is zero within its noise.
+            negative: Where an estimate behind the value is negative and should not be, of the estimate's shape.
+            keys: Values of key columns, scalars or arrays of the estimate's shape.
         """
         value = np.atleast_1d(estimate.value)
         status = np.full(value.shape, "ok", dtype=object)
-        if quantity in _COEFFICIENTS:
+        kind = self.quantities[quantity].kind
+        if kind == "coefficient":
             status[(value < 0) | (value > 1)] = "outside_unit_interval"
-        if quantity in _NONNEGATIVE:
+        if kind == "nonnegative":
             status[value < 0] = "negative_estimate"
         undefined = "nonfinite"
-        if quantity in _COSINES:
+        if kind == "cosine":
             status[np.isnan(estimate.std_error)] = undefined = "negative_estimate"
         if negative is not None:
             status[negative] = "negative_estimate"
@@ -97,4 +91,4 @@ class Rows:
             columns[name] = np.concatenate(pieces)
         rows = len(columns["value"])
         constant = {name: [value] * rows for name, value in self.common.items() if name not in columns}
-        return conform(self.table, pd.DataFrame({**constant, **columns}))
+        return conform(self.name, pd.DataFrame({**constant, **columns}))

@@ -68,10 +68,10 @@ def gap_statistics(moments: Moments, own: int, mean: int, gap: list[int]) -> dic
     parts = terms or [whole]
     size2 = M[:, parts][:, :, parts].sum((1, 2))
     signal = M[:, mean, mean]
-    found = {"semi_gradient_gap": size2}
-    found |= {f"semi_gradient_gap_{name}": M[:, k, k] for name, k in zip(("field", "noise"), terms, strict=False)}
+    statistics = {"semi_gradient_gap": size2}
+    statistics |= {f"semi_gradient_gap_{name}": M[:, k, k] for name, k in zip(("field", "noise"), terms, strict=False)}
     return {
-        **found,
+        **statistics,
         "semi_gradient_gap_ratio": signal / size2,
         "semi_gradient_gap_cosine": M[:, mean, parts].sum(1) / np.sqrt(size2 * signal),
         # tr Cov(G + D) - tr Cov(G)

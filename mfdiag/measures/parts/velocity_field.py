@@ -18,23 +18,23 @@ def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
     """Per sample: tr D, |D|_F^2, |(D - D^T)/2|_F^2; above `EXACT_DIM` estimates without bias, and the first's error."""
     # Hutchinson: for random signs z, E z.Dz = tr D and E|Dz|^2 = |D|_F^2. With R = (D - D^T)/2 and an independent z',
     # E (z.Rz')^2 = E z^T R R^T z = |R|_F^2, so that pairs of different probes need no derivative transposed.
-    there, x = fields.context, fields.x
-    assert there is not None
+    context, x = fields.context, fields.x
+    assert context is not None
     exact = x[0].numel() <= EXACT_DIM
-    probes = coordinate_basis(x) if exact else random_signs(there.draws, "velocity probes", there.index, x)
-    columns = there.derivatives(there.t, probes, x.new_zeros(probes.shape[:2]))[1]
+    probes = coordinate_basis(x) if exact else random_signs(context.draws, "velocity probes", context.index, x)
+    columns = context.derivatives(context.t, probes, x.new_zeros(probes.shape[:2]))[1]
     z, dz = probes.flatten(2), columns.flatten(2)  # [m, n, d]
     products = torch.einsum("jni,kni->njk", z, dz)  # z_j . D z_k; D itself where the probes are a basis
     hits = products.diagonal(dim1=1, dim2=2)
     turned = (products - products.transpose(1, 2)) / 2
     m = len(z)
     share, pairs = (1, 1) if exact else (m, m * (m - 1))
-    found = {
+    scalars = {
         "divergence": hits.sum(1) / share,
         "velocity_fro2": dz.square().sum((0, 2)) / share,
         "antisymmetric_fro2": turned.square().sum((1, 2)) / pairs,
     }
-    return found if exact else {**found, "divergence_error": hits.std(1) / m**0.5}
+    return scalars if exact else {**scalars, "divergence_error": hits.std(1) / m**0.5}
 
 
 def probe_quantile(level: float = 0.95) -> float:

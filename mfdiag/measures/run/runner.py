@@ -1,184 +1,275 @@
-"""A command's work over several checkpoints: measure, write after each, go on where an earlier run stopped."""
+"""The one runner of every command that measures: lock the folder, resume, measure, write tables and manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from mfdiag._version import __version__
 from mfdiag.errors import InputError
-from mfdiag.figures.render import save_figures
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
-from mfdiag.measures.chosen import chosen_estimators
-from mfdiag.measures.measure import measure_subject
-from mfdiag.measures.request import Progress, Request, Subject
-from mfdiag.tables.densities import write_densities
+from mfdiag.measures.run.choice import choose_estimators, require_known_extras
+from mfdiag.measures.run.job import Identity, Job
+from mfdiag.measures.run.measure_subject import measure_subject
+from mfdiag.measures.run.request import Progress, Request
+from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
+from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, table_path, write_table
 
-__all__ = ["Mode", "Outcome", "device_name", "run_job", "same_request"]
-
-_WRITTEN = {
-    "sweep": ("sweep",),
-    "variance": ("variance", "samples"),
-    "coefficient": ("coefficient",),
-    "compare": ("compare",),
-    "times": ("times",),
-}
+__all__ = ["Mode", "Outcome", "ResultFolder", "TableJob", "run"]
 
 Mode = Literal["new", "overwrite", "resume"]
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job left: frames by table, and the files written."""
+    """What a run left: frames by table, and the paths of the tables."""
 
     frames: dict[str, pd.DataFrame]
     tables: list[Path]
-    figures: list[Path]
 
 
-def run_job(
-    table: str,
-    checkpoints: Sequence[Path],
-    load: Callable[[Path], Subject],
-    request: Request,
-    out: Path,
-    mode: Mode,
-    *,
-    options: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    say: Callable[[str], None],
-) -> Outcome:
-    """Measure `table` for each checkpoint into `out`: tables, manifest.json, figures.
+def run(job: Job[S], out: Path, mode: Mode, *, say: Callable[[str], None]) -> Outcome:
+    """Measure every subject of a job into a folder: tables and manifest.json.
 
-    Tables are written whole after each checkpoint, and the one being measured when a job is interrupted is kept as it
-    stands; `resume` skips checkpoints already there under the same request and goes on in the middle of the next.
-    `options` are what `load` goes by and the tables do not tell, for the manifest; they may not change between a job
-    and its resumption.
-    Raises InputError before anything is measured where `out` cannot be used, KeyboardInterrupt with what is saved.
+    Tables are written whole after each subject. An interrupted run keeps them, and the state of the pass it was in;
+    `resume` skips what is there and continues in the middle of the next subject.
+
+    Args:
+        job: What to measure.
+        out: Folder of the results.
+        mode: What to do with earlier results in `out`.
+        say: Receives one-line notes.
+
+    Returns:
+        The tables.
+
+    Raises:
+        InputError: The folder cannot be used, or holds results of other options; before anything is measured.
+        KeyboardInterrupt: The run was interrupted; its message says what is saved.
     """
-    names = _WRITTEN[table]
-    check_writable(out, list(names), mode)
-    subjects = [load(path) for path in checkpoints]  # all of them first: a bad last file must not cost hours
-    specification = _specification(table, request) | dict(options or {})
-    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
-    done: set[tuple[str, ...]] = set()
-    if mode == "resume" and all(table_path(name, out).exists() for name in names):
-        same_request(out, table, specification)
-        frames = {name: [frame] for name, frame in _earlier(out, names).items()}
-        done = set(_identities(frames[table][0]))
-    started = datetime.now(UTC)
-    try:
-        for subject in subjects:
-            if _identity(subject) in done:
-                say(f"{subject.checkpoint} is measured already.")
-                continue
-            partial = _partial(out, specification, _identity(subject))
-            if mode != "resume":
-                partial.clear()
-            measured_now = measure_subject(subject, table, request, progress=progress, say=say, partial=partial)
-            for name, frame in measured_now.items():
-                frames[name].append(frame)
-            paths = [write_table(name, pd.concat(frames[name], ignore_index=True), out) for name in names]
-            if table == "times":
-                densities = write_densities(read_table(table, out), out)
-                say(f"to train or measure with what was found: {', '.join(f'density:{path}' for path in densities)}.")
-                paths += densities
-            measured = pd.concat([frame[_IDENTITY] for frame in frames[table]]).drop_duplicates()
-            entry = manifest(
-                sys.argv,
-                specification
-                | {"subjects": _records(measured, subjects, _entry(out, table))}
-                | _left_out(table, request, subjects),
-                seeds=[request.seed],
-                inputs=list(measured[["checkpoint", "checkpoint_sha256"]].itertuples(index=False, name=None)),
-                started=started,
-                finished=datetime.now(UTC),
-                outputs=paths,
-                device=device_name(request.settings.device),
+    with ResultFolder(out, job, mode) as folder:
+        subjects = job.subjects()  # all of them first: a bad last file must not cost hours
+        measured = folder.resume()
+        try:
+            for subject in subjects:
+                identity = job.identity(subject)
+                if identity in measured:
+                    say(f"{job.label(subject)} is measured already.")
+                    continue
+                frames = job.measure(subject, folder.pass_checkpoint(identity))
+                folder.add(frames, subjects)
+                measured.add(identity)
+        except KeyboardInterrupt as error:
+            if error.args:  # it says itself what is saved
+                raise
+            saved = sum(job.identity(subject) in measured for subject in subjects)
+            raise KeyboardInterrupt(
+                f"{saved} of {len(subjects)} checkpoints are measured and saved in {out}; resume with --resume"
+            ) from None
+        return folder.finish(subjects)
+
+
+class ResultFolder(Generic[S]):
+    """The folder a job writes to: locked while it runs, its tables and its manifest always whole.
+
+    Args:
+        out: The folder.
+        job: Whose results it takes.
+        mode: What to do with earlier results.
+    """
+
+    def __init__(self, out: Path, job: Job[S], mode: Mode) -> None:
+        self.out, self.job, self.mode = out, job, mode
+        self.frames: dict[str, pd.DataFrame] = {}
+        self._locks = ExitStack()
+        self._started = datetime.now(UTC)
+
+    def __enter__(self) -> ResultFolder[S]:
+        check_writable(self.out, list(self.job.tables), self.mode)
+        self._locks.enter_context(_locked(self.out, self.job.command))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._locks.close()
+
+    def resume(self) -> set[Identity]:
+        """Takes over the rows of an earlier run where the mode is "resume"; the identities it measured.
+
+        Raises InputError where the earlier run had other options.
+        """
+        names = self.job.tables
+        if self.mode != "resume" or not all(table_path(name, self.out).exists() for name in names):
+            return set()
+        self._require_same_options()
+        frames = {name: read_table(name, self.out) for name in names}
+        frames[names[0]] = self.job.rows_to_keep(frames[names[0]])
+        # a run may have been killed after writing the first of its tables: keep the subjects that all tables hold
+        identities = {name: _identities(frame, self.job.identity_columns) for name, frame in frames.items()}
+        complete = set.intersection(*map(set, identities.values()))
+        self.frames = {name: frame[[i in complete for i in identities[name]]] for name, frame in frames.items()}
+        return complete
+
+    def pass_checkpoint(self, identity: Identity) -> PassCheckpoint:
+        """Where an interrupted pass over one subject is kept; another request or version never reads it."""
+        key = json.dumps([__version__, self.job.specification, identity], sort_keys=True, default=str)
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        checkpoint = PassCheckpoint(self.out / ".partial" / f"{self.job.command}-{digest}.pt", key)
+        if self.mode != "resume":
+            checkpoint.clear()
+        return checkpoint
+
+    def add(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[S]) -> None:
+        """Appends the frames of one subject and writes tables and manifest."""
+        for name, frame in frames.items():
+            earlier = [self.frames[name]] if name in self.frames else []
+            self.frames[name] = pd.concat([*earlier, frame], ignore_index=True)
+        self._write(self.frames, subjects)
+
+    def finish(self, subjects: Sequence[S]) -> Outcome:
+        """Adds what can only be computed at the end, and reads the tables back."""
+        final = self.job.finish(self.frames, subjects) if self.frames else None
+        if final is not None:
+            self._write(final, subjects)
+        names = self.job.tables
+        return Outcome({name: read_table(name, self.out) for name in names}, [table_path(n, self.out) for n in names])
+
+    def _write(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[S]) -> None:
+        job = self.job
+        paths = [write_table(name, frames[name], self.out) for name in job.tables]
+        paths += job.files(self.out)
+        main = job.rows_to_keep(frames[job.tables[0]])
+        measured = main[list(job.identity_columns)].drop_duplicates()
+        entry = manifest(
+            sys.argv,
+            {**job.specification, **job.describe(measured, subjects, self._manifest_entry())},
+            seeds=job.seeds,
+            inputs=_inputs(measured),
+            started=self._started,
+            finished=datetime.now(UTC),
+            outputs=paths,
+            device=_device_name(job.device),
+        )
+        write_manifest(self.out, job.command, entry)
+
+    def _manifest_entry(self) -> dict[str, Any]:
+        """What the folder's manifest says of the command; empty where it says nothing."""
+        path = self.out / MANIFEST
+        return read_json(path).get(self.job.command, {}) if path.exists() else {}
+
+    def _require_same_options(self) -> None:
+        before = self._manifest_entry().get("specification", {})
+        changed = [name for name, value in self.job.specification.items() if before.get(name) != value]
+        if changed:
+            raise InputError(
+                f"{self.out} was measured with other options ({', '.join(changed)}), so --resume cannot add to it: "
+                "repeat them, or pass --overwrite or another --out."
             )
-            write_manifest(out, table, entry)
-            done.add(_identity(subject))
-    except KeyboardInterrupt:
-        saved = sum(_identity(subject) in done for subject in subjects)
-        raise KeyboardInterrupt(
-            f"{saved} of {len(subjects)} checkpoints are measured and saved in {out}, go on with --resume"
-        ) from None
-    found = {name: read_table(name, out) for name in names}
-    return Outcome(found, [table_path(name, out) for name in names], save_figures(found, out))
 
 
-def _partial(out: Path, specification: Mapping[str, Any], identity: tuple[str, ...]) -> PassCheckpoint:
-    """Where an interrupted measurement of one subject is kept; another request or version never reads it."""
-    key = json.dumps([__version__, specification, identity], sort_keys=True, default=str)
-    name = f"{specification['table']}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
-    return PassCheckpoint(out / ".partial" / name, key)
+class TableJob(Job[Subject]):
+    """Measures one table of several checkpoints.
+
+    Args:
+        table: What to measure.
+        checkpoints: Files or folders of weights.
+        options: How the checkpoints are read.
+        request: Estimators, coefficients, batch sizes, settings of a pass.
+        recorded: Further options for the manifest, which may not change between a run and its resumption.
+        progress: Receives (label, samples done, samples in all).
+        say: Receives one-line notes.
+    """
+
+    identity_columns = ("checkpoint", "checkpoint_sha256", "dataset", "proxy", "times")
+
+    def __init__(
+        self,
+        table: MeasuredTable,
+        checkpoints: Sequence[Path],
+        options: SubjectOptions,
+        request: Request,
+        *,
+        recorded: Mapping[str, Any],
+        progress: Progress | None,
+        say: Callable[[str], None],
+    ) -> None:
+        require_known_extras(request.extras)
+        self.table, self.checkpoints, self.options, self.request = table, checkpoints, options, request
+        self.progress, self.say = progress, say
+        self.command = table.name
+        self.tables = [schema.name for schema in table.schemas]
+        self.specification = _specification(table, request) | dict(recorded)
+        self.seeds = [request.seed]
+        self.device = request.settings.device
+
+    def subjects(self) -> Sequence[Subject]:
+        """Every checkpoint, loaded."""
+        return [load_subject(path, self.options, say=self.say) for path in self.checkpoints]
+
+    def identity(self, subject: Subject) -> Identity:
+        """Checkpoint, hash, data set, proxy and sampler of (r, t)."""
+        known = (subject.checkpoint, subject.sha256, subject.data.name, subject.proxy_name, subject.times.name)
+        return tuple(map(str, known))
+
+    def label(self, subject: Subject) -> str:
+        """The checkpoint's name."""
+        return subject.checkpoint
+
+    def measure(self, subject: Subject, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
+        """The table's frames for one checkpoint."""
+        return measure_subject(
+            subject, self.table, self.request, progress=self.progress, say=self.say, checkpoint=checkpoint
+        )
+
+    def describe(self, rows: pd.DataFrame, subjects: Sequence[Subject], earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """What was measured, a record each: identity and axes; those of earlier runs as these wrote them."""
+        axes: dict[Identity, Mapping[str, Any]] = {self.identity(subject): subject.axes for subject in subjects}
+        for record in earlier.get("specification", {}).get("subjects", []):
+            axes.setdefault(tuple(str(record[name]) for name in self.identity_columns), record)
+        records = zip(_identities(rows, self.identity_columns), rows.to_dict("records"), strict=True)
+        described: dict[str, Any] = {
+            "subjects": [
+                {**axes.get(key, {}), **{str(name): value for name, value in record.items()}} for key, record in records
+            ]
+        }
+        if "estimator" in self.table.options and not self.table.one_estimator:
+            described["left_out"] = {
+                s.checkpoint: choose_estimators(self.request.estimators, s, self.table)[1] for s in subjects
+            }
+        return described
+
+    def files(self, out: Path) -> list[Path]:
+        """The files the table is also written as."""
+        if self.table.files is None:
+            return []
+        paths, note = self.table.files(read_table(self.table.name, out), out)
+        self.say(note)
+        return paths
 
 
-def device_name(device: str) -> str:
-    """What the manifest calls a device: the model of a GPU."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-_IDENTITY = ["checkpoint", "checkpoint_sha256", "dataset", "proxy", "times"]
-
-
-def _identity(subject: Subject) -> tuple[str, ...]:
-    known = (subject.checkpoint, subject.sha256, subject.data.name, subject.proxy_name, subject.times.name)
-    return tuple(map(str, known))
-
-
-def _identities(frame: pd.DataFrame) -> list[tuple[str, ...]]:
-    """`_identity` of each row's subject."""
-    return list(frame[_IDENTITY].astype(str).itertuples(index=False, name=None))
-
-
-def _records(measured: pd.DataFrame, subjects: Sequence[Subject], before: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was measured, a record each: identity, source, coupling, path, prediction; of earlier jobs as they wrote."""
-    axes = {_identity(subject): subject.axes for subject in subjects}
-    for record in before.get("specification", {}).get("subjects", []):
-        axes.setdefault(tuple(str(record[name]) for name in _IDENTITY), record)
-    records = zip(_identities(measured), measured.to_dict("records"), strict=True)
-    return [axes.get(key, {}) | {str(name): value for name, value in record.items()} for key, record in records]
-
-
-def _left_out(table: str, request: Request, subjects: Sequence[Subject]) -> dict[str, Any]:
-    """For the commands that measure estimators: those that could not be, by checkpoint and reason."""
-    if table not in ("variance", "compare"):
-        return {}
-    return {"left_out": {s.checkpoint: chosen_estimators(request.estimators, s, table)[1] for s in subjects}}
-
-
-def _entry(out: Path, table: str) -> dict[str, Any]:
-    """What the folder's manifest says of the command; empty where there is none."""
-    return read_json(out / MANIFEST).get(table, {}) if (out / MANIFEST).exists() else {}
-
-
-def _earlier(out: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Rows of the subjects that all tables hold: a run may have been killed after writing the first of them."""
-    found = {name: read_table(name, out) for name in names}
-    identities = {name: _identities(frame) for name, frame in found.items()}
-    whole = set.intersection(*map(set, identities.values()))
-    return {name: frame[[key in whole for key in identities[name]]] for name, frame in found.items()}
-
-
-def _specification(table: str, request: Request) -> dict[str, Any]:
+def _specification(table: MeasuredTable, request: Request) -> dict[str, Any]:
     """Every option that decides the numbers, defaults filled in."""
     settings = asdict(request.settings)
     for name in ("chunk", "device"):  # these change no number
         settings.pop(name)
     return {
-        "table": table,
+        "table": table.name,
         "beta": list(map(float, request.betas)),
         "gamma": list(map(float, request.gammas)),
         "batch_sizes": list(request.batch_sizes),
@@ -188,18 +279,48 @@ def _specification(table: str, request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "posterior": request.posterior,
         "extras": sorted(request.extras),
-        **({"floor": request.floor} if table == "times" else {}),
+        **({"floor": request.floor} if "floor" in table.options else {}),
         **{**settings, "dtype": str(request.settings.dtype).removeprefix("torch.")},
         "bins": None if request.settings.bins is None else list(request.settings.bins),
     }
 
 
-def same_request(out: Path, table: str, specification: dict[str, Any]) -> None:
-    """Raises InputError where the manifest in `out` tells of another specification of the command `table`."""
-    before = _entry(out, table).get("specification", {})
-    changed = [name for name, value in specification.items() if before.get(name) != value]
-    if changed:
+@contextmanager
+def _locked(out: Path, command: str) -> Iterator[None]:
+    """Holds the folder's lock of a command; InputError where another process holds it."""
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f".{command}.lock"
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
         raise InputError(
-            f"{out} was measured with other options ({', '.join(changed)}), so --resume cannot add to it: "
-            "repeat them, or pass --overwrite or another --out."
-        )
+            f"Another process is running `mfdiag {command}` with the folder {out}: wait until it ends, or pass another "
+            "--out."
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still held
+        lock.release()
+        with suppress(OSError):  # nothing was measured: leave nothing behind
+            for folder in created:
+                folder.rmdir()
+
+
+def _inputs(measured: pd.DataFrame) -> list[tuple[str, str]]:
+    """(checkpoint, hash) of what was measured; none where a job has no checkpoints."""
+    if "checkpoint" not in measured:
+        return []
+    return list(measured[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def _identities(frame: pd.DataFrame, columns: Sequence[str]) -> list[Identity]:
+    """The identity of each row's subject."""
+    return list(frame[list(columns)].astype(str).itertuples(index=False, name=None))
+
+
+def _device_name(device: str) -> str:
+    """What the manifest calls a device: the model of a GPU."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

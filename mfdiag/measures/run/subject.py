@@ -1,141 +1,269 @@
-"""From a checkpoint file to what is measured: weights, proxy and draws, from the file unless told otherwise."""
+"""What is measured: a network, its proxy, and the law of its samples, as a checkpoint and the user's options say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path as FilePath
+
+from torch import nn
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.couplings import parse_coupling
+from mfdiag.fields.builder import Proxy
+from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
 from mfdiag.flow.data.datasets import Data, load_data
 from mfdiag.flow.data.fitting import check_scale, shape_hint
-from mfdiag.flow.guidance import parse_guidance
-from mfdiag.flow.paths import parse_path
-from mfdiag.flow.sources import parse_source
-from mfdiag.flow.times import parse_times
-from mfdiag.measures.request import Subject
+from mfdiag.flow.guidance import Guidance, parse_guidance
+from mfdiag.flow.paths import LINEAR, Path, parse_path
+from mfdiag.flow.sources import Source, parse_source
+from mfdiag.flow.times import TimeSampler, parse_times
 from mfdiag.models.cards.card import Card
-from mfdiag.models.checkpoint import bundled, load_model
+from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import load_teacher, teacher_velocity
 from mfdiag.usercode import is_user_code
 
-__all__ = ["load_subject"]
+__all__ = ["Subject", "SubjectOptions", "load_subject"]
 
 _BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
 _DEFAULTS = {"source": "gaussian", "coupling": "independent", "path": "linear", "prediction": "u"}
 _DEFAULT_TIMES = "logit_normal"  # MeanFlow's own
 
 
-def load_subject(
-    checkpoint: Path,
-    *,
-    model: str | None = None,
-    data: str | None = None,
-    weights: str = "raw",
-    proxy: str | None = None,
-    times: str | None = None,
-    source: str | None = None,
-    coupling: str | None = None,
-    path: str | None = None,
-    prediction: str | None = None,
-    guidance: str | None = None,
-    say: Callable[[str], None],
-) -> Subject:
-    """The subject a checkpoint describes; arguments as the options of the same names.
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a network, what guides it, and the law it was trained on.
 
-    `say` receives what was assumed. Raises InputError for files that cannot be read, and where the file does not tell
-    and no option does.
+    Attributes:
+        module: The network, giving the average velocity u(x, r, t, labels).
+        data: The law of x_0.
+        times: The sampler of (r, t).
+        proxy: Where vhat comes from.
+        proxy_module: The network whose u(x_t, t, t) is vhat, for the proxies "ema" and "teacher".
+        proxy_name: The proxy as the tables call it.
+        run: Name of the run the checkpoint comes from.
+        checkpoint: Name or path of the checkpoint.
+        sha256: Hash of its file.
+        step: Optimiser steps taken when it was saved.
+        conditional: Whether the network takes labels.
+        source: The law of x_1; None is N(0, I).
+        coupling: Which x_0 is paired with which x_1.
+        path: The path from x_0 to x_1.
+        prediction: What the network's output was before it became u.
+        networks: "ema" and "teacher", where these exist.
+        guidance: Guidance that is built into the objective.
+
+    Raises:
+        InputError: The guidance needs labels, a velocity head or a teacher that are missing.
     """
-    loaded = load_model(checkpoint, model=model, weights=weights)
+
+    module: nn.Module
+    data: Data
+    times: TimeSampler
+    proxy: Proxy = "self"
+    proxy_module: nn.Module | None = None
+    proxy_name: str = "self"
+    run: str = "model"
+    checkpoint: str = "model"
+    sha256: str | None = None
+    step: int | None = None
+    conditional: bool = False
+    source: Source | None = None
+    coupling: Coupling = INDEPENDENT
+    path: Path = LINEAR
+    prediction: str = "u"
+    networks: Mapping[str, nn.Module] = field(default_factory=dict)
+    guidance: Guidance | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None:
+            self._require_guidable(self.guidance)
+
+    def _require_guidable(self, guidance: Guidance) -> None:
+        if not self.conditional or not self.data.num_classes:
+            who = f"{self.data.name} has none" if self.conditional else "the network takes none (num_classes)"
+            raise InputError(
+                f"--guidance {guidance.name} needs labels, but {who}; leave it out, or pass --guidance none."
+            )
+        if guidance.network == "head" and not hasattr(self.module, "velocity"):
+            raise InputError(
+                f"--guidance {guidance.name} guides by a velocity head, a method velocity(x, r, t, labels), which the "
+                "network does not have; pass another guidance."
+            )
+        if guidance.network == "teacher" and "teacher" not in self.networks:
+            raise InputError(f"--guidance {guidance.name} needs the teacher it guides by: pass --proxy teacher=PATH.")
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Source, coupling, path, prediction and guidance by name."""
+        source = "gaussian" if self.source is None else self.source.name
+        return {
+            "source": source,
+            "coupling": self.coupling.name,
+            "path": self.path.name,
+            "prediction": self.prediction,
+            "guidance": "none" if self.guidance is None else self.guidance.name,
+        }
+
+
+@dataclass(frozen=True)
+class SubjectOptions:
+    """How a checkpoint is read: specifications as on the command line, None where the checkpoint decides.
+
+    Attributes:
+        model: A model card, or code that builds the network.
+        data: The data it was trained on.
+        weights: Which weights are measured.
+        proxy: Where vhat comes from.
+        times: Sampler of (r, t).
+        source: What x_1 is.
+        coupling: Which x_0 is paired with which x_1.
+        path: The path from x_0 to x_1.
+        prediction: What the network's output stands for.
+        guidance: Guidance built into the objective.
+    """
+
+    model: str | None = None
+    data: str | None = None
+    weights: str = "raw"
+    proxy: str | None = None
+    times: str | None = None
+    source: str | None = None
+    coupling: str | None = None
+    path: str | None = None
+    prediction: str | None = None
+    guidance: str | None = None
+
+    @classmethod
+    def of(cls, options: object) -> SubjectOptions:
+        """From an object with attributes of these names, such as the command line's options."""
+        return cls(**{entry.name: getattr(options, entry.name) for entry in fields(cls)})
+
+
+def load_subject(
+    checkpoint: FilePath, options: SubjectOptions = SubjectOptions(), *, say: Callable[[str], None]
+) -> Subject:
+    """Load a checkpoint with the data, sampler and proxy it is measured with.
+
+    Args:
+        checkpoint: File or folder of weights.
+        options: What the user states; the rest comes from the checkpoint or the model card.
+        say: Receives what was assumed.
+
+    Returns:
+        The subject.
+
+    Raises:
+        InputError: A file cannot be read, or neither the checkpoint nor an option gives something that is needed.
+    """
+    loaded = load_model(checkpoint, model=options.model, weights=options.weights)
     description, card = loaded.description, loaded.card
-    if data is None:
+    data_spec = options.data
+    if data_spec is None:
         if description is None:
             raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or FILE.")
-        data = description.data
+        data_spec = description.data
     if card is not None:
-        say(f"{card.name} makes the network with {card.factory}, whose code is run.")
-    if times is None and description is not None:
-        times = description.times
-    elif times is None:
-        times = _DEFAULT_TIMES
-        say(f"{checkpoint} does not say how (r, t) were drawn: measuring under --times {parse_times(times).name}.")
-    given = {"source": source, "coupling": coupling, "path": path, "prediction": prediction}
-    if card is not None:  # the user's own word, unlike what a checkpoint says, so that code it names is run
-        axes = {name: given[name] or value for name, value in card.axes.items()}
-    else:
-        told = {name: getattr(description, name, default) for name, default in _DEFAULTS.items()}
-        axes = {name: given[name] or _told(checkpoint, name, value) for name, value in told.items()}
-    found = load_data(data, **({} if card is None else card.data.statistics))
+        say(f"{card.name} builds the network with {card.factory}, whose code is run.")
+    times = _times(checkpoint, options, loaded, say)
+    axes = _axes(checkpoint, options, loaded)
+    data = load_data(data_spec, **({} if card is None else card.data.statistics))
     if card is not None:
-        _require_fitting(card, found, say)
+        _require_fitting(card, data, say)
         standard = card.data.scale if card.data.std is not None else None  # else the scale is what gives about 1
-        check_scale(found, say, std=abs(standard or 1))
-    way = parse_path(axes["path"])
-    start = parse_source(axes["source"], found)
-    if proxy is None:
-        proxy = "ema" if loaded.has_weights("ema") else "self"
-    kind, _, teacher = proxy.partition("=")
-    guide = None
-    if kind == "teacher":
-        if not teacher:
-            raise InputError("--proxy teacher needs the teacher's checkpoint: teacher=PATH.")
-        guide = load_teacher(teacher, model, axes["prediction"], way.name)
-    elif kind == "ema":
-        guide = as_average_velocity(loaded.with_weights("ema"), axes["prediction"], way)
-    elif kind not in ("self", "exact") or teacher:
-        raise did_you_mean("proxy", proxy, ("self", "ema", "exact", "teacher=PATH"))
-    networks = {} if guide is None else {kind: guide}
-    if kind != "ema" and weights == "raw" and loaded.has_weights("ema"):
-        networks["ema"] = as_average_velocity(loaded.with_weights("ema"), axes["prediction"], way)
+        check_scale(data, say, std=abs(standard or 1))
+    path = parse_path(axes["path"])
+    source = parse_source(axes["source"], data)
+    kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path)
     classes = getattr(loaded.module, "num_classes", 0)
-    if classes and found.num_classes > classes:
+    if classes and data.num_classes > classes:
         raise InputError(
-            f"{checkpoint} holds a network for {classes} classes, but {data} has {found.num_classes} labels."
+            f"{checkpoint} holds a network for {classes} classes, but {data_spec} has {data.num_classes} labels."
         )
     run = checkpoint.stem if checkpoint.parent.name in ("", ".") else checkpoint.parent.name
     name = str(checkpoint)
     if checkpoint == bundled():
         run, name = "bundled", _BUNDLED
     return Subject(
-        as_average_velocity(loaded.module, axes["prediction"], way),
-        found,
+        as_average_velocity(loaded.module, axes["prediction"], path),
+        data,
         parse_times(times),
         kind,  # type: ignore[arg-type]
-        guide,
-        proxy,
+        networks.get(kind),
+        proxy_name,
         run=run,
         checkpoint=name,
         sha256=loaded.sha256,
         step=loaded.step,
         conditional=bool(classes),
-        source=start,
-        coupling=parse_coupling(axes["coupling"], found, start, lambda file: teacher_velocity(file, model)),
-        path=way,
+        source=source,
+        coupling=parse_coupling(axes["coupling"], data, source, lambda file: teacher_velocity(file, options.model)),
+        path=path,
         prediction=prediction_name(axes["prediction"]),
         networks=networks,
-        guidance=parse_guidance(guidance or "none"),
+        guidance=parse_guidance(options.guidance or "none"),
     )
+
+
+def _times(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]) -> str:
+    """The sampler's specification: the user's, the checkpoint's, or MeanFlow's own, which it says."""
+    if options.times is not None:
+        return options.times
+    if loaded.description is not None:
+        return loaded.description.times
+    say(f"{checkpoint} does not say how (r, t) were drawn: measuring with --times {parse_times(_DEFAULT_TIMES).name}.")
+    return _DEFAULT_TIMES
+
+
+def _axes(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) -> dict[str, str]:
+    """Specifications of source, coupling, path and prediction."""
+    stated = {name: getattr(options, name) for name in _DEFAULTS}
+    if loaded.card is not None:  # the user's own word, unlike what a checkpoint says, so that code it names is run
+        return {name: stated[name] or value for name, value in loaded.card.axes.items()}
+    described = {name: getattr(loaded.description, name, default) for name, default in _DEFAULTS.items()}
+    return {name: stated[name] or _without_code(checkpoint, name, value) for name, value in described.items()}
+
+
+def _proxy(
+    options: SubjectOptions, loaded: LoadedModel, prediction: str, path: Path
+) -> tuple[str, str, dict[str, nn.Module]]:
+    """The proxy's kind, its name in the tables, and the networks "ema" and "teacher" where these exist."""
+    proxy = options.proxy
+    if proxy is None:
+        proxy = "ema" if loaded.has_weights("ema") else "self"
+    kind, _, teacher = proxy.partition("=")
+    networks: dict[str, nn.Module] = {}
+    if kind == "teacher":
+        if not teacher:
+            raise InputError("--proxy teacher needs the teacher's checkpoint: teacher=PATH.")
+        networks["teacher"] = load_teacher(teacher, options.model, prediction, path.name)
+    elif kind == "ema":
+        networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)
+    elif kind not in ("self", "exact") or teacher:
+        raise did_you_mean("proxy", proxy, ("self", "ema", "exact", "teacher=PATH"))
+    if kind != "ema" and options.weights == "raw" and loaded.has_weights("ema"):
+        networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)
+    return kind, proxy, networks
 
 
 def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None:
     """Refuses data that the card's network does not take."""
-    shape, told = card.data.shape, card.conditioning
+    shape, conditioning = card.data.shape, card.conditioning
     if shape is not None and data.shape != shape:
         raise InputError(
             f"{card.name} says that samples have the shape {list(shape)}, but {data.name} has {list(data.shape)}; "
             f"{shape_hint(data.shape, shape) or 'pass --data of that shape, or correct data.shape'}."
         )
-    if told.kind != "none" and not data.num_classes:
-        if told.null is None:
+    if conditioning.kind != "none" and not data.num_classes:
+        if conditioning.null is None:
             raise InputError(
-                f"{card.name} hands over labels and names no null label, but {data.name} has no labels; pass --data "
-                "with labels, or give conditioning.null."
+                f"{card.name} passes labels and gives no null label, but {data.name} has no labels; pass --data with "
+                "labels, or give conditioning.null."
             )
-        say(f"{data.name} has no labels: the network is given its null label.")
+        say(f"{data.name} has no labels: the network receives its null label.")
 
 
-def _told(checkpoint: Path, axis: str, value: str) -> str:
+def _without_code(checkpoint: FilePath, axis: str, value: str) -> str:
     """What the checkpoint says of an axis; code it names is not run unless the user names it too."""
     if is_user_code(value):
         raise InputError(

@@ -1,0 +1,155 @@
+"""What the measuring commands share: options become a request, progress and notes go to stderr, results to stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mfdiag.cli.device import checked_device
+from mfdiag.cli.options import Options
+from mfdiag.cli.printing import print_outcome
+from mfdiag.cli.progress import progress_on
+from mfdiag.errors import InputError
+from mfdiag.flow.specs import parse_grid
+from mfdiag.flow.weighting import parse_weighting
+from mfdiag.gradients.sample_pass import PassSettings
+from mfdiag.measures.parts.summary import Summarize
+from mfdiag.measures.run.choice import card_record, objective_of
+from mfdiag.measures.run.job import Job
+from mfdiag.measures.run.request import Progress, Request
+from mfdiag.measures.run.runner import Mode, TableJob, run
+from mfdiag.measures.run.subject import SubjectOptions
+from mfdiag.measures.run.table import MeasuredTable
+from mfdiag.models.checkpoint import bundled
+
+__all__ = ["measure_table", "parse_chunk", "run_job"]
+
+_RECORDED = ("model", "weights", "source", "coupling", "path", "prediction", "guidance")  # not told by the tables
+
+JobFactory = Callable[[list[Path], Progress, Callable[[str], None]], Job[Any]]
+"""(checkpoints, progress, notes) -> what to measure."""
+
+
+def measure_table(table: MeasuredTable, typed: Options) -> None:
+    """Measure a table as the options say, write it with its figures, and print it."""
+
+    def job(checkpoints: list[Path], progress: Progress, say: Callable[[str], None]) -> Job[Any]:
+        options = _with_card_objective(table, typed, say)
+        recorded = {name: getattr(options, name) for name in _RECORDED} | card_record(options.model)
+        request = _request(table, options)
+        subjects = SubjectOptions.of(options)
+        return TableJob(table, checkpoints, subjects, request, recorded=recorded, progress=progress, say=say)
+
+    run_job(table.name, typed, job, table.summary)
+
+
+def run_job(name: str, options: Options, job: JobFactory, summarize: Summarize | None) -> None:
+    """Run a command's job on the checkpoints of its options: progress, notes, tables, figures, printed results.
+
+    Args:
+        name: Name of the main table.
+        options: The shared options.
+        job: Makes the job.
+        summarize: Makes the summaries of one model; None shows one line per row.
+
+    Raises:
+        InputError: --resume and --overwrite together, or as `run`.
+    """
+    if options.resume and options.overwrite:
+        raise InputError("--resume keeps earlier results and --overwrite replaces them: pass one of the two.")
+    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
+    notes: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in notes:
+            notes.add(text)
+            console.print(f"note: {text}", markup=False)
+
+    checkpoints = options.checkpoints
+    if not checkpoints:
+        checkpoints = [bundled()]
+        say("no checkpoint given: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
+    mode: Mode = "resume" if options.resume else "overwrite" if options.overwrite else "new"
+    with progress_on(console) as progress, _memory_errors():
+        outcome = run(job(checkpoints, progress, say), options.out, mode, say=say)
+    print_outcome(name, outcome.frames, summarize, options.format, say)
+    console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
+    from mfdiag.figures import save_figures
+
+    figures = save_figures(outcome.frames, options.out)
+    if figures:
+        console.print(f"figures: {figures[0].parent}", markup=False)
+
+
+def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[str], None]) -> Options:
+    """The options, with a model card's objective where the user gave none."""
+    objective = objective_of(options.model, table)
+    defaults = {name: value for name, value in objective.items() if getattr(options, name) is None}
+    if defaults:
+        shown = (
+            f"--{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in defaults.items()
+        )
+        say(f"as {options.model} says the model was trained: {', '.join(shown)}.")
+    return replace(options, **defaults)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """torch reports that memory ran out as a RuntimeError, in words that depend on the device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            raise MemoryError from error
+        raise
+
+
+def _request(table: MeasuredTable, options: Options) -> Request:
+    return Request(
+        betas=parse_grid("--beta", options.beta),
+        gammas=parse_grid("--gamma", options.gamma),
+        batch_sizes=options.batch_size or Request.batch_sizes,
+        estimators=options.estimator or table.default_estimators,
+        weighting=parse_weighting(options.weighting or "none"),
+        by_layer=(options.by or table.default_by) == "layer",
+        seed=options.seed,
+        posterior=options.posterior,
+        extras=options.extra or (),
+        floor=options.floor,
+        settings=PassSettings(
+            samples=options.samples,
+            bins=table.bins(options.by) if options.bins is None else _parse_bins(options.bins),
+            chunk=parse_chunk(options.chunk),
+            engine=options.engine,
+            dtype=getattr(torch, options.dtype),
+            device=checked_device(options.device),
+            derivative=options.derivative or "auto",
+        ),
+    )
+
+
+def _parse_bins(text: str) -> tuple[int, int] | None:
+    if text == "none":
+        return None
+    try:
+        r_bins, t_bins = (int(part) for part in text.split(","))
+        if not (1 <= r_bins <= 100 and 1 <= t_bins <= 100):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--bins takes two whole numbers from 1 to 100, as in 5,5, or none; got {text!r}.") from None
+    return r_bins, t_bins
+
+
+def parse_chunk(text: str) -> int | None:
+    """The value of --chunk, None for auto. Raises InputError for anything but auto and whole numbers of at least 1."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--chunk takes auto or a whole number of at least 1; got {text!r}.")
+    return int(text)

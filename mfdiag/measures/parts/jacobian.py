@@ -1,0 +1,43 @@
+"""Numbers of the Jacobi factor J = A - I, sample by sample: docs/theory.md#kappa and #jacobian-probes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mfdiag.fields.fields import Fields
+
+__all__ = ["jacobian_scalars"]
+
+
+def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
+    """Per sample: tr(J)/d, |J|_F^2, |J|_2; with a known posterior tr Sigma, |b|^2 and the diagonal form's parts.
+
+    With random signs z instead of a basis, tr A = E z.Az and |J|_F^2 = E|Az - z|^2 (Hutchinson), products of diagonal
+    entries come from pairs of different probes, and the spectral norm is left out.
+    """
+    jacobian = fields.jacobian
+    assert jacobian is not None
+    z, az = jacobian.probes, jacobian.a_probes  # [m, n, d]
+    m = len(az)
+    share = 1 if jacobian.full else m
+    hits = z * az  # its sum over a basis, or mean over signs, is the diagonal of A
+    diagonal = hits.sum(0) / share
+    jz = az - z
+    scalars = {
+        "kappa": diagonal.mean(1) - 1,
+        "jacobi_fro2": jz.square().sum((0, 2)) / share,
+    }
+    if jacobian.full:
+        scalars["jacobi_spectral"] = torch.linalg.matrix_norm(jz.transpose(0, 1), ord=2)
+    if fields.known is not None:
+        sigma, bias2 = fields.known.variance.flatten(1), fields.known.bias.flatten(1).square()
+        squared = diagonal**2
+        if not jacobian.full:  # unbiased: pairs of different probes only
+            squared = (hits.sum(0) ** 2 - hits.square().sum(0)) / (m * (m - 1))
+        scalars["sigma2d"] = sigma.sum(1)
+        scalars["bias2"] = bias2.sum(1)
+        # docs/theory.md#diagonal: minimise sum_i Sigma_ii (J_ii - beta A_ii)^2 + beta^2 A_ii^2 b_i^2 with J = A - I
+        scalars["diagonal/numerator"] = ((squared - diagonal) * sigma).sum(1)
+        scalars["diagonal/denominator"] = (squared * (sigma + bias2)).sum(1)
+    return scalars

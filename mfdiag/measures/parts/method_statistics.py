@@ -1,0 +1,63 @@
+"""Moments of each compared estimator, from the group's gradients by the plan's maps: docs/theory.md#family-bias."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mfdiag.coefficients.mixture import mixture_weights
+from mfdiag.gradients.moments import BlockMoments, Estimate, Moments, jackknife
+from mfdiag.measures.parts.compare_plan import Maps
+
+__all__ = ["best_mixture", "method_statistics", "mixture_gain"]
+
+
+def method_statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
+    """Quantity -> replicates [R, K] for K estimators, the first of which is MeanFlow."""
+    S, M, Q = (matrix[:, 0] for matrix in (moments.S, moments.M, moments.Q))
+    variance = _form(S, maps.value)
+    statistics = {"variance": variance, "variance_ratio": variance / variance[:, :1]}
+    if maps.within is not None:
+        within = _form(Q, maps.within)
+        statistics |= {"conditional_variance": within, "conditional_variance_ratio": within / within[:, :1]}
+    bias = _bias(S, maps)
+    statistics["bias2"] = _form(M, bias)
+    mean = maps.mean[0] + bias
+    norm = _form(M, mean)
+    statistics["cosine"] = _form(M, mean, np.broadcast_to(maps.mean[0], mean.shape)) / np.sqrt(norm * norm[:, :1])
+    return statistics
+
+
+def best_mixture(moments: Moments, maps: Maps, n: int | None) -> np.ndarray:
+    """Weights [R, K] of the linear mixture of least MSE_n, or of least variance where n is None."""
+    S, M = moments.S[:, 0], moments.M[:, 0]
+    bias = _bias(S, maps)
+    return mixture_weights(maps.value @ S @ maps.value.T, bias @ M @ bias.T, 0 if n is None else n)
+
+
+def mixture_gain(halves: tuple[BlockMoments, BlockMoments], maps: Maps, n: int | None) -> Estimate:
+    """MeanFlow's MSE_n (or variance) over that of the mixture fitted on the first half, on the second half."""
+    fitted, held_out = (half.replicates() for half in halves)
+    weights = best_mixture(fitted, maps, n)[0]
+    # on the held-out half, with bias again from the map of less variance
+    value, bias = weights @ maps.value, weights @ _bias(held_out.S[:, 0], maps)
+    error = _form(held_out.S[:, 0], value[None])[:, 0]
+    plain = _form(held_out.S[:, 0], maps.value[:1])[:, 0]
+    if n is not None:
+        error, plain = error / n + _form(held_out.M[:, 0], bias[None])[:, 0], plain / n
+    return jackknife(error / plain, held_out.count).inverse()
+
+
+def _form(matrix: np.ndarray, left: np.ndarray, right: np.ndarray | None = None) -> np.ndarray:
+    """left M right for each pair of rows of the maps [K, C]: [R, K] from [R, C, C]."""
+    return np.einsum("kc,rcd,kd->rk", left, matrix, left if right is None else right)
+
+
+def _bias(S: np.ndarray, maps: Maps) -> np.ndarray:
+    """Map [K, C] to gradients whose means are the biases E G_k - E G_MeanFlow.
+
+    Two are at hand: the difference of the conditional means, and that of the gradients themselves, whose noise cancels
+    where the methods are close. The one of less variance is taken.
+    """
+    candidates = [maps.mean - maps.mean[0], maps.value - maps.value[0]]
+    spread = [_form(S[:1], candidate)[0] for candidate in candidates]
+    return np.where((spread[0] <= spread[1])[:, None], *candidates)

@@ -1,0 +1,148 @@
+"""The density of (r, t) under which the weighted gradient varies least: docs/theory.md#times-density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from mfdiag.coefficients.times import optimal_shares, weighted_moment
+from mfdiag.errors import InputError
+from mfdiag.estimators import Estimator
+from mfdiag.fields.builder import FieldNeeds
+from mfdiag.fields.differentiable_network import Loss
+from mfdiag.fields.fields import Fields
+from mfdiag.flow.density import DensityTimes, cell_shares, check_base
+from mfdiag.flow.time_sampler import TimeSampler
+from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.moments import Estimate, Moments, positive_jackknife
+from mfdiag.gradients.sample_pass import PassResult
+from mfdiag.measures.parts.cells import moments_by_cell
+from mfdiag.measures.parts.rows import FEW_SAMPLES
+
+__all__ = ["GradientPlan", "MomentMap", "Run", "Search", "fit_map", "search"]
+
+Run = Callable[[TimeSampler, int], PassResult]
+"""(sampler, seed) -> a pass over the request's samples under these, with `GradientPlan` and without bins."""
+
+
+@dataclass(frozen=True)
+class GradientPlan:
+    """One cotangent: the gradient of one estimator."""
+
+    estimator: Estimator
+    weighting: Weighting
+    groups: ClassVar[int] = 1
+    size: ClassVar[int] = 1
+    needs: ClassVar[FieldNeeds] = FieldNeeds(posterior=False)
+    losses: ClassVar[tuple[Loss, ...]] = ()
+
+    def cotangents(self, fields: Fields) -> Tensor:
+        assert self.estimator.residual is not None
+        return 2 * self.weighting(self.estimator.residual(fields))[None]
+
+    def outputs(self, fields: Fields) -> Tensor | None:
+        return None
+
+    def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        return {}
+
+
+class MomentMap(NamedTuple):
+    """What a stratified pass measures, by jackknife replicate [R]: E[|G|^2 | cell] and |E G|^2.
+
+    `moments` [R, C] has in cells with too few samples the mean over the others, whose shares stay nearly as they are;
+    `own` [R, C] is NaN there where nothing was drawn. `counts` [C] are samples by cell, `blocks` [R - 1] by block.
+    """
+
+    moments: np.ndarray
+    own: np.ndarray
+    mean2: np.ndarray
+    counts: np.ndarray
+    blocks: np.ndarray
+
+
+class Search(NamedTuple):
+    """What the search computes: shares of the cells `density_cells(bins)`, and estimates over all of them by quantity.
+
+    `trained` [C]; `drawn` [R, C] by jackknife replicate, of which the first is the density itself.
+    """
+
+    bins: tuple[int, int]
+    trained: np.ndarray
+    drawn: np.ndarray
+    map: MomentMap
+    overall: dict[str, Estimate]
+
+
+def search(run: Run, base: TimeSampler, bins: tuple[int, int] | None, floor: float, seed: int) -> Search:
+    """The density of least variance for the objective under `base`, fitted on one seed and tried on the next.
+
+    Args:
+        run: Measures one gradient under a sampler and a seed.
+        base: The trained sampler of (r, t).
+        bins: Cells of r and t.
+        floor: Least share of the trained density that stays in every cell, in (0, 1].
+        seed: Seed of the samples it is fitted on; those of the next seed try it.
+
+    Returns:
+        Shares of the cells and the predicted and measured gain.
+
+    Raises:
+        InputError: `base` draws strata or has weights, there are no bins, or too few samples for any cell.
+    """
+    check_base(base)
+    if bins is None:
+        raise InputError("A density of (r, t) needs cells: pass --bins R,T, as in 5,5.")
+    trained = cell_shares(base, bins)
+    pilot = np.sqrt(trained)  # between the samples' own shares and equal ones, so that rare cells are seen too
+    stratified = DensityTimes("stratified", base, bins, trained, pilot / pilot.sum())
+    moment_map = fit_map(run(stratified, seed), stratified)
+    before = weighted_moment(trained, trained, moment_map.moments) - moment_map.mean2
+
+    def gain(shares: np.ndarray) -> Estimate:
+        return positive_jackknife(
+            before / (weighted_moment(trained, shares, moment_map.moments) - moment_map.mean2), moment_map.blocks
+        )
+
+    drawn, free = (optimal_shares(trained, moment_map.moments, least) for least in (floor, 0.0))
+    overall = {"predicted_gain": gain(drawn), "unbounded_gain": gain(free)}
+    # the same x_0 and x_1 under both, so that the ratio is of pairs of blocks
+    tried = [_whole(run(times, seed + 1)) for times in (base, DensityTimes("best", base, bins, trained, drawn[0]))]
+    variance, weighted = (moments.S[:, 0, 0, 0] for moments in tried)
+    for quantity, values in (
+        ("variance", variance),
+        ("weighted_variance", weighted),
+        ("measured_gain", variance / weighted),
+    ):
+        overall[quantity] = positive_jackknife(values, tried[0].count)
+    return Search(bins, trained, drawn, moment_map, overall)
+
+
+def fit_map(result: PassResult, times: DensityTimes) -> MomentMap:
+    """The map from a pass of `GradientPlan` under `times`."""
+    cell = times.cell_of(result.r, result.t)
+    norms = result.gradient.diagonal[:, 0, 0].numpy() / times.weight(result.r, result.t) ** 2  # |G|^2, not |wG|^2
+    shape = (result.cells.blocks, len(times.trained))
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (result.cells.block, cell), norms)
+    np.add.at(counts, (result.cells.block, cell), 1)
+    left_sums, left_counts = (np.concatenate([a.sum(0)[None], a.sum(0) - a]) for a in (sums, counts))
+    own = left_sums / left_counts
+    enough = counts.sum(0) >= FEW_SAMPLES
+    if not enough.any():
+        raise InputError(
+            f"{len(norms)} samples leave each of {len(enough)} cells of (r, t) with fewer than {FEW_SAMPLES}: raise "
+            "--samples, or ask for fewer --bins."
+        )
+    share = times.trained[enough]
+    moments = np.where(enough, own, (own[:, enough] @ share / share.sum())[:, None])
+    whole = _whole(result)
+    return MomentMap(moments, own, whole.M[:, 0, 0, 0], counts.sum(0).astype(int), whole.count)
+
+
+def _whole(result: PassResult) -> Moments:
+    return next(moments_by_cell(result, result.gradient))[2]

@@ -1,0 +1,118 @@
+"""Which estimators a table measures on a subject, and what a model card says of the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mfdiag.errors import InputError, did_you_mean
+from mfdiag.estimators import Estimator, estimators, find_estimator
+from mfdiag.measures import measured_tables
+from mfdiag.measures.run.subject import Subject
+from mfdiag.measures.run.table import MeasuredTable
+from mfdiag.models.cards.card_files import is_card, load_card
+
+__all__ = ["card_record", "choose_estimators", "left_out_note", "objective_of", "require_known_extras"]
+
+_LACKING = {
+    "ema": "the checkpoint has no EMA weights",
+    "head": "the network has no velocity head, a method velocity(x, r, t, labels)",
+    "teacher": "no teacher is passed by --proxy teacher=PATH",
+}
+
+
+def require_known_extras(extras: Sequence[str]) -> None:
+    """InputError, with near names, for an extra that no table measures."""
+    known = [extra for table in measured_tables().values() for extra in table.extras]
+    for name in extras:
+        if name not in known:
+            raise did_you_mean("extra", name, known)
+
+
+def choose_estimators(
+    names: Sequence[str], subject: Subject, table: MeasuredTable
+) -> tuple[list[Estimator], dict[str, list[str]]]:
+    """The estimators that `names` stand for on this subject.
+
+    Args:
+        names: Names as on the command line; "all" stands for every estimator that can be measured.
+        subject: The network and the law of its samples.
+        table: The table they are measured for.
+
+    Returns:
+        The estimators in the order of `names`, each once; and reason -> names that "all" leaves out for it.
+
+    Raises:
+        InputError: A named estimator cannot be measured, two share a name, or a table about one estimator got several.
+    """
+    estimators_by_name: dict[str, Estimator] = {}
+    left_out: dict[str, list[str]] = {}
+    for spec in names:
+        if spec == "all":
+            for estimator in estimators().values():
+                if estimator.template:
+                    continue
+                if (reason := _lacking(estimator, subject, table)) is None:
+                    estimators_by_name.setdefault(estimator.name, estimator)
+                else:
+                    left_out.setdefault(reason, []).append(estimator.name)
+            continue
+        estimator = find_estimator(spec)
+        if (reason := _lacking(estimator, subject, table)) is not None:
+            raise InputError(f"--estimator {spec} cannot be measured: {reason}; leave it out.")
+        if estimators_by_name.setdefault(estimator.name, estimator).formula != estimator.formula:
+            raise InputError(f"--estimator {spec} has the name {estimator.name!r} of another one; rename it.")
+    if table.one_estimator and len(estimators_by_name) != 1:
+        raise InputError(
+            f"`mfdiag {table.name}` is about one --estimator, got {', '.join(estimators_by_name) or 'none'}."
+        )
+    return list(estimators_by_name.values()), left_out
+
+
+def left_out_note(reason: str, names: Sequence[str]) -> str:
+    """A line that says which estimators are left out."""
+    return f"{', '.join(names)} left out: {reason}."
+
+
+def _lacking(estimator: Estimator, subject: Subject, table: MeasuredTable) -> str | None:
+    """Why the estimator cannot be measured on the subject; None where it can."""
+    if not table.measures_losses:
+        if estimator.loss is not None:
+            return "its gradient is no cotangent of u(x_t, r, t), which only `mfdiag compare` measures"
+        if "ema" in estimator.needs.networks:  # the run's proxy stands in for missing EMA weights
+            return None
+    available = {*subject.networks, *(["head"] if hasattr(subject.module, "velocity") else [])}
+    for name in estimator.needs.networks:
+        if name not in available:
+            return _LACKING[name]
+    if estimator.needs.pair and subject.guidance is not None and subject.guidance.network == "teacher":
+        return "it needs the sample's own x_0 and x_1, which the teacher's velocity does not determine"
+    axes = subject.axes
+    if estimator.needs.normal and (axes["source"], axes["path"], subject.coupling.dependent) != (
+        "gaussian",
+        "linear",
+        False,
+    ):
+        return "it needs independent pairs from the source gaussian on the linear path"
+    return None
+
+
+def card_record(model: str | None) -> dict[str, Any]:
+    """The whole card that --model refers to, for the manifest, under "card"; empty where it is no card."""
+    return {"card": load_card(model).model_dump(mode="json")} if model is not None and is_card(model) else {}
+
+
+def objective_of(model: str | None, table: MeasuredTable) -> dict[str, Any]:
+    """Option -> value that a model card gives for a command whose --model is a card; empty for any other.
+
+    The card's estimator comes first, before those that are measured by default.
+    """
+    if model is None or not is_card(model):
+        return {}
+    card = load_card(model)
+    options: dict[str, Any] = {"guidance": card.guidance, **card.objective.model_dump()}
+    if options["estimator"] is not None:
+        others = () if table.one_estimator else table.default_estimators
+        options["estimator"] = list(dict.fromkeys([options["estimator"], *others]))
+    ignored = {"estimator", "weighting"} - set(table.objective)
+    return {name: value for name, value in options.items() if value is not None and name not in ignored}

@@ -1,0 +1,79 @@
+"""A command's work, as the runner sees it. Importing this file does not import torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+
+__all__ = ["Identity", "Job"]
+
+Identity = tuple[str, ...]
+S = TypeVar("S")
+
+
+class Job(ABC, Generic[S]):
+    """What a command measures of each subject, and how its results are told apart and described.
+
+    Attributes:
+        command: Name of the command, its key in the manifest.
+        tables: Names of the tables it writes, the main one first.
+        identity_columns: Columns of the main table that tell its subjects apart.
+        specification: Every option that decides the numbers, for the manifest and for resuming.
+        seeds: Seeds of the samples.
+        device: Where the network runs.
+    """
+
+    command: str
+    tables: Sequence[str]
+    identity_columns: Sequence[str]
+    specification: Mapping[str, Any]
+    seeds: Sequence[int]
+    device: str
+
+    @abstractmethod
+    def subjects(self) -> Sequence[S]:
+        """Everything to measure, loaded before anything is measured."""
+
+    @abstractmethod
+    def identity(self, subject: S) -> Identity:
+        """The values of `identity_columns`, as strings."""
+
+    @abstractmethod
+    def label(self, subject: S) -> str:
+        """What notes call the subject."""
+
+    @abstractmethod
+    def measure(self, subject: S, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
+        """Frames by table name; an interrupted pass leaves its state in `checkpoint`."""
+
+    def rows_to_keep(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of the main table that a resumed run keeps; the others are made again."""
+        return frame
+
+    def describe(self, rows: pd.DataFrame, subjects: Sequence[S], earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """What the manifest's specification says besides.
+
+        Args:
+            rows: The identities measured so far, one row each.
+            subjects: The subjects of this run.
+            earlier: The command's entry of the folder's manifest, empty where there is none.
+
+        Returns:
+            Further keys of the specification.
+        """
+        return {}
+
+    def files(self, out: Path) -> list[Path]:
+        """Writes the files that are made of the tables so far, and returns their paths."""
+        return []
+
+    def finish(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[S]) -> Mapping[str, pd.DataFrame] | None:
+        """Frames with what can only be computed once every subject is measured; None where nothing is added."""
+        return None

@@ -1,0 +1,99 @@
+"""Measure one table of one subject: the samples, the plan, the pass, the rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from mfdiag.estimators import Estimator
+from mfdiag.flow.data.datasets import FiniteData, MomentsData
+from mfdiag.flow.draw import Draws, why_unknown
+from mfdiag.flow.sources import GaussianSource, MixtureSource
+from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+from mfdiag.measures.run.choice import choose_estimators, left_out_note
+from mfdiag.measures.run.measurement import Measurement
+from mfdiag.measures.run.request import Progress, Request
+from mfdiag.measures.run.subject import Subject
+from mfdiag.measures.run.table import MeasuredTable
+
+__all__ = ["measure_subject"]
+
+_POSTERIOR_COST = 3e12  # samples x points x coordinates: minutes on a few cores
+_MOMENTS_COST = 8  # of stored moments, against a point
+
+
+@np.errstate(divide="ignore", invalid="ignore")  # a cell with too few samples has NaN and a status, not a warning
+def measure_subject(
+    subject: Subject,
+    table: MeasuredTable,
+    request: Request,
+    *,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    checkpoint: PassCheckpoint | None = None,
+) -> Mapping[str, pd.DataFrame]:
+    """Measure one table of one subject.
+
+    Args:
+        subject: The network, its proxy and the law of its samples.
+        table: What to measure.
+        request: Estimators, coefficients, batch sizes, settings of a pass.
+        progress: Receives (label, samples done, samples in all).
+        say: Receives one-line notes.
+        checkpoint: Where an interrupted pass keeps its state, and resumes from.
+
+    Returns:
+        Frames by table name: the table itself and those measured beside it.
+
+    Raises:
+        InputError: As `run_pass`, and where the table cannot be measured under this request.
+    """
+    needs_posterior = table.measure is None
+    exact = _exact_posterior(subject, request, say if needs_posterior else None)
+    draws = Draws(
+        subject.data,
+        subject.times,
+        request.seed,
+        subject.conditional,
+        exact,
+        subject.source,
+        subject.coupling,
+        subject.path,
+        guidance=subject.guidance,
+        null=getattr(subject.module, "num_classes", 0),
+    )
+    estimators: Sequence[Estimator] = ()
+    if "estimator" in table.options:
+        estimators, left_out = choose_estimators(request.estimators, subject, table)
+        for reason, names in left_out.items():
+            if say is not None:
+                say(left_out_note(reason, names))
+    measurement = Measurement(table.name, subject, request, draws, estimators, progress, say, checkpoint)
+    if table.measure is not None:
+        return table.measure(measurement)
+    assert table.plan is not None and table.rows is not None, f"{table.name} has neither a plan nor a measurement"
+    plan = table.plan(measurement)
+    return table.rows(measurement, plan, measurement.run_pass(plan))
+
+
+def _exact_posterior(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
+    """Whether to compute the exact posterior; where not, says what will be missing and why."""
+    data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
+    reason = why_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
+    if reason is None and request.posterior == "none":
+        reason = "--posterior none"
+    elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData | MomentsData):
+        components = len(source.means) if isinstance(source, MixtureSource) else 1
+        size, each = (len(data.points), 1) if isinstance(data, FiniteData) else (len(data.moments), _MOMENTS_COST)
+        cost = request.settings.samples * size * each * math.prod(data.shape) * components
+        if cost > _POSTERIOR_COST:
+            reason = f"the exact posterior over {size:,} points takes minutes (--posterior exact computes it)"
+    if reason and say is not None:
+        say(
+            f"{reason}: no conditional variance, no bias in output space, gradient bias by the plain estimate, "
+            "coefficients of the gradient form only."
+        )
+    return reason is None
