@@ -156,9 +156,9 @@ def _weights(rows: Rows, measured: PassResult, plan: EstimatorPlan, dim: int) ->
     values: dict[str, np.ndarray] = {}
     for k, estimator in enumerate(plan.estimators):
         residual2 = measured.scalars[f"residual2/{estimator.name}"]
-        unweighted = _norms2(measured, plan, k) / plan.weighting.of(residual2, dim) ** 2
+        unweighted = _norms2(measured, plan, k) / plan.weighting.sample_weights(residual2, dim) ** 2
         for p in _POWERS:
-            weight = replace(plan.weighting, p=p).of(residual2, dim)
+            weight = replace(plan.weighting, p=p).sample_weights(residual2, dim)
             values |= {f"{estimator.name} {p} w": weight, f"{estimator.name} {p} G": weight**2 * unweighted}
     for box, means, count in scalars_by_cell(measured, values):
         for estimator in plan.estimators:

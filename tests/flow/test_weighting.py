@@ -90,13 +90,13 @@ def test_specifications(spec: str, p: float, eps: float, name: str) -> None:
     [
         ("adaptiv", "Did you mean 'adaptive'"),
         ("none:1", "none takes no arguments"),
-        ("adaptive:-1", "p must lie in"),
-        ("adaptive:11", "p must lie in"),
+        ("adaptive:-1", "p must be in"),
+        ("adaptive:11", "p must be in"),
         ("adaptive:1,0", "eps above 0"),
         ("adaptive:1,nan", "eps must be a finite number"),
         ("adaptive:1,1,1", "expected adaptive:"),
         ("adaptive:1,1,median", "expected adaptive:"),
-        ("adaptive:0,1,mean", "with p = 0"),
+        ("adaptive:0,1,mean", "p = 0 is no weighting"),
         ("adaptive:q=1", "unknown argument 'q'"),
     ],
 )
