@@ -46,7 +46,10 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"Cannot write .* choose another folder"), atomic_write(tmp_path / "file" / "x"):
+    with (
+        pytest.raises(InputError, match=r"Cannot write .* choose another folder"),
+        atomic_write(tmp_path / "file" / "x"),
+    ):
         pass
     with pytest.raises(InputError, match=r"Cannot write .*x"), atomic_write(tmp_path / "x"):
         pass  # nothing written

@@ -16,7 +16,7 @@ from mfdiag.flow.time_sampler import TimePairs, TimeSampler, time_cells
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
 __all__ = [
-    "CELL_SHARE_DRAWS",
+    "SHARE_DRAWS",
     "DensityTimes",
     "cell_numbers",
     "cell_shares",
@@ -25,7 +25,7 @@ __all__ = [
     "read_density",
 ]
 
-CELL_SHARE_DRAWS = 2**20  # pairs from which `cell_shares` are counted
+SHARE_DRAWS = 2**20  # pairs from which `cell_shares` are counted
 _ROUNDING = 1e-6  # shares and bounds go through text and sums; larger deviations are mistakes
 
 
@@ -167,9 +167,9 @@ def cell_shares(base: TimeSampler, bins: tuple[int, int]) -> np.ndarray:
     """Probability of each cell [C] under `base`, from 2^20 points of a scrambled Sobol sequence: error about 1e-5."""
     from scipy.stats import qmc  # slow to import
 
-    u = qmc.Sobol(max(base.width, 1), seed=0).random(CELL_SHARE_DRAWS)[:, : base.width]
-    r, t = base.sample(np.clip(u, 2.0**-53, 1 - 2.0**-53), np.arange(CELL_SHARE_DRAWS))
-    return np.bincount(cell_numbers(r, t, bins), minlength=len(density_cells(bins))) / CELL_SHARE_DRAWS
+    u = qmc.Sobol(max(base.width, 1), seed=0).random(SHARE_DRAWS)[:, : base.width]
+    r, t = base.sample(np.clip(u, 2.0**-53, 1 - 2.0**-53), np.arange(SHARE_DRAWS))
+    return np.bincount(cell_numbers(r, t, bins), minlength=len(density_cells(bins))) / SHARE_DRAWS
 
 
 class _Section(BaseModel):
@@ -188,7 +188,7 @@ class _Cell(_Section):
 
 
 class _DensityFile(_Section):
-    """Contents of a file: the sampler, the numbers of bins of r and t, and the cells in the order of `density_cells`."""
+    """Contents of a file: the sampler, the numbers of bins, and the cells in the order of `density_cells`."""
 
     times: str
     bins: tuple[_Bins, _Bins]
@@ -216,7 +216,8 @@ def read_density(spec: str, parse: Callable[[str], TimeSampler]) -> DensityTimes
     if bounds.shape != expected.shape or not np.allclose(bounds, expected, rtol=0, atol=_ROUNDING):
         raise InputError(
             f"{path}, line {line_of(root, ('cells',))}, cells: expected the {len(expected)} cells of "
-            f"{content.bins[0]} x {content.bins[1]} bins in order, got others. Write the file again with `mfdiag times`."
+            f"{content.bins[0]} x {content.bins[1]} bins in order, got others. Write the file again with "
+            "`mfdiag times`."
         )
     trained, drawn = (np.array([getattr(cell, name) for cell in content.cells]) for name in ("trained", "drawn"))
     return DensityTimes(spec, parse(content.times), content.bins, trained, drawn)

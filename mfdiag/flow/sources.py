@@ -34,8 +34,8 @@ SOURCES: dict[str, str] = {
     "gaussian": "N(0, std^2 I): gaussian:[std=1]",
     "mixture": "MeanFuser's noise (arXiv 2602.20060): k isotropic Gaussians of equal weight at the k-means centers of "
     "the data: mixture:[k=8],[std=0.1]",
-    "mixed": "MixFlow's source (arXiv 2604.09181): N(w m, w s^2 + 1 - w) with w uniform in [low, high], from N(0, I) at "
-    "w = 0 to mean m and variance s^2 of the data of the label (without labels: of all data) at w = 1: "
+    "mixed": "MixFlow's source (arXiv 2604.09181): N(w m, w s^2 + 1 - w) with w uniform in [low, high], from N(0, I) "
+    "at w = 0 to mean m and variance s^2 of the data of the label (without labels: of all data) at w = 1: "
     "mixed:[low=0],[high=1]",
     "norm_aligned": "N(0, s^2 I) with the mean norm of the data (arXiv 2512.18184)",
     "FILE.py:factory": "a learned source: x_1 = module(z, labels) with noise z ~ N(0, I) [n, *shape] and labels [n] or "

@@ -47,7 +47,7 @@ class Weighting:
         return {"sum": scale, "mean": scale / dim, "square": 2 * residual2 * scale}[self.reduction]
 
     def loss(self, residual2: Tensor, dim: int) -> Tensor:
-        """The loss [n] itself, differentiable in S [n]. Where S is not a square, a value below 0 has the weight of 0."""
+        """The loss [n] itself, differentiable in S [n]. If S is not a square, values below 0 are weighted as 0."""
         loss = self._reduced(residual2, dim)
         return loss * self._scale(loss.detach().clamp_min(0))
 

@@ -15,7 +15,7 @@ from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.data.datasets import Data, FiniteData, MomentsData, load_data
-from mfdiag.flow.draw import Draws, why_unknown
+from mfdiag.flow.draw import Draws, why_posterior_unknown
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import GaussianSource, MixtureSource, parse_source
@@ -68,7 +68,7 @@ def measure_subject(
         subject.coupling,
         subject.path,
         guidance=subject.guidance,
-        null=getattr(subject.module, "num_classes", 0),
+        null_label=getattr(subject.module, "num_classes", 0),
     )
     known = draws.posterior is not None
     common = _common(subject, request)
@@ -144,7 +144,7 @@ def measure_subject(
             "ask for them by --extra divergence."
         )
     law = subject.guidance
-    split = law is not None and law.changes and law.network != "teacher"  # which leaves nothing of v_c
+    split = law is not None and law.changes_velocity and law.network != "teacher"  # which leaves nothing of v_c
     chosen = EstimatorPlan(asked, request.weighting, known, request.extras, split)
     measured = run(chosen)
     return {
@@ -156,7 +156,7 @@ def measure_subject(
 def _exact(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
     """Whether to compute the exact posterior; where not, says what will be missing and why."""
     data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
-    reason = why_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
+    reason = why_posterior_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
     if reason is None and request.posterior == "none":
         reason = "--posterior none"
     elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData | MomentsData):

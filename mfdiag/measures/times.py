@@ -16,7 +16,7 @@ from mfdiag.estimators import Estimator
 from mfdiag.fields.builder import FieldNeeds
 from mfdiag.fields.differentiable_network import Loss
 from mfdiag.fields.fields import Fields
-from mfdiag.flow.density import CELL_SHARE_DRAWS, DensityTimes, cell_shares, check_base, density_cells
+from mfdiag.flow.density import SHARE_DRAWS, DensityTimes, cell_shares, check_base, density_cells
 from mfdiag.flow.time_sampler import TimeSampler
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.cells import Box
@@ -123,7 +123,7 @@ def times_table(found: Search, common: Mapping[str, Any]) -> pd.DataFrame:
         box, count = Box(*bounds), int(found.map.counts[c])
         pairs = "apart" if c < len(found.trained) - found.bins[1] else "diagonal"
         missing = np.array(np.nan)
-        rows.add("trained_share", Estimate(found.trained[c], missing, missing, missing, CELL_SHARE_DRAWS), box, pairs=pairs)
+        rows.add("trained_share", Estimate(found.trained[c], missing, missing, missing, SHARE_DRAWS), box, pairs=pairs)
         for quantity, estimate in (
             ("drawn_share", jackknife(found.drawn[:, c], blocks)),
             ("second_moment", positive_jackknife(found.map.own[:, c], blocks)),

@@ -18,8 +18,8 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
     """The network returned by `FILE.py:factory` or `pkg.module:factory`, called with keyword `arguments`.
 
     Frozen parameters beside trained ones become buffers of the same names: training never moved them, so they have no
-    gradient to measure. `option` names it in errors. Raises InputError as `call_user_factory` does, and if something other
-    than a torch.nn.Module is returned.
+    gradient to measure. `option` names it in errors. Raises InputError as `call_user_factory` does, and if anything
+    but a torch.nn.Module is returned.
     """
     from torch import nn
 

@@ -15,8 +15,8 @@ __all__ = ["load_features"]
 def load_features(spec: str, device: str, dtype: torch.dtype) -> Features:
     """The map that the factory `FILE.py:factory` or `pkg.module:factory` returns; a module is put in eval mode.
 
-    It takes samples [n, *shape] on `device` in `dtype` and returns features [n, ...]. Raises InputError as `call_user_factory`
-    does, and for what cannot be called.
+    It takes samples [n, *shape] on `device` in `dtype` and returns features [n, ...]. Raises InputError as
+    `call_user_factory` does, and if the result cannot be called.
     """
     features = call_user_factory(spec, "--features")
     if not callable(features):

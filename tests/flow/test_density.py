@@ -155,7 +155,7 @@ def test_a_batch_has_the_weight_beside_the_couplings_own(tmp_path: Path) -> None
     from mfdiag.flow.sources import GaussianSource
 
     data, times, index = load_data("gaussian:2,0,1"), parse_times(written(tmp_path)), np.arange(20)
-    gibbs = Gibbs.of(4.0, data, GaussianSource((2,)))
+    gibbs = Gibbs.fit(4.0, data, GaussianSource((2,)))
     plain = Draws(data, parse_times("uniform"), 0, coupling=gibbs).batch(index)
     both = Draws(data, times, 0, coupling=gibbs).batch(index)
     weight = times.weight(both.r.numpy(), both.t.numpy())
@@ -181,7 +181,11 @@ def test_a_file_reads_back(tmp_path: Path) -> None:
         ("drawn: 0.1", "share: 0.1", "line 6, cells.0.drawn: this field is missing"),
         ("bins:\n- 1\n- 2", "bins: [2, 2]", "expected the 5 cells of 2 x 2 bins in order"),
         ("times: uniform:0.5", "times: unifrom", "Did you mean 'uniform'"),
-        ("times: uniform:0.5", "times: grid:2,2", "one distribution for all samples, but got the stratified 'grid:2,2'"),
+        (
+            "times: uniform:0.5",
+            "times: grid:2,2",
+            "one distribution for all samples, but got the stratified 'grid:2,2'",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, old: str, new: str, expected: str) -> None:

@@ -18,7 +18,7 @@ from scipy import stats
 
 from mfdiag import measure_quality
 from mfdiag.errors import InputError
-from mfdiag.flow.couplings import Ends, parse_coupling
+from mfdiag.flow.couplings import Marginals, parse_coupling
 from mfdiag.flow.data.datasets import FiniteData, MomentsData, load_data
 from mfdiag.flow.data.latents import WORDS
 from mfdiag.flow.draw import Draws, posterior_of
@@ -129,7 +129,7 @@ def test_listed_pairs_stay_together(tmp_path: Path) -> None:
     place = listed(tmp_path, Z, Y, noise)
     data = load_data(str(place))
     coupling = parse_coupling(f"pairs:{place}", data, GaussianSource(data.shape), lambda _: None)  # type: ignore[arg-type, return-value]
-    drawn = coupling.pairs(Ends(data, GaussianSource(data.shape), 0), np.arange(40))
+    drawn = coupling.pairs(Marginals(data, GaussianSource(data.shape), 0), np.arange(40))
     rows = (drawn.x0[:, None] == Z[None]).all((2, 3, 4)).argmax(1)
     np.testing.assert_array_equal(drawn.x0, Z[rows])
     np.testing.assert_array_equal(drawn.x1, noise[rows])
