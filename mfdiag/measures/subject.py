@@ -8,7 +8,7 @@ from pathlib import Path
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.data.datasets import Data, load_data
-from mfdiag.flow.data.fitting import check_scale, shape_hint
+from mfdiag.flow.data.scale_check import check_scale, shape_hint
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import parse_source

@@ -251,12 +251,12 @@ def test_bad_specs(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x1": None}, "expected arrays named x0 and x1; found labels, x0"),
+        ({"x1": None}, "expected arrays named x0 and x1, but the file has labels, x0"),
         ({"x1": np.zeros((3, 2))}, r"of one shape, got \[50, 2\] and \[3, 2\]"),
         ({"x0": np.zeros((50, 3)), "x1": np.zeros((50, 3))}, r"pairs of shape \[2\] as in labelled, but .* has \[3\]"),
         ({"labels": None}, "Expected labels 0 to 2 in .*, as in labelled, but it has no labels"),
         ({"labels": np.full(50, 7)}, "but it has labels up to 7"),
-        ({"labels": np.zeros(3)}, "expected one for each of 50 samples"),
+        ({"labels": np.zeros(3)}, "expected one label for each of 50 samples"),
         ({"x0": np.full((50, 2), np.nan)}, "NaN or infinite"),
     ],
 )

@@ -20,7 +20,7 @@ from mfdiag import measure_quality
 from mfdiag.errors import InputError
 from mfdiag.flow.couplings import Marginals, parse_coupling
 from mfdiag.flow.data.datasets import FiniteData, MomentsData, load_data
-from mfdiag.flow.data.latents import WORDS
+from mfdiag.flow.data.stored_data import SPEC_KEYS
 from mfdiag.flow.draw import Draws, posterior_of
 from mfdiag.flow.moments_posterior import MomentsPosterior
 from mfdiag.flow.posterior import FinitePosterior, MixturePosterior
@@ -110,14 +110,14 @@ def test_whether_files_are_samples_or_shards_can_be_said(tmp_path: Path) -> None
     assert finite(f"{videos}:files=samples").points.shape == (12, 4, 2, 2, 3)
     rows = folder(tmp_path / "r", [("a.npy", npy(Z[:5, :, 0])), ("b.npy", npy(Z[5:, :, 0]))])  # [n, 4, 3]
     assert finite(f"{rows}:files=shards").points.shape == (12, 4, 3)
-    fails(rows, r"b.npy has shape \[7, 4, 3\], but .*a.npy has \[5, 4, 3\]")
+    fails(rows, r"b.npy has \[7, 4, 3\] and .*a.npy has \[5, 4, 3\]")
 
 
 def test_a_large_array_file_is_read_as_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "d.npy", Z.astype(np.float16))
     np.save(tmp_path / "d_labels.npy", Y)
     whole = finite(tmp_path / "d.npy")
-    monkeypatch.setattr("mfdiag.flow.data.latents._STREAMED", 0)
+    monkeypatch.setattr("mfdiag.flow.data.stored_data._STREAMED", 0)
     part = finite(tmp_path / "d.npy")
     assert isinstance(whole.points, np.ndarray) and not isinstance(part.points, np.ndarray)
     for one, other in zip(whole.sample(ALL), part.sample(ALL), strict=True):
@@ -139,7 +139,7 @@ def test_listed_pairs_stay_together(tmp_path: Path) -> None:
 def test_the_page_on_data_has_every_word() -> None:
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     keys = page.partition("## Keys")[2].partition("## ")[0]
-    assert all(f"`{word}`" in keys for word in WORDS)
+    assert all(f"`{key}`" in keys for key in SPEC_KEYS)
 
 
 # -- scale ----------------------------------------------------------------------------------------------------------
@@ -320,18 +320,18 @@ def test_sample_quality_against_stored_points(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("scal=2", "Did you mean 'scale'"),
-        ("scale=2,scale=3", "scale is there twice"),
+        ("scale=2,scale=3", "scale appears twice"),
         ("scale=", "scale must be a number, got ''"),
         ("scale=two", "scale must be a number, got 'two'"),
-        ("scale=0", "scale not 0"),
+        ("scale=0", "scale must not be 0"),
         ("std=-1", "std must be above 0"),
-        ("mean=nan", "mean is not finite"),
-        ("mean=1/2/3", r"mean has shape \[3\], but samples have 4 channels"),
+        ("mean=nan", "mean must be finite"),
+        ("mean=1/2/3", r"for each of 4 channels .* mean has shape \[3\]"),
         ("moments=var", "moments must be logvar or std"),
-        ("moments=std,layout=nhwc", "moments are stacked on the channel axis, .* have 3 channels"),
+        ("moments=std,layout=nhwc", "expects an even number of channels, .* have 3 channels"),
         ("layout=chw", "layout must be nchw or nhwc"),
-        ("nhwc", "Unknown word of a data file 'nhwc'"),
-        ("statistics=s.json,std=3", "statistics= has mean and std already"),
+        ("nhwc", "Unknown key of a data specification 'nhwc'"),
+        ("statistics=s.json,std=3", "statistics= already sets mean and std"),
         ("statistics=nowhere.npz", "No file at nowhere.npz"),
         ("labels=nowhere.npy", "No file at nowhere.npy"),
     ],
@@ -343,33 +343,39 @@ def test_bad_words(tmp_path: Path, words: str, message: str) -> None:
 
 def test_statistics_without_std(tmp_path: Path) -> None:
     folder(tmp_path, [("d.npy", npy(Z)), ("s.npz", npz(mean=MEAN)), ("t.json", b"[1]"), ("u.npy", npy(MEAN))])
-    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 's.npz'}", "expected mean and std .*, found mean")
+    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 's.npz'}", "expected mean and std .*, but the file has mean")
     fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 't.json'}", "Cannot read .*t.json")
-    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 'u.npy'}", "found an array without a name")
+    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 'u.npy'}", "but the file has an array without a name")
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "found nothing"),
-        ([("a.png", b"x"), ("b.png", b"x")], r"expected .npy, .* files, found .png \(2\)"),
+        ([], "but it holds nothing"),
+        ([("a.png", b"x"), ("b.png", b"x")], r"expected .npy, .* files, but it holds .png \(2\)"),
         ([("data.mdb", b"x"), ("lock.mdb", b"")], "is an LMDB"),
         ([("a.npy", npy(Z[0])), ("b.pt", pt(torch.zeros(2)))], "holds 1 .npy and 1 .pt files"),
-        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0, :2]))], r"b.npy has shape \[2, 2, 3\], but .*a.npy has \[4, 2, 3\]"),
+        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0, :2]))], r"b.npy has \[2, 2, 3\] and .*a.npy has \[4, 2, 3\]"),
         ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0])[:-4])], "Cannot read .*b.npy .* truncated"),
         ([("a.npy", npy(Z[0])), ("b.npy", b"")], "b.npy is empty"),
         ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0] * np.nan))], "b.npy holds NaN or infinite values"),
-        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0] * 1j))], "expected real numbers"),
-        ([("a.npy", npy(Z[0])), ("a.cls", b"1"), ("b.npy", npy(Z[0]))], r"no label for .*b.*; give every sample one"),
+        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0] * 1j))], "Expected real numbers"),
+        (
+            [("a.npy", npy(Z[0])), ("a.cls", b"1"), ("b.npy", npy(Z[0]))],
+            r"no label for b in .cls. Add a label for every sample",
+        ),
         ([("a.npy", npy(Z[0])), ("a.cls", b"cat")], "Cannot read .*a.cls"),
         ([("a.npy", npy(Z[0])), ("a.cls", b"-1")], "smallest label is -1"),
         ([("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": []}')], "no label for a.npy in dataset.json"),
-        ([("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": [["a.npy", [0, 1]]]}')], "labels have shape"),
+        (
+            [("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": [["a.npy", [0, 1]]]}')],
+            r"one label for each of 1 samples, got shape \[1, 2\]",
+        ),
         ([("a.npy", npy(Z[0])), ("dataset.json", b"{}")], "Cannot read .*dataset.json"),
-        ([("a.npy", npy(Z)), ("b.npy", npy(Z[:, :2]))], r"b.npy holds samples of shape \[2, 2, 3\], but .*a.npy of"),
+        ([("a.npy", npy(Z)), ("b.npy", npy(Z[:, :2]))], r"b.npy has \[2, 2, 3\] and .*a.npy has"),
         ([("a.npy", npy(Z)), ("b.npy", npy(Z)[:-9])], "Cannot read .*b.npy .* truncated"),
-        ([("a.npy", npy(Z)), ("b.npy", npy(Z)), ("a_labels.npy", npy(Y))], "b.npy has no labels, but .*a.npy has"),
-        ([("a.npy", npy(Z)), ("a_labels.npy", npy(Y[:3]))], "expected one for each of 12 samples"),
+        ([("a.npy", npy(Z)), ("b.npy", npy(Z)), ("a_labels.npy", npy(Y))], "b.npy has no labels and .*a.npy has"),
+        ([("a.npy", npy(Z)), ("a_labels.npy", npy(Y[:3]))], "expected one label for each of 12 samples"),
         ([("a.npy", npy(Z)), ("b.npy", npy(np.full_like(Z, np.inf)))], "b.npy, sample 1 holds NaN or infinite"),
     ],
 )
@@ -414,13 +420,13 @@ def test_names_of_members_lead_nowhere(tmp_path: Path) -> None:
 def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
     whole = tar(tmp_path / "d.tar", webdataset(Z, Y))
     whole.write_bytes(whole.read_bytes()[: 8 * 512 + 100])
-    fails(whole, "Cannot read .*d.tar .*unexpected end of data.*whole")
+    fails(whole, "Cannot read .*d.tar .*unexpected end of data.*complete")
     with tarfile.open(tmp_path / "z.tar", "w:gz") as archive:
         archive.add(whole, "a.npy")
-    fails(tmp_path / "z.tar", "expected an uncompressed .tar archive")
+    fails(tmp_path / "z.tar", "expected a complete, uncompressed .tar archive")
     fails(packed(tmp_path / "z.zip", edm(Z, Y), zipfile.ZIP_DEFLATED), "is compressed; pack with zip -0")
     fails(tar(tmp_path / "empty.tar", []), "holds no files")
-    fails(f"{tar(tmp_path / 'w.tar', webdataset(Z, Y))}:files=shards", "unpack them to use files=shards")
+    fails(f"{tar(tmp_path / 'w.tar', webdataset(Z, Y))}:files=shards", "Unpack them to use files=shards")
     fails(tmp_path / "nowhere.tar", "No file or folder at")
     fails(tmp_path / "nowhere.json", "No file or folder at")
     fails(tmp_path / "nowhere", "No file or folder at")
