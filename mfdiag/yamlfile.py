@@ -36,14 +36,14 @@ def read_yaml(path: Path, description: str, model: type[BaseModel]) -> tuple[yam
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except OSError as error:
-        raise InputError(f"Expected {description} at {path}, but {error.strerror}. Check the path.") from error
+        raise InputError(f"Expected {description} at {path}, but cannot read it ({error.strerror}). Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it is not text"
         raise InputError(f"{path}{line}: expected YAML, but {problem}. Correct the file.") from error
     if not isinstance(values, dict) or root is None:
-        raise InputError(f"{path}: expected {description}, a mapping with the fields {', '.join(_fields(model))}.")
+        raise InputError(f"{path}: expected a mapping with the fields of {description}: {', '.join(_fields(model))}.")
     return root, values
 
 

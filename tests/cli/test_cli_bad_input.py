@@ -187,7 +187,7 @@ def test_report_and_train(cli: Run, tmp_path: Path) -> None:
         (["report", tmp_path / "empty"], "holds no table"),
         (["report", tmp_path / "none"], "holds no table"),
         (["report", tmp_path / "bad"], "not a readable Parquet file"),
-        (["train", tmp_path / "none.yaml"], "check the path"),
+        (["train", tmp_path / "none.yaml"], "Check the path"),
         (["train", tmp_path / "bad.yaml", "--out", tmp_path / "model"], "Did you mean 'mlp'"),
     ):
         result = cli(*arguments)

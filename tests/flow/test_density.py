@@ -94,14 +94,14 @@ def test_law(base: str) -> None:
     drawn=st.lists(st.floats(1e-3, 1), min_size=8, max_size=8),
 )
 def test_probability_of_a_cell_is_its_share(trained: list[float], drawn: list[float]) -> None:
-    """Sum over the tries: rejected so far, then kept here; then the pair that is taken as it is."""
+    """Sum over the tests: rejected so far, then accepted here; then the pair that is taken without a test."""
     p, q = (np.array(shares) / sum(shares) for shares in (trained, drawn))
     times = DensityTimes("density:x", parse_times("uniform"), BINS, p, q)
     assert (times.acceptance <= 1 + 1e-9).all()
     rejected = 1 - p @ times.acceptance if times.max_rejections else 0.0
-    found = sum((rejected**k * p * times.acceptance for k in range(times.max_rejections)), start=0 * p)
-    found = found + (rejected**times.max_rejections if times.max_rejections else 1.0) * p
-    np.testing.assert_allclose(found, q, rtol=0, atol=2e-6)
+    probability = sum((rejected**k * p * times.acceptance for k in range(times.max_rejections)), start=0 * p)
+    probability = probability + (rejected**times.max_rejections if times.max_rejections else 1.0) * p
+    np.testing.assert_allclose(probability, q, rtol=0, atol=2e-6)
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def test_a_sample_depends_on_seed_and_number_alone() -> None:
     times = density_of()
     r, t = draw(times, 30)
     for index in (np.arange(30)[::-1], np.array([17])):
-        found = times.sample(uniforms(0, "times", index, times.width), index)
-        np.testing.assert_array_equal(found, (r[index], t[index]))
+        pairs = times.sample(uniforms(0, "times", index, times.width), index)
+        np.testing.assert_array_equal(pairs, (r[index], t[index]))
 
 
 def test_equal_shares_are_the_base_itself() -> None:

@@ -51,12 +51,12 @@ def test_factors_make_the_formula(spec: str) -> None:
         for dropped in (False, True):
             scale = GuidanceScale(*(torch.tensor([a], dtype=torch.float64) for a in (omega, low, high)))
             at = torch.tensor([t], dtype=torch.float64)
-            found = law.factors(scale, at, torch.tensor([dropped]))
+            factors = law.factors(scale, at, torch.tensor([dropped]))
             guided = inside and (not dropped or spec.startswith("re_meanflow"))
             outside = own if spec.startswith("teacher") else v
             expected = FORMULAS[spec](v, own, null, omega) if guided else outside
-            assert float(found.data * v + found.labeled * own + found.null * null) == pytest.approx(expected)
-            assert float(sum(found)) == pytest.approx(1)  # equal velocities are left as they are
+            assert float(factors.data * v + factors.labeled * own + factors.null * null) == pytest.approx(expected)
+            assert float(sum(factors)) == pytest.approx(1)  # equal velocities are left as they are
 
 
 def test_every_guidance_is_tested_and_listed() -> None:

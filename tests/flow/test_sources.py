@@ -136,10 +136,10 @@ def test_components_are_the_law(spec: str) -> None:
     mean = np.einsum("k,nkd->nd", law.weights, np.broadcast_to(law.means, (N, *law.means.shape[1:])))
     second = law.weights @ (law.means**2 + law.stds[..., None] ** 2)
     for label in range(3):
-        chosen = labels == label
+        of_label = labels == label
         for values, truth in ((x1, mean), (x1**2, np.broadcast_to(second, x1.shape))):
-            error = values[chosen].std(0) / chosen.sum() ** 0.5
-            assert (np.abs(values[chosen].mean(0) - truth[chosen].mean(0)) <= 4.5 * error).all()
+            error = values[of_label].std(0) / of_label.sum() ** 0.5
+            assert (np.abs(values[of_label].mean(0) - truth[of_label].mean(0)) <= 4.5 * error).all()
 
 
 @pytest.mark.parametrize("spec", SOURCES)

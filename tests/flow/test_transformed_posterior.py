@@ -86,10 +86,10 @@ def test_nothing_changes_without_a_change_of_variables(data: str) -> None:
 def test_finite_data_equal_enumeration(path: Path, t: float, source: MixtureSource | GaussianSource) -> None:
     x = places(path, t, source)
     posterior = transformed("finite", path, source)
-    found = posterior(x, full(t, len(x)), words(len(x), posterior.width))
+    velocity = posterior(x, full(t, len(x)), words(len(x), posterior.width))
     _, _, mean, variance = enumerated(POINTS, source.components(None), path, x, t)
-    torch.testing.assert_close(found.mean, mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.variance, variance, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(velocity.mean, mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(velocity.variance, variance, rtol=1e-6, atol=1e-6)
 
 
 @PATHS
@@ -106,10 +106,10 @@ def test_gaussian_data_equal_regression(path: Path, t: float) -> None:
     means = da * m + ds * centre + cov / var_x * rest
     mean = (weight * means).sum(1)
     posterior = transformed("gaussian", path, MIXTURE)
-    found = posterior(x, full(t, 5), words(5, posterior.width))
-    torch.testing.assert_close(found.mean, mean, rtol=1e-9, atol=1e-9)
+    velocity = posterior(x, full(t, 5), words(5, posterior.width))
+    torch.testing.assert_close(velocity.mean, mean, rtol=1e-9, atol=1e-9)
     variance = (weight * (var_v - cov**2 / var_x + (means - mean[:, None]) ** 2)).sum(1)
-    torch.testing.assert_close(found.variance, variance, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(velocity.variance, variance, rtol=1e-8, atol=1e-9)
 
 
 def test_draws_have_the_frequencies_of_the_enumeration() -> None:
@@ -152,12 +152,14 @@ def test_log_density_is_that_of_x_t(path: Path, data: str, t: float) -> None:
 
     posterior = transformed(data, path, MIXTURE)
     x, other = (places(path, time, MIXTURE, 1) for time in (t, other_t))
-    found = [
+    log_density = [
         float(posterior(p, full(time, 1), words(1, posterior.width)).log_density)
         for p, time in ((x, t), (other, other_t))
     ]
     a2, s2, _, _ = numbers(path, other_t)
-    assert found[0] - found[1] == pytest.approx(truth(x[0].numpy(), a, s) - truth(other[0].numpy(), a2, s2), abs=1e-7)
+    assert log_density[0] - log_density[1] == pytest.approx(
+        truth(x[0].numpy(), a, s) - truth(other[0].numpy(), a2, s2), abs=1e-7
+    )
 
 
 COMBINATIONS = [
@@ -213,7 +215,7 @@ def test_reasons_why_it_is_unknown() -> None:
         (mixed, INDEPENDENT, True, "source mixed:0,1 is not a Gaussian mixture"),
         (fixed, INDEPENDENT, False, "given the label that the model takes"),
     ):
-        found = why_posterior_unknown(LABELLED, source, coupling, conditional)
-        assert found is not None and reason in found
+        explanation = why_posterior_unknown(LABELLED, source, coupling, conditional)
+        assert explanation is not None and reason in explanation
         draws = Draws(LABELLED, parse_times("uniform"), 0, conditional, source=source, coupling=coupling)
         assert draws.velocity_posterior(draws.batch(np.arange(4))) is None

@@ -55,9 +55,9 @@ def test_a_layout_draws_what_the_array_draws(tmp_path: Path, layout: str) -> Non
     data, twin = finite(place), FiniteData("array", Z[order], Y[order])
     assert (data.name, data.shape, data.num_classes, len(data.points)) == (str(place), (4, 2, 3), 3, 12)
     u = uniforms(0, "data", np.arange(50), 1)
-    for found, expected in zip(data.sample(u), twin.sample(u), strict=True):
-        assert found is not None and found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
+    for drawn, expected in zip(data.sample(u), twin.sample(u), strict=True):
+        assert drawn is not None and drawn.dtype == expected.dtype
+        np.testing.assert_array_equal(drawn, expected)
 
 
 @each_layout
@@ -218,10 +218,10 @@ def test_the_exact_posterior_streams(tmp_path: Path, layout: str) -> None:
     twin = FinitePosterior(torch.as_tensor(data.points[:]), torch.as_tensor(data.labels))
     draws = Draws(data, parse_times("uniform"), 0)
     batch = draws.batch(np.arange(30))
-    found = draws.velocity_posterior(batch)
-    assert found is not None and batch.labels is not None
+    velocity = draws.velocity_posterior(batch)
+    assert velocity is not None and batch.labels is not None
     u = torch.as_tensor(draws.uniforms("posterior", batch.index, 1))
-    for one, other in zip(found, twin(batch.x_t, batch.t, u, batch.labels), strict=True):
+    for one, other in zip(velocity, twin(batch.x_t, batch.t, u, batch.labels), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -235,11 +235,11 @@ def test_small_tiles_and_sources_fitted_to_stored_points(tmp_path: Path, monkeyp
         torch.testing.assert_close(one, other)
     expected = parse_source("mixed", whole)
     monkeypatch.setattr("mfdiag.flow.data.disk_arrays.tiles.__defaults__", (3,))
-    found = parse_source("mixed", data)
-    np.testing.assert_allclose(found.means, expected.means, rtol=1e-12)  # type: ignore[attr-defined]
+    source = parse_source("mixed", data)
+    np.testing.assert_allclose(source.means, expected.means, rtol=1e-12)  # type: ignore[attr-defined]
     for label in range(3):
         np.testing.assert_allclose(
-            found.variances[label], np.mean((Z[label == Y] - found.means[label]) ** 2), rtol=1e-6
+            source.variances[label], np.mean((Z[label == Y] - source.means[label]) ** 2), rtol=1e-6
         )  # type: ignore[attr-defined]
 
 
@@ -253,7 +253,9 @@ def test_the_posterior_over_moments_is_that_of_a_mixture(tmp_path: Path, tile: i
     draws = Draws(data, parse_times("uniform"), 0, conditional=labelled)
     batch = draws.batch(np.arange(40))
     u = torch.as_tensor(uniforms(0, "posterior", batch.index, data.width))
-    found = MomentsPosterior(data.moments, torch.as_tensor(data.labels), tile=tile)(batch.x_t, batch.t, u, batch.labels)
+    velocity = MomentsPosterior(data.moments, torch.as_tensor(data.labels), tile=tile)(
+        batch.x_t, batch.t, u, batch.labels
+    )
     auto = draws.velocity_posterior(batch)
     means, stds = (torch.as_tensor(part.reshape(12, -1)) for part in data.moments[:])
     for label in range(3) if labelled else [None]:
@@ -262,13 +264,13 @@ def test_the_posterior_over_moments_is_that_of_a_mixture(tmp_path: Path, tile: i
         weights = torch.full((len(own),), 1 / len(own))
         twin = MixturePosterior.of_covariances(weights, means[own], torch.diag_embed(stds[own].square()))
         expected = twin(batch.x_t[rows], batch.t[rows], u[rows])
-        for one, other in zip(found[:2], expected[:2], strict=True):
+        for one, other in zip(velocity[:2], expected[:2], strict=True):
             torch.testing.assert_close(one[rows], other, rtol=1e-8, atol=1e-10)
         # eigenvectors of the twin are in another order, and so is its noise: draws agree in law, see below
-        gap = found.log_density[rows] - expected.log_density
+        gap = velocity.log_density[rows] - expected.log_density
         torch.testing.assert_close(gap, gap[:1].expand(len(gap)))
     assert auto is not None
-    torch.testing.assert_close(auto.mean, found.mean)
+    torch.testing.assert_close(auto.mean, velocity.mean)
 
 
 def test_draws_over_moments_have_their_law(tmp_path: Path) -> None:
@@ -278,10 +280,10 @@ def test_draws_over_moments_have_their_law(tmp_path: Path) -> None:
     assert posterior is not None and isinstance(data, MomentsData)
     x = torch.as_tensor(data.moments[:1][0]).expand(count, 4, 1, 1)
     u = torch.as_tensor(uniforms(0, "draw", np.arange(count), posterior.width))
-    found = posterior(x, torch.full((count,), t), u)
-    error = (found.variance[0] / count).sqrt()
-    assert ((found.draw.mean(0) - found.mean[0]).abs() < 4 * error).all()
-    torch.testing.assert_close(found.draw.var(0), found.variance[0], rtol=0.08, atol=0)
+    velocity = posterior(x, torch.full((count,), t), u)
+    error = (velocity.variance[0] / count).sqrt()
+    assert ((velocity.draw.mean(0) - velocity.mean[0]).abs() < 4 * error).all()
+    torch.testing.assert_close(velocity.draw.var(0), velocity.variance[0], rtol=0.08, atol=0)
 
 
 def test_the_posterior_over_moments_without_spread_is_that_over_points(tmp_path: Path) -> None:
@@ -291,8 +293,8 @@ def test_the_posterior_over_moments_without_spread_is_that_over_points(tmp_path:
     u = torch.as_tensor(uniforms(0, "u", batch.index, data.width))
     smooth, sharp = posterior_of(data), FinitePosterior(0.2 * torch.as_tensor(Z).double())
     assert smooth is not None
-    found, expected = smooth(batch.x_t, batch.t, u), sharp(batch.x_t, batch.t, u[:, :1])
-    for one, other in zip(found[:3], expected[:3], strict=True):
+    velocity, expected = smooth(batch.x_t, batch.t, u), sharp(batch.x_t, batch.t, u[:, :1])
+    for one, other in zip(velocity[:3], expected[:3], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
@@ -369,7 +371,7 @@ def test_statistics_without_std(tmp_path: Path) -> None:
         ([("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": []}')], "no label for a.npy in dataset.json"),
         (
             [("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": [["a.npy", [0, 1]]]}')],
-            r"one label for each of 1 samples, got shape \[1, 2\]",
+            r"one label for each of 1 samples, got shape \(1, 2\)",
         ),
         ([("a.npy", npy(Z[0])), ("dataset.json", b"{}")], "Cannot read .*dataset.json"),
         ([("a.npy", npy(Z)), ("b.npy", npy(Z[:, :2]))], r"b.npy has \[2, 2, 3\] and .*a.npy has"),
