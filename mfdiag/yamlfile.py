@@ -36,7 +36,9 @@ def read_yaml(path: Path, description: str, model: type[BaseModel]) -> tuple[yam
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except OSError as error:
-        raise InputError(f"Expected {description} at {path}, but cannot read it ({error.strerror}). Check the path.") from error
+        raise InputError(
+            f"Expected {description} at {path}, but cannot read it ({error.strerror}). Check the path."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

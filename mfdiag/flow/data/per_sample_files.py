@@ -207,7 +207,8 @@ def _labels_beside_samples(
 def _lookup(mapping: Mapping[str, Any], name: str, source: str, location: Path) -> Any:
     if name not in mapping:
         raise InputError(
-            f"{location}: no label for {name.lstrip('/')} in {source}. Add a label for every sample, or pass labels=none."
+            f"{location}: no label for {name.lstrip('/')} in {source}. Add a label for every sample, or pass "
+            "labels=none."
         )
     return mapping[name]
 
