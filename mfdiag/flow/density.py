@@ -172,7 +172,7 @@ def cell_shares(base: TimeSampler, bins: tuple[int, int]) -> np.ndarray:
     return np.bincount(cell_numbers(r, t, bins), minlength=len(density_cells(bins))) / SHARE_DRAWS
 
 
-class _Section(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -180,14 +180,14 @@ _Bounds = tuple[float, float]
 _Bins = Annotated[int, Field(ge=1, le=100)]
 
 
-class _Cell(_Section):
+class _Cell(_StrictModel):
     r: _Bounds
     t: _Bounds
     trained: float = Field(ge=0)
     drawn: float = Field(ge=0)
 
 
-class _DensityFile(_Section):
+class _DensityFile(_StrictModel):
     """Contents of a file: the sampler, the numbers of bins, and the cells in the order of `density_cells`."""
 
     times: str
