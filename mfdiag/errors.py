@@ -1,4 +1,4 @@
-"""The one exception root. The command line catches it once and exits with code 2."""
+"""The root of all mfdiag exceptions. The command line catches it in one place and exits with code 2."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from collections.abc import Iterable
 
 __all__ = ["InputError", "MfdiagError", "did_you_mean"]
 
+_MIN_SIMILARITY = 0.5  # below it a suggestion shares too few letters with the name to be a likely typo
+
 
 class MfdiagError(Exception):
-    """Root of every error mfdiag raises on purpose; its text is one sentence for the user."""
+    """Root of every error that mfdiag raises on purpose. Its text is written for the user."""
 
 
 class InputError(MfdiagError):
-    """Bad input: says what was expected, what came, and what to do."""
+    """Bad input. The text says what was expected, what came, and what to do."""
 
 
 def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for an unknown name: nearest known names first, then all of them."""
+    """Builds the error for an unknown name: the closest known names first, then all of them.
+
+    Args:
+        kind: what the name stands for, such as "data set".
+        name: the unknown name.
+        known: all valid names.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    closest = difflib.get_close_matches(name, names, n=2, cutoff=_MIN_SIMILARITY)
+    hint = f" Did you mean {' or '.join(map(repr, closest))}?" if closest else ""
     return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

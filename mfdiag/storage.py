@@ -1,4 +1,4 @@
-"""Files on disk: whole or not at all, and what is in them by hash. Imports nothing but the standard library."""
+"""Atomic writes and file hashes. Imports nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 from mfdiag.errors import InputError
 
-__all__ = ["replacing", "sha256_of"]
+__all__ = ["atomic_write", "sha256_of"]
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on success it takes the place of `path`, on failure it vanishes.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write to. Success moves it to `path`; failure deletes it.
 
-    A reader sees the old file or the new one, never a part, whatever happens in between.
-    Raises InputError where the folder cannot be created or written, or the disk is full.
+    A reader sees the old file or the new one, never a part of one. Raises InputError if the folder cannot be created
+    or written, or if the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -31,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except OSError as error:
         raise InputError(
-            f"Cannot write {path} ({error.strerror or error}): free the place, or choose another folder."
+            f"Cannot write {path} ({error.strerror or error}). Free disk space, fix permissions, or choose another "
+            "folder."
         ) from error
     finally:
         with suppress(OSError):
@@ -39,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every platform opens folders; the rename itself is already atomic
+    with suppress(OSError):  # not every platform can open a folder; the rename is atomic without this
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -48,12 +49,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256_of(*paths: Path) -> str:
-    """SHA-256 of the files' contents one after another, 64 hexadecimal digits. InputError if one cannot be read."""
+    """SHA-256 of the concatenated contents, 64 hexadecimal digits. Raises InputError if a file cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
         try:
             with path.open("rb") as stream:
                 hashlib.file_digest(stream, lambda: digest)
         except OSError as error:
-            raise InputError(f"Cannot read {path} ({error.strerror or error}): check the path.") from error
+            raise InputError(f"Cannot read {path} ({error.strerror or error}). Check the path.") from error
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The user's own code, named FILE.py:name or pkg.module:name: the only code from outside that mfdiag ever runs."""
+"""The user's own code, passed as FILE.py:name or pkg.module:name. mfdiag runs no other code from outside."""
 
 from __future__ import annotations
 
@@ -13,72 +13,89 @@ from typing import Any
 
 from mfdiag.errors import InputError
 
-__all__ = ["call_user", "find_user", "is_user_code"]
+__all__ = ["call_user_factory", "is_user_code", "load_user_object"]
+
+_NAMES_IN_ERROR = 8  # a longer list would hide the message
 
 
 def is_user_code(spec: str) -> bool:
-    """Whether `spec` has the form FILE.py:name or pkg.module:name, and so cannot be a registered name."""
-    place, colon, name = spec.rpartition(":")
-    return bool(colon) and name.isidentifier() and (place.endswith(".py") or "." in place)
+    """Whether `spec` has the form FILE.py:name or pkg.module:name, so that it cannot be a built-in name."""
+    location, colon, name = spec.rpartition(":")
+    return bool(colon) and name.isidentifier() and (location.endswith(".py") or "." in location)
 
 
-def find_user(spec: str, option: str) -> Any:
-    """What `FILE.py:name` or `pkg.module:name` names.
+def load_user_object(spec: str, option: str) -> Any:
+    """Imports the object that `FILE.py:name` or `pkg.module:name` refers to.
 
-    Modules beside FILE.py, or in the working directory, can be imported by it; `option` names it in errors. Raises
-    InputError if the file, module or attribute is missing, or if the code raises.
+    The code can import modules beside FILE.py, or in the working directory. `option` is the command-line option that
+    error messages mention. Raises InputError if the file, module or attribute is missing, or if the import fails.
     """
-    place, colon, attribute = spec.rpartition(":")
-    if not (colon and place and attribute):
+    location, colon, attribute = spec.rpartition(":")
+    if not (colon and location and attribute):
         raise InputError(f"Expected {option} as FILE.py:factory or pkg.module:factory, but got {spec!r}.")
-    with _importable(Path(place).resolve().parent if place.endswith(".py") else Path.cwd()):
-        module = _import(place, option)
+    with _importable(Path(location).resolve().parent if location.endswith(".py") else Path.cwd()):
+        module = _import(location, option)
     if not hasattr(module, attribute):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        known = ", ".join(names[:8]) or "nothing callable"
-        raise InputError(f"Expected {attribute!r} in {place}, but it defines {known}; name one that exists.")
+        known = ", ".join(names[:_NAMES_IN_ERROR]) or "nothing callable"
+        raise InputError(
+            f"Expected {location} to define {attribute!r}, but it defines {known}. Use a name that exists."
+        )
     return getattr(module, attribute)
 
 
-def call_user(spec: str, option: str, arguments: Mapping[str, Any] | None = None) -> Any:
-    """What the callable that `find_user` finds returns for these keyword arguments; InputError if it raises."""
-    factory = find_user(spec, option)
+def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """Calls the callable that `spec` refers to and returns what it returns.
+
+    Args:
+        spec: FILE.py:name or pkg.module:name.
+        option: the command-line option that error messages mention.
+        arguments: keyword arguments of the call; none by default.
+
+    Returns:
+        Whatever the callable returns.
+
+    Raises:
+        InputError: the object cannot be loaded, or the call raises.
+    """
+    factory = load_user_object(spec, option)
     with _importable(Path(spec.rpartition(":")[0]).resolve().parent if ".py:" in spec else Path.cwd()):
         try:
             return factory(**arguments or {})
         except Exception as error:
-            called = f"with {', '.join(arguments)}" if arguments else "without arguments"
+            call = f"with {', '.join(arguments)}" if arguments else "without arguments"
             raise InputError(
-                f"Expected {spec} to return something for {option} when called {called}, but it raised "
-                f"{type(error).__name__}: {error}; correct the {'arguments' if arguments else 'factory'}."
+                f"Expected {spec} to return something for {option} when called {call}, but it raised "
+                f"{type(error).__name__}: {error}. Correct the {'arguments' if arguments else 'factory'}."
             ) from error
 
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    before = list(sys.path)
+    path_before = list(sys.path)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path[:] = before
+        sys.path[:] = path_before
 
 
-def _import(place: str, option: str) -> ModuleType:
-    path = Path(place)
-    if place.endswith(".py") and not path.is_file():
-        raise InputError(f"Expected {option} to name a Python file, but {path} does not exist; check the path.")
+def _import(location: str, option: str) -> ModuleType:
+    path = Path(location)
+    if location.endswith(".py") and not path.is_file():
+        raise InputError(f"Expected a Python file for {option}, but {path} does not exist. Check the path.")
     try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
+        if not location.endswith(".py"):
+            return importlib.import_module(location)
         name = f"mfdiag_user_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickling look their module up by name
+        sys.modules[name] = module  # dataclasses and pickle look up their module by name
         spec.loader.exec_module(module)
         return module
     except Exception as error:
         raise InputError(
-            f"Importing {place} for {option} failed with {type(error).__name__}: {error}; correct the code or the path."
+            f"Importing {location} for {option} failed with {type(error).__name__}: {error}. Correct the code or the "
+            "path."
         ) from error

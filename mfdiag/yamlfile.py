@@ -1,4 +1,4 @@
-"""YAML files the user writes, checked by a pydantic model: errors name file, line, field and what is allowed there."""
+"""YAML files that the user writes, validated by a pydantic model. Errors report file, line and field."""
 
 from __future__ import annotations
 
@@ -13,65 +13,88 @@ from mfdiag.errors import InputError, did_you_mean
 
 __all__ = ["field_of", "line_of", "problem_of", "read_yaml", "sections_of"]
 
-Place = Sequence[int | str]
+FieldPath = Sequence[int | str]
+"""Keys and list indices that lead from the root to a field, such as ("cells", 0, "drawn")."""
 
 
-def read_yaml(path: Path, what: str, model: type[BaseModel]) -> tuple[yaml.Node, dict[str, Any]]:
-    """The file's nodes, which know their lines, and its values. `what` the file should be, and `model`, name it.
+def read_yaml(path: Path, description: str, model: type[BaseModel]) -> tuple[yaml.Node, dict[str, Any]]:
+    """Reads a YAML mapping without validating it.
 
-    Raises InputError for a file that cannot be read, is no YAML, or no mapping.
+    Args:
+        path: the file.
+        description: what the file should be, for error messages.
+        model: the pydantic model of the mapping, for error messages.
+
+    Returns:
+        The root node, which knows the line of each entry, and the values.
+
+    Raises:
+        InputError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except OSError as error:
-        raise InputError(f"Expected {what} at {path}, but {error.strerror}; check the path.") from error
+        raise InputError(
+            f"Expected {description} at {path}, but cannot read it ({error.strerror}). Check the path."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it is no text"
-        raise InputError(f"{path}{line}: expected YAML, but {problem}; correct the file.") from error
+        problem = getattr(error, "problem", None) or "it is not text"
+        raise InputError(f"{path}{line}: expected YAML, but {problem}. Correct the file.") from error
     if not isinstance(values, dict) or root is None:
-        raise InputError(f"{path}: expected a mapping of {', '.join(_fields(model))}, as {what} is.")
+        raise InputError(f"{path}: expected a mapping with the fields of {description}: {', '.join(_fields(model))}.")
     return root, values
 
 
-def line_of(node: yaml.Node, place: Place) -> int:
-    """The line, from 1, of the entry at `place`, or of the nearest section around it."""
-    line = node.start_mark.line
-    for name in place:
-        found: list[tuple[yaml.Node, yaml.Node]] = []
+def line_of(root: yaml.Node, field_path: FieldPath) -> int:
+    """The line, counted from 1, of the entry at `field_path`, or of the innermost section on the way that exists."""
+    node, line = root, root.start_mark.line
+    for key in field_path:
+        entries: list[tuple[yaml.Node, yaml.Node]] = []
         if isinstance(node, yaml.MappingNode):
-            found = [pair for pair in node.value if pair[0].value == str(name)]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(name, int) and name < len(node.value):
-            found = [(node.value[name], node.value[name])]
-        if not found:
+            entries = [entry for entry in node.value if entry[0].value == str(key)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            entries = [(node.value[key], node.value[key])]
+        if not entries:
             break
-        line, node = found[-1][0].start_mark.line, found[-1][1]
+        line, node = entries[-1][0].start_mark.line, entries[-1][1]
     return line + 1
 
 
-def field_of(place: Place) -> str:
-    """`place` as one writes it."""
-    return ".".join(map(str, place)) or "the file"
+def field_of(field_path: FieldPath) -> str:
+    """`field_path` in dotted notation, such as `cells.0.drawn`."""
+    return ".".join(map(str, field_path)) or "the file"
 
 
-def problem_of(error: ValidationError, model: type[BaseModel], more: Iterable[str] = ()) -> tuple[tuple[Any, ...], str]:
-    """Place of the first error of validating `model`, and what is wrong there; `more` are further top-level fields."""
+def problem_of(
+    error: ValidationError, model: type[BaseModel], extra_fields: Iterable[str] = ()
+) -> tuple[tuple[Any, ...], str]:
+    """Where the first validation error lies, and what is wrong there.
+
+    Args:
+        error: what validating `model` raised.
+        model: the pydantic model of the whole file.
+        extra_fields: further top-level fields that the caller accepts beside those of `model`.
+
+    Returns:
+        The field path and a sentence.
+    """
     first = error.errors(include_url=False)[0]
-    place = first["loc"]
-    section = _section(model, place[:-1])
-    known = [*_fields(section), *(more if section is model else ())]
+    field_path = first["loc"]
+    section = _section(model, field_path[:-1])
+    known = [*_fields(section), *(extra_fields if section is model else ())]
     if first["type"] == "extra_forbidden":
-        return place, str(did_you_mean("field", str(place[-1]), known))
+        return field_path, str(did_you_mean("field", str(field_path[-1]), known))
     if first["type"] == "missing":
-        return place, f"this field is missing; add it, the fields are {', '.join(known)}."
-    input_ = first["input"]
-    told = isinstance(input_, Mapping | BaseModel) or (isinstance(input_, str) and repr(input_) in first["msg"])
-    given = "" if told else f", but got {input_!r}"
+        return field_path, f"this field is missing; add it, the fields are {', '.join(known)}."
+    value = first["input"]
+    shows_value = isinstance(value, Mapping | BaseModel) or (isinstance(value, str) and repr(value) in first["msg"])
+    suffix = "" if shows_value else f", but got {value!r}"
     text = first["msg"].removeprefix("Value error, ").removesuffix(".").replace("Input should", "It should")
-    return place, f"{text}{given}."
+    return field_path, f"{text}{suffix}."
 
 
 def _fields(model: type[BaseModel]) -> list[str]:
@@ -79,18 +102,18 @@ def _fields(model: type[BaseModel]) -> list[str]:
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field with this annotation may hold."""
-    kinds = [annotation, *get_args(annotation)]
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    """The pydantic models that a field with this annotation may hold."""
+    types = [annotation, *get_args(annotation)]
+    return [type_ for type_ in types if isinstance(type_, type) and issubclass(type_, BaseModel)]
 
 
-def _section(model: type[BaseModel], place: Place) -> type[BaseModel]:
-    """The model of the section at `place`; the outermost one where it is no section."""
-    found = model
-    for name in place:
-        field = next((f for key, f in found.model_fields.items() if (f.alias or key) == name), None)
+def _section(model: type[BaseModel], field_path: FieldPath) -> type[BaseModel]:
+    """The model of the section at `field_path`, or `model` itself if there is no section."""
+    section = model
+    for key in field_path:
+        field = next((f for name, f in section.model_fields.items() if (f.alias or name) == key), None)
         inner = sections_of(field.annotation) if field is not None else []
         if not inner:
             return model
-        found = inner[0]
-    return found
+        section = inner[0]
+    return section

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mfdiag.errors import InputError
-from mfdiag.storage import replacing, sha256_of
+from mfdiag.storage import atomic_write, sha256_of
 
 
 def names(folder: Path) -> list[str]:
@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_with_its_folders(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("whole")
         assert temporary.parent == path.parent and not path.exists()
     assert path.read_text() == "whole" and names(path.parent) == ["file"]
@@ -30,14 +30,14 @@ def test_a_file_appears_with_its_folders(tmp_path: Path) -> None:
 def test_a_failure_in_the_middle_leaves_the_old_file(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:
+    with pytest.raises(error), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old" and names(tmp_path) == ["file"]
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
-    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+    with atomic_write(tmp_path / "file") as one, atomic_write(tmp_path / "file") as other:
         assert one != other
         one.write_text("one")
         other.write_text("other")
@@ -46,16 +46,19 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"Cannot write .* choose another folder"), replacing(tmp_path / "file" / "x"):
+    with (
+        pytest.raises(InputError, match=r"Cannot write .* choose another folder"),
+        atomic_write(tmp_path / "file" / "x"),
+    ):
         pass
-    with pytest.raises(InputError, match=r"Cannot write .*x"), replacing(tmp_path / "x"):
+    with pytest.raises(InputError, match=r"Cannot write .*x"), atomic_write(tmp_path / "x"):
         pass  # nothing written
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(InputError, match="No space left on device"), replacing(tmp_path / "x") as temporary:
+    with pytest.raises(InputError, match="No space left on device"), atomic_write(tmp_path / "x") as temporary:
         temporary.write_text("")
     assert names(tmp_path) == ["file"]
 

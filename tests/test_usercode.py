@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mfdiag.errors import InputError
-from mfdiag.usercode import call_user, is_user_code
+from mfdiag.usercode import call_user_factory, is_user_code
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ def test_user_code_has_a_file_or_a_module_and_a_name(spec: str, expected: bool) 
 def test_what_the_callable_returns(tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("number = 3")
     (tmp_path / "own.py").write_text("from beside import number\ndef make():\n    return number\n")
-    assert call_user(f"{tmp_path / 'own.py'}:make", "--path") == 3
+    assert call_user_factory(f"{tmp_path / 'own.py'}:make", "--path") == 3
 
 
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("def make(): pass", "maek", "Expected 'maek' in .*, but it defines make"),
+        ("def make(): pass", "maek", "to define 'maek', but it defines make"),
         ("def make(): raise ValueError('no')", "make", "return something for --path .* raised ValueError: no"),
         ("import nothing_of_this_name", "make", "for --path failed with ModuleNotFoundError"),
         ("def make(:", "make", "for --path failed with SyntaxError"),
@@ -44,4 +44,4 @@ def test_what_the_callable_returns(tmp_path: Path) -> None:
 def test_what_goes_wrong_is_said_with_the_option(tmp_path: Path, text: str, name: str, message: str) -> None:
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(InputError, match=message):
-        call_user(f"{tmp_path / 'own.py'}:{name}", "--path")
+        call_user_factory(f"{tmp_path / 'own.py'}:{name}", "--path")

@@ -12,7 +12,7 @@ from typer.models import ArgumentInfo, CommandInfo, OptionInfo
 
 from mfdiag.cli.app import app
 from mfdiag.cli.list_ import KINDS, found
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 
 __all__ = ["PAGE", "markdown"]
 
@@ -141,5 +141,5 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    with replacing(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE) as temporary:
+    with atomic_write(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE) as temporary:
         temporary.write_text(markdown(), encoding="utf-8")

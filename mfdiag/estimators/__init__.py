@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators._base import Estimator, Needs
-from mfdiag.usercode import find_user
+from mfdiag.usercode import load_user_object
 
 __all__ = ["GROUP", "Estimator", "Needs", "estimators", "find_estimator"]
 
@@ -63,7 +63,7 @@ def find_estimator(spec: str) -> Estimator:
     file, code, rest = spec.partition(".py:")
     if code:
         attribute, _, arguments = rest.partition(":")
-        found = find_user(f"{file}.py:{attribute}", "--estimator")
+        found = load_user_object(f"{file}.py:{attribute}", "--estimator")
         if not isinstance(found, Estimator):
             raise InputError(f"Expected {attribute!r} in {file}.py to be an Estimator, got {type(found).__name__}.")
     else:

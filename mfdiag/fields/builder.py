@@ -139,13 +139,13 @@ class FieldBuilder:
         x, r, t, labels = inputs
         assert labels is not None
         null = labels.clone()
-        (null if null.ndim == 1 else null[:, 0]).fill_(self.draws.null)
+        (null if null.ndim == 1 else null[:, 0]).fill_(self.draws.null_label)
         try:
             with torch.no_grad():
                 self.module(x, r, t, null)
         except (RuntimeError, IndexError) as error:
             raise InputError(
-                f"--guidance hands over label {self.draws.null}, one above the classes, as null label, which the "
+                f"--guidance hands over label {self.draws.null_label}, one above the classes, as null label, which the "
                 f"network does not take ({str(error).splitlines()[0]}): give its embedding one more row, or translate "
                 "in a wrapper or card."
             ) from error
@@ -173,7 +173,7 @@ class FieldBuilder:
             return network(x, r if name == "head" else t, t, labels)
 
         with_guidance = takes_guidance(network if name == "teacher" else self.module)
-        return GuidedVelocity.of(batch, law, velocity, with_guidance, self.draws.null, x)
+        return GuidedVelocity.of(batch, law, velocity, with_guidance, self.draws.null_label, x)
 
     def _proxy_velocity(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """vhat = u(x_t, t, t) of the proxy's network."""

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mfdiag.fields.inputs import Velocity
 from mfdiag.flow.draw import Batch
-from mfdiag.flow.guidance import Guidance, Scale
+from mfdiag.flow.guidance import Guidance, GuidanceScale
 
 __all__ = ["GuidedVelocity", "labels_for", "labels_with_guidance", "takes_guidance"]
 
 
-def labels_with_guidance(labels: Tensor, scale: Scale, like: Tensor) -> Tensor:
+def labels_with_guidance(labels: Tensor, scale: GuidanceScale, like: Tensor) -> Tensor:
     """Labels of a network that takes its guidance: [n, 4], columns label, omega, low and high, in `like`'s dtype."""
     return torch.stack([labels.to(like), *(part.to(like) for part in scale)], dim=1)
 
@@ -48,7 +48,7 @@ class GuidedVelocity:
     r: Tensor
     labels: Tensor
     dropped: Tensor
-    scale: Scale
+    scale: GuidanceScale
     null: int
 
     @classmethod
@@ -58,7 +58,7 @@ class GuidedVelocity:
         """The guidance of `batch`, on the device of `like` and in its dtype."""
         assert batch.labels is not None and batch.dropped is not None and batch.scale is not None
         labels, dropped = batch.labels.to(like.device), batch.dropped.to(like.device)
-        scale = Scale(*(part.to(like) for part in batch.scale))
+        scale = GuidanceScale(*(part.to(like) for part in batch.scale))
         return cls(law, velocity, network_takes_guidance, batch.r.to(like), labels, dropped, scale, null)
 
     def at(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +85,10 @@ class GuidedVelocity:
     def _labels(self, labels: Tensor, omega: Tensor) -> Tensor:
         if not self.network_takes_guidance:
             return labels
-        return labels_with_guidance(labels, Scale(omega, torch.zeros_like(omega), torch.ones_like(omega)), omega)
+        scale = GuidanceScale(omega, torch.zeros_like(omega), torch.ones_like(omega))
+        return labels_with_guidance(labels, scale, omega)
 
     def select(self, samples: slice) -> GuidedVelocity:
         """The same for some of the samples."""
         selected = {name: getattr(self, name)[samples] for name in ("r", "labels", "dropped")}
-        return replace(self, **selected, scale=Scale(*(part[samples] for part in self.scale)))
+        return replace(self, **selected, scale=GuidanceScale(*(part[samples] for part in self.scale)))

@@ -26,7 +26,7 @@ from mfdiag.figures import (
     velocity_field,
 )
 from mfdiag.figures.style import save
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 
 __all__ = ["FIGURES", "FigureKind", "save_figures"]
 
@@ -77,7 +77,7 @@ def save_figures(tables: dict[str, pd.DataFrame], out: Path) -> list[Path]:
             continue
         figure = kind.draw(tables[kind.table])
         for suffix, path in paths.items():
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 save(figure, temporary, suffix)
             written.append(path)
     return written

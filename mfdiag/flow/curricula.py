@@ -1,4 +1,4 @@
-"""Laws of (r, t) that change during training, at a given progress: from instantaneous to average velocity."""
+"""Distributions of (r, t) that change during training, at a given progress: from instantaneous to average velocity."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ from typing import ClassVar
 import numpy as np
 from scipy.special import expit
 
-from mfdiag.flow.time_sampler import Pair, Sampler, logit_normal_pair
+from mfdiag.flow.time_sampler import TimePairs, TimeSamplerBase, logit_normal_pairs
 
 __all__ = ["AlphaFlowTimes", "MeanAudioTimes", "alpha_at"]
 
 
 def alpha_at(progress: float, gamma: float = 25.0, clamp: float = 0.005) -> float:
-    """alpha-Flow's coefficient at a share `progress` of its annealing: 1 is trajectory flow matching, 0 is MeanFlow.
+    """alpha-Flow's coefficient (arXiv 2510.20771): 1 is trajectory flow matching, 0 is MeanFlow.
 
-    A falling sigmoid of steepness `gamma`, set to 1 and 0 where it is within `clamp` of them (arXiv 2510.20771).
+    Args:
+        progress: completed fraction of the annealing, in [0, 1].
+        gamma: steepness of the falling sigmoid, above 0.
+        clamp: distance from 0 and 1 within which the coefficient is set to 0 or 1, in [0, 0.5).
+
+    Returns:
+        The coefficient, in [0, 1].
     """
     alpha = float(expit(-gamma * (progress - 0.5)))
     return 1.0 if alpha > 1 - clamp else 0.0 if alpha < clamp else alpha
 
 
 @dataclass(frozen=True)
-class AlphaFlowTimes(Sampler):
-    """The interval [r, s] on which alpha-Flow's target asks the model, s = alpha r + (1 - alpha) t (arXiv 2510.20771).
+class AlphaFlowTimes(TimeSamplerBase):
+    """The interval [r, s] at which alpha-Flow's target evaluates the model (arXiv 2510.20771).
 
-    (r, t) is MeanFlow's logit-normal pair, kept apart for a share `r_ne_t`; alpha is `alpha_at(progress)`. Hence
-    MeanFlow's own law at the end, and r = s, where flow matching would be, at the beginning.
+    s = alpha r + (1 - alpha) t with alpha = `alpha_at(progress)`, where (r, t) is MeanFlow's logit-normal pair, with
+    r != t for the fraction `r_ne_t`. At progress 1 this is MeanFlow's own distribution. At progress 0, r = s, as in
+    flow matching.
     """
 
     kind: ClassVar[str] = "alpha_flow"
@@ -40,27 +47,24 @@ class AlphaFlowTimes(Sampler):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("progress", "r_ne_t"):
-            value = getattr(self, name)
-            self._require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+        self._require_fraction("progress", "r_ne_t")
         self._require(0 <= self.clamp < 0.5, f"clamp must be in [0, 0.5), got {self.clamp}")
-        self._require(self.gamma > 0, f"gamma must be above 0, got {self.gamma}")
-        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
+        self._require_positive("gamma", "sigma")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
-        r, t = logit_normal_pair(u[:, :2], self.mu, self.sigma)
+        r, t = logit_normal_pairs(u[:, :2], self.mu, self.sigma)
         r = np.where(u[:, 2] < self.r_ne_t, r, t)
         alpha = alpha_at(self.progress, self.gamma, self.clamp)
         return r, np.maximum(alpha * r + (1 - alpha) * t, r)
 
 
 @dataclass(frozen=True)
-class MeanAudioTimes(Sampler):
+class MeanAudioTimes(TimeSamplerBase):
     """MeanAudio's instantaneous-to-mean curriculum with flow-field mix-up (arXiv 2508.06098).
 
-    Until the share `switch` of training every pair has r = t; after it a share `r_eq_t` has, the rest being MeanFlow's
-    logit-normal pairs.
+    Before progress `switch` every pair has r = t. After it, the fraction `r_eq_t` has r = t, and the rest are
+    MeanFlow's logit-normal pairs.
     """
 
     kind: ClassVar[str] = "mean_audio"
@@ -72,13 +76,11 @@ class MeanAudioTimes(Sampler):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("progress", "switch", "r_eq_t"):
-            value = getattr(self, name)
-            self._require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
-        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
+        self._require_fraction("progress", "switch", "r_eq_t")
+        self._require_positive("sigma")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
-        r, t = logit_normal_pair(u[:, :2], self.mu, self.sigma)
-        share = 1.0 if self.progress < self.switch else self.r_eq_t
-        return np.where(u[:, 2] < 1 - share, r, t), t
+        r, t = logit_normal_pairs(u[:, :2], self.mu, self.sigma)
+        r_eq_t = 1.0 if self.progress < self.switch else self.r_eq_t
+        return np.where(u[:, 2] < 1 - r_eq_t, r, t), t

@@ -1,34 +1,43 @@
-"""What is drawn: batches of (x_0, x_1, r, t) whose sample i depends on (seed, i) alone, or on its coupled group."""
+"""Batches of (x_0, x_1, r, t). Sample i depends on (seed, i) alone, or on its group under a coupling of groups."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.flow.couplings import INDEPENDENT, Coupling, Ends
+from mfdiag.flow.couplings import INDEPENDENT, Coupling, Marginals
 from mfdiag.flow.data.datasets import Data, FiniteData, GaussianData, MixtureData, MomentsData
-from mfdiag.flow.guidance import Guidance, Scale
+from mfdiag.flow.guidance import Guidance, GuidanceScale
 from mfdiag.flow.moments_posterior import MomentsPosterior
 from mfdiag.flow.paths import LINEAR, Path
 from mfdiag.flow.posterior import FinitePosterior, MixturePosterior, Posterior, PosteriorVelocity
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Components, GaussianSource, Source
 from mfdiag.flow.times import TimeSampler
-from mfdiag.flow.transformed_posterior import ReducedPosterior
+from mfdiag.flow.transformed_posterior import TransformedPosterior
 
-__all__ = ["Batch", "Draws", "posterior_of", "why_unknown"]
+__all__ = ["Batch", "Draws", "posterior_of", "why_posterior_unknown"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """n samples in float64: x0, x1 [n, *shape]; r, t [n]; labels [n] or None; index [n] their numbers.
+    """n samples, with all tensors in float64.
 
-    `weight` [n] multiplies each sample's loss; None where all weigh 1. Under guidance `dropped` [n] tells the labels
-    that were replaced by the null label, and `scale` how strongly each sample is guided.
+    Attributes:
+        index: sample numbers, int64 [n].
+        x0: data [n, *shape].
+        x1: noise [n, *shape].
+        r: interval starts [n], with r <= t.
+        t: times [n].
+        labels: int64 [n], or None if the model takes none. Dropped labels are the null label.
+        weight: factor of each sample's loss [n], or None if all factors are 1.
+        path: the path from x_0 to x_1.
+        dropped: under guidance, whether the label was replaced by the null label, bool [n]; else None.
+        scale: under guidance, strength and interval of each sample; else None.
     """
 
     index: np.ndarray
@@ -40,25 +49,25 @@ class Batch:
     weight: Tensor | None = None
     path: Path = LINEAR
     dropped: Tensor | None = None
-    scale: Scale | None = None
+    scale: GuidanceScale | None = None
 
     def at(self, time: Tensor) -> Tensor:
-        """The points of the path at times [n]."""
+        """Points of the path [n, *shape] at times [n]."""
         return self.path.point(self.x0, self.x1, time)
 
     @property
     def velocity(self) -> Tensor:
-        """Conditional velocity v_c at time t; x_1 - x_0 on the linear path."""
+        """Conditional velocity v_c at time t [n, *shape]; x_1 - x_0 on the linear path."""
         return self.path.velocity(self.x0, self.x1, self.t)
 
     @property
     def x_t(self) -> Tensor:
-        """The point at time t; (1 - t) x_0 + t x_1 on the linear path."""
+        """The point at time t [n, *shape]; (1 - t) x_0 + t x_1 on the linear path."""
         return self.at(self.t)
 
 
 def posterior_of(data: Data) -> Posterior | None:
-    """The exact posterior velocity on the linear path from N(0, I), or None where it is not known."""
+    """The exact posterior velocity on the linear path from N(0, I), or None if it is not known."""
     if isinstance(data, GaussianData):
         return MixturePosterior.gaussian(data.mean, data.std, data.dim)
     if isinstance(data, MixtureData):
@@ -72,111 +81,152 @@ def posterior_of(data: Data) -> Posterior | None:
     return None
 
 
-def why_unknown(
+def why_posterior_unknown(
     data: Data, source: Source, coupling: Coupling, conditional: bool, guidance: Guidance | None = None
 ) -> str | None:
-    """Why the exact posterior velocity of these draws is not known, in words; None where it is, whatever the path."""
+    """Why the exact posterior velocity is not known.
+
+    Args:
+        data: distribution of x_0.
+        source: distribution of x_1.
+        coupling: joint distribution of the two.
+        conditional: whether the model takes labels.
+        guidance: the guidance of the objective, or None.
+
+    Returns:
+        A clause for a note to the user, or None if the posterior is known (on any path).
+    """
     if not isinstance(data, FiniteData | GaussianData | MixtureData | MomentsData):
         return f"the posterior of {data.name} is not known"
     if coupling.dependent:
         return f"under the coupling {coupling.name} x_0 and x_1 depend on each other, and their posterior is not known"
-    told = np.zeros(1, np.int64) if conditional and data.num_classes else None
-    untold = guidance is not None and guidance.drop > 0
-    if source.components(told) is None or (untold and source.components(None) is None):
+    any_label = np.zeros(1, np.int64) if conditional and data.num_classes else None
+    drops_labels = guidance is not None and guidance.drop > 0
+    if source.components(any_label) is None or (drops_labels and source.components(None) is None):
         return (
-            f"the source {source.name} is not a Gaussian mixture given what the model is told, and its posterior is "
-            "not known"
+            f"the source {source.name} is not a Gaussian mixture given the label that the model takes, and its "
+            "posterior is not known"
         )
     return None
 
 
 @dataclass(frozen=True)
 class Draws:
-    """A data set, a time sampler and a seed, with a source (None: N(0, I)), a coupling and a path.
+    """How samples are drawn: distributions, path and seed.
 
-    `streams` begins the names of the random streams, so that training and measuring see different samples. Under
-    `guidance` a share of the labels becomes `null`.
+    Attributes:
+        data: distribution of x_0.
+        times: distribution of (r, t).
+        seed: seed of all random numbers.
+        conditional: whether batches have labels, because the model takes them.
+        exact_posterior: whether to compute the exact posterior if it is known.
+        source: distribution of x_1; None is N(0, I).
+        coupling: joint distribution of x_0 and x_1.
+        path: the path from x_0 to x_1.
+        stream_prefix: start of the names of the random streams, so that training and measuring see other samples.
+        guidance: the guidance of the objective, which drops a fraction of the labels; or None.
+        null_label: the label that replaces dropped ones.
     """
 
     data: Data
     times: TimeSampler
     seed: int
-    conditional: bool = True  # hand out labels (the model takes them) or not
-    exact: bool = True  # compute the posterior where it is known
+    conditional: bool = True
+    exact_posterior: bool = True
     source: Source | None = None
     coupling: Coupling = INDEPENDENT
     path: Path = LINEAR
-    streams: str = ""
+    stream_prefix: str = ""
     guidance: Guidance | None = None
-    null: int = 0
+    null_label: int = 0
 
     @cached_property
-    def ends(self) -> Ends:
-        """The laws of x_0 and x_1."""
-        return Ends(self.data, self.source or GaussianSource(self.data.shape), self.seed, self.streams)
+    def marginals(self) -> Marginals:
+        """The distributions of x_0 and x_1."""
+        return Marginals(self.data, self.source or GaussianSource(self.data.shape), self.seed, self.stream_prefix)
 
     @cached_property
     def posterior(self) -> Posterior | None:
-        """The exact posterior velocity, if asked for and known."""
-        source = self.ends.source
-        if not self.exact or why_unknown(self.data, source, self.coupling, self.conditional, self.guidance):
+        """The exact posterior velocity, or None if it is not known or not wanted."""
+        source = self.marginals.source
+        if not self.exact_posterior or why_posterior_unknown(
+            self.data, source, self.coupling, self.conditional, self.guidance
+        ):
             return None
         base = posterior_of(self.data)
         if base is None or (self.path is LINEAR and source == GaussianSource(self.data.shape)):
             return base
-        return ReducedPosterior(base, self.path, self._components)
+        return TransformedPosterior(base, self.path, self._components)
 
     def _components(self, labels: Tensor | None) -> Components:
-        found = self.ends.source.components(None if labels is None else labels.numpy())
-        assert found is not None, "why_unknown lets only Gaussian mixtures through"
-        return found
+        components = self.marginals.source.components(None if labels is None else labels.numpy())
+        assert components is not None, "why_posterior_unknown lets only Gaussian mixtures pass"
+        return components
 
     def uniforms(self, purpose: str, index: np.ndarray, width: int) -> np.ndarray:
-        """Uniform numbers [n, width] of the samples `index` for one purpose."""
-        return uniforms(self.seed, f"{self.streams}{purpose}", index, width)
+        """Uniform numbers of the samples `index` for one purpose.
+
+        Args:
+            purpose: name of the random stream, without the prefix.
+            index: sample numbers [n].
+            width: numbers per sample.
+
+        Returns:
+            float64 [n, width] in (0, 1).
+        """
+        return uniforms(self.seed, f"{self.stream_prefix}{purpose}", index, width)
 
     def times_of(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """r, t [n] of the samples `index`."""
+        """r and t, each [n], of the samples `index`."""
         return self.times.sample(self.uniforms("times", index, self.times.width), index)
 
     def labels_of(self, index: np.ndarray) -> np.ndarray | None:
-        """Labels [n] of the samples `index`, whether or not the model takes them."""
-        return self.coupling.labels(self.ends, index)
+        """Labels [n] of the samples `index`, even if the model takes none; None if the data have none."""
+        return self.coupling.labels(self.marginals, index)
 
     def batch(self, index: np.ndarray) -> Batch:
-        """The samples `index` [n]."""
-        x0, x1, labels, weight = self.coupling.pairs(self.ends, index)
+        """The samples with the numbers `index` [n]."""
+        x0, x1, labels, weight = self.coupling.pairs(self.marginals, index)
         r, t = self.times_of(index)
         if (importance := self.times.weight(r, t)) is not None:
             weight = importance if weight is None else weight * importance
-        kept = torch.as_tensor(labels) if labels is not None and self.conditional else None
-        data, noise, start, end = (torch.as_tensor(a, dtype=torch.float64) for a in (x0, x1, r, t))
-        weights = None if weight is None else torch.as_tensor(weight)
-        if self.guidance is None or kept is None:
-            return Batch(index, data, noise, start, end, kept, weights, self.path)
-        dropped = self.uniforms("label drop", index, 1)[:, 0] < self.guidance.drop
-        scale = self.guidance.scale(self.uniforms("guidance", index, 3), r == t, dropped)
-        null = torch.as_tensor(dropped)
-        kept = kept.masked_fill(null, self.null)
-        return Batch(
-            index, data, noise, start, end, kept, weights, self.path, null, Scale(*map(torch.as_tensor, scale))
+        data, noise, start, end = (torch.as_tensor(values, dtype=torch.float64) for values in (x0, x1, r, t))
+        batch = Batch(
+            index,
+            data,
+            noise,
+            start,
+            end,
+            labels=torch.as_tensor(labels) if labels is not None and self.conditional else None,
+            weight=None if weight is None else torch.as_tensor(weight),
+            path=self.path,
+        )
+        if self.guidance is None or batch.labels is None:
+            return batch
+        is_dropped = self.uniforms("label drop", index, 1)[:, 0] < self.guidance.drop
+        scale = self.guidance.sample_scale(self.uniforms("guidance", index, 3), r == t, is_dropped)
+        dropped = torch.as_tensor(is_dropped)
+        return replace(
+            batch,
+            labels=batch.labels.masked_fill(dropped, self.null_label),
+            dropped=dropped,
+            scale=GuidanceScale(*map(torch.as_tensor, scale)),
         )
 
     def velocity_posterior(self, batch: Batch) -> PosteriorVelocity | None:
-        """Marginal velocity, diagonal of Sigma and one fresh draw of v_c at the batch's x_t; None if unknown."""
+        """Posterior of v_c at the batch's x_t: mean, variance, and one fresh draw. None if it is unknown."""
         if self.posterior is None:
             return None
         u = torch.as_tensor(self.uniforms("posterior", batch.index, self.posterior.width))
         if batch.dropped is None:
             return self.posterior(batch.x_t, batch.t, u, batch.labels)
         assert batch.labels is not None
-        # the null label tells nothing of x_0: under it all the data are possible
-        found: list[Tensor] = []
+        # the null label has no information on x_0: it can be any of the data
+        merged: list[Tensor] = []
         for rows, labels in ((~batch.dropped, batch.labels), (batch.dropped, None)):
             if rows.any():
-                told = None if labels is None else labels[rows]
-                part = self.posterior(batch.x_t[rows], batch.t[rows], u[rows], told)
-                found = found or [values.new_empty(len(rows), *values.shape[1:]) for values in part]
-                for whole, values in zip(found, part, strict=True):
+                part = self.posterior(batch.x_t[rows], batch.t[rows], u[rows], None if labels is None else labels[rows])
+                merged = merged or [values.new_empty(len(rows), *values.shape[1:]) for values in part]
+                for whole, values in zip(merged, part, strict=True):
                     whole[rows] = values
-        return PosteriorVelocity(*found)
+        return PosteriorVelocity(*merged)

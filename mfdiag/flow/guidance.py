@@ -1,7 +1,7 @@
-"""Classifier-free guidance built into the objective: the velocity v_g that is trained on in the place of v_c.
+"""Classifier-free guidance built into the objective: the velocity v_g that replaces v_c (docs/theory.md#guidance).
 
-Every formula is affine in the conditional velocity, v_g = a v_c + b v(x_t, t, y) + c v(x_t, t, null), all under
-stop-gradient, with a = 1 and b = c = 0 outside an interval of t. A share of the labels is null.
+Every formula is affine in the conditional velocity, v_g = a v_c + b v(x_t, t, y) + c v(x_t, t, null), under
+stop-gradient. Outside an interval of t, v_g = v_c, or the teacher's velocity. A fraction of the labels is null.
 """
 
 from __future__ import annotations
@@ -15,34 +15,33 @@ import numpy as np
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.specs import format_spec, parse_arguments
 
-if TYPE_CHECKING:  # listing guidances needs no torch
+if TYPE_CHECKING:  # listing guidances does not need torch
     from torch import Tensor
 
-__all__ = ["GUIDANCES", "Guidance", "GuidanceFactors", "Scale", "parse_guidance"]
+__all__ = ["GUIDANCES", "Guidance", "GuidanceFactors", "GuidanceScale", "parse_guidance"]
 
 GUIDANCES: dict[str, str] = {
-    "none": "v_c, and every label as it is drawn",
-    "meanflow": "omega v_c + kappa u(x_t,t,t,y) + (1 - omega - kappa) u(x_t,t,t,null) where low <= t <= high, v_c "
-    "elsewhere and for the share drop of null labels (arXiv 2505.13447, section 4.2): "
+    "none": "v_c; all labels as drawn",
+    "meanflow": "omega v_c + kappa u(x_t,t,t,y) + (1 - omega - kappa) u(x_t,t,t,null) if low <= t <= high, else v_c; a "
+    "fraction drop of the labels is null and keeps v_c (arXiv 2505.13447, section 4.2): "
     "meanflow:omega,[kappa=0],[low=0],[high=1],[drop=0.1]",
-    "re_meanflow": "the same with kappa = 1 - omega/scale for all t, null labels too (Re-MeanFlow): "
+    "re_meanflow": "as meanflow with kappa = 1 - omega/scale, at all t and also for null labels (Re-MeanFlow): "
     "re_meanflow:omega,scale,[drop=0.1]",
     "model_guidance": "v_c + omega (u(x_t,t,t,y) - u(x_t,t,t,null)), interval and null labels as in meanflow (arXiv "
     "2502.12154; Decoupled MeanFlow): model_guidance:omega,[low=0],[high=1],[drop=0.1]",
-    "improved": "v_c + (1 - 1/omega) (v_head(y) - v_head(null)), the network being told omega and interval (improved "
-    "MeanFlow, arXiv 2512.02012): improved:omega,[low=0],[high=1],[drop=0.1]",
-    "improved_power": "the same with omega = (1 + scale)^U and an interval drawn for each sample, all times where "
-    "r = t (improved MeanFlow's own): improved_power:[scale=7],[drop=0.1]",
-    "improved_uniform": "the same for all t with omega uniform from least to most for a share, 1 for the rest and for "
-    "null labels: "
-    "improved_uniform:[least=1],[most=5],[share=0.75],[drop=0.1]",
-    "teacher": "v(x_t,t,null) + omega (v(x_t,t,y) - v(x_t,t,null)) of a teacher where low <= t <= high, v(x_t,t,y) "
-    "elsewhere: teacher:omega,[low=0],[high=1],[drop=0]",
+    "improved": "v_c + (1 - 1/omega) (v_head(y) - v_head(null)); omega and the interval are inputs of the network "
+    "(improved MeanFlow, arXiv 2512.02012): improved:omega,[low=0],[high=1],[drop=0.1]",
+    "improved_power": "as improved, with omega = (1 + scale)^U and an interval drawn for each sample, all times if "
+    "r = t (the setting of improved MeanFlow): improved_power:[scale=7],[drop=0.1]",
+    "improved_uniform": "as improved at all t, with omega uniform in [least, most] for a fraction share of the samples "
+    "and 1 for the rest and for null labels: improved_uniform:[least=1],[most=5],[share=0.75],[drop=0.1]",
+    "teacher": "v(x_t,t,null) + omega (v(x_t,t,y) - v(x_t,t,null)) of a teacher if low <= t <= high, else v(x_t,t,y): "
+    "teacher:omega,[low=0],[high=1],[drop=0]",
 }
 
 
-class Scale(NamedTuple):
-    """Strength omega and interval [low, high] of t for each sample, all [n]."""
+class GuidanceScale(NamedTuple):
+    """Guidance of each sample: strength omega and the interval [low, high] of t in which it applies. All [n]."""
 
     omega: Tensor
     low: Tensor
@@ -50,48 +49,70 @@ class Scale(NamedTuple):
 
 
 class GuidanceFactors(NamedTuple):
-    """Factors of v_c and of the network's velocity with the sample's label and with the null label: each [n]."""
+    """Factors in v_g, each [n].
+
+    Attributes:
+        data: of the conditional velocity v_c.
+        labeled: of the network's velocity with the sample's label.
+        null: of the network's velocity with the null label.
+    """
 
     data: Tensor
-    own: Tensor
+    labeled: Tensor
     null: Tensor
 
 
-Law = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""uniform numbers [n, 3], whether r = t and whether the label is null, both [n] -> omega, low, high, each [n]."""
+ScaleSampler = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Maps uniform numbers [n, 3], whether r = t [n] and whether the label is null [n] to omega, low, high, each [n]."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """One formula with its arguments; `inside` gives its factors from omega [n], `outside` those beyond the interval.
+    """One formula with its arguments.
 
-    `network` says whose velocity it is: the measured one's at r = t, that of its head, or a teacher's. A share `drop`
-    of the labels becomes null; these keep v_c unless `null_too`. `scale` draws what may differ between samples.
+    Attributes:
+        name: the canonical specification.
+        factors_inside: maps omega [n] to the three factors inside the interval.
+        sample_scale: draws what may differ between samples.
+        drop: fraction of labels that become null, in [0, 1].
+        network: whose velocity guides: the measured network's at r = t, that of its head, or a teacher's.
+        factors_outside: the three factors outside the interval.
+        guides_null: whether samples with the null label are guided too. If not, they keep v_c.
+        changes_velocity: False if labels are dropped but v_g equals v_c.
     """
 
     name: str
-    inside: Callable[[Tensor], tuple[Tensor | float, Tensor | float, Tensor | float]]
-    scale: Law
+    factors_inside: Callable[[Tensor], tuple[Tensor | float, Tensor | float, Tensor | float]]
+    sample_scale: ScaleSampler
     drop: float
     network: Literal["self", "head", "teacher"] = "self"
-    outside: tuple[float, float, float] = (1.0, 0.0, 0.0)
-    null_too: bool = False
-    changes: bool = True  # False where labels are dropped and v_c stays what it is
+    factors_outside: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    guides_null: bool = False
+    changes_velocity: bool = True
 
-    def factors(self, scale: Scale, t: Tensor, dropped: Tensor) -> GuidanceFactors:
-        """At times t [n], `dropped` [n] telling the null labels."""
+    def factors(self, scale: GuidanceScale, t: Tensor, dropped: Tensor) -> GuidanceFactors:
+        """The factors of each sample.
+
+        Args:
+            scale: strength and interval of each sample.
+            t: times [n].
+            dropped: whether the label is null, bool [n].
+
+        Returns:
+            Factors of v_c and of the two velocities of the guiding network.
+        """
         guided = (t >= scale.low) & (t <= scale.high)
-        if not self.null_too:
+        if not self.guides_null:
             guided = guided & ~dropped
-        share = guided.to(t)
-        pairs = zip(self.inside(scale.omega), self.outside, strict=True)
-        return GuidanceFactors(*(share * within + (1 - share) * beyond for within, beyond in pairs))
+        is_guided = guided.to(t)
+        pairs = zip(self.factors_inside(scale.omega), self.factors_outside, strict=True)
+        return GuidanceFactors(*(is_guided * inside + (1 - is_guided) * outside for inside, outside in pairs))
 
 
 def parse_guidance(spec: str) -> Guidance | None:
     """The guidance of a specification, a key of `GUIDANCES` with arguments; None for `none`.
 
-    Raises InputError for an unknown name or a bad argument.
+    Raises InputError for an unknown name or an argument outside its range.
     """
     kind = spec.partition(":")[0]
     if kind not in GUIDANCES:
@@ -99,69 +120,71 @@ def parse_guidance(spec: str) -> Guidance | None:
     if kind == "none":
         parse_arguments(spec, {})
         return None
-    parameters, make = _KINDS[kind]
-    given = parse_arguments(spec, parameters)
-    for name, value in given.items():
-        if name in _SHARES and not 0 <= value <= 1:
+    parameters, build = _KINDS[kind]
+    arguments = parse_arguments(spec, parameters)
+    for name, value in arguments.items():
+        if name in _FRACTIONS and not 0 <= value <= 1:
             raise InputError(f"Bad {spec!r}: {name} must be in [0, 1], got {value:g}.")
         if name in _POSITIVE and not value > 0:
             raise InputError(f"Bad {spec!r}: {name} must be above 0, got {value:g}.")
-    for below, above in (("low", "high"), ("least", "most")):
-        if below in given and given[below] > given[above]:
-            raise InputError(f"Bad {spec!r}: {below} must not be above {above}.")
-    return make(format_spec(kind, *given.values()), **given)
+    for lower, upper in (("low", "high"), ("least", "most")):
+        if lower in arguments and arguments[lower] > arguments[upper]:
+            raise InputError(
+                f"Bad {spec!r}: {lower} must not be above {upper}, got {arguments[lower]:g} and {arguments[upper]:g}."
+            )
+    return build(format_spec(kind, *arguments.values()), **arguments)
 
 
-_SHARES = {"low", "high", "drop", "share"}
+_FRACTIONS = {"low", "high", "drop", "share"}
 _POSITIVE = {"omega", "scale", "least"}
 
 
-def _fixed(omega: float, low: float = 0.0, high: float = 1.0) -> Law:
-    """The same for every sample."""
+def _same_for_all(omega: float, low: float = 0.0, high: float = 1.0) -> ScaleSampler:
+    """The same strength and interval for every sample."""
 
-    def law(u: np.ndarray, equal: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sample(u: np.ndarray, equal: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return np.full(len(u), omega), np.full(len(u), low), np.full(len(u), high)
 
-    return law
+    return sample
 
 
 def _meanflow(name: str, omega: float, kappa: float, low: float, high: float, drop: float) -> Guidance:
-    scale, changes = _fixed(omega, low, high), (omega, kappa) != (1, 0)
-    return Guidance(name, lambda w: (w, kappa, 1 - w - kappa), scale, drop, changes=changes)
+    scale, changes_velocity = _same_for_all(omega, low, high), (omega, kappa) != (1, 0)
+    return Guidance(name, lambda w: (w, kappa, 1 - w - kappa), scale, drop, changes_velocity=changes_velocity)
 
 
 def _re_meanflow(name: str, omega: float, scale: float, drop: float) -> Guidance:
-    # omega / (1 - kappa) is the strength that guides in effect, here called scale
+    # the effective guidance scale is omega / (1 - kappa); the specification gives it as `scale`
     kappa = 1 - omega / scale
-    return Guidance(name, lambda w: (w, kappa, 1 - w - kappa), _fixed(omega), drop, null_too=True)
+    return Guidance(name, lambda w: (w, kappa, 1 - w - kappa), _same_for_all(omega), drop, guides_null=True)
 
 
 def _model_guidance(name: str, omega: float, low: float, high: float, drop: float) -> Guidance:
-    return Guidance(name, lambda w: (1.0, w, -w), _fixed(omega, low, high), drop)
+    return Guidance(name, lambda w: (1.0, w, -w), _same_for_all(omega, low, high), drop)
 
 
-def _improved(name: str, drop: float, scale: Law) -> Guidance:
-    return Guidance(name, lambda w: (1.0, 1 - 1 / w, 1 / w - 1), scale, drop, network="head")
+def _improved(name: str, drop: float, sample_scale: ScaleSampler) -> Guidance:
+    return Guidance(name, lambda w: (1.0, 1 - 1 / w, 1 / w - 1), sample_scale, drop, network="head")
 
 
 def _improved_power(name: str, scale: float, drop: float) -> Guidance:
-    def law(u: np.ndarray, equal: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sample(u: np.ndarray, equal: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return (1 + scale) ** u[:, 0], np.where(equal, 0, u[:, 1] / 2), np.where(equal, 1, 0.5 + u[:, 2] / 2)
 
-    return _improved(name, drop, law)
+    return _improved(name, drop, sample)
 
 
 def _improved_uniform(name: str, least: float, most: float, share: float, drop: float) -> Guidance:
-    def law(u: np.ndarray, equal: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sample(u: np.ndarray, equal: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         omega = np.where((u[:, 0] < share) & ~dropped, least + (most - least) * u[:, 1], 1)
         return omega, np.zeros(len(u)), np.ones(len(u))
 
-    return _improved(name, drop, law)
+    return _improved(name, drop, sample)
 
 
 def _teacher(name: str, omega: float, low: float, high: float, drop: float) -> Guidance:
-    scale, beyond = _fixed(omega, low, high), (0.0, 1.0, 0.0)
-    return Guidance(name, lambda w: (0.0, w, 1 - w), scale, drop, "teacher", beyond)
+    scale, outside = _same_for_all(omega, low, high), (0.0, 1.0, 0.0)
+    return Guidance(name, lambda w: (0.0, w, 1 - w), scale, drop, "teacher", outside)
 
 
 _INTERVAL: dict[str, float | None] = {"low": 0.0, "high": 1.0}
@@ -171,10 +194,10 @@ _KINDS: dict[str, tuple[dict[str, float | None], Callable[..., Guidance]]] = {
     "model_guidance": ({"omega": None, **_INTERVAL, "drop": 0.1}, _model_guidance),
     "improved": (
         {"omega": None, **_INTERVAL, "drop": 0.1},
-        lambda name, omega, low, high, drop: _improved(name, drop, _fixed(omega, low, high)),
+        lambda name, omega, low, high, drop: _improved(name, drop, _same_for_all(omega, low, high)),
     ),
     "improved_power": ({"scale": 7.0, "drop": 0.1}, _improved_power),
     "improved_uniform": ({"least": 1.0, "most": 5.0, "share": 0.75, "drop": 0.1}, _improved_uniform),
     "teacher": ({"omega": None, **_INTERVAL, "drop": 0.0}, _teacher),
 }
-"""Name -> its arguments with their defaults, and what makes the guidance of its canonical name and arguments."""
+"""Name -> arguments with their defaults, and the function that builds it from its canonical name and arguments."""

@@ -1,6 +1,7 @@
-"""Exact posterior of v_c = x_1 - x_0 given x_t where x_0 is drawn from stored moments: a mixture of N Gaussians.
+"""Exact posterior of v_c = x_1 - x_0 given x_t for data with stored moments: x_0 is a mixture of N Gaussians.
 
-Closed form for each (m_j, s_j), with diagonal covariances; the moments are read a tile at a time, in float64.
+Each component (m_j, s_j) has a closed form, with diagonal covariances (docs/theory.md#mixture-posterior). The moments
+are read one tile at a time, in float64.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor
 
 from mfdiag.flow.data.scaling import LatentMoments
-from mfdiag.flow.posterior import TINY_TIME, PosteriorVelocity, by_label
+from mfdiag.flow.posterior import TINY_TIME, PosteriorVelocity, match_labels
 
 __all__ = ["MomentsPosterior"]
 
-_TILE = 2**16  # numbers held together of means, and as many of variances: what a core's cache holds
+_TILE = 2**16  # numbers of means held together, and as many of variances: what the cache of a core holds
 _LOGITS = 2**23  # logits held together
-_NEGLIGIBLE = 1e-30  # weights of 1e13 such components do not reach float64's last digit
+_NEGLIGIBLE = 1e-30  # the sum of 1e13 such weights is below float64's last digit
 
 
 class MomentsPosterior:
@@ -25,8 +26,8 @@ class MomentsPosterior:
 
     On the linear path from N(0, I), with y = x_t - (1-t) m_j and S = (1-t)^2 s_j^2 + t^2:
     x_t | j ~ N((1-t) m_j, S) and v_c | x_t, j ~ N((t - (1-t) s_j^2) / S y - m_j, s_j^2 / S).
-    A component costs 4 to 8 times what a point costs `FinitePosterior`: S differs between all samples and points, so
-    that no matrix product gives the logits.
+    A component costs 4 to 8 times as much as a point of `FinitePosterior`: S differs between all samples and
+    components, so the logits are not a matrix product.
     """
 
     def __init__(self, moments: LatentMoments, labels: Tensor | None = None, *, tile: int | None = None) -> None:
@@ -37,10 +38,10 @@ class MomentsPosterior:
         time, x = t.double().clamp_min(TINY_TIME), x_t.double().flatten(1)
         mean, variance, draw = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
         log_density = torch.empty_like(time)
-        for members, rows in by_label(self.labels, labels, len(self.moments), len(x)):
-            for part in rows.split(max(1, _LOGITS // len(members))):
-                found = self._among(members, x[part], time[part], uniforms[part].double())
-                mean[part], variance[part], draw[part], log_density[part] = found
+        for candidates, rows in match_labels(self.labels, labels, len(self.moments), len(x)):
+            for part in rows.split(max(1, _LOGITS // len(candidates))):
+                velocity = self._posterior_over(candidates, x[part], time[part], uniforms[part].double())
+                mean[part], variance[part], draw[part], log_density[part] = velocity
         shape = x_t.shape
         return PosteriorVelocity(mean.view(shape), variance.view(shape), draw.view(shape), log_density)
 
@@ -49,9 +50,11 @@ class MomentsPosterior:
         mean, std = (torch.as_tensor(part).flatten(1) for part in self.moments[rows.numpy()])
         return mean, std.square()
 
-    def _among(self, members: Tensor, x: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean, variance and one draw of v_c over the components `members`, each [n, d]; log density [n]."""
-        tiles = members.split(self.tile)
+    def _posterior_over(
+        self, candidates: Tensor, x: Tensor, t: Tensor, u: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean, variance and one draw of v_c over the components `candidates`, each [n, d]; log density [n]."""
+        tiles = candidates.split(self.tile)
         logits = torch.cat([_logits(*self._read(tile), x, t) for tile in tiles], dim=1)
         log_sum = logits.logsumexp(1)
         weights = (logits - log_sum[:, None]).exp_()
@@ -65,19 +68,19 @@ class MomentsPosterior:
                     v, spread = _velocity(m[w > 0], s2[w > 0], x[n], t[n])
                     mean[n] += w[w > 0] @ v
                     second[n] += w[w > 0] @ (v.square() + spread)
-        chosen = torch.searchsorted(weights.cumsum(1), u[:, :1].contiguous()).clamp_max(len(members) - 1)[:, 0]
-        v, spread = _velocity(*self._read(members[chosen]), x, t[:, None])
+        component = torch.searchsorted(weights.cumsum(1), u[:, :1].contiguous()).clamp_max(len(candidates) - 1)[:, 0]
+        v, spread = _velocity(*self._read(candidates[component]), x, t[:, None])
         draw = v + spread.sqrt() * torch.special.ndtri(u[:, 1:])
         return mean, (second - mean.square()).clamp_min(0), draw, log_sum
 
 
 def _logits(m: Tensor, s2: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """log p(x_t | j) up to a constant [n, N], a sample at a time."""
-    found = torch.empty(len(x), len(m), dtype=torch.float64)
+    """log p(x_t | j) up to a constant [n, N], one sample at a time."""
+    logits = torch.empty(len(x), len(m), dtype=torch.float64)
     for n, time in enumerate(t):
         spread = (1 - time) ** 2 * s2 + time**2
-        found[n] = -0.5 * ((x[n] - (1 - time) * m).square_().div_(spread) + spread.log()).sum(1)
-    return found
+        logits[n] = -0.5 * ((x[n] - (1 - time) * m).square_().div_(spread) + spread.log()).sum(1)
+    return logits
 
 
 def _velocity(m: Tensor, s2: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

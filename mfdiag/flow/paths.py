@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.specs import parse_arguments
-from mfdiag.usercode import call_user, is_user_code
+from mfdiag.usercode import call_user_factory, is_user_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["LINEAR", "PATHS", "TRIGONOMETRIC", "Path", "Schedule", "parse_path"]
 
 PATHS: dict[str, str] = {
-    "linear": "x_t = (1 - t) x_0 + t x_1, that of MeanFlow and rectified flow",
-    "trigonometric": "x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1, which keeps the variance of standardised data",
-    "FILE.py:factory": "the two functions alpha(t), sigma(t) on tensors that your factory returns",
+    "linear": "x_t = (1 - t) x_0 + t x_1, the path of MeanFlow and rectified flow",
+    "trigonometric": "x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1, which keeps the variance of standardized data",
+    "FILE.py:factory": "your own path: the factory returns two functions alpha(t), sigma(t) of a tensor of times",
 }
 
-_GRID = 257
-_TOLERANCE = 1e-6  # of the four ends
+_CHECKED_TIMES = 257  # times at which a user's path is checked
+_END_TOLERANCE = 1e-6  # of alpha and sigma at t = 0 and t = 1: room for rounding in float32 code
 
 Schedule = Callable[["Tensor"], "Tensor"]
 """A differentiable function of times [n], elementwise."""
@@ -31,10 +31,16 @@ Schedule = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class Path:
-    """x_t = alpha(t) x_0 + sigma(t) x_1 with alpha from 1 to 0 and sigma from 0 to 1: data at t = 0, noise at t = 1.
+    """x_t = alpha(t) x_0 + sigma(t) x_1: data at t = 0, noise at t = 1 (docs/theory.md#identity).
 
-    The average velocity of any such path obeys x_r = x_t - (t - r) u(x_t, r, t), so that one step is
-    x_0 = x_1 - u(x_1, 0, 1) whatever the path. `slopes` are alpha' and sigma' where they are at hand.
+    alpha falls from 1 to 0 and sigma rises from 0 to 1. On any such path x_r = x_t - (t - r) u(x_t, r, t), so one step
+    is x_0 = x_1 - u(x_1, 0, 1).
+
+    Attributes:
+        name: the specification `parse_path` reads.
+        alpha: the factor of x_0.
+        sigma: the factor of x_1.
+        slopes: the derivatives alpha' and sigma', or None to compute them by forward mode.
     """
 
     name: str
@@ -43,7 +49,7 @@ class Path:
     slopes: tuple[Schedule, Schedule] | None = field(default=None, repr=False)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha'(t) and sigma'(t), each shaped as t [n]; by forward mode where there are no `slopes`."""
+        """alpha'(t) and sigma'(t), each of the shape of t [n]."""
         if self.slopes is not None:
             return self.slopes[0](t), self.slopes[1](t)
         from torch import ones_like
@@ -52,12 +58,30 @@ class Path:
         return jvp(lambda time: (self.alpha(time), self.sigma(time)), (t,), (ones_like(t),))[1]
 
     def point(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-        """x_t [n, *shape] of the ends x0, x1 [n, *shape] at times t [n]."""
+        """Points of the path.
+
+        Args:
+            x0: data [n, *shape].
+            x1: noise [n, *shape].
+            t: times [n] in [0, 1].
+
+        Returns:
+            x_t [n, *shape].
+        """
         time = t.view(-1, *[1] * (x0.ndim - 1))
         return self.alpha(time) * x0 + self.sigma(time) * x1
 
     def velocity(self, x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-        """The conditional velocity v_c = alpha'(t) x_0 + sigma'(t) x_1 [n, *shape]."""
+        """The conditional velocity v_c = alpha'(t) x_0 + sigma'(t) x_1.
+
+        Args:
+            x0: data [n, *shape].
+            x1: noise [n, *shape].
+            t: times [n] in [0, 1].
+
+        Returns:
+            v_c [n, *shape].
+        """
         alpha, sigma = (rate.view(-1, *[1] * (x0.ndim - 1)) for rate in self.rates(t))
         return alpha * x0 + sigma * x1
 
@@ -75,16 +99,17 @@ _BUILT_IN = {path.name: path for path in (LINEAR, TRIGONOMETRIC)}
 
 
 def parse_path(spec: str) -> Path:
-    """The path `spec` names: a key of `PATHS`, or a factory of the user's that returns (alpha, sigma).
+    """The path of a specification: a key of `PATHS`, or a user's factory that returns (alpha, sigma).
 
-    Raises InputError for an unknown name, and for functions that are no path: ends other than alpha(0) = sigma(1) = 1,
-    alpha(1) = sigma(0) = 0, not finite, or with a noise-to-data ratio sigma / alpha that does not rise on (0, 1).
+    Raises InputError for an unknown name, and for functions that do not define a path. A path has
+    alpha(0) = sigma(1) = 1 and alpha(1) = sigma(0) = 0, finite values, and a ratio sigma / alpha that rises on (0, 1).
     """
     if is_user_code(spec):
-        functions = call_user(spec, "--path")
+        functions = call_user_factory(spec, "--path")
         if not (isinstance(functions, tuple | list) and len(functions) == 2 and all(map(callable, functions))):
             raise InputError(
-                f"Expected {spec} to return two functions (alpha, sigma) of t, got {type(functions).__name__}."
+                f"Expected {spec} to return two functions (alpha, sigma) of t, but it returned "
+                f"{type(functions).__name__}. Return a tuple of two functions."
             )
         return _checked(Path(spec, *functions))
     name = spec.partition(":")[0]
@@ -97,26 +122,27 @@ def parse_path(spec: str) -> Path:
 def _checked(path: Path) -> Path:
     import torch
 
-    t = torch.linspace(0, 1, _GRID, dtype=torch.float64)
+    t = torch.linspace(0, 1, _CHECKED_TIMES, dtype=torch.float64)
     try:
         (alpha, sigma), rates = (path.alpha(t), path.sigma(t)), path.rates(t)
-    except Exception as error:  # the user's code raises anything
+    except Exception as error:  # user code can raise anything
         raise InputError(
-            f"Path {path.name} cannot be evaluated on a tensor of times: {type(error).__name__}: {error}."
+            f"Path {path.name} cannot be evaluated on a tensor of times: {type(error).__name__}: {error}. Use torch "
+            "functions of t."
         ) from error
     if alpha.shape != t.shape or sigma.shape != t.shape:
-        raise InputError(f"Path {path.name}: alpha and sigma must map times [n] to [n]; use elementwise functions.")
+        raise InputError(f"Path {path.name}: alpha and sigma must map times [n] to [n]. Use elementwise functions.")
     ends = (float(alpha[0]), float(alpha[-1]), float(sigma[0]), float(sigma[-1]))
-    if any(abs(end - wanted) > _TOLERANCE for end, wanted in zip(ends, (1, 0, 0, 1), strict=True)):
+    if any(abs(end - expected) > _END_TOLERANCE for end, expected in zip(ends, (1, 0, 0, 1), strict=True)):
         raise InputError(
             f"Path {path.name} must lead from data at t = 0 to noise at t = 1: expected alpha(0), alpha(1), sigma(0), "
-            f"sigma(1) = 1, 0, 0, 1, got {', '.join(f'{end:.4g}' for end in ends)}."
+            f"sigma(1) = 1, 0, 0, 1, got {', '.join(f'{end:.4g}' for end in ends)}. Correct the functions."
         )
     # d/dt (sigma / alpha) has the sign of alpha sigma' - alpha' sigma
     valid = ((alpha > 0) & (sigma > 0) & (alpha * rates[1] - rates[0] * sigma > 0))[1:-1]
     if not valid.all():
         raise InputError(
-            f"Path {path.name} is no path at t = {float(t[1:-1][~valid][0]):.3g}: alpha and sigma must be finite and "
-            "above 0 there, with sigma / alpha rising; correct the functions."
+            f"Path {path.name} is not valid at t = {float(t[1:-1][~valid][0]):.3g}: alpha and sigma must be finite and "
+            "above 0, and sigma / alpha must rise. Correct the functions."
         )
     return path

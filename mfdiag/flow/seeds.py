@@ -1,4 +1,4 @@
-"""Counter-based random numbers: sample i depends on (seed, stream, i) alone, never on chunk, order or process."""
+"""Counter-based random numbers. Sample i depends on (seed, stream, i) alone, never on chunk, order or process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ _WORDS = 4  # one step of Philox's counter yields four 64-bit words
 
 
 def uniforms(seed: int, stream: str, index: np.ndarray, width: int) -> np.ndarray:
-    """Uniform numbers in (0, 1), float64, shape [len(index), width].
+    """Uniform numbers in (0, 1) for the samples `index`.
 
-    `index` holds sample numbers (int64, any order); `stream` names the purpose ("data", "noise", "times", ...), so
-    that purposes are independent. One Philox stream per (seed, stream); sample i starts at counter i * ceil(width / 4),
-    and each run of consecutive indices is one call.
+    There is one Philox stream per (seed, stream). Sample i starts at counter i * ceil(width / 4), and each run of
+    consecutive indices is one call.
+
+    Args:
+        seed: the seed of the run.
+        stream: the purpose, such as "data", "noise" or "times". Numbers of different purposes are independent.
+        index: sample numbers, int64 [n], in any order.
+        width: uniform numbers per sample.
+
+    Returns:
+        float64 [n, width], never 0 and never 1.
     """
     key = np.random.SeedSequence([seed, zlib.crc32(stream.encode())]).generate_state(2, np.uint64)
     steps = -(-width // _WORDS)
@@ -34,5 +42,15 @@ def uniforms(seed: int, stream: str, index: np.ndarray, width: int) -> np.ndarra
 
 
 def normals(seed: int, stream: str, index: np.ndarray, width: int) -> np.ndarray:
-    """Standard normal numbers, float64, shape [len(index), width]: the normal quantile of `uniforms`."""
+    """Standard normal numbers for the samples `index`: the normal quantiles of `uniforms`.
+
+    Args:
+        seed: the seed of the run.
+        stream: the purpose, see `uniforms`.
+        index: sample numbers, int64 [n], in any order.
+        width: normal numbers per sample.
+
+    Returns:
+        float64 [n, width].
+    """
     return ndtri(uniforms(seed, stream, index, width))

@@ -1,4 +1,4 @@
-"""Sources: what x_1 is drawn from. Sample i is a function of its own uniform numbers and its label alone."""
+"""Sources: the distributions of x_1. Sample i is a function of its own uniform numbers and its label alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mfdiag.flow.data.datasets import Data, FiniteData
 from mfdiag.flow.data.disk_arrays import Points, tiles
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
-from mfdiag.usercode import call_user, is_user_code
+from mfdiag.usercode import call_user_factory, is_user_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,20 +32,28 @@ __all__ = [
 
 SOURCES: dict[str, str] = {
     "gaussian": "N(0, std^2 I): gaussian:[std=1]",
-    "mixture": "k isotropic Gaussians of equal weight around the k-means of the data, MeanFuser's noise "
-    "(arXiv 2602.20060): mixture:[k=8],[std=0.1]",
-    "mixed": "N(w m, w s^2 + 1 - w) with w uniform in [low, high]: from N(0, I) at w = 0 to mean m and variance s^2 of "
-    "the label's data (all data without labels) at w = 1, MixFlow's (arXiv 2604.09181): mixed:[low=0],[high=1]",
-    "norm_aligned": "N(0, s^2 I) whose mean norm is that of the data (arXiv 2512.18184)",
-    "FILE.py:factory": "learned: x_1 = module(z, labels) of noise z ~ N(0, I) [n, *shape] and labels [n] or None, with "
-    "the module that your factory returns",
+    "mixture": "MeanFuser's noise (arXiv 2602.20060): k isotropic Gaussians of equal weight at the k-means centers of "
+    "the data: mixture:[k=8],[std=0.1]",
+    "mixed": "MixFlow's source (arXiv 2604.09181): N(w m, w s^2 + 1 - w) with w uniform in [low, high], from N(0, I) "
+    "at w = 0 to mean m and variance s^2 of the data of the label (without labels: of all data) at w = 1: "
+    "mixed:[low=0],[high=1]",
+    "norm_aligned": "N(0, s^2 I) with the mean norm of the data (arXiv 2512.18184)",
+    "FILE.py:factory": "a learned source: x_1 = module(z, labels) with noise z ~ N(0, I) [n, *shape] and labels [n] or "
+    "None; the factory returns the module",
 }
 
-_REFERENCE = 4096  # draws that stand for the data where a source is fitted to them
+_REFERENCE = 4096  # data samples that a source is fitted to
+_REFERENCE_SEED = 0  # the same for every seed of a measurement, so that the source does not change with it
 
 
 class Components(NamedTuple):
-    """A Gaussian mixture given the labels: weights [K]; means [n or 1, K, *shape]; stds [n or 1, K], isotropic."""
+    """An isotropic Gaussian mixture, given the labels of n samples.
+
+    Attributes:
+        weights: float64 [K], the same for all samples.
+        means: float64 [n, K, *shape], or [1, K, *shape] if they do not depend on the label.
+        stds: float64 [n, K] or [1, K].
+    """
 
     weights: np.ndarray
     means: np.ndarray
@@ -53,25 +61,25 @@ class Components(NamedTuple):
 
 
 class Source(Protocol):
-    """A distribution of x_1, drawn by transforming uniform numbers."""
+    """A distribution of x_1, sampled by transforming uniform numbers."""
 
     @property
     def name(self) -> str:
-        """The specification `parse_source` reads."""
+        """The specification that `parse_source` reads."""
 
     @property
     def width(self) -> int:
-        """Uniform numbers one sample consumes."""
+        """Uniform numbers that one sample uses."""
 
     @property
-    def labelled(self) -> bool:
-        """Whether the law of x_1 depends on the label."""
+    def depends_on_label(self) -> bool:
+        """Whether the distribution of x_1 depends on the label."""
 
     def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """Samples float64 [n, *shape] from uniform numbers `u` [n, width] in (0, 1) and labels [n] (or None)."""
 
     def components(self, labels: np.ndarray | None) -> Components | None:
-        """The law given the labels where it is a Gaussian mixture, else None."""
+        """The distribution for labels [n] if it is a Gaussian mixture, else None."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class GaussianSource:
 
     shape: tuple[int, ...]
     std: float = 1.0
-    labelled: bool = field(default=False, init=False)
+    depends_on_label: bool = field(default=False, init=False)
 
     @property
     def name(self) -> str:
@@ -95,7 +103,7 @@ class GaussianSource:
         return self.std * ndtri(u).reshape(len(u), *self.shape)
 
     def components(self, labels: np.ndarray | None) -> Components:
-        """One component: the law itself."""
+        """One component: the distribution itself."""
         return Components(np.ones(1), np.zeros((1, 1, *self.shape)), np.full((1, 1), self.std))
 
 
@@ -106,7 +114,7 @@ class MixtureSource:
     name: str
     means: np.ndarray
     std: float
-    labelled: bool = field(default=False, init=False)
+    depends_on_label: bool = field(default=False, init=False)
 
     @property
     def width(self) -> int:
@@ -115,8 +123,8 @@ class MixtureSource:
     def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """Component floor(u_0 K), then mean + std ndtri(u_1..d)."""
         count = len(self.means)
-        chosen = np.minimum((u[:, 0] * count).astype(np.int64), count - 1)
-        return self.means[chosen] + self.std * ndtri(u[:, 1:]).reshape(len(u), *self.means.shape[1:])
+        component = np.minimum((u[:, 0] * count).astype(np.int64), count - 1)
+        return self.means[component] + self.std * ndtri(u[:, 1:]).reshape(len(u), *self.means.shape[1:])
 
     def components(self, labels: np.ndarray | None) -> Components:
         """The components, the same for every label."""
@@ -126,10 +134,16 @@ class MixtureSource:
 
 @dataclass(frozen=True, eq=False)
 class MixedSource:
-    """MixFlow's path between distributions: x_1 ~ N(w m_y, (w s_y^2 + 1 - w) I), w ~ U(low, high) (arXiv 2604.09181).
+    """MixFlow's source (arXiv 2604.09181): x_1 ~ N(w m_y, (w s_y^2 + 1 - w) I) with w ~ U(low, high).
 
-    The paper's signal kappa is here the label y, and its learned mean and variance are those of the label's data:
-    `means` [C, *shape], `variances` [C]; without labels C = 1.
+    The label y replaces the paper's signal kappa, and the mean and variance of the label's data replace the learned
+    ones.
+
+    Attributes:
+        means: float64 [C, *shape], one for each of C labels; C = 1 without labels.
+        variances: float64 [C], per coordinate.
+        low: smallest w, in [0, 1].
+        high: largest w, in [low, 1].
     """
 
     means: np.ndarray
@@ -150,41 +164,41 @@ class MixedSource:
         return 1 + self.means[0].size
 
     @property
-    def labelled(self) -> bool:
+    def depends_on_label(self) -> bool:
         return len(self.means) > 1
 
-    def _law(self, w: np.ndarray, labels: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _means_and_stds(self, w: np.ndarray, labels: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Means [n, *shape] and standard deviations [n]."""
-        index = np.zeros(count, dtype=np.int64) if labels is None or not self.labelled else labels
-        share = w.reshape(-1, *[1] * (self.means.ndim - 1))
-        return share * self.means[index], np.sqrt(w * self.variances[index] + 1 - w)
+        index = np.zeros(count, dtype=np.int64) if labels is None or not self.depends_on_label else labels
+        w_column = w.reshape(-1, *[1] * (self.means.ndim - 1))
+        return w_column * self.means[index], np.sqrt(w * self.variances[index] + 1 - w)
 
     def sample(self, u: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """See `Source.sample`."""
         w = self.low + (self.high - self.low) * u[:, 0]
-        means, stds = self._law(w, labels, len(u))
+        means, stds = self._means_and_stds(w, labels, len(u))
         return means + stds.reshape(-1, *[1] * (means.ndim - 1)) * ndtri(u[:, 1:]).reshape(means.shape)
 
     def components(self, labels: np.ndarray | None) -> Components | None:
-        """One Gaussian for each label where w is fixed."""
-        if self.low < self.high or (labels is None and self.labelled):
+        """One Gaussian for each label if w is fixed, else None."""
+        if self.low < self.high or (labels is None and self.depends_on_label):
             return None
         count = 1 if labels is None else len(labels)
-        means, stds = self._law(np.full(count, self.low), labels, count)
+        means, stds = self._means_and_stds(np.full(count, self.low), labels, count)
         return Components(np.ones(1), means[:, None], stds[:, None])
 
 
 @dataclass(frozen=True, eq=False)
 class LearnedSource:
-    """x_1 = module(z, labels) with z ~ N(0, I): any condition-dependent source, by reparametrisation.
+    """x_1 = module(z, labels) with z ~ N(0, I): any source, by reparameterization.
 
-    The module runs in float64, without gradients. Raises InputError where it does not keep the shape.
+    The module runs in float64, without gradients. `sample` raises InputError if the module changes the shape.
     """
 
     name: str
     module: nn.Module
     shape: tuple[int, ...]
-    labelled: bool = field(default=True, init=False)
+    depends_on_label: bool = field(default=True, init=False)
 
     @property
     def width(self) -> int:
@@ -198,16 +212,19 @@ class LearnedSource:
         with torch.no_grad():
             x1 = self.module(z, None if labels is None else torch.as_tensor(labels))
         if not isinstance(x1, torch.Tensor) or x1.shape != z.shape:
-            came = list(x1.shape) if isinstance(x1, torch.Tensor) else type(x1).__name__
-            raise InputError(f"Source {self.name} must map noise of shape {list(z.shape)} to that shape, got {came}.")
+            output = f"shape {list(x1.shape)}" if isinstance(x1, torch.Tensor) else type(x1).__name__
+            raise InputError(
+                f"Expected source {self.name} to map noise of shape {list(z.shape)} to that shape, but it returned "
+                f"{output}. Correct the module."
+            )
         return x1.double().numpy()
 
     def components(self, labels: np.ndarray | None) -> None:
-        """Not known."""
+        """Unknown: None."""
 
 
 def parse_source(spec: str, data: Data) -> Source:
-    """The source `spec` names, fitted to `data` where it depends on them: a key of `SOURCES` or the user's factory.
+    """The source of a specification: a key of `SOURCES` or a user's factory, fitted to `data` if it depends on them.
 
     Raises InputError for an unknown name, a wrong argument, or code that does not return a module.
     """
@@ -217,37 +234,40 @@ def parse_source(spec: str, data: Data) -> Source:
     if name == "gaussian":
         std = parse_arguments(spec, {"std": 1.0})["std"]
         if not std > 0:
-            raise InputError(f"Bad {spec!r}: std must be above 0.")
+            raise InputError(f"Bad {spec!r}: std must be above 0, got {std:g}.")
         return GaussianSource(data.shape, std)
     if name == "mixture":
         return _mixture(spec, data)
     if name == "mixed":
-        given = parse_arguments(spec, {"low": 0.0, "high": 1.0})
-        return MixedSource(*_statistics(data), given["low"], given["high"])
+        interval = parse_arguments(spec, {"low": 0.0, "high": 1.0})
+        return MixedSource(*_statistics(data), interval["low"], interval["high"])
     if name == "norm_aligned":
         parse_arguments(spec, {})
         points = _reference(data)
         half = points.shape[1] / 2
-        mean_norm = np.sqrt(2) * np.exp(gammaln(half + 0.5) - gammaln(half))  # of z ~ N(0, I): the chi law's mean
+        # E|z| of z ~ N(0, I) in d dimensions is the mean of the chi distribution, sqrt(2) Gamma((d+1)/2) / Gamma(d/2)
+        mean_norm = np.sqrt(2) * np.exp(gammaln(half + 0.5) - gammaln(half))
         ratio = float(np.linalg.norm(points, axis=1).mean() / mean_norm)
         return MixtureSource(name, np.zeros((1, *data.shape)), ratio)
     raise did_you_mean("source", name, SOURCES)
 
 
 def _reference(data: Data) -> np.ndarray:
-    """Draws that stand for the data, flat [n, d]: the same for every seed of a measurement."""
-    return data.sample(uniforms(0, "source/data", np.arange(_REFERENCE), data.width))[0].reshape(_REFERENCE, -1)
+    """Data samples that a source is fitted to, float64 [n, d]."""
+    return data.sample(uniforms(_REFERENCE_SEED, "source/data", np.arange(_REFERENCE), data.width))[0].reshape(
+        _REFERENCE, -1
+    )
 
 
 def _mixture(spec: str, data: Data) -> MixtureSource:
     from sklearn.cluster import KMeans
 
-    given = parse_arguments(spec, {"k": 8, "std": 0.1}, integers={"k"})
-    if not given["std"] > 0 or given["k"] > _REFERENCE:
+    arguments = parse_arguments(spec, {"k": 8, "std": 0.1}, integers={"k"})
+    k, std = int(arguments["k"]), arguments["std"]
+    if not std > 0 or k > _REFERENCE:
         raise InputError(f"Bad {spec!r}: std must be above 0 and k at most {_REFERENCE:,}.")
-    centres = KMeans(int(given["k"]), n_init=4, random_state=0).fit(_reference(data)).cluster_centers_
-    name = format_spec("mixture", given["k"], given["std"])
-    return MixtureSource(name, centres.reshape(-1, *data.shape), given["std"])
+    centers = KMeans(k, n_init=4, random_state=0).fit(_reference(data)).cluster_centers_
+    return MixtureSource(format_spec("mixture", k, std), centers.reshape(-1, *data.shape), std)
 
 
 def _statistics(data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -256,9 +276,14 @@ def _statistics(data: Data) -> tuple[np.ndarray, np.ndarray]:
         groups = [(data.points, np.flatnonzero(data.labels == label)) for label in range(data.num_classes)]
         empty = [label for label, (_, rows) in enumerate(groups) if not len(rows)]
         if empty:
-            raise InputError(f"Source mixed needs data of every label, but {data.name} has none of label {empty[0]}.")
+            raise InputError(
+                f"Source mixed needs data of every label, but {data.name} has none of label {empty[0]}. Pass another "
+                "--source."
+            )
     elif data.num_classes:
-        raise InputError(f"Source mixed needs samples of each label apart, which {data.name} does not give.")
+        raise InputError(
+            f"Source mixed needs the data points of each label, and {data.name} stores none. Pass another --source."
+        )
     else:
         groups = [(_reference(data).reshape(-1, *data.shape), np.arange(_REFERENCE))]
     means, variances = zip(*(_moments(points, rows) for points, rows in groups), strict=True)
@@ -275,10 +300,10 @@ def _moments(points: np.ndarray | Points, rows: np.ndarray) -> tuple[np.ndarray,
 def _learned(spec: str, data: Data) -> LearnedSource:
     from torch import nn
 
-    module = call_user(spec, "--source")
+    module = call_user_factory(spec, "--source")
     if not isinstance(module, nn.Module):
         raise InputError(
-            f"Expected {spec} to return a torch.nn.Module for --source, but it returned {type(module).__name__}; "
-            "return the module itself."
+            f"Expected {spec} to return a torch.nn.Module for --source, but it returned {type(module).__name__}. "
+            "Return the module itself."
         )
     return LearnedSource(spec, copy.deepcopy(module).double().eval().requires_grad_(False), data.shape)

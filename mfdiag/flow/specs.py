@@ -1,4 +1,4 @@
-"""Specifications on the command line: NAME:1,2 or NAME:a=1,b=2."""
+"""Specifications on the command line: NAME:1,2 or NAME:a=1,b=2, and grids of numbers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,26 @@ from mfdiag.errors import InputError
 
 __all__ = ["format_spec", "parse_arguments", "parse_grid"]
 
+_MAX_STEPS = 10_000  # more grid points than anyone plots; a longer grid is a typo in the step
+_OVERFLOW_GUARD = 1e15  # the number of steps can overflow to infinity; anything this large is refused below
+_END_TOLERANCE = 1e-6  # in steps: how far rounding may put the last grid point from `stop`
+
 
 def parse_arguments(
     spec: str, parameters: Mapping[str, float | None], integers: Collection[str] = ()
 ) -> dict[str, float]:
-    """Numbers of `NAME:1,2` or `NAME:a=1,b=2` (positions first, then keywords), by parameter name, in order.
+    """Parses the arguments of `NAME:1,2` or `NAME:a=1,b=2`: positional ones first, then keywords.
 
-    `parameters` gives each name its default, None where the argument must be given; those in `integers` must be
-    whole and at least 1, and come back as int. Raises InputError for a wrong count, an unknown or repeated keyword, or
-    a value that is no such number.
+    Args:
+        spec: the specification, with or without arguments.
+        parameters: the default of each parameter by name, in order; None if the argument is required.
+        integers: parameters that must be whole numbers of at least 1. Their values come back as int.
+
+    Returns:
+        The value of each parameter, in the order of `parameters`.
+
+    Raises:
+        InputError: wrong number of arguments, an unknown or repeated keyword, or a value that is not such a number.
     """
     name, _, text = spec.partition(":")
     usage = ",".join(key if default is None else f"[{key}={default}]" for key, default in parameters.items())
@@ -27,12 +38,13 @@ def parse_arguments(
     if len(pieces) > len(parameters) or pieces[: len(positional)] != positional:
         raise InputError(f"Bad {spec!r}: {expected}.")
     named = [piece.split("=", 1) for piece in pieces[len(positional) :]]
-    given: dict[str, float] = {}
+    arguments: dict[str, float] = {}
     for key, value in [*zip(parameters, positional, strict=False), *named]:
-        if key not in parameters or key in given:
-            raise InputError(f"Bad {spec!r}: {'repeated' if key in given else 'unknown'} argument {key!r}; {expected}.")
-        given[key] = _number(spec, key, value, key in integers)
-    values = {key: given.get(key, default) for key, default in parameters.items()}
+        if key not in parameters or key in arguments:
+            problem = "repeated" if key in arguments else "unknown"
+            raise InputError(f"Bad {spec!r}: {problem} argument {key!r}; {expected}.")
+        arguments[key] = _number(spec, key, value, key in integers)
+    values = {key: arguments.get(key, default) for key, default in parameters.items()}
     missing = [key for key, value in values.items() if value is None]
     if missing:
         raise InputError(f"Bad {spec!r}: no value for {', '.join(missing)}; {expected}.")
@@ -40,7 +52,7 @@ def parse_arguments(
 
 
 def format_spec(name: str, *values: float) -> str:
-    """NAME:1,2.5 from numbers, shortest digits that read back the same; the inverse of `parse_arguments`."""
+    """NAME:1,2.5 from numbers, with the fewest digits that read back the same. The inverse of `parse_arguments`."""
     return ":".join([name, *([",".join(repr(float(value)).removesuffix(".0") for value in values)] if values else [])])
 
 
@@ -56,14 +68,17 @@ def _number(spec: str, key: str, text: str, whole: bool) -> float:
 
 
 def parse_grid(option: str, text: str) -> tuple[float, ...]:
-    """Numbers of `start:stop:step`, ends included, or of a comma list; `option` names it in errors.
+    """The numbers of `start:stop:step`, both ends included, or of a comma list.
 
-    Raises InputError for what is no number, a step that does not lead from start to stop, or more than 10,001 values.
+    `option` is the command-line option that error messages mention. Raises InputError for text that is not a number, a
+    step that does not lead from start to stop, or more than 10,001 values.
     """
     separator = ":" if ":" in text else ","
     pieces = text.split(separator)
     if separator == ":" and len(pieces) != 3:
-        raise InputError(f"{option} takes start:stop:step or a comma list, as in 0:1:0.05 or 0,0.5,1; got {text!r}.")
+        raise InputError(
+            f"Expected {option} as start:stop:step or a comma list, such as 0:1:0.05 or 0,0.5,1, but got {text!r}."
+        )
     numbers = [_number(text, option, piece, whole=False) for piece in pieces]
     if separator == ",":
         return tuple(numbers)
@@ -71,10 +86,19 @@ def parse_grid(option: str, text: str) -> tuple[float, ...]:
     if start == stop:
         return (start,)
     if step == 0 or (stop - start) / step < 0:
-        raise InputError(f"{option} {text!r} leads nowhere: from {start:g} to {stop:g} the step cannot be {step:g}.")
-    count = round(min((stop - start) / step, 1e15))  # the quotient can overflow to infinity
-    if count > 10_000:
-        raise InputError(f"{option} {text!r} asks for {count + 1} values; at most 10,001 are measured at once.")
-    if count < 1 or abs(start + count * step - stop) > 1e-6 * abs(step):
-        raise InputError(f"{option} {text!r}: {step:g} does not divide the way from {start:g} to {stop:g}.")
+        raise InputError(
+            f"Bad {option} {text!r}: a step of {step:g} does not lead from {start:g} to {stop:g}. Use a step with the "
+            "sign of stop - start."
+        )
+    count = round(min((stop - start) / step, _OVERFLOW_GUARD))
+    if count > _MAX_STEPS:
+        raise InputError(
+            f"Bad {option} {text!r}: expected at most {_MAX_STEPS + 1:,} values, but got {count + 1}. Use a larger "
+            "step."
+        )
+    if count < 1 or abs(start + count * step - stop) > _END_TOLERANCE * abs(step):
+        raise InputError(
+            f"Bad {option} {text!r}: the step {step:g} does not divide the range from {start:g} to {stop:g}. Change "
+            "the step or an end."
+        )
     return (*(round(start + k * step, 12) for k in range(count)), stop)

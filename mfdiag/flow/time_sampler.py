@@ -1,4 +1,4 @@
-"""What samplers of the time pair (r, t) are, and what they share."""
+"""The interface of samplers of the time pair (r, t), and what the built-in ones share."""
 
 from __future__ import annotations
 
@@ -11,78 +11,98 @@ from scipy.special import expit, ndtri
 from mfdiag.errors import InputError
 from mfdiag.flow.specs import format_spec
 
-__all__ = ["Pair", "Sampler", "TimeSampler", "logit_normal_pair", "time_cells"]
+__all__ = ["TimePairs", "TimeSampler", "TimeSamplerBase", "logit_normal_pairs", "time_cells"]
 
-Pair = tuple[np.ndarray, np.ndarray]
-"""r and t, each [n]."""
+TimePairs = tuple[np.ndarray, np.ndarray]
+"""r and t, each float64 [n]."""
 
 
 class TimeSampler(Protocol):
-    """A law of (r, t), drawn by transforming uniform numbers."""
+    """A distribution of (r, t), 0 <= r <= t <= 1, sampled by transforming uniform numbers."""
 
     @property
     def name(self) -> str:
-        """Canonical specification, the same for equal samplers: trailing arguments at their defaults are left out."""
+        """Canonical specification, the same for equal samplers: trailing default arguments are left out."""
 
     @property
     def width(self) -> int:
-        """Uniform numbers one sample consumes."""
+        """Uniform numbers that one sample uses."""
 
     @property
     def stratified(self) -> bool:
         """Whether the sample number decides the cell, so that samples are not identically distributed."""
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(r, t), each float64 [n], from uniforms `u` [n, width] in (0, 1) and sample numbers `index` int64 [n]."""
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
+        """(r, t), each float64 [n], from uniform numbers `u` [n, width] in (0, 1) and sample numbers `index` [n]."""
 
     def weight(self, r: np.ndarray, t: np.ndarray) -> np.ndarray | None:
-        """Importance weight [n] of the loss at these pairs; None where all are 1."""
+        """Importance weight [n] of the loss at these pairs; None if all weights are 1."""
 
     def __hash__(self) -> int:
         """Samplers are values."""
 
 
-class Sampler:
-    """What the samplers share: dataclasses whose fields are the arguments of their specification."""
+class TimeSamplerBase:
+    """Base of the built-in samplers: dataclasses whose fields are the arguments of their specification."""
 
     kind: ClassVar[str]
     stratified: ClassVar[bool] = False
 
     @classmethod
     def defaults(cls) -> dict[str, float | None]:
-        """Default of each argument by name, in order; None where it must be given."""
+        """Default of each argument by name, in order; None if the argument is required."""
         return {
-            key: None if given.default is given.empty else given.default
-            for key, given in signature(cls).parameters.items()
+            key: None if parameter.default is parameter.empty else parameter.default
+            for key, parameter in signature(cls).parameters.items()
         }
 
     @property
     def name(self) -> str:
         """See `TimeSampler.name`."""
-        given = [(getattr(self, key), default) for key, default in self.defaults().items()]
-        while given and given[-1][0] == given[-1][1]:
-            given.pop()
-        return format_spec(self.kind, *(value for value, _ in given))
+        arguments = [(getattr(self, key), default) for key, default in self.defaults().items()]
+        while arguments and arguments[-1][0] == arguments[-1][1]:
+            arguments.pop()
+        return format_spec(self.kind, *(value for value, _ in arguments))
 
     def weight(self, r: np.ndarray, t: np.ndarray) -> np.ndarray | None:
         """See `TimeSampler.weight`."""
         return None
 
-    def _require(self, holds: bool, problem: str) -> None:
-        if not holds:
+    def _require(self, condition: bool, problem: str) -> None:
+        if not condition:
             raise InputError(f"Bad {self.name!r}: {problem}.")
 
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(value > 0, f"{name} must be above 0, got {value}")
 
-def logit_normal_pair(u: np.ndarray, mu: float, sigma: float) -> Pair:
-    """The sorted pair of two draws of sigmoid(N(mu, sigma^2)), from uniforms `u` [n, 2]."""
-    pair = np.sort(expit(mu + sigma * ndtri(u)), axis=1)
-    return pair[:, 0], pair[:, 1]
+    def _require_fraction(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+
+
+def logit_normal_pairs(u: np.ndarray, mu: float, sigma: float) -> TimePairs:
+    """Sorted pairs of two draws of sigmoid(N(mu, sigma^2)).
+
+    Args:
+        u: uniform numbers [n, 2] in (0, 1).
+        mu: mean of the normal distribution.
+        sigma: standard deviation of the normal distribution, above 0.
+
+    Returns:
+        The smaller and the larger draw, each float64 [n].
+    """
+    pairs = np.sort(expit(mu + sigma * ndtri(u)), axis=1)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def time_cells(r_bins: int, t_bins: int) -> np.ndarray:
-    """Cells of the `r_bins` x `t_bins` partition of the unit square that hold some r < t, in order of r, then t.
+    """Cells of the `r_bins` x `t_bins` partition of the unit square that contain pairs with r < t.
 
-    Returns r_low, r_high, t_low, t_high of each, float64 [C, 4]; cells on the diagonal hold pairs with r > t too.
+    Returns r_low, r_high, t_low, t_high of each cell, float64 [C, 4], ordered by r, then t. Cells on the diagonal also
+    contain pairs with r > t.
     """
     r, t = np.divmod(np.arange(r_bins * t_bins), t_bins)
     inside = r * t_bins < (t + 1) * r_bins  # r_low < t_high, in whole numbers

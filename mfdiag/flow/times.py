@@ -1,4 +1,4 @@
-"""Samplers of the time pair (r, t), 0 <= r <= t <= 1: where along the path a sample is measured."""
+"""Samplers of the time pair (r, t), 0 <= r <= t <= 1: where on the path a sample is measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mfdiag.errors import did_you_mean
 from mfdiag.flow.curricula import AlphaFlowTimes, MeanAudioTimes
 from mfdiag.flow.density import DensityTimes, read_density
 from mfdiag.flow.specs import parse_arguments
-from mfdiag.flow.time_sampler import Pair, Sampler, TimeSampler, logit_normal_pair, time_cells
+from mfdiag.flow.time_sampler import TimePairs, TimeSampler, TimeSamplerBase, logit_normal_pairs, time_cells
 from mfdiag.flow.u_shaped import UShapedTimes
 
 __all__ = [
@@ -32,37 +32,41 @@ __all__ = [
 ]
 
 TIMES: dict[str, str] = {
-    "logit_normal": "sorted pair of sigmoid(N(mu, sigma^2)), a share r_ne_t kept apart, the rest at r = t: "
-    "logit_normal:[mu=-0.4],[sigma=1],[r_ne_t=0.25]",
-    "logit_normal_capped": "t = sigmoid(N(mu, sigma^2)), r = min(t, sigmoid(N(r_mu, r_sigma^2))), the share "
-    "1 - r_ne_t at r = t: logit_normal_capped:[mu=-0.6],[sigma=1.6],[r_mu=-4],[r_sigma=1.6],[r_ne_t=0.75]",
-    "logit_normal_sorted": "larger and smaller of sigmoid(N(mu, sigma^2)) and sigmoid(N(r_mu, r_sigma^2)), a share "
-    "r_ne_t kept apart, the rest at r = t: logit_normal_sorted:[mu=0.4],[sigma=1],[r_mu=-1.2],[r_sigma=1],[r_ne_t=1]",
-    "uniform": "sorted pair of two uniforms, a share r_eq_t of it moved to r = t; shift s moves a time t to "
+    "logit_normal": "sorted pair of two draws of sigmoid(N(mu, sigma^2)); a fraction r_ne_t keeps r != t, the rest "
+    "have r = t: logit_normal:[mu=-0.4],[sigma=1],[r_ne_t=0.25]",
+    "logit_normal_capped": "t = sigmoid(N(mu, sigma^2)), r = min(t, sigmoid(N(r_mu, r_sigma^2))); a fraction "
+    "1 - r_ne_t has r = t: logit_normal_capped:[mu=-0.6],[sigma=1.6],[r_mu=-4],[r_sigma=1.6],[r_ne_t=0.75]",
+    "logit_normal_sorted": "t and r are the larger and the smaller of sigmoid(N(mu, sigma^2)) and "
+    "sigmoid(N(r_mu, r_sigma^2)); a fraction r_ne_t keeps r != t, the rest have r = t: "
+    "logit_normal_sorted:[mu=0.4],[sigma=1],[r_mu=-1.2],[r_sigma=1],[r_ne_t=1]",
+    "uniform": "sorted pair of two uniform draws; a fraction r_eq_t has r = t; a shift s maps each time t to "
     "s t / (1 + (s - 1) t): uniform:[r_eq_t=0],[shift=1]",
     "restricted": "t uniform, r uniform in [max(0, t - delta), t]; delta = 0 is flow matching: restricted:delta",
-    "terminal_velocity": "t - r = sigmoid(N(gap_mu, gap_sigma^2)), then r from sigmoid(N(mu, sigma^2)) below "
-    "1 - (t - r), as Terminal Velocity Matching draws them: "
+    "terminal_velocity": "Terminal Velocity Matching's times: t - r = sigmoid(N(gap_mu, gap_sigma^2)), then r from "
+    "sigmoid(N(mu, sigma^2)) below 1 - (t - r): "
     "terminal_velocity:[gap_mu=-0.8],[gap_sigma=1],[mu=-0.4],[sigma=1]",
-    "alpha_flow": "the interval on which alpha-Flow's target asks the model at a share progress of its annealing, "
-    "from r = t at 0 to MeanFlow's pair at 1: "
+    "alpha_flow": "the interval at which alpha-Flow's target evaluates the model after a fraction progress of its "
+    "annealing, from r = t at 0 to MeanFlow's pair at 1: "
     "alpha_flow:progress,[r_ne_t=0.5],[gamma=25],[clamp=0.005],[mu=-0.4],[sigma=1]",
-    "mean_audio": "MeanAudio's curriculum at a share progress of training: r = t until switch, then for a share "
-    "r_eq_t: mean_audio:progress,[switch=0.5],[r_eq_t=0.75],[mu=-0.4],[sigma=1]",
-    "u_shaped": "t with density proportional to e^(4t) + e^(4(1-t)), cut at 80/81, t - r = sigmoid(N(mu, sigma^2)), r "
-    "0 where t > 0.8 and r < 0.4, a share r_ne_t kept apart (Re-MeanFlow): u_shaped:[mu=-0.8],[sigma=1],[r_ne_t=0.25]",
-    "grid": "equally many samples in each cell of an r_bins x t_bins partition where r <= t: grid:r_bins,t_bins",
+    "mean_audio": "MeanAudio's curriculum after a fraction progress of training: r = t for all pairs before switch, "
+    "then for a fraction r_eq_t: mean_audio:progress,[switch=0.5],[r_eq_t=0.75],[mu=-0.4],[sigma=1]",
+    "u_shaped": "Re-MeanFlow's times: t has density proportional to e^(4t) + e^(4(1-t)), capped at 80/81; "
+    "t - r = sigmoid(N(mu, sigma^2)), but r = 0 if t > 0.8 and r < 0.4; a fraction r_ne_t keeps r != t: "
+    "u_shaped:[mu=-0.8],[sigma=1],[r_ne_t=0.25]",
+    "grid": "equally many samples in each cell of an r_bins x t_bins partition with r <= t: grid:r_bins,t_bins",
     "point": "one fixed pair: point:r,t",
-    "density": "another sampler's pairs in other shares by cell of (r, t), with importance weights that leave the "
-    "objective as it is; `mfdiag times` writes the file: density:FILE",
+    "density": "the pairs of another sampler with other probabilities of (r, t) cells, and importance weights that "
+    "leave the objective unchanged; `mfdiag times` writes the file: density:FILE",
 }
+
+_MAX_CELLS = 2**20  # of a grid; its table of bounds then has 32 MiB
 
 
 @dataclass(frozen=True)
-class LogitNormalTimes(Sampler):
-    """MeanFlow's law (arXiv 2505.13447, design decisions): a sorted pair of sigmoid(N(mu, sigma^2)), often at r = t.
+class LogitNormalTimes(TimeSamplerBase):
+    """MeanFlow's times (arXiv 2505.13447, design decisions): a sorted pair of two draws of sigmoid(N(mu, sigma^2)).
 
-    With probability `r_ne_t` the pair stays apart; otherwise r is set equal to t, the larger of the two.
+    With probability `r_ne_t` the pair keeps r != t. Otherwise r is set to t, the larger of the two.
     """
 
     kind: ClassVar[str] = "logit_normal"
@@ -72,21 +76,21 @@ class LogitNormalTimes(Sampler):
     r_ne_t: float = 0.25
 
     def __post_init__(self) -> None:
-        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
-        self._require(0 <= self.r_ne_t <= 1, f"r_ne_t must be in [0, 1], got {self.r_ne_t}")
+        self._require_positive("sigma")
+        self._require_fraction("r_ne_t")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
-        r, t = logit_normal_pair(u[:, :2], self.mu, self.sigma)
+        r, t = logit_normal_pairs(u[:, :2], self.mu, self.sigma)
         return np.where(u[:, 2] < self.r_ne_t, r, t), t
 
 
 @dataclass(frozen=True)
-class CappedTimes(Sampler):
-    """MeanFlow's law on CIFAR-10 as released for torch (Gsunshine/py-meanflow, version 1): a law for t, one for r.
+class CappedTimes(TimeSamplerBase):
+    """MeanFlow's times on CIFAR-10 in its torch release (Gsunshine/py-meanflow, version 1): r is capped at t.
 
-    t = sigmoid(N(mu, sigma^2)), r = min(t, sigmoid(N(r_mu, r_sigma^2))), and r = t with probability 1 - r_ne_t:
-    unlike sorting the pair, this leaves t its law.
+    t = sigmoid(N(mu, sigma^2)) and r = min(t, sigmoid(N(r_mu, r_sigma^2))). With probability 1 - `r_ne_t`, r = t.
+    Unlike sorting the pair, this does not change the distribution of t.
     """
 
     kind: ClassVar[str] = "logit_normal_capped"
@@ -98,11 +102,10 @@ class CappedTimes(Sampler):
     r_ne_t: float = 0.75
 
     def __post_init__(self) -> None:
-        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
-        self._require(self.r_sigma > 0, f"r_sigma must be above 0, got {self.r_sigma}")
-        self._require(0 <= self.r_ne_t <= 1, f"r_ne_t must be in [0, 1], got {self.r_ne_t}")
+        self._require_positive("sigma", "r_sigma")
+        self._require_fraction("r_ne_t")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
         normal = ndtri(u[:, :2])
         t, r = expit(self.mu + self.sigma * normal[:, 0]), expit(self.r_mu + self.r_sigma * normal[:, 1])
@@ -110,10 +113,10 @@ class CappedTimes(Sampler):
 
 
 @dataclass(frozen=True)
-class SortedTimes(Sampler):
-    """Decoupled MeanFlow's law and that of FastGen: a draw from each of two logit-normal laws, in order.
+class SortedTimes(TimeSamplerBase):
+    """The times of Decoupled MeanFlow and FastGen: one draw from each of two logit-normal distributions, sorted.
 
-    With probability `r_ne_t` the pair stays apart; otherwise r is set equal to t, the larger of the two.
+    With probability `r_ne_t` the pair keeps r != t. Otherwise r is set to t, the larger of the two.
     """
 
     kind: ClassVar[str] = "logit_normal_sorted"
@@ -125,11 +128,10 @@ class SortedTimes(Sampler):
     r_ne_t: float = 1.0
 
     def __post_init__(self) -> None:
-        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
-        self._require(self.r_sigma > 0, f"r_sigma must be above 0, got {self.r_sigma}")
-        self._require(0 <= self.r_ne_t <= 1, f"r_ne_t must be in [0, 1], got {self.r_ne_t}")
+        self._require_positive("sigma", "r_sigma")
+        self._require_fraction("r_ne_t")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
         z = ndtri(u[:, :2]) * [self.sigma, self.r_sigma] + [self.mu, self.r_mu]
         r, t = np.sort(expit(z), axis=1).T
@@ -137,30 +139,30 @@ class SortedTimes(Sampler):
 
 
 @dataclass(frozen=True)
-class UniformTimes(Sampler):
-    """The sorted pair of two uniforms: uniform on the triangle r <= t; with probability `r_eq_t` r moves up to t.
+class UniformTimes(TimeSamplerBase):
+    """A sorted pair of two uniform draws: uniform on the triangle r <= t. With probability `r_eq_t`, r is set to t.
 
-    `shift` moves both towards noise, as data of many coordinates ask for (arXiv 2403.03206, equation 23).
+    A `shift` above 1 moves both times toward noise, as high-dimensional data need (arXiv 2403.03206, equation 23).
     """
 
     kind: ClassVar[str] = "uniform"
-    width: ClassVar[int] = 3  # the same without a share, so that pairs are common to all shares
+    width: ClassVar[int] = 3  # also for r_eq_t = 0, so that all values of r_eq_t share their pairs
     r_eq_t: float = 0.0
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.r_eq_t <= 1, f"r_eq_t must be in [0, 1], got {self.r_eq_t}")
-        self._require(self.shift > 0, f"shift must be above 0, got {self.shift}")
+        self._require_fraction("r_eq_t")
+        self._require_positive("shift")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
-        one = u[:, :2] / (u[:, :2] + (1 - u[:, :2]) / self.shift)  # never above 1; u itself where shift is 1
-        pair = np.sort(one, axis=1)
-        return np.where(u[:, 2] < self.r_eq_t, pair[:, 1], pair[:, 0]), pair[:, 1]
+        shifted = u[:, :2] / (u[:, :2] + (1 - u[:, :2]) / self.shift)  # never above 1; equals u if shift is 1
+        pairs = np.sort(shifted, axis=1)
+        return np.where(u[:, 2] < self.r_eq_t, pairs[:, 1], pairs[:, 0]), pairs[:, 1]
 
 
 @dataclass(frozen=True)
-class RestrictedTimes(Sampler):
+class RestrictedTimes(TimeSamplerBase):
     """Restricted MeanFlow (DisCa): t uniform on [0, 1], r uniform in [max(0, t - delta), t], so t - r <= delta.
 
     With `delta` = 0 this is flow matching with uniform times.
@@ -171,19 +173,19 @@ class RestrictedTimes(Sampler):
     delta: float
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.delta <= 1, f"delta must be in [0, 1], got {self.delta}")
+        self._require_fraction("delta")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
         t = u[:, 0].copy()
         return t - np.minimum(t, self.delta) * u[:, 1], t
 
 
 @dataclass(frozen=True)
-class TerminalVelocityTimes(Sampler):
-    """Terminal Velocity Matching's gap sampling (arXiv 2511.19797 and its code): the gap first, then where it lies.
+class TerminalVelocityTimes(TimeSamplerBase):
+    """Terminal Velocity Matching's gap sampling (arXiv 2511.19797 and its code): first the gap, then its position.
 
-    t - r = sigmoid(N(gap_mu, gap_sigma^2)); r is sigmoid(N(mu, sigma^2)) given that t = r + gap stays below 1.
+    The gap t - r is sigmoid(N(gap_mu, gap_sigma^2)). r is sigmoid(N(mu, sigma^2)), conditional on r + gap < 1.
     """
 
     kind: ClassVar[str] = "terminal_velocity"
@@ -194,23 +196,22 @@ class TerminalVelocityTimes(Sampler):
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        self._require(self.gap_sigma > 0, f"gap_sigma must be above 0, got {self.gap_sigma}")
-        self._require(self.sigma > 0, f"sigma must be above 0, got {self.sigma}")
+        self._require_positive("gap_sigma", "sigma")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
         gap = expit(self.gap_mu + self.gap_sigma * ndtri(u[:, 0]))
-        # quantile of the law cut at 1 - gap: F^-1(u F(1 - gap)), where logit(1 - gap) = -logit(gap)
+        # quantile of the distribution truncated at 1 - gap: F^-1(u F(1 - gap)), where logit(1 - gap) = -logit(gap)
         below = ndtr((-logit(gap) - self.mu) / self.sigma)
         r = np.minimum(expit(self.mu + self.sigma * ndtri(u[:, 1] * below)), 1 - gap)
         return r, np.minimum(r + gap, 1.0)
 
 
 @dataclass(frozen=True)
-class GridTimes(Sampler):
-    """Stratified over `time_cells(r_bins, t_bins)`: sample i is uniform on the part of cell i mod C where r <= t.
+class GridTimes(TimeSamplerBase):
+    """Stratified over `time_cells(r_bins, t_bins)`: sample i is uniform on the part of cell i mod C with r <= t.
 
-    Every cell weighs the same, whatever its area: an average over samples is an average over cells.
+    Every cell has the same weight, whatever its area: an average over samples is an average over cells.
     """
 
     kind: ClassVar[str] = "grid"
@@ -221,17 +222,17 @@ class GridTimes(Sampler):
 
     def __post_init__(self) -> None:
         cells = self.r_bins * self.t_bins
-        self._require(cells <= 2**20, f"at most 2^20 cells, got {cells}")
+        self._require(cells <= _MAX_CELLS, f"at most 2^20 cells, got {cells}")
 
     @cached_property
     def cells(self) -> np.ndarray:
         """r_low, r_high, t_low, t_high of each cell, float64 [C, 4]."""
         return time_cells(self.r_bins, self.t_bins)
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
-        # On the cell [a, b] x [c, d] the density of t is proportional to the room for r, min(t, b) - a:
-        # it rises from t = max(a, c) to t = m and is flat from there to d. Invert its integral.
+        # On the cell [a, b] x [c, d] the density of t is proportional to the length available to r, min(t, b) - a.
+        # It rises from t = max(a, c) to t = m and is flat from m to d. Invert its integral.
         a, b, c, d = self.cells[np.asarray(index) % len(self.cells)].T
         start = np.maximum(a, c)
         m = np.clip(b, start, d)
@@ -239,12 +240,12 @@ class GridTimes(Sampler):
         area = u[:, 0] * (rising + (b - a) * (d - m))
         t = np.where(area < rising, a + np.sqrt((start - a) ** 2 + 2 * area), m + (area - rising) / (b - a))
         t = np.clip(t, start, d)
-        room = np.minimum(t, b)
-        return np.minimum(a + (room - a) * u[:, 1], room), t
+        r_max = np.minimum(t, b)
+        return np.minimum(a + (r_max - a) * u[:, 1], r_max), t
 
 
 @dataclass(frozen=True)
-class PointTimes(Sampler):
+class PointTimes(TimeSamplerBase):
     """One fixed pair (r, t)."""
 
     kind: ClassVar[str] = "point"
@@ -255,16 +256,16 @@ class PointTimes(Sampler):
     def __post_init__(self) -> None:
         self._require(0 <= self.r <= self.t <= 1, f"expected 0 <= r <= t <= 1, got r={self.r}, t={self.t}")
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
         return np.full(len(index), self.r), np.full(len(index), self.t)
 
 
 def parse_times(spec: str) -> TimeSampler:
-    """The time sampler `spec` names: a key of `TIMES`, with arguments by position or keyword (`uniform:r_eq_t=0.75`).
+    """The time sampler of a specification: a key of `TIMES` with arguments, such as `uniform:r_eq_t=0.75`.
 
-    Raises InputError for an unknown name, a wrong number of arguments, one outside its range, or a
-    file that holds no density.
+    Raises InputError for an unknown name, a wrong number of arguments, an argument outside its range, or a file that
+    does not hold a density.
     """
     name = spec.partition(":")[0]
     if name == DensityTimes.kind:

@@ -1,4 +1,4 @@
-"""Posteriors of other paths and sources: a change of variables to the linear path from N(0, I)."""
+"""Posteriors on other paths and from other sources, by a change of variables (docs/theory.md#path-change)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from mfdiag.flow.paths import Path
 from mfdiag.flow.posterior import Posterior, PosteriorVelocity
 from mfdiag.flow.sources import Components
 
-__all__ = ["ReducedPosterior"]
+__all__ = ["TransformedPosterior"]
 
 
-class ReducedPosterior:
-    """The posterior of v_c on `path` from a Gaussian mixture, given `base`, that of the linear path from N(0, I).
+class TransformedPosterior:
+    """The posterior of v_c on `path` with a Gaussian mixture as source.
 
-    `components` gives the source's law for labels [n] (or None); x_0 and x_1 are independent given the label. Within
-    component k, x_1 = m + c z with z ~ N(0, I), so that x_t = a x_0 + s m + s c z with a = alpha(t), s = sigma(t).
+    `base` is the posterior on the linear path from N(0, I). `components` maps labels [n] (or None) to the source's
+    distribution. x_0 and x_1 are independent given the label. Within component k, x_1 = m + c z with z ~ N(0, I), so
+    x_t = a x_0 + s m + s c z with a = alpha(t) and s = sigma(t).
     """
 
     def __init__(self, base: Posterior, path: Path, components: Callable[[Tensor | None], Components]) -> None:
@@ -27,27 +28,29 @@ class ReducedPosterior:
 
     def __call__(self, x_t: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> PosteriorVelocity:
         weights, means, stds = (torch.as_tensor(part, dtype=torch.float64) for part in self.components(labels))
-        found = [
-            self._given(x_t.double(), t.double(), uniforms[:, 1:], labels, means[:, k], stds[:, k])
+        by_component = [
+            self._within_component(x_t.double(), t.double(), uniforms[:, 1:], labels, means[:, k], stds[:, k])
             for k in range(len(weights))
         ]
-        log_evidence = weights.log() + torch.stack([part.log_density for part in found], dim=1)
-        share = torch.softmax(log_evidence, dim=1).T.view(-1, len(x_t), *[1] * (x_t.ndim - 1))  # [K, n, 1...]
-        mean_k, variance_k, draw_k = (torch.stack([part[j] for part in found]) for j in range(3))
-        mean = (share * mean_k).sum(0)
-        variance = (share * (variance_k + (mean_k - mean) ** 2)).sum(0)
-        bounds = share.flatten(1).T.cumsum(1)
-        chosen = torch.searchsorted(bounds, uniforms[:, :1].double().contiguous()).clamp_max(len(weights) - 1)[:, 0]
-        draw = draw_k[chosen, torch.arange(len(x_t))]
+        log_evidence = weights.log() + torch.stack([part.log_density for part in by_component], dim=1)
+        weight = torch.softmax(log_evidence, dim=1).T.view(-1, len(x_t), *[1] * (x_t.ndim - 1))  # [K, n, 1...]
+        mean_k, variance_k, draw_k = (torch.stack([part[j] for part in by_component]) for j in range(3))
+        mean = (weight * mean_k).sum(0)
+        variance = (weight * (variance_k + (mean_k - mean) ** 2)).sum(0)
+        cumulative = weight.flatten(1).T.cumsum(1)
+        component = torch.searchsorted(cumulative, uniforms[:, :1].double().contiguous())
+        component = component.clamp_max(len(weights) - 1)[:, 0]
+        draw = draw_k[component, torch.arange(len(x_t))]
         return PosteriorVelocity(mean, variance, draw, log_evidence.logsumexp(1))
 
-    def _given(
+    def _within_component(
         self, x_t: Tensor, t: Tensor, uniforms: Tensor, labels: Tensor | None, m: Tensor, c: Tensor
     ) -> PosteriorVelocity:
-        """Given component (m [n or 1, *shape], c [n or 1]); the log density is that of x_t."""
+        """The posterior within a component (m [n or 1, *shape], c [n or 1]). The log density is that of x_t."""
         column = (-1, *[1] * (x_t.ndim - 1))
         a, s, (da, ds) = self.path.alpha(t), self.path.sigma(t), self.path.rates(t)
-        # q = a + s c and tau = s c / q make y = (x_t - s m) / q = (1 - tau) x_0 + tau z, the linear path's point at tau
+        # Let q = a + s c and tau = s c / q. Then y = (x_t - s m) / q = (1 - tau) x_0 + tau z is the point of the linear
+        # path at time tau.
         q = a + s * c
         tau = s * c / q
         y = (x_t - s.view(column) * m) / q.view(column)

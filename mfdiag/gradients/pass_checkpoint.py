@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 
 __all__ = ["PassCheckpoint"]
 
@@ -38,7 +38,7 @@ class PassCheckpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes the state, atomically."""
-        with replacing(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             torch.save({"key": self.key, "state": state}, temporary)
         self.written = time.monotonic()
 

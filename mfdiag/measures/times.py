@@ -104,7 +104,7 @@ def add_density_rows(rows: Rows, result: Search) -> None:
     """Gains over all cells, then share and second moment cell by cell."""
     import numpy as np
 
-    from mfdiag.flow.density import MASS_DRAWS, density_cells
+    from mfdiag.flow.density import SHARE_DRAWS, density_cells
     from mfdiag.gradients.cells import Box
     from mfdiag.gradients.moments import Estimate, jackknife, positive_jackknife
 
@@ -114,7 +114,7 @@ def add_density_rows(rows: Rows, result: Search) -> None:
     for c, bounds in enumerate(density_cells(result.bins)):
         box, count = Box(*bounds), int(result.map.counts[c])
         pairs = "apart" if c < len(result.trained) - result.bins[1] else "diagonal"
-        trained = Estimate(result.trained[c], missing, missing, missing, MASS_DRAWS)
+        trained = Estimate(result.trained[c], missing, missing, missing, SHARE_DRAWS)
         rows.add("trained_share", trained, box, pairs=pairs)
         for quantity, estimate in (
             ("drawn_share", jackknife(result.drawn[:, c], blocks)),

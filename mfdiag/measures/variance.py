@@ -228,7 +228,7 @@ def plan(measurement: Measurement) -> EstimatorPlan:
             "passes; request them with --extra divergence."
         )
     # a teacher's velocity leaves nothing of v_c to split
-    split = guidance is not None and guidance.changes and guidance.network != "teacher"
+    split = guidance is not None and guidance.changes_velocity and guidance.network != "teacher"
     return EstimatorPlan(estimators, request.weighting, measurement.posterior_known, request.extras, split)
 
 
@@ -382,9 +382,9 @@ def _add_weights(rows: Rows, result: PassResult, plan: EstimatorPlan, dim: int) 
     values: dict[str, np.ndarray] = {}
     for k, estimator in enumerate(plan.estimators):
         residual2 = result.scalars[f"residual2/{estimator.name}"]
-        unweighted = _norms2(result, plan, k) / plan.weighting.of(residual2, dim) ** 2
+        unweighted = _norms2(result, plan, k) / plan.weighting.sample_weights(residual2, dim) ** 2
         for p in _POWERS:
-            weight = replace(plan.weighting, p=p).of(residual2, dim)
+            weight = replace(plan.weighting, p=p).sample_weights(residual2, dim)
             values |= {f"{estimator.name} {p} w": weight, f"{estimator.name} {p} G": weight**2 * unweighted}
     for box, means, count in scalars_by_cell(result, values):
         for estimator in plan.estimators:

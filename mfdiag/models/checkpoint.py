@@ -23,7 +23,7 @@ from mfdiag.models.formats.containers import (
 )
 from mfdiag.models.networks.registry import build_model
 from mfdiag.models.weights import brief, filled, find_weights, select_weights
-from mfdiag.storage import replacing, sha256_of
+from mfdiag.storage import atomic_write, sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,7 @@ def save_checkpoint(
     sets = {"raw": module.state_dict(), "ema": ema_state or {}}
     # cloned, because safetensors refuses tensors that share memory
     tensors = {f"{key}.{name}": v.detach().cpu().clone().contiguous() for key in sets for name, v in sets[key].items()}
-    with replacing(Path(path)) as temporary:
+    with atomic_write(Path(path)) as temporary:
         # not save_file, which denies the file to every other user
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: description.model_dump_json()}))
 

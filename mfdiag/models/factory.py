@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
-from mfdiag.usercode import call_user
+from mfdiag.usercode import call_user_factory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,12 +18,12 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
     """The network returned by `FILE.py:factory` or `pkg.module:factory`, called with keyword `arguments`.
 
     Frozen parameters beside trained ones become buffers of the same names: training never moved them, so they have no
-    gradient to measure. `option` names it in errors. Raises InputError as `call_user` does, and if something other
-    than a torch.nn.Module is returned.
+    gradient to measure. `option` names it in errors. Raises InputError as `call_user_factory` does, and if anything
+    but a torch.nn.Module is returned.
     """
     from torch import nn
 
-    model = call_user(factory, option, arguments)
+    model = call_user_factory(factory, option, arguments)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"Expected {factory} to return a torch.nn.Module, but it returned {type(model).__name__}; "

@@ -123,7 +123,7 @@ class Prepared:
 
     def _draw(self, generate: _Generate, conditional: bool, draw: Any, replicate: int, size: int) -> Tensor:
         """Features [size, d] of samples from noise that depends on the seed and the sample's number alone."""
-        labelled = self.data.num_classes > 0 and (conditional or self.source.labelled)
+        labelled = self.data.num_classes > 0 and (conditional or self.source.depends_on_label)
         width = self.data.width if labelled else 0
         u = draw(self.seed, "quality/noise", replicate, size, width + self.source.width)
         labels = self.data.sample(u[:, :width])[1] if labelled else None

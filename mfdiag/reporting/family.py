@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from mfdiag.estimators import Estimator, estimators
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 
 __all__ = ["COMMAND", "FOLDER", "pages"]
 
@@ -132,5 +132,5 @@ def pages(folder: Path = FOLDER) -> dict[str, str]:
 if __name__ == "__main__":
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     for name, text in pages(FOLDER).items():
-        with replacing(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from mfdiag._version import __version__
 from mfdiag.figures.select import overall
 from mfdiag.figures.style import number
 from mfdiag.reporting.findings import findings
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 from mfdiag.tables.schema import STATUSES, TABLES
 from mfdiag.tables.store import MANIFEST, read_json
 
@@ -67,7 +67,7 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
         version=__version__,
     )
     path = out / "report.html"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 
 __all__ = ["write_densities"]
 
@@ -29,7 +29,7 @@ def write_densities(frame: pd.DataFrame, out: Path) -> list[Path]:
         path = next(out / f"times-{each}.yaml" for each in names if out / f"times-{each}.yaml" not in found)
         found[path] = _text(rows, path)
     for path, text in found.items():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return list(found)
 

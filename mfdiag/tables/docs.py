@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 from mfdiag.tables.fields import Column, Table
 from mfdiag.tables.schema import COMMON, MEASURED, STATUSES, TABLES
 
@@ -86,5 +86,5 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    with replacing(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE) as temporary:
+    with atomic_write(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE) as temporary:
         temporary.write_text(markdown(), encoding="utf-8")

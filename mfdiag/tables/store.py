@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mfdiag.errors import InputError
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 from mfdiag.tables.check import to_arrow, to_pandas
 from mfdiag.tables.schema import table
 
@@ -44,7 +44,7 @@ def write_table(name: str, frame: pd.DataFrame, out: Path) -> Path:
     """
     path = table_path(name, out)
     stored = to_arrow(name, frame)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(stored, temporary, compression="zstd")
     return path
 
@@ -110,7 +110,7 @@ def _plain(value: object) -> Any:
 def write_json_atomic(payload: object, path: Path) -> Path:
     """Writes indented UTF-8 JSON; paths, dates and NumPy numbers become plain. Raises InputError if it cannot."""
     text = json.dumps(payload, indent=2, ensure_ascii=False, default=_plain) + "\n"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

@@ -52,11 +52,11 @@ class Law(NamedTuple):
             data,
             parse_times(self.times),
             self.seed,
-            exact=False,
+            exact_posterior=False,
             source=source,
             coupling=parse_coupling(self.coupling, data, source, teacher_velocity),
             path=parse_path(self.path),
-            streams="train/",
+            stream_prefix="train/",
         )
 
 

@@ -120,7 +120,7 @@ def _word(value: Any) -> str:
 
 
 def _message(path: Path, root: yaml.Node, error: ValidationError, axes: Mapping[str, Any]) -> str:
-    loc, problem = problem_of(error, TrainSpec, more=["axes"])
+    loc, problem = problem_of(error, TrainSpec, extra_fields=["axes"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     field = field_of(loc)
     on_axis = next(

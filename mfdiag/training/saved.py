@@ -16,7 +16,7 @@ from mfdiag.models.checkpoint import load_model, save_checkpoint
 from mfdiag.models.description import Description
 from mfdiag.models.formats.containers import read_container
 from mfdiag.models.prediction import Predicts
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 from mfdiag.training.ensemble import State, start
 from mfdiag.training.optimizers import OptimizerMoments
 from mfdiag.training.spec import TrainSpec
@@ -62,7 +62,7 @@ def write_run(folder: Path, spec: TrainSpec, run: Run) -> None:
         "state": {**run.state._asdict(), "moments": run.state.moments._asdict()},
         "log": [tuple(entry) for entry in run.log],
     }
-    with replacing(folder / STATE) as temporary:
+    with atomic_write(folder / STATE) as temporary:
         torch.save(content, temporary)
 
 

@@ -50,7 +50,7 @@ def test_times_then_variance_then_training(cli: Run, checkpoint: Path, tmp_path:
     assert trained.code == 0, trained.err
     model = trained.out.strip()
     refused = cli("times", model, *QUICK, "--out", tmp_path / "refused")
-    assert refused.code == 2 and "pass the one it was made for, --times uniform" in refused.err
+    assert refused.code == 2 and "Pass the sampler it was made for: --times uniform" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mfdiag.derivatives.choice import forward_mode
 from mfdiag.fields.builder import FieldBuilder, FieldNeeds
 from mfdiag.fields.fields import Fields
 from mfdiag.flow.draw import Draws
-from mfdiag.flow.guidance import Scale, parse_guidance
+from mfdiag.flow.guidance import GuidanceScale, parse_guidance
 from mfdiag.gradients.engine import prepare_engine
 from mfdiag.gradients.sample_pass import evaluate_batch
 
@@ -30,7 +30,7 @@ NULL = CLASSES
 
 def guided(spec: str, **changed: object) -> Draws:
     law = draws(**changed)  # type: ignore[arg-type]
-    return Draws(law.data, law.times, law.seed, guidance=parse_guidance(spec), null=NULL)
+    return Draws(law.data, law.times, law.seed, guidance=parse_guidance(spec), null_label=NULL)
 
 
 def told(labels: Tensor, omega: Tensor | float = 1.0, low: Tensor | float = 0.0, high: Tensor | float = 1.0) -> Tensor:
@@ -163,7 +163,7 @@ def test_a_network_is_told_its_guidance(spec: str) -> None:
     for i in range(SAMPLES):
         s = plain.One(module, module, module, law, i)  # type: ignore[arg-type]
         batch = law.batch(np.array([i]))
-        assert isinstance(batch.scale, Scale) and batch.labels is not None
+        assert isinstance(batch.scale, GuidanceScale) and batch.labels is not None
         omega, low, high = batch.scale
         dropped, inside = bool(batch.labels == NULL), bool(low <= s.t <= high)
         whole = told(batch.labels, omega, low, high)

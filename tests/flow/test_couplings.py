@@ -14,7 +14,16 @@ from scipy import stats
 from torch import Tensor
 
 from mfdiag.errors import InputError
-from mfdiag.flow.couplings import COUPLINGS, INDEPENDENT, Coupling, Ends, Gibbs, MinibatchOT, Reflow, parse_coupling
+from mfdiag.flow.couplings import (
+    COUPLINGS,
+    INDEPENDENT,
+    Coupling,
+    Gibbs,
+    Marginals,
+    MinibatchOT,
+    Reflow,
+    parse_coupling,
+)
 from mfdiag.flow.data.datasets import Data, FiniteData, load_data
 from mfdiag.flow.sources import GaussianSource, parse_source
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
@@ -29,8 +38,8 @@ def velocity(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
     return MODEL(x, t, t).detach()
 
 
-def ends_of(data: Data, seed: int = 0) -> Ends:
-    return Ends(data, GaussianSource(data.shape), seed)
+def marginals_of(data: Data, seed: int = 0) -> Marginals:
+    return Marginals(data, GaussianSource(data.shape), seed)
 
 
 def pairs_file(folder: Path, **changes: np.ndarray | None) -> Path:
@@ -45,9 +54,9 @@ def pairs_file(folder: Path, **changes: np.ndarray | None) -> Path:
 def couplings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Coupling]:
     source = GaussianSource((2,))
     specs = ["independent", "minibatch_ot:4", "gibbs:3", "reflow:teacher,8"]
-    found = {spec: parse_coupling(spec, LABELLED, source, lambda _: velocity) for spec in specs}
+    by_spec = {spec: parse_coupling(spec, LABELLED, source, lambda _: velocity) for spec in specs}
     file = pairs_file(tmp_path_factory.mktemp("pairs"))
-    return found | {"pairs": parse_coupling(f"pairs:{file}", LABELLED, source, lambda _: velocity)}
+    return by_spec | {"pairs": parse_coupling(f"pairs:{file}", LABELLED, source, lambda _: velocity)}
 
 
 NAMES = pytest.mark.parametrize("name", ["independent", "minibatch_ot:4", "gibbs:3", "reflow:teacher,8", "pairs"])
@@ -59,11 +68,11 @@ NAMES = pytest.mark.parametrize("name", ["independent", "minibatch_ot:4", "gibbs
 def test_a_sample_depends_on_seed_and_number_alone(
     couplings: dict[str, Coupling], name: str, index: list[int], seed: int
 ) -> None:
-    ends, coupling = ends_of(LABELLED, seed), couplings[name]
-    together = coupling.pairs(ends, np.array(index))
-    np.testing.assert_array_equal(coupling.labels(ends, np.array(index)), together.labels)
+    marginals, coupling = marginals_of(LABELLED, seed), couplings[name]
+    together = coupling.pairs(marginals, np.array(index))
+    np.testing.assert_array_equal(coupling.labels(marginals, np.array(index)), together.labels)
     for place, number in enumerate(index):
-        alone = coupling.pairs(ends, np.array([number]))
+        alone = coupling.pairs(marginals, np.array([number]))
         for one, all_ in zip(alone, together, strict=True):
             assert (one is None) == (all_ is None)
             if one is not None:
@@ -73,8 +82,8 @@ def test_a_sample_depends_on_seed_and_number_alone(
 @NAMES
 def test_data_without_labels_have_none(couplings: dict[str, Coupling], name: str) -> None:
     if name != "pairs":
-        found = couplings[name].pairs(ends_of(PLAIN), np.arange(4))
-        assert found.labels is None and couplings[name].labels(ends_of(PLAIN), np.arange(4)) is None
+        pairs = couplings[name].pairs(marginals_of(PLAIN), np.arange(4))
+        assert pairs.labels is None and couplings[name].labels(marginals_of(PLAIN), np.arange(4)) is None
     assert couplings[name].dependent == (name != "independent")
 
 
@@ -84,38 +93,40 @@ def test_data_without_labels_have_none(couplings: dict[str, Coupling], name: str
 @pytest.mark.parametrize("seed", range(5))
 def test_transport_is_optimal_among_all_permutations(seed: int) -> None:
     index = np.arange(10, 15)
-    free, found = (c.pairs(ends_of(PLAIN, seed), index) for c in (INDEPENDENT, MinibatchOT(5)))
-    np.testing.assert_array_equal(found.x0, free.x0)
+    free, pairs = (c.pairs(marginals_of(PLAIN, seed), index) for c in (INDEPENDENT, MinibatchOT(5)))
+    np.testing.assert_array_equal(pairs.x0, free.x0)
     costs = [((free.x0 - free.x1[list(order)]) ** 2).sum() for order in permutations(range(5))]
-    assert ((found.x0 - found.x1) ** 2).sum() == pytest.approx(min(costs), rel=1e-12)
+    assert ((pairs.x0 - pairs.x1) ** 2).sum() == pytest.approx(min(costs), rel=1e-12)
 
 
 def test_transport_keeps_the_noise_of_each_group() -> None:
-    free, found = (c.pairs(ends_of(PLAIN), np.arange(60)) for c in (INDEPENDENT, MinibatchOT(6)))
+    free, pairs = (c.pairs(marginals_of(PLAIN), np.arange(60)) for c in (INDEPENDENT, MinibatchOT(6)))
     for group in range(10):
         rows = slice(6 * group, 6 * group + 6)
-        np.testing.assert_array_equal(np.sort(found.x1[rows], axis=0), np.sort(free.x1[rows], axis=0))
-    assert not np.array_equal(found.x1, free.x1)
+        np.testing.assert_array_equal(np.sort(pairs.x1[rows], axis=0), np.sort(free.x1[rows], axis=0))
+    assert not np.array_equal(pairs.x1, free.x1)
 
 
 def test_transport_on_the_line_is_monotone() -> None:
-    found = MinibatchOT(16).pairs(ends_of(load_data("gaussian:1,0,1")), np.arange(160))
+    pairs = MinibatchOT(16).pairs(marginals_of(load_data("gaussian:1,0,1")), np.arange(160))
     for group in range(10):
-        x0, x1 = (side[16 * group : 16 * group + 16, 0] for side in (found.x0, found.x1))
+        x0, x1 = (side[16 * group : 16 * group + 16, 0] for side in (pairs.x0, pairs.x1))
         np.testing.assert_array_equal(np.argsort(x0), np.argsort(x1))
 
 
 def test_groups_of_one_are_independent() -> None:
-    for one, other in zip(*(c.pairs(ends_of(PLAIN), np.arange(9)) for c in (INDEPENDENT, MinibatchOT(1))), strict=True):
+    for one, other in zip(
+        *(c.pairs(marginals_of(PLAIN), np.arange(9)) for c in (INDEPENDENT, MinibatchOT(1))), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
 def test_transport_keeps_labels_with_their_data_and_refuses_sources_that_know_them() -> None:
-    free, found = (c.pairs(ends_of(LABELLED), np.array([7, 1, 30])) for c in (INDEPENDENT, MinibatchOT(4)))
-    np.testing.assert_array_equal(found.x0, free.x0)
-    np.testing.assert_array_equal(found.labels, free.labels)
+    free, pairs = (c.pairs(marginals_of(LABELLED), np.array([7, 1, 30])) for c in (INDEPENDENT, MinibatchOT(4)))
+    np.testing.assert_array_equal(pairs.x0, free.x0)
+    np.testing.assert_array_equal(pairs.labels, free.labels)
     source = parse_source("mixed", LABELLED)
-    with pytest.raises(InputError, match="must not depend on the label as mixed"):
+    with pytest.raises(InputError, match="does not depend on the label, but mixed"):
         parse_coupling("minibatch_ot:4", LABELLED, source, lambda _: velocity)
 
 
@@ -124,39 +135,39 @@ def test_transport_keeps_labels_with_their_data_and_refuses_sources_that_know_th
 
 def test_reflow_is_the_flow_of_the_teacher() -> None:
     """Of N(m, s^2 I) on the linear path the flow map is x_0 = m + s x_1."""
-    found = Reflow("reflow", velocity, 64).pairs(ends_of(PLAIN), np.arange(50))
-    np.testing.assert_allclose(found.x0, 0.5 + 2 * found.x1, atol=1e-6)
-    np.testing.assert_array_equal(found.x1, INDEPENDENT.pairs(ends_of(PLAIN), np.arange(50)).x1)
+    pairs = Reflow("reflow", velocity, 64).pairs(marginals_of(PLAIN), np.arange(50))
+    np.testing.assert_allclose(pairs.x0, 0.5 + 2 * pairs.x1, atol=1e-6)
+    np.testing.assert_array_equal(pairs.x1, INDEPENDENT.pairs(marginals_of(PLAIN), np.arange(50)).x1)
 
 
 def test_reflow_is_of_order_four() -> None:
     errors = []
     for steps in (4, 8, 16):
-        found = Reflow("reflow", velocity, steps).pairs(ends_of(PLAIN), np.arange(50))
-        errors.append(np.abs(found.x0 - 0.5 - 2 * found.x1).max())
+        pairs = Reflow("reflow", velocity, steps).pairs(marginals_of(PLAIN), np.arange(50))
+        errors.append(np.abs(pairs.x0 - 0.5 - 2 * pairs.x1).max())
     assert errors[0] / errors[1] > 10 and errors[1] / errors[2] > 10
 
 
 def test_reflow_keeps_both_marginals() -> None:
-    found = Reflow("reflow", velocity, 16).pairs(ends_of(PLAIN), np.arange(N // 4))
-    assert stats.kstest((found.x0.ravel() - 0.5) / 2, "norm").pvalue > 1e-3
-    assert stats.kstest(found.x1.ravel(), "norm").pvalue > 1e-3
+    pairs = Reflow("reflow", velocity, 16).pairs(marginals_of(PLAIN), np.arange(N // 4))
+    assert stats.kstest((pairs.x0.ravel() - 0.5) / 2, "norm").pvalue > 1e-3
+    assert stats.kstest(pairs.x1.ravel(), "norm").pvalue > 1e-3
 
 
 def test_reflow_tells_the_teacher_time_and_labels() -> None:
-    def told(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def time_times_label(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         assert labels is not None and t.shape == (len(x),)
         return 2 * t[:, None] * labels[:, None].double() + 0 * x  # x_0 = x_1 - label
 
-    found = Reflow("reflow", told, 4).pairs(ends_of(LABELLED), np.arange(20))
-    assert found.labels is not None
-    np.testing.assert_allclose(found.x0, found.x1 - found.labels[:, None], atol=1e-12)
+    pairs = Reflow("reflow", time_times_label, 4).pairs(marginals_of(LABELLED), np.arange(20))
+    assert pairs.labels is not None
+    np.testing.assert_allclose(pairs.x0, pairs.x1 - pairs.labels[:, None], atol=1e-12)
 
 
 def test_file_pairs_stay_together(tmp_path: Path) -> None:
     file = pairs_file(tmp_path)
-    found = parse_coupling(f"pairs:{file}", LABELLED, GaussianSource((2,)), lambda _: velocity)
-    drawn = found.pairs(ends_of(LABELLED), np.arange(5_000))
+    coupling = parse_coupling(f"pairs:{file}", LABELLED, GaussianSource((2,)), lambda _: velocity)
+    drawn = coupling.pairs(marginals_of(LABELLED), np.arange(5_000))
     stored = np.load(file)
     rows = (drawn.x0[:, None] == stored["x0"][None]).all(2).argmax(1)
     np.testing.assert_array_equal(drawn.x0, stored["x0"][rows])
@@ -168,8 +179,10 @@ def test_file_pairs_stay_together(tmp_path: Path) -> None:
 def test_pairs_without_labels_and_from_safetensors(tmp_path: Path) -> None:
     x0 = np.ones((3, 2), np.float32)
     save_file({"x0": x0, "x1": -x0, "y": np.arange(3)}, tmp_path / "pairs.safetensors")
-    found = parse_coupling(f"pairs:{tmp_path / 'pairs.safetensors'}", PLAIN, GaussianSource((2,)), lambda _: velocity)
-    drawn = found.pairs(ends_of(PLAIN), np.arange(4))
+    coupling = parse_coupling(
+        f"pairs:{tmp_path / 'pairs.safetensors'}", PLAIN, GaussianSource((2,)), lambda _: velocity
+    )
+    drawn = coupling.pairs(marginals_of(PLAIN), np.arange(4))
     assert drawn.labels is None and drawn.x0.dtype == np.float64 and (drawn.x1 == -1).all()
 
 
@@ -177,27 +190,27 @@ def test_pairs_without_labels_and_from_safetensors(tmp_path: Path) -> None:
 
 
 def test_gibbs_weights_are_the_kernel_over_its_mean() -> None:
-    coupling = Gibbs.of(3.0, PLAIN, GaussianSource((2,)))
-    free, found = (c.pairs(ends_of(PLAIN), np.arange(N)) for c in (INDEPENDENT, coupling))
-    np.testing.assert_array_equal(found.x0, free.x0)
-    np.testing.assert_array_equal(found.x1, free.x1)
-    assert found.weight is not None
+    coupling = Gibbs.fit(3.0, PLAIN, GaussianSource((2,)))
+    free, pairs = (c.pairs(marginals_of(PLAIN), np.arange(N)) for c in (INDEPENDENT, coupling))
+    np.testing.assert_array_equal(pairs.x0, free.x0)
+    np.testing.assert_array_equal(pairs.x1, free.x1)
+    assert pairs.weight is not None
     kernel = np.array([np.exp(-sum((a - b) ** 2) / 3) for a, b in zip(free.x0, free.x1, strict=True)])
-    np.testing.assert_allclose(found.weight / found.weight[0], kernel / kernel[0], rtol=1e-10)
-    error = found.weight.std() * (1 / N + 1 / 4096) ** 0.5
-    assert abs(found.weight.mean() - 1) <= 4 * error
+    np.testing.assert_allclose(pairs.weight / pairs.weight[0], kernel / kernel[0], rtol=1e-10)
+    error = pairs.weight.std() * (1 / N + 1 / 4096) ** 0.5
+    assert abs(pairs.weight.mean() - 1) <= 4 * error
 
 
 def test_gibbs_weights_tilt_gaussians_as_the_closed_form_says() -> None:
     """The density ~ N(x_0; m, s^2) N(x_1; 0, 1) exp(-(x_0 - x_1)^2 / eps) is Gaussian: add up its precisions."""
     m, s, eps = 0.5, 2.0, 3.0
-    coupling = Gibbs.of(eps, load_data(f"gaussian:1,{m},{s}"), GaussianSource((1,)))
-    found = coupling.pairs(ends_of(load_data(f"gaussian:1,{m},{s}")), np.arange(N))
-    assert found.weight is not None
+    coupling = Gibbs.fit(eps, load_data(f"gaussian:1,{m},{s}"), GaussianSource((1,)))
+    pairs = coupling.pairs(marginals_of(load_data(f"gaussian:1,{m},{s}")), np.arange(N))
+    assert pairs.weight is not None
     covariance = np.linalg.inv([[1 / s**2 + 2 / eps, -2 / eps], [-2 / eps, 1 + 2 / eps]])
     mean = covariance @ [m / s**2, 0]
-    ends = np.concatenate([found.x0, found.x1], axis=1)
-    weight = found.weight / found.weight.mean()
+    ends = np.concatenate([pairs.x0, pairs.x1], axis=1)
+    weight = pairs.weight / pairs.weight.mean()
     for values, truth in [
         *((ends[:, j], mean[j]) for j in (0, 1)),
         *((ends[:, j] * ends[:, k], covariance[j, k] + mean[j] * mean[k]) for j in (0, 1) for k in (0, 1)),
@@ -208,8 +221,8 @@ def test_gibbs_weights_tilt_gaussians_as_the_closed_form_says() -> None:
 def test_gibbs_weights_of_many_coordinates_do_not_vanish() -> None:
     """exp(-|x_0 - x_1|^2 / eps) itself is zero in float64 here."""
     data = load_data("gaussian:500,0,1")
-    found = Gibbs.of(1.0, data, GaussianSource((500,))).pairs(ends_of(data), np.arange(20))
-    assert found.weight is not None and np.isfinite(found.weight).all() and found.weight.max() > 0
+    pairs = Gibbs.fit(1.0, data, GaussianSource((500,))).pairs(marginals_of(data), np.arange(20))
+    assert pairs.weight is not None and np.isfinite(pairs.weight).all() and pairs.weight.max() > 0
 
 
 # -- specifications -------------------------------------------------------------------------------------------------
@@ -240,12 +253,12 @@ def test_bad_specs(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x1": None}, "expected arrays named x0 and x1; found labels, x0"),
+        ({"x1": None}, "expected arrays named x0 and x1, but the file has labels, x0"),
         ({"x1": np.zeros((3, 2))}, r"of one shape, got \[50, 2\] and \[3, 2\]"),
-        ({"x0": np.zeros((50, 3)), "x1": np.zeros((50, 3))}, r"pairs of shape \[3\], but labelled has samples"),
-        ({"labels": None}, "must hold labels 0 to 2 as labelled does, but it has none"),
-        ({"labels": np.full(50, 7)}, "but it has some up to 7"),
-        ({"labels": np.zeros(3)}, "expected one for each of 50 samples"),
+        ({"x0": np.zeros((50, 3)), "x1": np.zeros((50, 3))}, r"pairs of shape \[2\] as in labelled, but .* has \[3\]"),
+        ({"labels": None}, "Expected labels 0 to 2 in .*, as in labelled, but it has no labels"),
+        ({"labels": np.full(50, 7)}, "but it has labels up to 7"),
+        ({"labels": np.zeros(3)}, "expected one label for each of 50 samples"),
         ({"x0": np.full((50, 2), np.nan)}, "NaN or infinite"),
     ],
 )

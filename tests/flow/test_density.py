@@ -18,7 +18,7 @@ from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.density import DensityTimes, cell_numbers, cell_shares, density_cells
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.seeds import uniforms
-from mfdiag.flow.time_sampler import Pair, Sampler
+from mfdiag.flow.time_sampler import TimePairs, TimeSamplerBase
 from mfdiag.flow.times import parse_times
 
 BINS = (2, 3)
@@ -33,7 +33,7 @@ def density_of(base: str = "uniform:0.3", bins: tuple[int, int] = BINS, seed: in
     return DensityTimes("density:x", sampler, bins, trained, 0.1 * trained + 0.9 * drawn / drawn.sum())
 
 
-def draw(times: DensityTimes, count: int) -> Pair:
+def draw(times: DensityTimes, count: int) -> TimePairs:
     index = np.arange(count)
     return times.sample(uniforms(0, "times", index, times.width), index)
 
@@ -94,24 +94,24 @@ def test_law(base: str) -> None:
     drawn=st.lists(st.floats(1e-3, 1), min_size=8, max_size=8),
 )
 def test_probability_of_a_cell_is_its_share(trained: list[float], drawn: list[float]) -> None:
-    """Sum over the tries: rejected so far, then kept here; then the pair that is taken as it is."""
+    """Sum over the tests: rejected so far, then accepted here; then the pair that is taken without a test."""
     p, q = (np.array(shares) / sum(shares) for shares in (trained, drawn))
     times = DensityTimes("density:x", parse_times("uniform"), BINS, p, q)
-    assert (times.kept <= 1 + 1e-9).all()
-    rejected = 1 - p @ times.kept if times.tries else 0.0
-    found = sum((rejected**k * p * times.kept for k in range(times.tries)), start=0 * p)
-    found = found + (rejected**times.tries if times.tries else 1.0) * p
-    np.testing.assert_allclose(found, q, rtol=0, atol=2e-6)
+    assert (times.acceptance <= 1 + 1e-9).all()
+    rejected = 1 - p @ times.acceptance if times.max_rejections else 0.0
+    probability = sum((rejected**k * p * times.acceptance for k in range(times.max_rejections)), start=0 * p)
+    probability = probability + (rejected**times.max_rejections if times.max_rejections else 1.0) * p
+    np.testing.assert_allclose(probability, q, rtol=0, atol=2e-6)
 
 
 @dataclass(frozen=True)
-class TwoPairs(Sampler):
+class TwoPairs(TimeSamplerBase):
     """(0, 0.2) or (0, 0.8), half each."""
 
     kind: ClassVar[str] = "two_pairs"
     width: ClassVar[int] = 1
 
-    def sample(self, u: np.ndarray, index: np.ndarray) -> Pair:
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         return np.zeros(len(u)), np.where(u[:, 0] < 0.5, 0.2, 0.8)
 
 
@@ -119,8 +119,8 @@ def test_expectation_on_a_finite_toy_is_exact() -> None:
     """All that one try, its coin and the last pair can be, on a lattice that resolves every decision."""
     p, q = np.array([0.5, 0.5, 0, 0]), np.array([0.4, 0.6, 0, 0])
     times = DensityTimes("density:x", TwoPairs(), (1, 2), p, q)
-    assert (times.tries, times.width) == (1, 3)
-    assert times.kept[:2] == pytest.approx([0, 0.4])
+    assert (times.max_rejections, times.width) == (1, 3)
+    assert times.acceptance[:2] == pytest.approx([0, 0.4])
     half, tenth = (0.25, 0.75), (np.arange(10) + 0.5) / 10
     u = np.array([(first, coin, last) for first in half for coin in tenth for last in half])
     r, t = times.sample(u, np.arange(len(u)))
@@ -134,15 +134,15 @@ def test_a_sample_depends_on_seed_and_number_alone() -> None:
     times = density_of()
     r, t = draw(times, 30)
     for index in (np.arange(30)[::-1], np.array([17])):
-        found = times.sample(uniforms(0, "times", index, times.width), index)
-        np.testing.assert_array_equal(found, (r[index], t[index]))
+        pairs = times.sample(uniforms(0, "times", index, times.width), index)
+        np.testing.assert_array_equal(pairs, (r[index], t[index]))
 
 
 def test_equal_shares_are_the_base_itself() -> None:
     base = parse_times("uniform:0.3")
     p = cell_shares(base, BINS)
     times = DensityTimes("density:x", base, BINS, p, p.copy())
-    assert times.width == base.width and times.tries == 0
+    assert times.width == base.width and times.max_rejections == 0
     u = uniforms(0, "times", np.arange(50), 3)
     np.testing.assert_array_equal(times.sample(u, np.arange(50)), base.sample(u, np.arange(50)))
     np.testing.assert_allclose(times.weight(*draw(times, 50)), 1)
@@ -155,7 +155,7 @@ def test_a_batch_has_the_weight_beside_the_couplings_own(tmp_path: Path) -> None
     from mfdiag.flow.sources import GaussianSource
 
     data, times, index = load_data("gaussian:2,0,1"), parse_times(written(tmp_path)), np.arange(20)
-    gibbs = Gibbs.of(4.0, data, GaussianSource((2,)))
+    gibbs = Gibbs.fit(4.0, data, GaussianSource((2,)))
     plain = Draws(data, parse_times("uniform"), 0, coupling=gibbs).batch(index)
     both = Draws(data, times, 0, coupling=gibbs).batch(index)
     weight = times.weight(both.r.numpy(), both.t.numpy())
@@ -181,7 +181,11 @@ def test_a_file_reads_back(tmp_path: Path) -> None:
         ("drawn: 0.1", "share: 0.1", "line 6, cells.0.drawn: this field is missing"),
         ("bins:\n- 1\n- 2", "bins: [2, 2]", "expected the 5 cells of 2 x 2 bins in order"),
         ("times: uniform:0.5", "times: unifrom", "Did you mean 'uniform'"),
-        ("times: uniform:0.5", "times: grid:2,2", "draws every sample from one law, got 'grid:2,2'"),
+        (
+            "times: uniform:0.5",
+            "times: grid:2,2",
+            "one distribution for all samples, but got the stratified 'grid:2,2'",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, old: str, new: str, expected: str) -> None:
@@ -203,5 +207,5 @@ def test_no_file_and_no_density_of_a_density(tmp_path: Path) -> None:
         parse_times(f"density:{tmp_path / 'absent.yaml'}")
     inner = written(tmp_path)
     (tmp_path / "outer.yaml").write_text((tmp_path / "times.yaml").read_text().replace("uniform:0.5", inner))
-    with pytest.raises(InputError, match=r"pass the one it was made for, --times uniform:0\.5"):
+    with pytest.raises(InputError, match=r"Pass the sampler it was made for: --times uniform:0\.5"):
         parse_times(f"density:{tmp_path / 'outer.yaml'}")

@@ -65,7 +65,7 @@ def test_points_of_the_path_at_other_times() -> None:
 
 
 def test_streams_of_another_name_are_other_samples() -> None:
-    usual, other = (Draws(DATA["gaussian"], parse_times("uniform"), 0, streams=name) for name in ("", "train/"))
+    usual, other = (Draws(DATA["gaussian"], parse_times("uniform"), 0, stream_prefix=name) for name in ("", "train/"))
     one, two = usual.batch(np.arange(50)), other.batch(np.arange(50))
     assert not any((getattr(one, name) == getattr(two, name)).any() for name in ("x0", "x1", "t"))
     np.testing.assert_array_equal(two.x1, normals(0, "train/noise", np.arange(50), 2))
@@ -73,11 +73,11 @@ def test_streams_of_another_name_are_other_samples() -> None:
 
 def test_weights_are_the_coupling_s() -> None:
     data = DATA["gaussian"]
-    coupling = Gibbs.of(3.0, data, GaussianSource((2,)))
+    coupling = Gibbs.fit(3.0, data, GaussianSource((2,)))
     draws = Draws(data, parse_times("uniform"), 0, coupling=coupling)
     weight = draws.batch(np.arange(5)).weight
     assert weight is not None and draws_of("gaussian").batch(np.arange(5)).weight is None
-    np.testing.assert_array_equal(weight, coupling.pairs(draws.ends, np.arange(5)).weight)
+    np.testing.assert_array_equal(weight, coupling.pairs(draws.marginals, np.arange(5)).weight)
 
 
 def test_laws_of_data_noise_and_times_are_independent() -> None:

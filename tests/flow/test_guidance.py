@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.flow.draw import Draws
-from mfdiag.flow.guidance import GUIDANCES, Guidance, Scale, parse_guidance
+from mfdiag.flow.guidance import GUIDANCES, Guidance, GuidanceScale, parse_guidance
 from mfdiag.flow.times import parse_times
 
 CLASSES, NULL = 3, 5
@@ -40,7 +40,7 @@ def law_of(spec: str) -> Guidance:
 
 
 def draws_of(spec: str, times: str = "uniform:0.5", seed: int = 3) -> Draws:
-    return Draws(DATA, parse_times(times), seed, guidance=law_of(spec), null=NULL)
+    return Draws(DATA, parse_times(times), seed, guidance=law_of(spec), null_label=NULL)
 
 
 @pytest.mark.parametrize("spec", FORMULAS)
@@ -49,14 +49,14 @@ def test_factors_make_the_formula(spec: str) -> None:
     omega = 0.5 if spec.startswith("re_meanflow") else 2.5
     for low, high, t, inside in ((0.2, 0.7, 0.2, True), (0.2, 0.7, 0.7, True), (0.2, 0.7, 0.71, False)):
         for dropped in (False, True):
-            scale = Scale(*(torch.tensor([a], dtype=torch.float64) for a in (omega, low, high)))
+            scale = GuidanceScale(*(torch.tensor([a], dtype=torch.float64) for a in (omega, low, high)))
             at = torch.tensor([t], dtype=torch.float64)
-            found = law.factors(scale, at, torch.tensor([dropped]))
+            factors = law.factors(scale, at, torch.tensor([dropped]))
             guided = inside and (not dropped or spec.startswith("re_meanflow"))
             outside = own if spec.startswith("teacher") else v
             expected = FORMULAS[spec](v, own, null, omega) if guided else outside
-            assert float(found.data * v + found.own * own + found.null * null) == pytest.approx(expected)
-            assert float(sum(found)) == pytest.approx(1)  # equal velocities are left as they are
+            assert float(factors.data * v + factors.labeled * own + factors.null * null) == pytest.approx(expected)
+            assert float(sum(factors)) == pytest.approx(1)  # equal velocities are left as they are
 
 
 def test_every_guidance_is_tested_and_listed() -> None:
@@ -69,7 +69,7 @@ def test_names_read_back(omega: float, kappa: float, low: float, high: float, dr
     law = law_of(f"meanflow:{omega},{kappa},low={low},high={high},drop={drop}")
     again = law_of(law.name)
     assert again.name == law.name and again.drop == law.drop == drop
-    assert again.inside(torch.tensor(omega)) == law.inside(torch.tensor(omega))
+    assert again.factors_inside(torch.tensor(omega)) == law.factors_inside(torch.tensor(omega))
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ def test_two_functions_of_the_user(file: File) -> None:
     ("name", "message"),
     [
         ("backwards", r"expected alpha\(0\), alpha\(1\), sigma\(0\), sigma\(1\) = 1, 0, 0, 1, got 0, 1, 1, 0"),
-        ("dented", "is no path at t = 0.3"),
-        ("infinite", "is no path at t = 0.4"),
+        ("dented", "is not valid at t = 0.3"),
+        ("infinite", "is not valid at t = 0.4"),
         ("single", "return two functions"),
         ("constant", "cannot be evaluated"),
         ("summed", r"must map times \[n\] to \[n\]"),

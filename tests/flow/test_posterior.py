@@ -33,24 +33,24 @@ def words(n: int, width: int, seed: int = 0) -> Tensor:
 def test_gaussian_closed_form(mean: float, std: float, t: float, seed: int) -> None:
     """From regression on x_t, with cov(x_0, x_t) = (1-t) s^2 and cov(x_1, x_t) = t."""
     x = 2 * torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    found = MixturePosterior.gaussian(mean, std, 3)(x, full(t, 5), words(5, 4))
+    velocity = MixturePosterior.gaussian(mean, std, 3)(x, full(t, 5), words(5, 4))
     s_t2 = (1 - t) ** 2 * std**2 + t**2
     centred = x - (1 - t) * mean
     v = t / s_t2 * centred - (mean + (1 - t) * std**2 / s_t2 * centred)
-    torch.testing.assert_close(found.mean, v, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(found.variance, torch.full_like(x, std**2 / s_t2), rtol=1e-10, atol=0)
+    torch.testing.assert_close(velocity.mean, v, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(velocity.variance, torch.full_like(x, std**2 / s_t2), rtol=1e-10, atol=0)
     model = GaussianAverageVelocity(0, 1, (3,)).double()
     torch.nn.init.constant_(model.mean, mean)
     torch.nn.init.constant_(model.std, std)
-    torch.testing.assert_close(found.mean, model(x, full(t, 5), full(t, 5)).detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(velocity.mean, model(x, full(t, 5), full(t, 5)).detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_gaussian_draws_have_their_moments() -> None:
     n, t = 20_000, 0.6
     posterior = MixturePosterior.gaussian(0.5, 0.7, 2)
     x = torch.tensor([[0.3, -1.1]], dtype=torch.float64).expand(n, 2)
-    found = posterior(x, full(t, n), words(n, posterior.width))
-    z = ((found.draw - found.mean) / found.variance.sqrt()).numpy()
+    velocity = posterior(x, full(t, n), words(n, posterior.width))
+    z = ((velocity.draw - velocity.mean) / velocity.variance.sqrt()).numpy()
     assert all(stats.kstest(z[:, k], "norm").pvalue > 1e-3 for k in range(2))
     assert stats.pearsonr(z[:, 0], z[:, 1]).pvalue > 1e-3
 
@@ -63,9 +63,9 @@ def test_mixture_equals_weighted_draws_from_the_prior(t: float) -> None:
     assert posterior is not None
     rng = np.random.default_rng(0)
     count = 200_000
-    chosen = rng.choice(3, count, p=data.weights)
+    component = rng.choice(3, count, p=data.weights)
     normal = np.stack([rng.multivariate_normal(np.zeros(2), c, count) for c in data.covariances])
-    x0 = data.means[chosen] + normal[chosen, np.arange(count)]
+    x0 = data.means[component] + normal[component, np.arange(count)]
     points = (1 - t) * data.means + t * rng.normal(size=(3, 2))
     n = 20_000
     for point in points:
@@ -79,13 +79,13 @@ def test_mixture_equals_weighted_draws_from_the_prior(t: float) -> None:
             return mean, np.sqrt(weight**2 @ (f - mean) ** 2)
 
         x = torch.as_tensor(point)[None].expand(n, 2)
-        found = posterior(x, full(t, n), words(n, posterior.width))
+        velocity = posterior(x, full(t, n), words(n, posterior.width))
         mean, error = expectation(v_c)
-        assert (np.abs(found.mean[0].numpy() - mean) <= 4 * error).all()
-        variance, error = expectation((v_c - found.mean[0].numpy()) ** 2)
-        assert (np.abs(found.variance[0].numpy() - variance) <= 4 * error).all()
+        assert (np.abs(velocity.mean[0].numpy() - mean) <= 4 * error).all()
+        variance, error = expectation((v_c - velocity.mean[0].numpy()) ** 2)
+        assert (np.abs(velocity.variance[0].numpy() - variance) <= 4 * error).all()
         # draws: mean, variances and covariance of the same law
-        draws = found.draw.numpy()
+        draws = velocity.draw.numpy()
         products = [draws[:, 0], draws[:, 1], draws[:, 0] ** 2, draws[:, 1] ** 2, draws[:, 0] * draws[:, 1]]
         truths = [v_c[:, 0], v_c[:, 1], v_c[:, 0] ** 2, v_c[:, 1] ** 2, v_c[:, 0] * v_c[:, 1]]
         for ours, theirs in zip(products, truths, strict=True):
@@ -99,8 +99,8 @@ def test_mixture_draws_fall_into_components_by_their_posterior_weights() -> None
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     posterior = MixturePosterior.of_covariances(weights, means, 0.01 * torch.eye(2).expand(3, 2, 2))
     n, t, x = 20_000, 0.95, torch.tensor([[0.2, 0.0]], dtype=torch.float64)
-    found = posterior(x.expand(n, 2), full(t, n), words(n, 3))
-    x0 = x - t * found.draw
+    velocity = posterior(x.expand(n, 2), full(t, n), words(n, 3))
+    x0 = x - t * velocity.draw
     counts = torch.bincount((x0[:, 0] / 9).round().long() + 1, minlength=3).numpy()
     s2 = (1 - t) ** 2 * 0.01 + t**2
     density = weights * torch.exp(-((x - (1 - t) * means) ** 2).sum(1) / (2 * s2))
@@ -142,12 +142,12 @@ def test_finite_equals_the_dense_softmax(points: Tensor, t: float, spread: str) 
         points = 1 + t * points
     generator = torch.Generator().manual_seed(1)
     x = (1 - t) * points[:40] + t * torch.randn(40, 3, dtype=torch.float64, generator=generator)
-    found = FinitePosterior(points)(x, full(t, 40), words(40, 1))
+    velocity = FinitePosterior(points)(x, full(t, 40), words(40, 1))
     weight, mean, variance = dense(points, x, t)
     assert spread == "apart" or (weight.amax(1) < 0.999).all(), "the softmax should be undecided here"
-    torch.testing.assert_close(found.mean, mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.variance, variance, rtol=1e-6, atol=1e-6)
-    assert torch.isfinite(found.draw).all()
+    torch.testing.assert_close(velocity.mean, mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(velocity.variance, variance, rtol=1e-6, atol=1e-6)
+    assert torch.isfinite(velocity.draw).all()
 
 
 @settings(max_examples=12, deadline=None)
@@ -156,8 +156,8 @@ def test_tiles_and_queries_change_nothing(tile: int, queries: int, t: float, see
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(200, 3, dtype=torch.float64, generator=generator)
     x, u = torch.randn(40, 3, dtype=torch.float64, generator=generator), words(40, 1, seed)
-    labels, asked = torch.arange(200) % 3, torch.arange(40) % 3
-    for restriction in (None, asked):
+    labels, sample_labels = torch.arange(200) % 3, torch.arange(40) % 3
+    for restriction in (None, sample_labels):
         whole = FinitePosterior(points, labels)(x, full(t, 40), u, restriction)
         parts = FinitePosterior(points, labels, tile=tile, queries=queries)(x, full(t, 40), u, restriction)
         for ours, theirs in zip(parts, whole, strict=True):
@@ -165,16 +165,16 @@ def test_tiles_and_queries_change_nothing(tile: int, queries: int, t: float, see
 
 
 def test_labels_restrict(points: Tensor) -> None:
-    labels, asked = torch.arange(200) % 4, torch.tensor([3, 0, 2, 0, 3])
+    labels, sample_labels = torch.arange(200) % 4, torch.tensor([3, 0, 2, 0, 3])
     x, t, u = torch.randn(5, 3, dtype=torch.float64), 0.7, words(5, 1)
-    found = FinitePosterior(points, labels)(x, full(t, 5), u, asked)
-    for k, label in enumerate(asked):
+    velocity = FinitePosterior(points, labels)(x, full(t, 5), u, sample_labels)
+    for k, label in enumerate(sample_labels):
         one = slice(k, k + 1)
         _, mean, variance = dense(points[labels == label], x[one], t)
-        torch.testing.assert_close(found.mean[one], mean)
-        torch.testing.assert_close(found.variance[one], variance)
+        torch.testing.assert_close(velocity.mean[one], mean)
+        torch.testing.assert_close(velocity.variance[one], variance)
         alone = FinitePosterior(points[labels == label])(x[one], full(t), u[one])
-        torch.testing.assert_close(found.draw[one], alone.draw)
+        torch.testing.assert_close(velocity.draw[one], alone.draw)
     free = FinitePosterior(points, labels)(x, full(t, 5), u)
     torch.testing.assert_close(free.mean, dense(points, x, t)[1])
 
@@ -183,8 +183,8 @@ def test_labels_restrict(points: Tensor) -> None:
 def test_finite_draws_have_the_posterior_frequencies(tile: int) -> None:
     points = torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     n, t, x = 20_000, 0.8, torch.tensor([[0.2, -0.4]], dtype=torch.float64)
-    found = FinitePosterior(points, tile=tile)(x.expand(n, 2), full(t, n), words(n, 1))
-    drawn = (x - t * found.draw)[:, None].sub(points).norm(dim=2)
+    velocity = FinitePosterior(points, tile=tile)(x.expand(n, 2), full(t, n), words(n, 1))
+    drawn = (x - t * velocity.draw)[:, None].sub(points).norm(dim=2)
     assert drawn.amin(1).max() < 1e-9, "a draw is one of the points"
     counts = torch.bincount(drawn.argmin(1), minlength=12).numpy()
     weight = dense(points, x, t)[0][0].numpy()
@@ -194,8 +194,8 @@ def test_finite_draws_have_the_posterior_frequencies(tile: int) -> None:
 def test_shapes_and_float32_data() -> None:
     images = torch.randn(30, 1, 4, 4)
     x = torch.randn(6, 1, 4, 4, dtype=torch.float64)
-    found = FinitePosterior(images)(x, full(0.5, 6), words(6, 1))
-    assert all(part.shape == x.shape and part.dtype == torch.float64 for part in found[:3])
-    assert found.log_density.shape == (6,)
+    velocity = FinitePosterior(images)(x, full(0.5, 6), words(6, 1))
+    assert all(part.shape == x.shape and part.dtype == torch.float64 for part in velocity[:3])
+    assert velocity.log_density.shape == (6,)
     _, mean, _ = dense(images.double().flatten(1), x.flatten(1), 0.5)
-    torch.testing.assert_close(found.mean.flatten(1), mean)
+    torch.testing.assert_close(velocity.mean.flatten(1), mean)

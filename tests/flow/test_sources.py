@@ -113,7 +113,7 @@ def test_mixed_variance_is_linear_in_w() -> None:
 
 def test_statistics_of_all_data_without_labels() -> None:
     source = parse_source("mixed", PLAIN)
-    assert isinstance(source, MixedSource) and not source.labelled
+    assert isinstance(source, MixedSource) and not source.depends_on_label
     np.testing.assert_allclose(source.means, np.full((1, 3), 0.5), atol=4 * 2 / 4096**0.5)
     assert source.variances[0] == pytest.approx(4, rel=0.1)
 
@@ -123,7 +123,7 @@ def test_learned_is_the_module_of_noise_and_labels(code: Path) -> None:
     x1 = sample(source, 6, labels)
     means = source.module.mean.weight.detach().numpy()  # type: ignore[attr-defined]
     np.testing.assert_allclose(x1, 0.5 * normals(0, "noise", np.arange(6), 2) + means[labels], rtol=1e-12)
-    assert source.labelled and source.components(labels) is None
+    assert source.depends_on_label and source.components(labels) is None
     np.testing.assert_array_equal(sample(source, 4, labels[:4]), x1[:4])
 
 
@@ -136,10 +136,10 @@ def test_components_are_the_law(spec: str) -> None:
     mean = np.einsum("k,nkd->nd", law.weights, np.broadcast_to(law.means, (N, *law.means.shape[1:])))
     second = law.weights @ (law.means**2 + law.stds[..., None] ** 2)
     for label in range(3):
-        chosen = labels == label
+        of_label = labels == label
         for values, truth in ((x1, mean), (x1**2, np.broadcast_to(second, x1.shape))):
-            error = values[chosen].std(0) / chosen.sum() ** 0.5
-            assert (np.abs(values[chosen].mean(0) - truth[chosen].mean(0)) <= 4.5 * error).all()
+            error = values[of_label].std(0) / of_label.sum() ** 0.5
+            assert (np.abs(values[of_label].mean(0) - truth[of_label].mean(0)) <= 4.5 * error).all()
 
 
 @pytest.mark.parametrize("spec", SOURCES)
@@ -180,7 +180,7 @@ def test_bad_specs(spec: str, message: str) -> None:
 def test_bad_code_and_labels(code: Path) -> None:
     with pytest.raises(InputError, match=r"torch.nn.Module for --source, but it returned int"):
         parse_source(f"{code}:number", PLAIN)
-    with pytest.raises(InputError, match=r"must map noise of shape \[4, 3\] to that shape, got \[12\]"):
+    with pytest.raises(InputError, match=r"to map noise of shape \[4, 3\] to that shape, but it returned shape \[12\]"):
         sample(parse_source(f"{code}:flat", PLAIN), 4)
     with pytest.raises(InputError, match="none of label 1"):
         parse_source("mixed", FiniteData("gaps", np.zeros((4, 2)), np.array([0, 0, 2, 2])))

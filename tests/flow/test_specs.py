@@ -26,8 +26,8 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
     ],
 )
 def test_positions_then_keywords(spec: str, expected: tuple[float, ...]) -> None:
-    found = parse_arguments(spec, PARAMETERS, integers={"n"})
-    assert tuple(found.values()) == expected and list(found) == ["a", "b", "n"] and type(found["n"]) is int
+    values = parse_arguments(spec, PARAMETERS, integers={"n"})
+    assert tuple(values.values()) == expected and list(values) == ["a", "b", "n"] and type(values["n"]) is int
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_grids(text: str, expected: tuple[float, ...]) -> None:
 def test_grids_end_where_they_say(start: int, step: int, count: int, places: int) -> None:
     scale = 10**places
     first, last = start / scale, (start + count * step) / scale
-    found = parse_grid("--beta", f"{first}:{last}:{step / scale}")
-    assert found[0] == first and found[-1] == last and len(found) == count + 1
-    assert found == pytest.approx([(start + k * step) / scale for k in range(count + 1)], abs=1e-11)
+    values = parse_grid("--beta", f"{first}:{last}:{step / scale}")
+    assert values[0] == first and values[-1] == last and len(values) == count + 1
+    assert values == pytest.approx([(start + k * step) / scale for k in range(count + 1)], abs=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_grids_end_where_they_say(start: int, step: int, count: int, places: int
         ("a", "finite number, got 'a'"),
         ("0:1", "start:stop:step or a comma list"),
         ("0:1:0.1:2", "start:stop:step or a comma list"),
-        ("0:1:0", "the step cannot be 0"),
-        ("0:1:-0.1", "leads nowhere"),
+        ("0:1:0", "a step of 0 does not lead from 0 to 1"),
+        ("0:1:-0.1", "a step of -0.1 does not lead from 0 to 1"),
         ("0:1:0.3", "does not divide"),
         ("0:1:2", "does not divide"),
         ("0:1:1e-9", "at most 10,001"),
@@ -114,6 +114,6 @@ def test_bad_grids(text: str, message: str) -> None:
 @given(numbers=st.tuples(NUMBERS, NUMBERS, NUMBERS))
 def test_any_three_numbers_make_a_grid_or_one_sentence(numbers: tuple[float, float, float]) -> None:
     with suppress(InputError):
-        found = parse_grid("--beta", ":".join(map(repr, numbers)))
-        assert 1 <= len(found) <= 10_001 and found[-1] == numbers[1]
-        assert found[0] == pytest.approx(numbers[0], rel=1e-9, abs=1e-12)
+        values = parse_grid("--beta", ":".join(map(repr, numbers)))
+        assert 1 <= len(values) <= 10_001 and values[-1] == numbers[1]
+        assert values[0] == pytest.approx(numbers[0], rel=1e-9, abs=1e-12)

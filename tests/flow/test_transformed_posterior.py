@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mfdiag.flow.couplings import INDEPENDENT, MinibatchOT
 from mfdiag.flow.data.datasets import FiniteData, load_data
-from mfdiag.flow.draw import Draws, posterior_of, why_unknown
+from mfdiag.flow.draw import Draws, posterior_of, why_posterior_unknown
 from mfdiag.flow.paths import LINEAR, TRIGONOMETRIC, Path
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Components, GaussianSource, MixtureSource, parse_source
 from mfdiag.flow.times import parse_times
-from mfdiag.flow.transformed_posterior import ReducedPosterior
+from mfdiag.flow.transformed_posterior import TransformedPosterior
 
 SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t * (2 - t))
 PATHS = pytest.mark.parametrize("path", [LINEAR, TRIGONOMETRIC, SQUARED], ids=lambda path: path.name)
@@ -64,17 +64,17 @@ def enumerated(
     return weight, v, mean, (weight[..., None] * (v - mean[:, None, None]) ** 2).sum((1, 2))
 
 
-def reduced(data: str, path: Path, source: MixtureSource | GaussianSource) -> ReducedPosterior:
+def transformed(data: str, path: Path, source: MixtureSource | GaussianSource) -> TransformedPosterior:
     base = posterior_of(DATA[data])
     assert base is not None
-    return ReducedPosterior(base, path, lambda labels: source.components(None))
+    return TransformedPosterior(base, path, lambda labels: source.components(None))
 
 
 @pytest.mark.parametrize("data", DATA)
 def test_nothing_changes_without_a_change_of_variables(data: str) -> None:
     base, x, t = posterior_of(DATA[data]), torch.randn(6, 2, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
     assert base is not None
-    same = reduced(data, LINEAR, GaussianSource((2,)))
+    same = transformed(data, LINEAR, GaussianSource((2,)))
     u = words(6, same.width)
     for ours, theirs in zip(same(x, t, u), base(x, t, u[:, 1:]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -85,11 +85,11 @@ def test_nothing_changes_without_a_change_of_variables(data: str) -> None:
 @pytest.mark.parametrize("source", [GaussianSource((2,)), MIXTURE], ids=["gaussian", "mixture"])
 def test_finite_data_equal_enumeration(path: Path, t: float, source: MixtureSource | GaussianSource) -> None:
     x = places(path, t, source)
-    posterior = reduced("finite", path, source)
-    found = posterior(x, full(t, len(x)), words(len(x), posterior.width))
+    posterior = transformed("finite", path, source)
+    velocity = posterior(x, full(t, len(x)), words(len(x), posterior.width))
     _, _, mean, variance = enumerated(POINTS, source.components(None), path, x, t)
-    torch.testing.assert_close(found.mean, mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.variance, variance, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(velocity.mean, mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(velocity.variance, variance, rtol=1e-6, atol=1e-6)
 
 
 @PATHS
@@ -105,17 +105,17 @@ def test_gaussian_data_equal_regression(path: Path, t: float) -> None:
     weight = torch.softmax(-rest.square().sum(2) / (2 * var_x), 1)[..., None]
     means = da * m + ds * centre + cov / var_x * rest
     mean = (weight * means).sum(1)
-    posterior = reduced("gaussian", path, MIXTURE)
-    found = posterior(x, full(t, 5), words(5, posterior.width))
-    torch.testing.assert_close(found.mean, mean, rtol=1e-9, atol=1e-9)
+    posterior = transformed("gaussian", path, MIXTURE)
+    velocity = posterior(x, full(t, 5), words(5, posterior.width))
+    torch.testing.assert_close(velocity.mean, mean, rtol=1e-9, atol=1e-9)
     variance = (weight * (var_v - cov**2 / var_x + (means - mean[:, None]) ** 2)).sum(1)
-    torch.testing.assert_close(found.variance, variance, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(velocity.variance, variance, rtol=1e-8, atol=1e-9)
 
 
 def test_draws_have_the_frequencies_of_the_enumeration() -> None:
     n, t, path = 20_000, 0.7, TRIGONOMETRIC
     x = places(path, t, MIXTURE, 1).expand(n, 2)
-    posterior = reduced("finite", path, MIXTURE)
+    posterior = transformed("finite", path, MIXTURE)
     drawn = posterior(x, full(t, n), words(n, posterior.width)).draw
     weight, v, _, _ = enumerated(POINTS, MIXTURE.components(None), path, x[:1], t)
     own = (drawn[:, None] - v[0, :, 0]).norm(dim=2)  # v_c tells the point apart, not the component
@@ -150,14 +150,16 @@ def test_log_density_is_that_of_x_t(path: Path, data: str, t: float) -> None:
             )
         )
 
-    posterior = reduced(data, path, MIXTURE)
+    posterior = transformed(data, path, MIXTURE)
     x, other = (places(path, time, MIXTURE, 1) for time in (t, other_t))
-    found = [
+    log_density = [
         float(posterior(p, full(time, 1), words(1, posterior.width)).log_density)
         for p, time in ((x, t), (other, other_t))
     ]
     a2, s2, _, _ = numbers(path, other_t)
-    assert found[0] - found[1] == pytest.approx(truth(x[0].numpy(), a, s) - truth(other[0].numpy(), a2, s2), abs=1e-7)
+    assert log_density[0] - log_density[1] == pytest.approx(
+        truth(x[0].numpy(), a, s) - truth(other[0].numpy(), a2, s2), abs=1e-7
+    )
 
 
 COMBINATIONS = [
@@ -206,14 +208,14 @@ def test_labels_choose_the_source_and_restrict_the_data() -> None:
 def test_reasons_why_it_is_unknown() -> None:
     gaussian, mixed = GaussianSource((2,)), parse_source("mixed", LABELLED)
     fixed = parse_source("mixed:0.5,0.5", LABELLED)
-    assert why_unknown(LABELLED, gaussian, INDEPENDENT, True) is None
-    assert why_unknown(LABELLED, fixed, INDEPENDENT, True) is None
+    assert why_posterior_unknown(LABELLED, gaussian, INDEPENDENT, True) is None
+    assert why_posterior_unknown(LABELLED, fixed, INDEPENDENT, True) is None
     for source, coupling, conditional, reason in (
         (gaussian, MinibatchOT(4), True, "under the coupling minibatch_ot:4"),
         (mixed, INDEPENDENT, True, "source mixed:0,1 is not a Gaussian mixture"),
-        (fixed, INDEPENDENT, False, "given what the model is told"),
+        (fixed, INDEPENDENT, False, "given the label that the model takes"),
     ):
-        found = why_unknown(LABELLED, source, coupling, conditional)
-        assert found is not None and reason in found
+        explanation = why_posterior_unknown(LABELLED, source, coupling, conditional)
+        assert explanation is not None and reason in explanation
         draws = Draws(LABELLED, parse_times("uniform"), 0, conditional, source=source, coupling=coupling)
         assert draws.velocity_posterior(draws.batch(np.arange(4))) is None

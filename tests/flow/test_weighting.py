@@ -19,8 +19,8 @@ def test_none_leaves_the_residual_alone() -> None:
 @given(p=st.floats(0.1, 3), eps=st.floats(1e-6, 1), seed=st.integers(0, 99))
 def test_each_sample_by_its_own_norm(p: float, eps: float, seed: int) -> None:
     e = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    found = Weighting(p, eps)(e)
-    for one, weighted in zip(e, found, strict=True):
+    weighted_residuals = Weighting(p, eps)(e)
+    for one, weighted in zip(e, weighted_residuals, strict=True):
         square = sum(float(x) ** 2 for x in one.flatten())
         torch.testing.assert_close(weighted, one / (square + eps) ** p)
 
@@ -81,8 +81,8 @@ def test_p_one_half_without_eps_normalises() -> None:
     ],
 )
 def test_specifications(spec: str, p: float, eps: float, name: str) -> None:
-    found = parse_weighting(spec)
-    assert (found.p, found.eps, found.name) == (p, eps, name)
+    weighting = parse_weighting(spec)
+    assert (weighting.p, weighting.eps, weighting.name) == (p, eps, name)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_specifications(spec: str, p: float, eps: float, name: str) -> None:
     [
         ("adaptiv", "Did you mean 'adaptive'"),
         ("none:1", "none takes no arguments"),
-        ("adaptive:-1", "p must lie in"),
-        ("adaptive:11", "p must lie in"),
+        ("adaptive:-1", "p must be in"),
+        ("adaptive:11", "p must be in"),
         ("adaptive:1,0", "eps above 0"),
         ("adaptive:1,nan", "eps must be a finite number"),
         ("adaptive:1,1,1", "expected adaptive:"),
         ("adaptive:1,1,median", "expected adaptive:"),
-        ("adaptive:0,1,mean", "with p = 0"),
+        ("adaptive:0,1,mean", "p = 0 is no weighting"),
         ("adaptive:q=1", "unknown argument 'q'"),
     ],
 )

@@ -175,7 +175,7 @@ def test_reflow_takes_any_teacher(tmp_path: File) -> None:
 
     data, source = load_data("mixture:2,3"), GaussianSource((2,))
     coupling = parse_coupling(f"reflow:{tmp_path / 'teacher.safetensors'},64", data, source, teacher_velocity)
-    drawn = coupling.pairs(Draws(data, parse_times("uniform"), 0).ends, np.arange(3))
+    drawn = coupling.pairs(Draws(data, parse_times("uniform"), 0).marginals, np.arange(3))
     velocity = as_average_velocity(teacher.double(), "v", TRIGONOMETRIC)
 
     def rate(t: float, x: np.ndarray) -> np.ndarray:

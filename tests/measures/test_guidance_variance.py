@@ -43,7 +43,7 @@ def frame() -> pd.DataFrame:
 
 def velocities() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """v_c, a, q [n, 2], t [n] and the variance of v_c given (x_t, label), by a loop over samples and points."""
-    draws = Draws(DATA, parse_times("uniform"), 0, guidance=parse_guidance(SPEC), null=CLASSES)
+    draws = Draws(DATA, parse_times("uniform"), 0, guidance=parse_guidance(SPEC), null_label=CLASSES)
     batch, module = draws.batch(np.arange(SAMPLES)), network()
     assert batch.labels is not None and batch.dropped is not None
     factors, shifts, spreads = [], [], []
@@ -87,7 +87,7 @@ def test_the_variance_of_the_guided_velocity_in_parts(frame: pd.DataFrame) -> No
 
 def test_the_gradient_with_guidance_and_without(frame: pd.DataFrame) -> None:
     """The same samples and labels, v_g or v_c in both roles, by plain autograd."""
-    draws = Draws(DATA, parse_times("uniform"), 0, guidance=parse_guidance(SPEC), null=CLASSES)
+    draws = Draws(DATA, parse_times("uniform"), 0, guidance=parse_guidance(SPEC), null_label=CLASSES)
     module = network()
     v_c, a, q, _, _ = velocities()
     plain = samples_of(draws, SAMPLES, proxy=module)

@@ -208,7 +208,7 @@ def test_models_that_cannot_be_measured(engine: str, changed: dict[str, Any], me
     [
         ({"weighting": "adaptive:1,0.001", "tables": ("coefficient",)}, "closed forms hold for --weighting none"),
         ({"weighting": "adaptive:1,0.001"}, "closed forms hold for --weighting none"),
-        ({"weighting": "adaptive:-1"}, "p must lie in"),
+        ({"weighting": "adaptive:-1"}, "p must be in"),
         ({"times": "unifrm"}, "Did you mean 'uniform'"),
         ({"data": "eight_gausians"}, "Did you mean 'eight_gaussians'"),
         ({"estimators": ["meanflw"]}, "Did you mean 'meanflow'"),

@@ -230,7 +230,7 @@ def test_samplers_without_pairs_on_the_diagonal() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"times": "grid:2,2"}, "draws every sample from one law"),
+        ({"times": "grid:2,2"}, "one distribution for all samples"),
         ({"bins": None}, "pass --bins R,T"),
         ({"samples": 100, "bins": (9, 9)}, "raise --samples, or ask for fewer --bins"),
         ({"estimators": ["meanflow", "self_tangent"]}, "about one --estimator, got meanflow, self_tangent"),

@@ -279,7 +279,7 @@ def test_bad_factories(tmp_path: Path, saved: Path, factory: str) -> None:
     for given, expected in [
         ("user_networks", "FILE.py:factory or pkg.module:factory"),
         (f"{tmp_path}/none.py:small", "does not exist"),
-        (f"{file}:large", "'large' in"),
+        (f"{file}:large", "to define 'large'"),
         (f"{file}:broken", "raised ValueError: no such width"),
         (f"{file}:not_a_network", "returned int"),
         (f"{file}:number", "raised TypeError"),

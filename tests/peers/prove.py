@@ -173,7 +173,7 @@ def differences(
         subject.coupling,
         subject.path,
         guidance=subject.guidance,
-        null=peer.CLASSES,
+        null_label=peer.CLASSES,
     )
     plan = Recorder(find_estimator(card.objective.estimator), parse_weighting(card.objective.weighting))
     run_pass(

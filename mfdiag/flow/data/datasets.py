@@ -1,4 +1,4 @@
-"""Data sets by name or file: what x_0 is drawn from. Sample i is a function of its own uniform numbers alone."""
+"""Data sets by name or path: the distributions of x_0. Sample i is a function of its own uniform numbers alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.special import ndtri
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.data.disk_arrays import Points
-from mfdiag.flow.data.latents import is_place, read_latents
 from mfdiag.flow.data.scaling import LatentMoments, Numbers
+from mfdiag.flow.data.stored_data import is_stored_data, read_stored_data
 from mfdiag.flow.data.toy import SEED, toy_points
 from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
@@ -36,17 +36,19 @@ DATASETS: dict[str, str] = {
     "two_moons": "2-D pair of interleaved half circles, 100,000 points",
     "two_spirals": "2-D pair of intertwined spirals, 100,000 points",
     "digits": "1,797 handwritten digits of 8 x 8 pixels in [-1, 1], ten classes",
-    "gaussian": "N(mean, std^2 I) in d dimensions, closed form: gaussian:d,mean,std",
-    "mixture": "k dense Gaussians of equal weight in d dimensions, closed form: mixture:d,k",
+    "gaussian": "N(mean, std^2 I) in d dimensions, in closed form: gaussian:d,mean,std",
+    "mixture": "k Gaussians of equal weight with dense covariances in d dimensions, in closed form: mixture:d,k",
 }
+
+_MAX_COVARIANCES = 2**25  # numbers in all covariance matrices of a mixture: 256 MiB in float64
 
 
 class Data(Protocol):
-    """A distribution of x_0, drawn by transforming uniform numbers."""
+    """A distribution of x_0, sampled by transforming uniform numbers."""
 
     @property
     def name(self) -> str:
-        """The specification `load_data` reads."""
+        """The specification that `load_data` reads."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,11 +56,11 @@ class Data(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 without labels."""
+        """Number of classes; 0 if there are no labels."""
 
     @property
     def width(self) -> int:
-        """Uniform numbers one sample consumes."""
+        """Uniform numbers that one sample uses."""
 
     def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Samples float64 [n, *shape] and labels int64 [n] (or None) from uniform numbers `u` [n, width] in (0, 1)."""
@@ -78,7 +80,7 @@ class FiniteData:
 
     def __post_init__(self) -> None:
         if len(self.points.shape) < 2 or 0 in self.points.shape:
-            raise InputError(f"{self.name} must hold samples of at least one number, got shape {self.points.shape}.")
+            raise InputError(f"{self.name}: expected samples of at least one number, got shape {self.points.shape}.")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,7 +98,10 @@ class FiniteData:
 
 @dataclass(frozen=True, eq=False)
 class MomentsData:
-    """The mixture of N(m_j, s_j^2), j = 1..N, of equal weights; `moments` are m and s, `labels` int64 [N] or None."""
+    """The mixture of N(m_j, s_j^2), j = 1..N, with equal weights: latents of a variational encoder.
+
+    `moments` are m and s, each [N, *shape]. `labels` are int64 [N] or None.
+    """
 
     name: str
     moments: LatentMoments
@@ -115,7 +120,7 @@ class MomentsData:
         return 1 + math.prod(self.shape)
 
     def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """m_j + s_j ndtri(u_1..d) with j = floor(u_0 N); `u` [n, 1 + d], see `Data.sample`."""
+        """m_j + s_j ndtri(u_1..d) with j = floor(u_0 N), for `u` [n, 1 + d]; see `Data.sample`."""
         index = _rows(u[:, 0], len(self.moments))
         mean, std = self.moments[index]
         return mean + std * ndtri(u[:, 1:]).reshape(mean.shape), None if self.labels is None else self.labels[index]
@@ -137,7 +142,7 @@ class GaussianData:
 
     def __post_init__(self) -> None:
         if self.std <= 0:
-            raise InputError(f"Bad {self.name!r}: std must be above 0, got {self.std}.")
+            raise InputError(f"Bad {self.name!r}: std must be above 0, got {self.std:g}.")
 
     @property
     def name(self) -> str:
@@ -152,19 +157,27 @@ class GaussianData:
         return self.dim
 
     def sample(self, u: np.ndarray) -> tuple[np.ndarray, None]:
-        """mean + std ndtri(u), with `u` [n, dim]; see `Data.sample`."""
+        """mean + std ndtri(u), for `u` [n, dim]; see `Data.sample`."""
         return self.mean + self.std * ndtri(u), None
 
 
 class MixtureData:
-    """A mixture of `components` Gaussians of equal weight in `dim` dimensions, all with dense covariance matrices.
+    """A mixture of Gaussians of equal weight with dense covariance matrices (docs/theory.md#mixture).
 
-    Component j, from a fixed seed and j alone: mean ~ N(0, I); covariance Q diag(e) Q^T with eigenvalues e uniform in
-    [0.05, 0.3] and Q a random rotation. The whole is then moved and scaled, by closed form, to zero mean and unit
-    overall standard deviation (trace of the total covariance = dim). Samples carry no labels.
+    Component j depends on a fixed seed and j alone. Its mean is N(0, I). Its covariance is Q diag(e) Q^T with
+    eigenvalues e uniform in [0.05, 0.3] and a random rotation Q. The mixture is then shifted and scaled, in closed
+    form, to zero mean and unit overall standard deviation (trace of the total covariance = dim). Samples have no
+    labels.
 
-    Attributes, all float64: `weights` [k], `means` [k, d], `covariances` [k, d, d].
-    Raises InputError where k d^2 exceeds 2^25 numbers.
+    Attributes:
+        dim: number of dimensions, d.
+        components: number of components, k.
+        weights: float64 [k].
+        means: float64 [k, d].
+        covariances: float64 [k, d, d].
+
+    Raises:
+        InputError: k d^2 exceeds 2^25 numbers.
     """
 
     num_classes = 0
@@ -172,8 +185,8 @@ class MixtureData:
     def __init__(self, dim: int, components: int) -> None:
         self.dim, self.components = dim, components
         self.name, self.shape, self.width = f"mixture:{dim},{components}", (dim,), dim + 1
-        if components * dim**2 > 2**25:
-            raise InputError(f"Bad {self.name!r}: k d^2 must be at most 2^25; take fewer components or dimensions.")
+        if components * dim**2 > _MAX_COVARIANCES:
+            raise InputError(f"Bad {self.name!r}: k d^2 must be at most 2^25. Use fewer components or dimensions.")
         index = np.arange(components)
         eigenvalues = 0.05 + 0.25 * uniforms(SEED, "mixture/eigenvalues", index, dim)
         rotations = np.linalg.qr(normals(SEED, "mixture/rotations", index, dim * dim).reshape(-1, dim, dim))[0]
@@ -186,41 +199,51 @@ class MixtureData:
         self._factors = np.linalg.cholesky(self.covariances)
 
     def sample(self, u: np.ndarray) -> tuple[np.ndarray, None]:
-        """Component floor(u_0 k), then its mean + Cholesky factor times ndtri(u_1..d); `u` [n, dim + 1]."""
-        chosen = np.minimum((u[:, 0] * self.components).astype(np.int64), self.components - 1)
+        """Component floor(u_0 k), then its mean + Cholesky factor times ndtri(u_1..d), for `u` [n, dim + 1]."""
+        component = np.minimum((u[:, 0] * self.components).astype(np.int64), self.components - 1)
         z = ndtri(u[:, 1:])
-        x = self.means[chosen]
-        for component in range(self.components):
-            rows = np.flatnonzero(chosen == component)
-            part, factor = np.ascontiguousarray(z[rows].T), self._factors[component]
-            moved = np.ascontiguousarray(x[rows].T)
-            for column in range(self.dim):  # not a matrix product: its rounding depends on how many samples it gets
-                moved[column:] += factor[column:, column, None] * part[column]
-            x[rows] = moved.T
+        x = self.means[component]
+        for k in range(self.components):
+            rows = np.flatnonzero(component == k)
+            part, factor = np.ascontiguousarray(z[rows].T), self._factors[k]
+            shifted = np.ascontiguousarray(x[rows].T)
+            for column in range(self.dim):  # not a matrix product: its rounding depends on the number of samples
+                shifted[column:] += factor[column:, column, None] * part[column]
+            x[rows] = shifted.T
         return x, None
 
 
 def load_data(
     spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
 ) -> Data:
-    """The data set `spec` names: a key of `DATASETS` (with its arguments: `gaussian:2,0,1`) or data on disk.
+    """Loads a data set: a built-in one by name, or data on disk.
 
-    The latter are `PATH[:key=value,...]`, see `mfdiag.flow.data.latents`; `scale`, `mean` and `std` are what a model
-    card says of such data, and hold where the specification says none of them. Raises InputError for an unknown
-    name, wrong arguments, or data that cannot be used.
+    Args:
+        spec: a name from `mfdiag list datasets` with its arguments (`gaussian:2,0,1`), or `PATH[:key=value,...]` for
+            data on disk (docs/data.md).
+        scale: for data on disk, x_0 = scale (z - mean) / std of a stored z, as a model's card says. Applies if `spec`
+            sets none of scale, mean, std and statistics. One number, or one per channel.
+        mean: see `scale`.
+        std: see `scale`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: an unknown name, wrong arguments, or data that cannot be used.
     """
     name = spec.partition(":")[0]
     if name == "gaussian":
-        given = parse_arguments(spec, {"d": None, "mean": None, "std": None}, integers={"d"})
-        return GaussianData(int(given["d"]), given["mean"], given["std"])
+        arguments = parse_arguments(spec, {"d": None, "mean": None, "std": None}, integers={"d"})
+        return GaussianData(int(arguments["d"]), arguments["mean"], arguments["std"])
     if name == "mixture":
-        given = parse_arguments(spec, {"d": None, "k": None}, integers={"d", "k"})
-        return MixtureData(int(given["d"]), int(given["k"]))
+        arguments = parse_arguments(spec, {"d": None, "k": None}, integers={"d", "k"})
+        return MixtureData(int(arguments["d"]), int(arguments["k"]))
     if name in DATASETS:
         parse_arguments(spec, {})
         return _digits() if name == "digits" else FiniteData(name, toy_points(name))
-    if is_place(spec):
-        points, labels = read_latents(spec, scale=scale, mean=mean, std=std)
+    if is_stored_data(spec):
+        points, labels = read_stored_data(spec, scale=scale, mean=mean, std=std)
         return (
             MomentsData(spec, points, labels) if isinstance(points, LatentMoments) else FiniteData(spec, points, labels)
         )

@@ -1,4 +1,4 @@
-"""Samples that stay on disk: arrays in many files, read row by row as they are drawn."""
+"""Samples that stay on disk: arrays in many files, read row by row as samples are drawn."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.files import as_numpy, check_kind, checked_labels, chosen_names, labels_beside, read_arrays
+from mfdiag.flow.data.files import array_names, as_numpy, float_type, labels_beside, read_arrays, validated_labels
 
-__all__ = ["Points", "Shards", "Stored", "tiles"]
+__all__ = ["DiskArray", "Points", "ShardedArray", "tiles"]
 
 
 class Points(Protocol):
-    """What a finite data set needs of its samples: an array [N, *shape], or something read like one."""
+    """The samples of a finite data set: an array [N, *shape], or an object that is read like one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -26,17 +26,17 @@ class Points(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
-        """The samples of a slice, or of an array of row numbers or of truth values."""
+        """The samples of a slice, of an array of row numbers, or of a mask."""
 
 
 def tiles(rows: np.ndarray, size: int = 2048) -> Iterator[np.ndarray]:
-    """Row numbers in pieces of `size`: what is held together of data that may not fit in memory."""
+    """Splits row numbers into pieces of `size`, for data that may not fit in memory."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
-class Stored(ABC):
-    """Rows [N, *shape] on disk. Those asked for together are each read once, in the order they lie there."""
+class DiskArray(ABC):
+    """Rows [N, *shape] on disk. Each access reads every row once, in disk order."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -47,7 +47,7 @@ class Stored(ABC):
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """The rows of a slice, of row numbers or of a mask, float32 or float64.
 
-        Raises InputError where what is read is damaged, of another shape, or not finite.
+        Raises InputError if what is read is damaged, of another shape, or not finite.
         """
         if isinstance(rows, slice):
             index = np.arange(*rows.indices(len(self)))
@@ -55,20 +55,20 @@ class Stored(ABC):
             index = np.flatnonzero(rows) if rows.dtype == bool else rows
         if not len(index):
             return np.empty((0, *self.shape[1:]), dtype=np.float32)
-        ascending, place = np.unique(index, return_inverse=True)
-        found = self._read(ascending)
-        bad = np.flatnonzero(~np.isfinite(found).reshape(len(found), -1).all(axis=1))
+        ascending, position = np.unique(index, return_inverse=True)
+        samples = self._read(ascending)
+        bad = np.flatnonzero(~np.isfinite(samples).reshape(len(samples), -1).all(axis=1))
         if len(bad):
-            raise InputError(f"{self._place(ascending[bad[0]])} holds NaN or infinite values; remove it.")
-        return found[place]
+            raise InputError(f"{self._location(ascending[bad[0]])} holds NaN or infinite values. Remove it.")
+        return samples[position]
 
     @abstractmethod
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        """The rows, ascending and different from each other, float32 or float64."""
+        """The rows, float32 or float64. Row numbers are ascending and distinct."""
 
     @abstractmethod
-    def _place(self, row: int) -> str:
-        """Where a row lies, for errors."""
+    def _location(self, row: int) -> str:
+        """Where a row lies, for error messages."""
 
 
 @dataclass(frozen=True)
@@ -78,26 +78,29 @@ class _Shard:
     labels: np.ndarray | None
 
 
-class Shards(Stored):
-    """Arrays [n_k, *shape] in several files, one after the other.
+class ShardedArray(DiskArray):
+    """Arrays [n_k, *shape] in several files, concatenated.
 
-    Files are memory-mapped when they are read from, except .npz, which is read whole each time. `labels` are int64 [N],
-    from NAME_labels.npy beside NAME.npy or from the file itself, or None. Raises InputError for shards of different
-    shapes, with labels for some alone, or that are truncated.
+    Files are memory-mapped when they are read, except .npz, which is read whole each time. `labels` are int64 [N], from
+    NAME_labels.npy beside NAME.npy or from the file itself, or None. Raises InputError for shards that have different
+    shapes, labels for some alone, or missing bytes.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        shards = [_shard(path) for path in paths]
+        shards = [_open_shard(path) for path in paths]
         first = shards[0]
         for shard in shards:
             if shard.shape[1:] != first.shape[1:]:
                 raise InputError(
-                    f"{shard.path} holds samples of shape {list(shard.shape[1:])}, but {first.path} of "
-                    f"{list(first.shape[1:])}; samples of one data set share their shape."
+                    f"Expected samples of one shape, but {shard.path} has {list(shard.shape[1:])} and {first.path} has "
+                    f"{list(first.shape[1:])}. Move the others elsewhere."
                 )
             if (shard.labels is None) != (first.labels is None):
-                bare, other = (shard, first) if shard.labels is None else (first, shard)
-                raise InputError(f"{bare.path} has no labels, but {other.path} has; give all of them labels, or none.")
+                unlabeled, labeled = (shard, first) if shard.labels is None else (first, shard)
+                raise InputError(
+                    f"Expected labels for all shards or for none, but {unlabeled.path} has no labels and "
+                    f"{labeled.path} has. Add or remove labels."
+                )
         self._paths = [shard.path for shard in shards]
         self._starts = np.cumsum([0, *(shard.shape[0] for shard in shards)])
         labels = [shard.labels for shard in shards if shard.labels is not None]
@@ -106,9 +109,11 @@ class Shards(Stored):
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         shard = self._shard_of(rows)
-        return np.concatenate([_take(self._paths[k], rows[shard == k] - self._starts[k]) for k in np.unique(shard)])
+        return np.concatenate(
+            [_read_rows(self._paths[k], rows[shard == k] - self._starts[k]) for k in np.unique(shard)]
+        )
 
-    def _place(self, row: int) -> str:
+    def _location(self, row: int) -> str:
         shard = int(self._shard_of(np.array([row]))[0])
         return f"{self._paths[shard]}, sample {row - self._starts[shard]}"
 
@@ -116,24 +121,24 @@ class Shards(Stored):
         return np.searchsorted(self._starts, rows, side="right") - 1
 
 
-def _shard(path: Path) -> _Shard:
-    def look(arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], np.ndarray | None]:
-        data, label = chosen_names(path, arrays.keys())
+def _open_shard(path: Path) -> _Shard:
+    def shape_and_labels(arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], np.ndarray | None]:
+        data, label = array_names(path, arrays.keys())
         return tuple(arrays[data].shape), None if label is None else as_numpy(arrays[label])
 
-    shape, labels = read_arrays(path, str(path), look)
+    shape, labels = read_arrays(path, str(path), shape_and_labels)
     if path.suffix.lower() == ".npy":
         labels = labels_beside(path)
     if len(shape) < 2 or 0 in shape:
-        raise InputError(f"{path} has shape {list(shape)}; expected [samples, features...] with at least one of each.")
-    return _Shard(path, shape, None if labels is None else checked_labels(labels, shape[0], path))
+        raise InputError(f"{path}: expected shape [samples, features...] with at least one of each, got {list(shape)}.")
+    return _Shard(path, shape, None if labels is None else validated_labels(labels, shape[0], path))
 
 
-def _take(path: Path, rows: np.ndarray) -> np.ndarray:
+def _read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
     """Rows of a shard, float32 or float64."""
 
-    def look(arrays: Mapping[str, Any]) -> np.ndarray:
-        return as_numpy(arrays[chosen_names(path, arrays.keys())[0]][rows])
+    def select(arrays: Mapping[str, Any]) -> np.ndarray:
+        return as_numpy(arrays[array_names(path, arrays.keys())[0]][rows])
 
-    points = read_arrays(path, str(path), look)
-    return points.astype(check_kind(points, path), copy=False)
+    points = read_arrays(path, str(path), select)
+    return points.astype(float_type(points, path), copy=False)

@@ -1,4 +1,4 @@
-"""Pairs (x_0, x_1) that were made elsewhere, read from a file or from a list of files."""
+"""Pairs (x_0, x_1) that another program made, read from a file or from a list of files."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ import numpy as np
 
 from mfdiag.errors import InputError
 from mfdiag.flow.data.disk_arrays import Points
-from mfdiag.flow.data.files import LABEL_KEYS, as_numpy, checked_labels, checked_points, read_arrays
-from mfdiag.flow.data.per_sample_files import Items, listed_items
+from mfdiag.flow.data.files import LABEL_KEYS, as_numpy, read_arrays, validated_labels, validated_points
+from mfdiag.flow.data.per_sample_files import PerSampleFiles, read_file_list
 
 __all__ = ["read_pairs"]
 
-_KINDS = (".npz", ".safetensors")
-_Side = TypeVar("_Side", np.ndarray, Items)
+_EXTENSIONS = (".npz", ".safetensors")
+_Side = TypeVar("_Side", np.ndarray, PerSampleFiles)
 
 
 def read_pairs(path: Path) -> tuple[np.ndarray | Points, np.ndarray | Points, np.ndarray | None]:
     """Pairs x0, x1 [N, ...] and labels int64 [N] (or None).
 
-    From an .npz or .safetensors file with arrays of these names, and labels under y, labels or label; or from a .json
-    list of one file per sample (`listed_items`) with x0 in NAME.npy and x1 in NAME_noise.npy, which are read as they
-    are drawn. Raises InputError as `read_points` does, and where x0 and x1 differ in shape.
+    An .npz or .safetensors file has arrays x0 and x1, and labels named y, labels or label. A .json list of one file per
+    sample (see `read_file_list`) has x0 in NAME.npy and x1 in NAME_noise.npy, which are read as they are drawn. Raises
+    InputError as `read_points` does, and if x0 and x1 differ in shape.
     """
     if path.suffix.lower() == ".json":
-        (data, labels), (noise, _) = listed_items(path), listed_items(path, "_noise")
+        (data, labels), (noise, _) = read_file_list(path), read_file_list(path, "_noise")
         return *_of_one_shape(path, data, noise), labels
-    if path.suffix.lower() not in _KINDS:
-        raise InputError(f"Cannot read pairs from {path}: expected {', '.join(_KINDS)} or .json, got {path.suffix!r}.")
+    if path.suffix.lower() not in _EXTENSIONS:
+        raise InputError(
+            f"Cannot read pairs from {path}: expected {', '.join(_EXTENSIONS)} or .json, got {path.suffix!r}."
+        )
 
-    def wanted(arrays: Any) -> dict[str, np.ndarray]:
+    def select(arrays: Any) -> dict[str, np.ndarray]:
         if not {"x0", "x1"} <= set(arrays):
-            found = ", ".join(sorted(arrays)) or "none"
-            raise InputError(f"{path}: expected arrays named x0 and x1; found {found}.")
+            present = ", ".join(sorted(arrays)) or "none"
+            raise InputError(f"{path}: expected arrays named x0 and x1, but the file has {present}. Rename them.")
         return {name: as_numpy(arrays[name]) for name in ("x0", "x1", *LABEL_KEYS) if name in arrays}
 
-    arrays = read_arrays(path, str(path), wanted)
+    arrays = read_arrays(path, str(path), select)
     label = next((key for key in LABEL_KEYS if key in arrays), None)
-    pairs = _of_one_shape(path, *(checked_points(arrays[key], path) for key in ("x0", "x1")))
-    return *pairs, None if label is None else checked_labels(arrays[label], len(pairs[0]), path)
+    pairs = _of_one_shape(path, *(validated_points(arrays[key], path) for key in ("x0", "x1")))
+    return *pairs, None if label is None else validated_labels(arrays[label], len(pairs[0]), path)
 
 
 def _of_one_shape(path: Path, x0: _Side, x1: _Side) -> tuple[_Side, _Side]:

@@ -14,192 +14,216 @@ from typing import Any
 import numpy as np
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.disk_arrays import Stored
-from mfdiag.flow.data.file_sources import Folder, Members
-from mfdiag.flow.data.files import DATA_KEYS, LABEL_KEYS, check_kind, checked_labels, choose, read_arrays, reading
+from mfdiag.flow.data.disk_arrays import DiskArray
+from mfdiag.flow.data.file_sources import FileSource, FolderFiles
+from mfdiag.flow.data.files import (
+    DATA_KEYS,
+    LABEL_KEYS,
+    data_and_labels,
+    float_type,
+    parser_errors,
+    read_arrays,
+    validated_labels,
+)
 
-__all__ = ["Items", "find_items", "listed_items"]
+__all__ = ["PerSampleFiles", "find_samples", "read_file_list"]
 
-_KINDS = ("npy", "npz", "pt", "pth", "safetensors")
+_EXTENSIONS = ("npy", "npz", "pt", "pth", "safetensors")
 _NOT_DATA = re.compile(r"(^|[/._-])(labels?|noise|statistics|stats?|mean|std|var)\.\w+$", re.IGNORECASE)
+_NAMES_IN_ERROR = 4  # kinds of files that an error lists
 
 
-class Items(Stored):
-    """One file per sample; `label` is what the first file holds as such, or None."""
+class PerSampleFiles(DiskArray):
+    """One file per sample. `first_label` is the label array in the first file, or None."""
 
-    def __init__(self, members: Members) -> None:
-        self._members = members
-        first, self.label = _decoded(members.first(), members.place(0))
-        self._dtype = check_kind(first, members.place(0))
-        if not first.size or not first.ndim:
-            raise InputError(f"{members.place(0)} has shape {list(first.shape)}; expected the numbers of one sample.")
-        super().__init__((len(members.names), *first.shape))
+    def __init__(self, files: FileSource) -> None:
+        self._files = files
+        sample, self.first_label = _decode(files.first(), files.location(0))
+        self._dtype = float_type(sample, files.location(0))
+        if not sample.size or not sample.ndim:
+            raise InputError(
+                f"{files.location(0)}: expected the numbers of one sample, got shape {list(sample.shape)}."
+            )
+        super().__init__((len(files.names), *sample.shape))
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.empty((len(rows), *self.shape[1:]), dtype=self._dtype)
-        for place, (row, content) in enumerate(zip(rows.tolist(), self._members.read(rows), strict=True)):
-            sample, _ = _decoded(BytesIO(content), self._place(row))
-            check_kind(sample, self._place(row))
+        samples: np.ndarray = np.empty((len(rows), *self.shape[1:]), dtype=self._dtype)
+        for position, (row, content) in enumerate(zip(rows.tolist(), self._files.read(rows), strict=True)):
+            sample, _ = _decode(BytesIO(content), self._location(row))
+            float_type(sample, self._location(row))
             if sample.shape != self.shape[1:]:
                 raise InputError(
-                    f"{self._place(row)} has shape {list(sample.shape)}, but {self._place(0)} has "
-                    f"{list(self.shape[1:])}; samples of one data set share their shape."
+                    f"Expected samples of one shape, but {self._location(row)} has {list(sample.shape)} and "
+                    f"{self._location(0)} has {list(self.shape[1:])}. Move the others elsewhere."
                 )
-            found[place] = sample
-        return found
+            samples[position] = sample
+        return samples
 
-    def _place(self, row: int) -> str:
-        return self._members.place(row)
+    def _location(self, row: int) -> str:
+        return self._files.location(row)
 
     @property
     def names(self) -> Sequence[str]:
         """The files, in the order of samples."""
-        return self._members.names
+        return self._files.names
 
     def labels_inside(self) -> np.ndarray:
-        """The labels in the files [N], for which every file is read."""
+        """The labels in the files [N]. Reads every file. Raises InputError if a file has no single class number."""
         rows = np.arange(len(self))
         labels = []
-        for row, content in enumerate(self._members.read(rows)):
-            label = _decoded(BytesIO(content), self._place(row))[1]
+        for row, content in enumerate(self._files.read(rows)):
+            label = _decode(BytesIO(content), self._location(row))[1]
             if label is None or label.size != 1:
-                came = "none" if label is None else f"{label.size} numbers"
-                raise InputError(f"{self._place(row)}: expected one class number as label, found {came}.")
+                problem = "no label" if label is None else f"{label.size} numbers"
+                raise InputError(f"{self._location(row)}: expected one class number as label, got {problem}.")
             labels.append(label.reshape(()))
         return np.array(labels)
 
 
-def find_items(members: Members, where: Path) -> tuple[Items, Callable[[], np.ndarray | None]]:
-    """The samples among `members`, in their order, and a function that reads their labels int64 [N], or gives None.
+def find_samples(files: FileSource, location: Path) -> tuple[PerSampleFiles, Callable[[], np.ndarray | None]]:
+    """The samples among `files`, and a function that reads their labels int64 [N] or returns None.
 
-    Samples are the files of one kind: .npy, .npz, .pt, .pth or .safetensors, and in archives of several components
-    (KEY.latent.pth beside KEY.text.pth) the one that is named as data. Labels come from the first there is of
-    dataset.json (EDM's), KEY.cls or KEY.json beside each sample, the samples' files, and class folders: in order of
-    their names, or their numbers where all are numbers. Raises InputError where no sample, or no label for one of
-    them, is found.
+    Samples are the files of one type: .npy, .npz, .pt, .pth or .safetensors. In archives with several components
+    (KEY.latent.pth beside KEY.text.pth) they are the component that is named as data. The first of these sources that
+    exists provides the labels: dataset.json (EDM's), KEY.cls or KEY.json beside each sample, the files of the samples,
+    class folders. Class folders are numbered by their own numbers if all names are numbers, else in the order of their
+    names. Raises InputError if there is no sample, or if a sample has no label while others have one. `location` is
+    the path of the files, for errors.
     """
-    in_archives = not isinstance(members, Folder)
-    split = [_split(name, in_archives) for name in members.names]
-    data = [row for row, name in enumerate(members.names) if not _NOT_DATA.search(name)]
-    kind = _kind([split[row][1] for row in data], members, where)
-    rows = [row for row in data if split[row][1] == kind]
-    items = Items(members.subset(rows))
+    in_archives = not isinstance(files, FolderFiles)
+    keys_and_endings = [_split(name, in_archives) for name in files.names]
+    data_rows = [row for row, name in enumerate(files.names) if not _NOT_DATA.search(name)]
+    data_ending = _sample_ending([keys_and_endings[row][1] for row in data_rows], files, location)
+    rows = [row for row in data_rows if keys_and_endings[row][1] == data_ending]
+    samples = PerSampleFiles(files.subset(rows))
 
-    def labels() -> np.ndarray | None:
-        # names as they are below the folder, or inside their archive
-        own = [name.partition("/")[2] for name in members.names] if in_archives else members.names
-        found: Any = _in_dataset_json(members, own, rows, where)
-        if found is None:
-            found = _beside(members, [key for key, _ in split], [ending for _, ending in split], rows, where)
-        if found is None and items.label is not None:
-            found = items.labels_inside()
-        if found is None:
-            found = _class_folders([own[row] for row in rows])
-        return None if found is None else _checked(found, len(items), where)
+    def read_labels() -> np.ndarray | None:
+        # names relative to the folder, or to their archive
+        names = [name.partition("/")[2] for name in files.names] if in_archives else files.names
+        labels: Any = _labels_in_dataset_json(files, names, rows, location)
+        if labels is None:
+            labels = _labels_beside_samples(files, keys_and_endings, rows, location)
+        if labels is None and samples.first_label is not None:
+            labels = samples.labels_inside()
+        if labels is None:
+            labels = _labels_of_class_folders([names[row] for row in rows])
+        return None if labels is None else _validated(labels, len(samples), location)
 
-    return items, labels
+    return samples, read_labels
 
 
-def listed_items(path: Path, ending: str = "") -> tuple[Items, np.ndarray]:
-    """The samples and labels a .json file lists under root, file_list and label_list (Re-MeanFlow's).
+def read_file_list(path: Path, ending: str = "") -> tuple[PerSampleFiles, np.ndarray]:
+    """The samples and labels that a .json file lists under root, file_list and label_list (Re-MeanFlow's format).
 
-    With an `ending`, the files NAME{ending}.npy beside each NAME.npy instead. A root that is no absolute path starts
-    at the list. Raises InputError for another content, and for files outside root.
+    With an `ending`, the samples are the files NAME{ending}.npy beside each NAME.npy. A relative root starts at the
+    folder of the list. Raises InputError for another content, and for files outside root.
     """
-    with reading(str(path)):
+    with parser_errors(str(path)):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"root", "file_list", "label_list"} <= content.keys():
-        raise InputError(f"{path}: expected a mapping with root, file_list and label_list; list one file per sample.")
+        raise InputError(
+            f"{path}: expected a mapping with root, file_list and label_list. Write one that lists one file per sample."
+        )
     names = [str(name) for name in content["file_list"]]
     if not names:
-        raise InputError(f"{path} lists no files.")
+        raise InputError(f"{path}: expected at least one file in file_list, got none.")
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(f"{path} lists {name!r}, which is not below its root; list paths relative to it.")
+            raise InputError(f"{path} lists {name!r}, which is not below its root. List paths relative to root.")
     if ending:
         names = [str(PurePosixPath(name).with_suffix("")) + ending + PurePosixPath(name).suffix for name in names]
-    return Items(Folder(path.parent / str(content["root"]), names)), _checked(content["label_list"], len(names), path)
+    samples = PerSampleFiles(FolderFiles(path.parent / str(content["root"]), names))
+    return samples, _validated(content["label_list"], len(names), path)
 
 
-def _checked(labels: Any, samples: int, where: Path) -> np.ndarray:
-    with reading(str(where)):  # lists of different lengths make no array
-        return checked_labels(np.asarray(labels), samples, where)
+def _validated(labels: Any, samples: int, location: Path) -> np.ndarray:
+    with parser_errors(str(location)):  # lists of different lengths are not an array
+        return validated_labels(np.asarray(labels), samples, location)
 
 
-def _decoded(content: Path | BytesIO, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _decode(content: Path | BytesIO, location: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Sample and label (or None) in a file or in the bytes of one."""
-    return read_arrays(content, name, lambda arrays: choose(name, arrays))
+    return read_arrays(content, location, lambda arrays: data_and_labels(location, arrays))
 
 
 def _split(name: str, in_archives: bool) -> tuple[str, str]:
-    """Key and kind of a file: at the last dot of its name, in archives at the first as WebDataset does."""
+    """Key and ending of a file name, split at its last dot; in archives at its first, as WebDataset does."""
     folder, _, base = name.rpartition("/")
     key, _, ending = base.partition(".") if in_archives else base.rpartition(".")
     return f"{folder}/{key}", ending.lower()
 
 
-def _kind(endings: Sequence[str], members: Members, where: Path) -> str:
-    """The one kind of file that holds samples."""
-    counts = Counter(ending for ending in endings if ending.rpartition(".")[2] in _KINDS)
-    named = [ending for ending in counts if ending.partition(".")[0] in DATA_KEYS]
-    kinds = named if len(counts) > 1 and len(named) == 1 else list(counts)
-    if len(kinds) == 1:
-        return kinds[0]
-    if kinds:
-        found = " and ".join(f"{count:,} .{ending}" for ending, count in counts.most_common(4))
-        raise InputError(f"{where} holds {found} files; expected samples of one kind: put the others elsewhere.")
-    if any(name.endswith("data.mdb") for name in members.names):
+def _sample_ending(endings: Sequence[str], files: FileSource, location: Path) -> str:
+    """The ending of the files that hold samples."""
+    counts = Counter(ending for ending in endings if ending.rpartition(".")[2] in _EXTENSIONS)
+    named_as_data = [ending for ending in counts if ending.partition(".")[0] in DATA_KEYS]
+    candidates = named_as_data if len(counts) > 1 and len(named_as_data) == 1 else list(counts)
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        kinds = " and ".join(f"{count:,} .{ending}" for ending, count in counts.most_common(_NAMES_IN_ERROR))
         raise InputError(
-            f"{where} is an LMDB, whose values are pickled Python objects as a rule; mfdiag runs no code from a file: "
-            "export its arrays as part-00000.npy with part-00000_labels.npy, and so on."
+            f"Expected sample files of one kind, but {location} holds {kinds} files. Move the others elsewhere."
         )
-    found = ", ".join(f".{ending} ({count:,})" for ending, count in Counter(endings).most_common(4)) or "nothing"
-    raise InputError(f"{where}: expected {', '.join(f'.{kind}' for kind in _KINDS)} files, found {found}.")
+    if any(name.endswith("data.mdb") for name in files.names):
+        raise InputError(
+            f"{location} is an LMDB. Its values are usually pickled Python objects, and mfdiag runs no code from a "
+            "file. Export its arrays as part-00000.npy with part-00000_labels.npy, and so on."
+        )
+    kinds = ", ".join(f".{ending} ({count:,})" for ending, count in Counter(endings).most_common(_NAMES_IN_ERROR))
+    extensions = ", ".join(f".{extension}" for extension in _EXTENSIONS)
+    raise InputError(f"{location}: expected {extensions} files, but it holds {kinds or 'nothing'}. Check the path.")
 
 
-def _in_dataset_json(members: Members, names: Sequence[str], rows: Sequence[int], where: Path) -> list[Any] | None:
-    """Labels from `dataset.json`, which maps names to them; None where there is no such file, or no labels in it."""
+def _labels_in_dataset_json(
+    files: FileSource, names: Sequence[str], rows: Sequence[int], location: Path
+) -> list[Any] | None:
+    """Labels from `dataset.json`, which maps names to them; None if there is no such file, or no labels in it."""
     if "dataset.json" not in names:
         return None
     row = names.index("dataset.json")
-    with reading(members.place(row)):
-        content = json.loads(next(members.read(np.array([row]))))["labels"]
-        listed = None if content is None else dict(content)
-    return None if listed is None else [_of(listed, names[row], "dataset.json", where) for row in rows]
+    with parser_errors(files.location(row)):
+        content = json.loads(next(files.read(np.array([row]))))["labels"]
+        labels = None if content is None else dict(content)
+    return None if labels is None else [_lookup(labels, names[row], "dataset.json", location) for row in rows]
 
 
-def _beside(
-    members: Members, keys: Sequence[str], endings: Sequence[str], rows: Sequence[int], where: Path
+def _labels_beside_samples(
+    files: FileSource, keys_and_endings: Sequence[tuple[str, str]], rows: Sequence[int], location: Path
 ) -> list[Any] | None:
-    """Labels from KEY.cls or KEY.json beside the samples; None where there are none."""
-    for kind in ("cls", "json"):
-        found = {key: row for row, (key, ending) in enumerate(zip(keys, endings, strict=True)) if ending == kind}
-        if any(keys[row] in found for row in rows):
-            places = np.array([_of(found, keys[row], f".{kind}", where) for row in rows])
-            contents = zip(places.tolist(), members.read(places), strict=True)
-            values = [_value(content, members.place(row)) for row, content in contents]
+    """Labels from KEY.cls or KEY.json beside the samples; None if there are none."""
+    sample_keys = [keys_and_endings[row][0] for row in rows]
+    for label_ending in ("cls", "json"):
+        row_of = {key: row for row, (key, ending) in enumerate(keys_and_endings) if ending == label_ending}
+        if any(key in row_of for key in sample_keys):
+            label_rows = np.array([_lookup(row_of, key, f".{label_ending}", location) for key in sample_keys])
+            contents = zip(label_rows.tolist(), files.read(label_rows), strict=True)
+            values = [_label_in(content, files.location(row)) for row, content in contents]
             if values[0] is not None:
                 return values
     return None
 
 
-def _of(found: Mapping[str, Any], name: str, kind: str, where: Path) -> Any:
-    if name not in found:
-        raise InputError(f"{where}: no label for {name} in {kind}; give every sample one, or pass labels=none.")
-    return found[name]
+def _lookup(mapping: Mapping[str, Any], name: str, source: str, location: Path) -> Any:
+    if name not in mapping:
+        raise InputError(
+            f"{location}: no label for {name.lstrip('/')} in {source}. Add a label for every sample, or pass "
+            "labels=none."
+        )
+    return mapping[name]
 
 
-def _value(content: bytes, place: str) -> Any:
-    """The label in a .cls or .json file; None where a mapping holds none."""
-    with reading(place):
+def _label_in(content: bytes, location: str) -> Any:
+    """The label in a .cls or .json file; None if a mapping has none."""
+    with parser_errors(location):
         value = json.loads(content)
     if not isinstance(value, dict):
         return value
     return next((value[key] for key in (*LABEL_KEYS, "cls") if key in value), None)
 
 
-def _class_folders(names: Sequence[str]) -> list[int] | None:
-    """Labels from the folders of samples, where there are several and all are one level deep."""
+def _labels_of_class_folders(names: Sequence[str]) -> list[int] | None:
+    """Labels from the folders of samples, if there are several folders and all are on one level."""
     parents = [name.rpartition("/")[0] for name in names]
     common = os.path.commonpath(parents) if all(parents) else ""
     folders = [parent[len(common) :].strip("/") for parent in parents]
@@ -208,5 +232,5 @@ def _class_folders(names: Sequence[str]) -> list[int] | None:
         return None
     if all(name.isdecimal() for name in classes):
         return [int(name) for name in folders]
-    number = {name: place for place, name in enumerate(classes)}
+    number = {name: position for position, name in enumerate(classes)}
     return [number[name] for name in folders]

@@ -1,8 +1,8 @@
-"""The six named two-dimensional data sets, each 100,000 points from one fixed seed, by the formulas in common use.
+"""The six two-dimensional toy data sets, each with 100,000 points from one fixed seed.
 
 Formulas follow FFJORD (Grathwohl et al., arXiv 1810.01367) and, for the roll and the moons, scikit-learn. Training and
-measuring see the same points. Each set is standardised to zero mean and unit overall standard deviation by one scalar,
-which keeps its aspect.
+measuring use the same points. One shift and one scale give each set zero mean and unit overall standard deviation,
+which keeps its aspect ratio.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["POINTS", "SEED", "TOYS", "toy_points"]
 
 POINTS = 100_000
 SEED = 0
-_WIDTH = 4  # uniform numbers per point, the same for every set: one step of the counter
+_WIDTH = 4  # uniform numbers per point for every set: one step of the counter
 
 
 def toy_points(name: str) -> np.ndarray:
-    """Points of the set `name` (a key of `TOYS`), float64 [100000, 2]; before scaling, point i comes from (SEED, i)."""
+    """Points of the set `name` (a key of `TOYS`), float64 [100000, 2]. Before scaling, point i depends on (SEED, i)."""
     points = TOYS[name](uniforms(SEED, f"toy/{name}", np.arange(POINTS), _WIDTH))
     points -= points.mean(axis=0)
     return points / np.sqrt(np.mean(points**2))

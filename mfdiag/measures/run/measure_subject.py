@@ -10,7 +10,7 @@ import pandas as pd
 
 from mfdiag.estimators import Estimator
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
-from mfdiag.flow.draw import Draws, why_unknown
+from mfdiag.flow.draw import Draws, why_posterior_unknown
 from mfdiag.flow.sources import GaussianSource, MixtureSource
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.run.choice import choose_estimators, left_out_note
@@ -63,7 +63,7 @@ def measure_subject(
         subject.coupling,
         subject.path,
         guidance=subject.guidance,
-        null=getattr(subject.module, "num_classes", 0),
+        null_label=getattr(subject.module, "num_classes", 0),
     )
     estimators: Sequence[Estimator] = ()
     if "estimator" in table.options:
@@ -82,7 +82,7 @@ def measure_subject(
 def _exact_posterior(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
     """Whether to compute the exact posterior; where not, says what will be missing and why."""
     data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
-    reason = why_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
+    reason = why_posterior_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
     if reason is None and request.posterior == "none":
         reason = "--posterior none"
     elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData | MomentsData):

@@ -12,7 +12,7 @@ from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
 from mfdiag.flow.data.datasets import Data, load_data
-from mfdiag.flow.data.fitting import check_scale, shape_hint
+from mfdiag.flow.data.scale_check import check_scale, shape_hint
 from mfdiag.flow.guidance import Guidance, parse_guidance
 from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.flow.sources import Source, parse_source

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from mfdiag.models.cards.card import Card
 from mfdiag.models.cards.card_files import load_card, shipped_cards
-from mfdiag.storage import replacing
+from mfdiag.storage import atomic_write
 from mfdiag.yamlfile import sections_of
 
 __all__ = ["PAGE", "SCHEMA", "markdown", "schema"]
@@ -132,7 +132,7 @@ def _section(model: type[BaseModel], place: str) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -160,12 +160,12 @@ def test_first_bad_value_is_found_beyond_the_first_chunk(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((0, 3)), "no samples"),
-        (np.zeros((3, 0)), "no samples or no features"),
-        (np.zeros(5), "reshape single numbers"),
-        (np.array(1.0), "expected \\[samples, features"),
-        (np.array([["a", "b"]]), "expected real numbers"),
-        (np.ones((2, 2), dtype=complex), "expected real numbers"),
+        (np.zeros((0, 3)), "at least one sample and one feature"),
+        (np.zeros((3, 0)), "at least one sample and one feature"),
+        (np.zeros(5), "Reshape single numbers"),
+        (np.array(1.0), "expected shape \\[samples, features"),
+        (np.array([["a", "b"]]), "Expected real numbers"),
+        (np.ones((2, 2), dtype=complex), "Expected real numbers"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -187,16 +187,16 @@ def test_bad_labels(tmp_path: Path, suffix: str, y: np.ndarray, message: str) ->
 @pytest.mark.parametrize("y", [Y[:-1], Y[:, None]])
 def test_labels_of_wrong_length(tmp_path: Path, suffix: str, y: np.ndarray) -> None:
     WRITERS[suffix](tmp_path / f"d{suffix}", X, y)
-    _fails(tmp_path / f"d{suffix}", "expected one for each of 6 samples")
+    _fails(tmp_path / f"d{suffix}", "expected one label for each of 6 samples")
 
 
 def test_names_and_columns(tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", a=X, b=X)
-    _fails(tmp_path / "two.npz", "expected one array, or one named .*; found a, b")
+    _fails(tmp_path / "two.npz", "expected one array, or one named .*, but the file has a, b")
     np.savez(tmp_path / "none.npz", y=Y)
-    _fails(tmp_path / "none.npz", "found y")
+    _fails(tmp_path / "none.npz", "but the file has y")
     torch.save([torch.tensor(X)], tmp_path / "list.pt")
-    _fails(tmp_path / "list.pt", "holds a list; expected a tensor")
+    _fails(tmp_path / "list.pt", "Expected a tensor .* holds a list")
     pd.DataFrame({"f": [1.0], "name": ["a"]}).to_parquet(tmp_path / "text.parquet")
     _fails(tmp_path / "text.parquet", "column 'name' holds")
 
@@ -204,4 +204,4 @@ def test_names_and_columns(tmp_path: Path) -> None:
 def test_unknown_extension_and_folder(tmp_path: Path) -> None:
     _fails(tmp_path / "d.csv", "unknown extension '.csv'; known: .npy, .npz, .pt, .pth, .safetensors, .parquet")
     (tmp_path / "d.npy").mkdir()
-    _fails(tmp_path / "d.npy", "expected .npy, .npz, .pt, .pth, .safetensors files, found nothing")
+    _fails(tmp_path / "d.npy", "expected .npy, .npz, .pt, .pth, .safetensors files, but it holds nothing")

@@ -18,9 +18,9 @@ from scipy import stats
 
 from mfdiag import measure_quality
 from mfdiag.errors import InputError
-from mfdiag.flow.couplings import Ends, parse_coupling
+from mfdiag.flow.couplings import Marginals, parse_coupling
 from mfdiag.flow.data.datasets import FiniteData, MomentsData, load_data
-from mfdiag.flow.data.latents import WORDS
+from mfdiag.flow.data.stored_data import SPEC_KEYS
 from mfdiag.flow.draw import Draws, posterior_of
 from mfdiag.flow.moments_posterior import MomentsPosterior
 from mfdiag.flow.posterior import FinitePosterior, MixturePosterior
@@ -55,9 +55,9 @@ def test_a_layout_draws_what_the_array_draws(tmp_path: Path, layout: str) -> Non
     data, twin = finite(place), FiniteData("array", Z[order], Y[order])
     assert (data.name, data.shape, data.num_classes, len(data.points)) == (str(place), (4, 2, 3), 3, 12)
     u = uniforms(0, "data", np.arange(50), 1)
-    for found, expected in zip(data.sample(u), twin.sample(u), strict=True):
-        assert found is not None and found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
+    for drawn, expected in zip(data.sample(u), twin.sample(u), strict=True):
+        assert drawn is not None and drawn.dtype == expected.dtype
+        np.testing.assert_array_equal(drawn, expected)
 
 
 @each_layout
@@ -110,14 +110,14 @@ def test_whether_files_are_samples_or_shards_can_be_said(tmp_path: Path) -> None
     assert finite(f"{videos}:files=samples").points.shape == (12, 4, 2, 2, 3)
     rows = folder(tmp_path / "r", [("a.npy", npy(Z[:5, :, 0])), ("b.npy", npy(Z[5:, :, 0]))])  # [n, 4, 3]
     assert finite(f"{rows}:files=shards").points.shape == (12, 4, 3)
-    fails(rows, r"b.npy has shape \[7, 4, 3\], but .*a.npy has \[5, 4, 3\]")
+    fails(rows, r"b.npy has \[7, 4, 3\] and .*a.npy has \[5, 4, 3\]")
 
 
 def test_a_large_array_file_is_read_as_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "d.npy", Z.astype(np.float16))
     np.save(tmp_path / "d_labels.npy", Y)
     whole = finite(tmp_path / "d.npy")
-    monkeypatch.setattr("mfdiag.flow.data.latents._STREAMED", 0)
+    monkeypatch.setattr("mfdiag.flow.data.stored_data._STREAMED", 0)
     part = finite(tmp_path / "d.npy")
     assert isinstance(whole.points, np.ndarray) and not isinstance(part.points, np.ndarray)
     for one, other in zip(whole.sample(ALL), part.sample(ALL), strict=True):
@@ -129,7 +129,7 @@ def test_listed_pairs_stay_together(tmp_path: Path) -> None:
     place = listed(tmp_path, Z, Y, noise)
     data = load_data(str(place))
     coupling = parse_coupling(f"pairs:{place}", data, GaussianSource(data.shape), lambda _: None)  # type: ignore[arg-type, return-value]
-    drawn = coupling.pairs(Ends(data, GaussianSource(data.shape), 0), np.arange(40))
+    drawn = coupling.pairs(Marginals(data, GaussianSource(data.shape), 0), np.arange(40))
     rows = (drawn.x0[:, None] == Z[None]).all((2, 3, 4)).argmax(1)
     np.testing.assert_array_equal(drawn.x0, Z[rows])
     np.testing.assert_array_equal(drawn.x1, noise[rows])
@@ -139,7 +139,7 @@ def test_listed_pairs_stay_together(tmp_path: Path) -> None:
 def test_the_page_on_data_has_every_word() -> None:
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
     keys = page.partition("## Keys")[2].partition("## ")[0]
-    assert all(f"`{word}`" in keys for word in WORDS)
+    assert all(f"`{key}`" in keys for key in SPEC_KEYS)
 
 
 # -- scale ----------------------------------------------------------------------------------------------------------
@@ -218,10 +218,10 @@ def test_the_exact_posterior_streams(tmp_path: Path, layout: str) -> None:
     twin = FinitePosterior(torch.as_tensor(data.points[:]), torch.as_tensor(data.labels))
     draws = Draws(data, parse_times("uniform"), 0)
     batch = draws.batch(np.arange(30))
-    found = draws.velocity_posterior(batch)
-    assert found is not None and batch.labels is not None
+    velocity = draws.velocity_posterior(batch)
+    assert velocity is not None and batch.labels is not None
     u = torch.as_tensor(draws.uniforms("posterior", batch.index, 1))
-    for one, other in zip(found, twin(batch.x_t, batch.t, u, batch.labels), strict=True):
+    for one, other in zip(velocity, twin(batch.x_t, batch.t, u, batch.labels), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -235,11 +235,11 @@ def test_small_tiles_and_sources_fitted_to_stored_points(tmp_path: Path, monkeyp
         torch.testing.assert_close(one, other)
     expected = parse_source("mixed", whole)
     monkeypatch.setattr("mfdiag.flow.data.disk_arrays.tiles.__defaults__", (3,))
-    found = parse_source("mixed", data)
-    np.testing.assert_allclose(found.means, expected.means, rtol=1e-12)  # type: ignore[attr-defined]
+    source = parse_source("mixed", data)
+    np.testing.assert_allclose(source.means, expected.means, rtol=1e-12)  # type: ignore[attr-defined]
     for label in range(3):
         np.testing.assert_allclose(
-            found.variances[label], np.mean((Z[label == Y] - found.means[label]) ** 2), rtol=1e-6
+            source.variances[label], np.mean((Z[label == Y] - source.means[label]) ** 2), rtol=1e-6
         )  # type: ignore[attr-defined]
 
 
@@ -253,7 +253,9 @@ def test_the_posterior_over_moments_is_that_of_a_mixture(tmp_path: Path, tile: i
     draws = Draws(data, parse_times("uniform"), 0, conditional=labelled)
     batch = draws.batch(np.arange(40))
     u = torch.as_tensor(uniforms(0, "posterior", batch.index, data.width))
-    found = MomentsPosterior(data.moments, torch.as_tensor(data.labels), tile=tile)(batch.x_t, batch.t, u, batch.labels)
+    velocity = MomentsPosterior(data.moments, torch.as_tensor(data.labels), tile=tile)(
+        batch.x_t, batch.t, u, batch.labels
+    )
     auto = draws.velocity_posterior(batch)
     means, stds = (torch.as_tensor(part.reshape(12, -1)) for part in data.moments[:])
     for label in range(3) if labelled else [None]:
@@ -262,13 +264,13 @@ def test_the_posterior_over_moments_is_that_of_a_mixture(tmp_path: Path, tile: i
         weights = torch.full((len(own),), 1 / len(own))
         twin = MixturePosterior.of_covariances(weights, means[own], torch.diag_embed(stds[own].square()))
         expected = twin(batch.x_t[rows], batch.t[rows], u[rows])
-        for one, other in zip(found[:2], expected[:2], strict=True):
+        for one, other in zip(velocity[:2], expected[:2], strict=True):
             torch.testing.assert_close(one[rows], other, rtol=1e-8, atol=1e-10)
         # eigenvectors of the twin are in another order, and so is its noise: draws agree in law, see below
-        gap = found.log_density[rows] - expected.log_density
+        gap = velocity.log_density[rows] - expected.log_density
         torch.testing.assert_close(gap, gap[:1].expand(len(gap)))
     assert auto is not None
-    torch.testing.assert_close(auto.mean, found.mean)
+    torch.testing.assert_close(auto.mean, velocity.mean)
 
 
 def test_draws_over_moments_have_their_law(tmp_path: Path) -> None:
@@ -278,10 +280,10 @@ def test_draws_over_moments_have_their_law(tmp_path: Path) -> None:
     assert posterior is not None and isinstance(data, MomentsData)
     x = torch.as_tensor(data.moments[:1][0]).expand(count, 4, 1, 1)
     u = torch.as_tensor(uniforms(0, "draw", np.arange(count), posterior.width))
-    found = posterior(x, torch.full((count,), t), u)
-    error = (found.variance[0] / count).sqrt()
-    assert ((found.draw.mean(0) - found.mean[0]).abs() < 4 * error).all()
-    torch.testing.assert_close(found.draw.var(0), found.variance[0], rtol=0.08, atol=0)
+    velocity = posterior(x, torch.full((count,), t), u)
+    error = (velocity.variance[0] / count).sqrt()
+    assert ((velocity.draw.mean(0) - velocity.mean[0]).abs() < 4 * error).all()
+    torch.testing.assert_close(velocity.draw.var(0), velocity.variance[0], rtol=0.08, atol=0)
 
 
 def test_the_posterior_over_moments_without_spread_is_that_over_points(tmp_path: Path) -> None:
@@ -291,8 +293,8 @@ def test_the_posterior_over_moments_without_spread_is_that_over_points(tmp_path:
     u = torch.as_tensor(uniforms(0, "u", batch.index, data.width))
     smooth, sharp = posterior_of(data), FinitePosterior(0.2 * torch.as_tensor(Z).double())
     assert smooth is not None
-    found, expected = smooth(batch.x_t, batch.t, u), sharp(batch.x_t, batch.t, u[:, :1])
-    for one, other in zip(found[:3], expected[:3], strict=True):
+    velocity, expected = smooth(batch.x_t, batch.t, u), sharp(batch.x_t, batch.t, u[:, :1])
+    for one, other in zip(velocity[:3], expected[:3], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
@@ -320,18 +322,18 @@ def test_sample_quality_against_stored_points(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("scal=2", "Did you mean 'scale'"),
-        ("scale=2,scale=3", "scale is there twice"),
+        ("scale=2,scale=3", "scale appears twice"),
         ("scale=", "scale must be a number, got ''"),
         ("scale=two", "scale must be a number, got 'two'"),
-        ("scale=0", "scale not 0"),
+        ("scale=0", "scale must not be 0"),
         ("std=-1", "std must be above 0"),
-        ("mean=nan", "mean is not finite"),
-        ("mean=1/2/3", r"mean has shape \[3\], but samples have 4 channels"),
+        ("mean=nan", "mean must be finite"),
+        ("mean=1/2/3", r"for each of 4 channels .* mean has shape \[3\]"),
         ("moments=var", "moments must be logvar or std"),
-        ("moments=std,layout=nhwc", "moments are stacked on the channel axis, .* have 3 channels"),
+        ("moments=std,layout=nhwc", "expects an even number of channels, .* have 3 channels"),
         ("layout=chw", "layout must be nchw or nhwc"),
-        ("nhwc", "Unknown word of a data file 'nhwc'"),
-        ("statistics=s.json,std=3", "statistics= has mean and std already"),
+        ("nhwc", "Unknown key of a data specification 'nhwc'"),
+        ("statistics=s.json,std=3", "statistics= already sets mean and std"),
         ("statistics=nowhere.npz", "No file at nowhere.npz"),
         ("labels=nowhere.npy", "No file at nowhere.npy"),
     ],
@@ -343,33 +345,39 @@ def test_bad_words(tmp_path: Path, words: str, message: str) -> None:
 
 def test_statistics_without_std(tmp_path: Path) -> None:
     folder(tmp_path, [("d.npy", npy(Z)), ("s.npz", npz(mean=MEAN)), ("t.json", b"[1]"), ("u.npy", npy(MEAN))])
-    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 's.npz'}", "expected mean and std .*, found mean")
+    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 's.npz'}", "expected mean and std .*, but the file has mean")
     fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 't.json'}", "Cannot read .*t.json")
-    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 'u.npy'}", "found an array without a name")
+    fails(f"{tmp_path / 'd.npy'}:statistics={tmp_path / 'u.npy'}", "but the file has an array without a name")
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "found nothing"),
-        ([("a.png", b"x"), ("b.png", b"x")], r"expected .npy, .* files, found .png \(2\)"),
+        ([], "but it holds nothing"),
+        ([("a.png", b"x"), ("b.png", b"x")], r"expected .npy, .* files, but it holds .png \(2\)"),
         ([("data.mdb", b"x"), ("lock.mdb", b"")], "is an LMDB"),
         ([("a.npy", npy(Z[0])), ("b.pt", pt(torch.zeros(2)))], "holds 1 .npy and 1 .pt files"),
-        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0, :2]))], r"b.npy has shape \[2, 2, 3\], but .*a.npy has \[4, 2, 3\]"),
+        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0, :2]))], r"b.npy has \[2, 2, 3\] and .*a.npy has \[4, 2, 3\]"),
         ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0])[:-4])], "Cannot read .*b.npy .* truncated"),
         ([("a.npy", npy(Z[0])), ("b.npy", b"")], "b.npy is empty"),
         ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0] * np.nan))], "b.npy holds NaN or infinite values"),
-        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0] * 1j))], "expected real numbers"),
-        ([("a.npy", npy(Z[0])), ("a.cls", b"1"), ("b.npy", npy(Z[0]))], r"no label for .*b.*; give every sample one"),
+        ([("a.npy", npy(Z[0])), ("b.npy", npy(Z[0] * 1j))], "Expected real numbers"),
+        (
+            [("a.npy", npy(Z[0])), ("a.cls", b"1"), ("b.npy", npy(Z[0]))],
+            r"no label for b in .cls. Add a label for every sample",
+        ),
         ([("a.npy", npy(Z[0])), ("a.cls", b"cat")], "Cannot read .*a.cls"),
         ([("a.npy", npy(Z[0])), ("a.cls", b"-1")], "smallest label is -1"),
         ([("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": []}')], "no label for a.npy in dataset.json"),
-        ([("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": [["a.npy", [0, 1]]]}')], "labels have shape"),
+        (
+            [("a.npy", npy(Z[0])), ("dataset.json", b'{"labels": [["a.npy", [0, 1]]]}')],
+            r"one label for each of 1 samples, got shape \(1, 2\)",
+        ),
         ([("a.npy", npy(Z[0])), ("dataset.json", b"{}")], "Cannot read .*dataset.json"),
-        ([("a.npy", npy(Z)), ("b.npy", npy(Z[:, :2]))], r"b.npy holds samples of shape \[2, 2, 3\], but .*a.npy of"),
+        ([("a.npy", npy(Z)), ("b.npy", npy(Z[:, :2]))], r"b.npy has \[2, 2, 3\] and .*a.npy has"),
         ([("a.npy", npy(Z)), ("b.npy", npy(Z)[:-9])], "Cannot read .*b.npy .* truncated"),
-        ([("a.npy", npy(Z)), ("b.npy", npy(Z)), ("a_labels.npy", npy(Y))], "b.npy has no labels, but .*a.npy has"),
-        ([("a.npy", npy(Z)), ("a_labels.npy", npy(Y[:3]))], "expected one for each of 12 samples"),
+        ([("a.npy", npy(Z)), ("b.npy", npy(Z)), ("a_labels.npy", npy(Y))], "b.npy has no labels and .*a.npy has"),
+        ([("a.npy", npy(Z)), ("a_labels.npy", npy(Y[:3]))], "expected one label for each of 12 samples"),
         ([("a.npy", npy(Z)), ("b.npy", npy(np.full_like(Z, np.inf)))], "b.npy, sample 1 holds NaN or infinite"),
     ],
 )
@@ -414,13 +422,13 @@ def test_names_of_members_lead_nowhere(tmp_path: Path) -> None:
 def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
     whole = tar(tmp_path / "d.tar", webdataset(Z, Y))
     whole.write_bytes(whole.read_bytes()[: 8 * 512 + 100])
-    fails(whole, "Cannot read .*d.tar .*unexpected end of data.*whole")
+    fails(whole, "Cannot read .*d.tar .*unexpected end of data.*complete")
     with tarfile.open(tmp_path / "z.tar", "w:gz") as archive:
         archive.add(whole, "a.npy")
-    fails(tmp_path / "z.tar", "expected an uncompressed .tar archive")
+    fails(tmp_path / "z.tar", "expected a complete, uncompressed .tar archive")
     fails(packed(tmp_path / "z.zip", edm(Z, Y), zipfile.ZIP_DEFLATED), "is compressed; pack with zip -0")
     fails(tar(tmp_path / "empty.tar", []), "holds no files")
-    fails(f"{tar(tmp_path / 'w.tar', webdataset(Z, Y))}:files=shards", "unpack them to use files=shards")
+    fails(f"{tar(tmp_path / 'w.tar', webdataset(Z, Y))}:files=shards", "Unpack them to use files=shards")
     fails(tmp_path / "nowhere.tar", "No file or folder at")
     fails(tmp_path / "nowhere.json", "No file or folder at")
     fails(tmp_path / "nowhere", "No file or folder at")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mfdiag.flow.data.datasets import Data, FiniteData, load_data
-from mfdiag.flow.data.fitting import check_scale, shape_hint
+from mfdiag.flow.data.scale_check import check_scale, shape_hint
 
 N = np.random.default_rng(0).normal(size=(300, 4, 4, 4))
 
@@ -30,18 +30,22 @@ def test_what_fits_goes_without_a_note(points: np.ndarray, std: float) -> None:
 @pytest.mark.parametrize(
     ("points", "std", "words"),
     [
-        (5.5 * N, 1.0, ["standard deviation 5.", "about 1: times 0.18215, the factor of Stable Diffusion 1 and 2"]),
-        (5.5 * N, 0.5, ["about 0.5: times 0.09", "it would be 0.5"]),
-        (0.18215 * N, 1.0, ["times 5.", "if an encoder's factor is in them already, pass scale=1"]),
-        (50 * N, 1.0, ["times 0.02", "it would be 1"]),
-        (np.abs(np.sin(N)) / 2, 1.0, ["images from 0 to 1; add mean=0.5,std=0.5"]),
-        (np.round(200 * np.abs(np.sin(N))), 1.0, ["images from 0 to 255; add mean=127.5,std=127.5"]),
-        (0 * N, 1.0, ["all numbers are the same"]),
+        (
+            5.5 * N,
+            1.0,
+            ["of about 1, but", "standard deviation 5.", "With scale=0.18215, the factor of Stable Diffusion 1 and 2"],
+        ),
+        (5.5 * N, 0.5, ["of about 0.5, but", "With scale=0.09", "it would be 0.5"]),
+        (0.18215 * N, 1.0, ["With scale=5.", "if the data include an encoder's factor already, pass scale=1"]),
+        (50 * N, 1.0, ["With scale=0.02", "it would be 1"]),
+        (np.abs(np.sin(N)) / 2, 1.0, ["images in [0, 1]: add mean=0.5,std=0.5"]),
+        (np.round(200 * np.abs(np.sin(N))), 1.0, ["images in [0, 255]: add mean=127.5,std=127.5"]),
+        (0 * N, 1.0, ["All numbers are equal"]),
     ],
 )
 def test_what_does_not_fit_is_told_with_a_remedy(points: np.ndarray, std: float, words: list[str]) -> None:
     (note,) = notes(FiniteData("d", points), std)
-    assert note.startswith("d: over 256 samples the mean is") and "by channel" in note
+    assert note.startswith("d: the model card implies") and "256 samples have mean" in note and "by channel" in note
     for word in words:
         assert word in note
 
@@ -49,7 +53,7 @@ def test_what_does_not_fit_is_told_with_a_remedy(points: np.ndarray, std: float,
 def test_the_remedy_works(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", 5.5 * N)
     (note,) = notes(load_data(str(tmp_path / "d.npy")))
-    scale = note.partition("times ")[2].partition(",")[0]
+    scale = note.partition("scale=")[2].partition(",")[0]
     assert not notes(load_data(f"{tmp_path / 'd.npy'}:scale={scale}"))
     np.save(tmp_path / "u.npy", np.round(255 * np.abs(np.sin(N))).astype(np.uint8))
     (note,) = notes(load_data(str(tmp_path / "u.npy")))

@@ -1,0 +1,182 @@
+"""Data on disk: `PATH[:key=value,...]` says where samples and labels are, and how the numbers are scaled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.data.disk_arrays import Points, ShardedArray
+from mfdiag.flow.data.file_sources import ARCHIVES, FolderFiles, open_file_source
+from mfdiag.flow.data.files import (
+    READERS,
+    as_numpy,
+    data_and_labels,
+    parser_errors,
+    read_arrays,
+    read_points,
+    validated_labels,
+)
+from mfdiag.flow.data.per_sample_files import find_samples, read_file_list
+from mfdiag.flow.data.scaling import (
+    LatentMoments,
+    Numbers,
+    ScaledPoints,
+    channels_first,
+    make_scaling,
+    read_statistics,
+)
+
+__all__ = ["SPEC_KEYS", "is_stored_data", "read_stored_data"]
+
+SPEC_KEYS: dict[str, str] = {
+    "scale": "a number",
+    "mean": "numbers separated by /, one for all channels or one for each",
+    "std": "numbers separated by /, one for all channels or one for each",
+    "statistics": "a file with mean and std (or var): .json, .npz, .pt or .safetensors",
+    "moments": "logvar or std: what follows the mean on the channel axis",
+    "layout": "nchw or nhwc: channels first or last",
+    "labels": "a file of class numbers, or none",
+    "files": "samples or shards: what each file of a folder holds",
+}
+_CHOICES = {"moments": ("logvar", "std"), "layout": ("nchw", "nhwc"), "files": ("samples", "shards")}
+_MEMORY_MAPPED = (".npy", ".pt", ".pth", ".safetensors")
+_STREAMED = 2**28  # bytes; a larger single file is not read and validated whole at the start
+
+
+def is_stored_data(spec: str) -> bool:
+    """Whether `spec` refers to something on disk, by its form or because the path exists."""
+    path = _split(spec)[0]
+    looks_like_path = "/" in path or "\\" in path or bool(Path(path.partition(":")[0]).suffix)
+    return looks_like_path or Path(path).suffix.lower() in READERS or (bool(path) and Path(path).exists())
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """Path and options of `PATH[:key=value,...]`. If the whole text is an existing path, it has no options."""
+    if Path(spec).expanduser().exists():
+        return spec, ""
+    match = re.fullmatch(r"(.+?):([a-z]+(?:[=,].*)?)", spec)
+    return (match[1], match[2]) if match else (spec, "")
+
+
+def read_stored_data(
+    spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
+) -> tuple[Points | LatentMoments, np.ndarray | None]:
+    """The samples and labels of `PATH[:key=value,...]`.
+
+    Samples are read when they are drawn, except from a small single file without scaling, which is read at once.
+
+    Args:
+        spec: the specification.
+        scale: scale of the model's card. It applies if `spec` sets none of scale, mean, std and statistics.
+        mean: mean of the model's card; applies as `scale` does.
+        std: standard deviation of the model's card; applies as `scale` does.
+
+    Returns:
+        The samples, or the moments they are drawn from, and labels int64 [N] (or None).
+
+    Raises:
+        InputError: the specification contradicts itself or the data, or the data cannot be read.
+    """
+    path, options = _parse(spec)
+    if options.keys() & {"scale", "mean", "std", "statistics"}:
+        scale, mean, std = (
+            _numbers(spec, key, options[key]) if key in options else None for key in ("scale", "mean", "std")
+        )
+        if "statistics" in options:
+            mean, std = read_statistics(Path(options["statistics"]).expanduser())
+    stored, labels = _read_unscaled(path, options)
+    channels_last = options.get("layout") == "nhwc"
+    channels, *rest = channels_first(stored.shape[1:], channels_last)
+    if "moments" not in options:
+        scaling = make_scaling(spec, (channels, *rest), scale, mean, std)
+        unchanged = scaling.identity and not channels_last
+        return stored if unchanged else ScaledPoints(stored, scaling, channels_last), labels
+    if channels % 2:
+        raise InputError(
+            f"{spec}: moments= expects an even number of channels, means first, but samples have {channels} channels. "
+            "Remove moments=, or set layout=."
+        )
+    scaling = make_scaling(spec, (channels // 2, *rest), scale, mean, std)
+    return LatentMoments(stored, scaling, channels_last, options["moments"] == "logvar"), labels
+
+
+def _parse(spec: str) -> tuple[Path, dict[str, str]]:
+    """Path, and values by key. Raises InputError for an unknown or repeated key, or an invalid value."""
+    path, text = _split(spec)
+    options: dict[str, str] = {}
+    for piece in text.split(",") if text else []:
+        key, _, value = (part.strip() for part in piece.partition("="))
+        if key not in SPEC_KEYS:
+            raise did_you_mean("key of a data specification", key, SPEC_KEYS)
+        if key in options:
+            raise InputError(f"Bad {spec!r}: {key} appears twice. Remove one.")
+        if not value or value not in _CHOICES.get(key, (value,)):
+            raise InputError(f"Bad {spec!r}: {key} must be {SPEC_KEYS[key]}, got {value!r}.")
+        options[key] = value
+    if {"statistics", "mean"} <= options.keys() or {"statistics", "std"} <= options.keys():
+        raise InputError(f"Bad {spec!r}: statistics= already sets mean and std. Remove one of the two.")
+    return Path(path).expanduser(), options
+
+
+def _numbers(spec: str, key: str, text: str) -> list[float]:
+    try:
+        return [float(piece) for piece in text.split("/")]
+    except ValueError:
+        raise InputError(f"Bad {spec!r}: {key} must be {SPEC_KEYS[key]}, got {text!r}.") from None
+
+
+def _read_unscaled(path: Path, options: Mapping[str, str]) -> tuple[Points, np.ndarray | None]:
+    """Samples as stored, and labels."""
+    label_option = options.get("labels")
+    points: Points
+    if not path.exists() and path.suffix.lower() in ("", ".json", *ARCHIVES):
+        raise InputError(f"No file or folder at {path}. Pass the path of the data or the name of a data set.")
+    if path.is_dir() or path.suffix.lower() in ARCHIVES:
+        points, labels = _read_many_files(path, options.get("files"), with_labels=label_option is None)
+    elif path.suffix.lower() == ".json":
+        points, labels = read_file_list(path)
+    elif path.suffix.lower() in _MEMORY_MAPPED and path.is_file() and path.stat().st_size > _STREAMED:
+        points = ShardedArray([path])
+        labels = points.labels
+    else:
+        points, labels = read_points(path)
+    if label_option is None or label_option == "none":
+        return points, labels if label_option is None else None
+    return points, _read_labels(Path(label_option).expanduser(), len(points))
+
+
+def _read_many_files(path: Path, files_hold: str | None, with_labels: bool) -> tuple[Points, np.ndarray | None]:
+    """Samples of a folder or of archives. Files of a folder hold "samples", "shards", or what their shapes suggest."""
+    files = open_file_source(path)
+    samples, read_labels = find_samples(files, path)
+    if files_hold is None and isinstance(files, FolderFiles) and samples.first_label is not None:
+        files_hold = "samples" if samples.first_label.size == 1 else "shards"
+    labels = read_labels() if with_labels and files_hold != "shards" else None
+    if files_hold is None and isinstance(files, FolderFiles) and labels is None:
+        # [C, H, W] and [d] are single samples, [n, C, H, W] and [n, d] are many
+        files_hold = "shards" if len(samples.shape[1:]) in (2, 4) else "samples"
+    if files_hold != "shards":
+        return samples, labels
+    if not isinstance(files, FolderFiles):
+        raise InputError(f"{path}: files in archives hold one sample each. Unpack them to use files=shards.")
+    shards = ShardedArray([path / name for name in samples.names])
+    return shards, shards.labels if with_labels else None
+
+
+def _read_labels(path: Path, samples: int) -> np.ndarray:
+    """Class numbers in a .json list or in an array file."""
+    if path.suffix.lower() == ".json":
+        with parser_errors(str(path)):
+            return validated_labels(np.asarray(json.loads(path.read_text(encoding="utf-8"))), samples, path)
+    return validated_labels(read_arrays(path, str(path), lambda arrays: _label_array(path, arrays)), samples, path)
+
+
+def _label_array(path: Path, arrays: Mapping[str, Any]) -> np.ndarray:
+    data, labels = data_and_labels(path, arrays) if len(arrays) > 1 else (as_numpy(next(iter(arrays.values()))), None)
+    return data if labels is None else labels
