@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from mfdiag.estimators import find_estimator
 from mfdiag.measures.chosen import default_estimators
-from mfdiag.models.cards.card_files import is_card, load_card
+from mfdiag.models.cards.card_files import errors_in_field, is_card, load_card
+from mfdiag.usercode import is_user_code
 
 __all__ = ["card_record", "objective_of"]
 
@@ -26,6 +28,9 @@ def objective_of(model: str | None, table: str) -> dict[str, Any]:
     card = load_card(model)
     told: dict[str, Any] = {"guidance": card.guidance, **card.objective.model_dump()}
     if told["estimator"] is not None:
+        if not is_user_code(told["estimator"]):
+            with errors_in_field(model, "objective.estimator"):
+                find_estimator(told["estimator"])
         others = () if table == "times" else default_estimators(table)
         told["estimator"] = list(dict.fromkeys([told["estimator"], *others]))
     left_out = {"coefficient": ("weighting", "estimator"), "sweep": ("estimator",)}.get(table, ())

@@ -13,7 +13,7 @@ from mfdiag.flow.paths import LINEAR, TRIGONOMETRIC, Path
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.models.networks.registry import PREDICTIONS
-from mfdiag.models.prediction import Predicts, as_average_velocity, prediction_name
+from mfdiag.models.prediction import PredictionAdapter, as_average_velocity, prediction_name
 
 SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t * (2 - t))
 KINDS = pytest.mark.parametrize("kind", ["x", "eps", "v"])
@@ -56,7 +56,7 @@ def test_round_trip_from_average_velocity(path: Path, kind: str) -> None:
     t = 0.1 + 0.8 * torch.rand(6, dtype=torch.float64)
     system = torch.stack([torch.stack([path.alpha(t), path.sigma(t)], 1), torch.stack(path.rates(t), 1)], 1)
     x0, x1 = torch.linalg.solve(system, torch.stack([x_t, u], 1)).unbind(1)
-    network = Predicts(Returns(wanted(kind, x0, x1, t, path)), kind, path)
+    network = PredictionAdapter(Returns(wanted(kind, x0, x1, t, path)), kind, path)
     torch.testing.assert_close(network(x_t, t / 2, t), u, rtol=1e-8, atol=1e-8)
 
 
@@ -64,7 +64,7 @@ def test_linear_forms() -> None:
     """x: (x_t - x) / t; eps: (eps - x_t) / (1 - t), each above the floor; u: the network itself."""
     x_t, answer = torch.randn(2, 5, 2, dtype=torch.float64)
     t = torch.tensor([0.0, 0.02, 0.5, 0.97, 1.0], dtype=torch.float64)
-    found = {kind: Predicts(Returns(answer), kind, LINEAR)(x_t, 0 * t, t) for kind in ("x", "eps")}
+    found = {kind: PredictionAdapter(Returns(answer), kind, LINEAR)(x_t, 0 * t, t) for kind in ("x", "eps")}
     torch.testing.assert_close(found["x"], (x_t - answer) / t.clamp_min(0.05)[:, None])
     torch.testing.assert_close(found["eps"], (answer - x_t) / (1 - t).clamp_min(0.05)[:, None])
     network = MLP(2)
@@ -74,7 +74,7 @@ def test_linear_forms() -> None:
 def test_on_the_trigonometric_path_v_is_the_velocity_but_for_its_speed() -> None:
     x_t, answer = torch.randn(2, 5, 2, dtype=torch.float64)
     t = torch.rand(5, dtype=torch.float64)
-    torch.testing.assert_close(Predicts(Returns(answer), "v", TRIGONOMETRIC)(x_t, t, t), torch.pi / 2 * answer)
+    torch.testing.assert_close(PredictionAdapter(Returns(answer), "v", TRIGONOMETRIC)(x_t, t, t), torch.pi / 2 * answer)
 
 
 def test_the_exact_denoiser_gives_the_exact_velocity() -> None:
@@ -86,14 +86,14 @@ def test_the_exact_denoiser_gives_the_exact_velocity() -> None:
     denoised = m + (1 - time) * s**2 / ((1 - time) ** 2 * s**2 + time**2) * (x - (1 - time) * m)
     exact = GaussianAverageVelocity(m, s, (2,)).double()
     torch.testing.assert_close(
-        Predicts(Returns(denoised), "x", LINEAR)(x, t, t), exact(x, t, t).detach(), rtol=1e-6, atol=1e-6
+        PredictionAdapter(Returns(denoised), "x", LINEAR)(x, t, t), exact(x, t, t).detach(), rtol=1e-6, atol=1e-6
     )
 
 
 @KINDS
 def test_derivatives_go_through(kind: str) -> None:
     torch.manual_seed(0)
-    model = Predicts(MLP(2, hidden=8).double(), kind, SQUARED)
+    model = PredictionAdapter(MLP(2, hidden=8).double(), kind, SQUARED)
     x, dx = torch.randn(2, 4, 2, dtype=torch.float64)
     r, t = torch.rand(4, dtype=torch.float64) / 3, 0.4 + torch.rand(4, dtype=torch.float64) / 3
     _, along = torch.func.jvp(lambda x, t: model(x, r, t), (x, t), (dx, torch.ones_like(t)))
@@ -104,7 +104,7 @@ def test_derivatives_go_through(kind: str) -> None:
 
 def test_wrapping_keeps_classes_and_hands_on_labels() -> None:
     network = MLP(2, hidden=8, num_classes=3)
-    wrapped = Predicts(network, "v", TRIGONOMETRIC)
+    wrapped = PredictionAdapter(network, "v", TRIGONOMETRIC)
     x, t, y = torch.randn(3, 2), torch.rand(3), torch.arange(3)
     assert wrapped.num_classes == 3
     torch.testing.assert_close(wrapped(x, t, t, y), torch.pi / 2 * network(x, t, t, y))
@@ -117,7 +117,7 @@ def test_names() -> None:
     for spec, message in (
         ("epsilon", "Did you mean 'eps'"),
         ("v:0.1", "v takes no arguments"),
-        ("x:1", r"floor must be in \[0, 1\), got 1"),
+        ("x:1", r"a floor in \[0, 1\) in 'x:1', but got 1"),
     ):
         with pytest.raises(InputError, match=message):
             prediction_name(spec)

@@ -16,7 +16,7 @@ from mfdiag.derivatives.forward_mode import forward_mode_derivatives
 from mfdiag.errors import InputError
 from mfdiag.flow.paths import LINEAR
 from mfdiag.gradients.engine import prepare_engine, single_gradients
-from mfdiag.models.cards.adapter import Adapted
+from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.models.wrapper import prefix_of
@@ -75,7 +75,7 @@ def card_of(way: Way) -> Card:
 
 def read_back(way: Way, field: Field) -> nn.Module:
     card = card_of(way)
-    return as_average_velocity(Adapted(Foreign(way, field), card), card.prediction, LINEAR).double().eval()
+    return as_average_velocity(CardAdapter(Foreign(way, field), card), card.prediction, LINEAR).double().eval()
 
 
 class AtOneTime(nn.Module):
@@ -121,8 +121,8 @@ def test_round_trip(way: Way, seed: int, labelled: bool) -> None:
         )
 
 
-def adapted(network: nn.Module, **sections: Any) -> Adapted:
-    return Adapted(network, Card.model_validate({"network": {"factory": "a.b:c"}, **sections}))
+def adapted(network: nn.Module, **sections: Any) -> CardAdapter:
+    return CardAdapter(network, Card.model_validate({"network": {"factory": "a.b:c"}, **sections}))
 
 
 class Returns(nn.Module):
@@ -217,9 +217,9 @@ def test_the_velocity_head_goes_through_the_same_conventions() -> None:
     both = Foreign(way, field)
     card = card_of(way).model_copy(update={"output": card_of(way).output.model_copy(update={"velocity_head": 0})})
     x, y = torch.randn(2, *SHAPE), torch.tensor([0, 2])
-    torch.testing.assert_close(Adapted(both, card).velocity(x, R, T, y), field(x, R, T, y))
-    assert not hasattr(Adapted(both, card_of(way)), "velocity")
-    head = as_average_velocity(Adapted(both, card), "x", LINEAR)
+    torch.testing.assert_close(CardAdapter(both, card).velocity(x, R, T, y), field(x, R, T, y))
+    assert not hasattr(CardAdapter(both, card_of(way)), "velocity")
+    head = as_average_velocity(CardAdapter(both, card), "x", LINEAR)
     torch.testing.assert_close(head.velocity(x, R, T, y), head(x, R, T, y))
 
 
@@ -232,11 +232,11 @@ class Point:
 @pytest.mark.parametrize(
     ("returned", "part", "there"),
     [
-        ((X, X), None, "all of what Returns returns for its prediction, but there is a tuple of 2 parts"),
+        ((X, X), None, "a tensor as the whole output of Returns, but the output is a tuple of 2 parts"),
         ((X, X), 2, "part 2 of"),
         ((X, None), 1, "part 1 of"),
-        ({"u": X}, "v", "but there is a dict of 'u'"),
-        (X, "v", "but there is one Tensor"),
+        ({"u": X}, "v", "but the output is a dict of 'u'"),
+        (X, "v", "but the output is one Tensor"),
         (Point(), "output", "one Point"),
     ],
 )

@@ -43,9 +43,9 @@ def test_a_card_of_one_line_is_this_projects_convention(tmp_path: Path) -> None:
         ("call:\n  arguments:\n    - x\n    - [t, s]", 5, "call.arguments.1: Unknown word 's'"),
         ("call: {keywords: {w: {each: much}}}", 2, "call.keywords.w: expected {each: number}"),
         ("call: [x]", 2, "call: It should be a valid dictionary"),
-        ("call: {arguments: [x, r]}", 1, "call must hand over x and t"),
-        ("call: {arguments: [x, t]}", 1, "say output.average: false"),
-        ("call: {arguments: [x, t, r, y]}", 1, "where conditioning says its kind and classes"),
+        ("call: {arguments: [x, r]}", 1, "call must pass x and t"),
+        ("call: {arguments: [x, t]}", 1, "set output.average: false"),
+        ("call: {arguments: [x, t, r, y]}", 1, "call must pass y exactly if conditioning.kind is index or one_hot"),
         ("conditioning: {kind: index}", 2, "conditioning: kind index or one_hot needs classes"),
         (
             "conditioning: {classes: -1}",
@@ -55,11 +55,10 @@ def test_a_card_of_one_line_is_this_projects_convention(tmp_path: Path) -> None:
         ("output: {prediction: score}", 2, "output.prediction: Unknown prediction 'score'."),
         ("objective: {times: logit}", 2, "objective.times: Unknown time sampler 'logit'."),
         ("objective: {weighting: 'adaptive:-1'}", 2, "objective.weighting: Bad weighting 'adaptive:-1'"),
-        ("objective: {estimator: meanflows}", 2, "objective.estimator: Unknown estimator 'meanflows'."),
         ("convention: {path: line}", 2, "convention.path: Unknown path 'line'."),
-        ("convention: {time_clamp: [1, 0]}", 1, "time_clamp must be two times 0 <= low < high <= 1, got 1, 0."),
+        ("convention: {time_clamp: [1, 0]}", 1, "time_clamp must be two times 0 <= low < high <= 1, but got 1, 0."),
         ("convention: {direction: D1}\noutput: {prediction: denoised}", 1, "which have no direction D1"),
-        ("output: {prediction: denoised}", 1, "an infinite noise level at t = 1: give a time_clamp below it"),
+        ("output: {prediction: denoised}", 1, "an infinite noise level at t = 1: set a time_clamp below 1"),
         ("weights: {raw: 3}", 2, "weights.raw: It should be a valid string, but got 3."),
         ("extends: nothing.yaml", 2, "extends: "),
         ("extends: own.yaml", 2, "extends this card in turn"),
@@ -83,7 +82,7 @@ def test_other_files(tmp_path: Path) -> None:
         load_card(write(tmp_path, "about: nothing"))
     with pytest.raises(InputError, match=r"expected pkg.module:callable or FILE.py:callable, but got 'Net'"):
         load_card(write(tmp_path, "network: {factory: Net}"))
-    with pytest.raises(InputError, match=r"nothing.yaml is no file. Unknown model card 'nothing.yaml'"):
+    with pytest.raises(InputError, match=r"but nothing.yaml does not exist. Unknown model card 'nothing.yaml'"):
         load_card("nothing.yaml")
     assert is_card("a/b.yml") and not is_card("a.b:c") and not is_card(None)
 
@@ -154,7 +153,7 @@ def test_names_are_stripped_and_heads_may_be_absent_and_extras_unused(tmp_path: 
     network = loaded(tmp_path, content, weights=weights)
     assert torch.equal(network.body.weight, state["body.weight"]) and torch.equal(network.position, state["position"])
     with pytest.raises(
-        InputError, match=r"Net \(2 missing: head.weight, head.bias\); pass another card, or correct own"
+        InputError, match=r"Net, but they do not \(2 missing: head.weight, head.bias\); pass another card, or correct own"
     ):
         loaded(tmp_path, content, weights=weights | {"absent": []})
     with pytest.raises(InputError, match=r"1 unexpected: other.weight"):

@@ -19,20 +19,20 @@ from mfdiag.models.cards.card_files import load_card, shipped_cards
 from mfdiag.models.cards.proposal import Proposal, propose
 from mfdiag.models.cards.recognition import Recognise, size_in
 from mfdiag.models.checkpoint import load_model
-from mfdiag.models.formats.pickles import Header
+from mfdiag.models.formats.pickles import TensorHeader
 from mfdiag.models.inspection import inspect_checkpoint
 from mfdiag.models.networks.mlp import MLP
 
-Tensors = dict[str, Header]
+Tensors = dict[str, TensorHeader]
 
 
 def headers(**shapes: tuple[int, ...]) -> Tensors:
     """Headers by name, in which __ stands for a dot."""
-    return {name.replace("__", "."): Header(shape, "float32") for name, shape in shapes.items()}
+    return {name.replace("__", "."): TensorHeader(shape, "float32") for name, shape in shapes.items()}
 
 
 def transformer(depth: int, width: int, patch: int, channels: int, side: int, embedding: str, classes: int) -> Tensors:
-    blocks = {f"blocks.{i}.attn.qkv.weight": Header((3 * width, width), "float32") for i in range(depth)}
+    blocks = {f"blocks.{i}.attn.qkv.weight": TensorHeader((3 * width, width), "float32") for i in range(depth)}
     return blocks | headers(
         pos_embed=(1, (side // patch) ** 2, width),
         x_embedder__proj__weight=(width, channels, patch, patch),
@@ -183,7 +183,7 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
     "flow-matching": (
         {
             "model": below("model", GUIDED | headers(label_emb__weight=(1001, 768)))
-            | {f"shadow_params.{i}": Header((1,), "float32") for i in range(3)}
+            | {f"shadow_params.{i}": TensorHeader((1,), "float32") for i in range(3)}
         },
         ["optimizer", "lr_schedule", "epoch", "scaler", "args"],
     ),
@@ -241,7 +241,7 @@ def test_what_no_file_tells_is_named_where_sizes_differ(tmp_path: Path) -> None:
         for more in ({}, headers(x_embedder__proj__weight=(64, 3, 2, 2)))
     )
     assert shipped.unknown == {} and list(other.unknown) == ["network.arguments.num_heads"]
-    assert "num_heads: those of haidog-meanflow-2025.yaml are taken" in other.text
+    assert "num_heads: the values of haidog-meanflow-2025.yaml are assumed" in other.text
     assert as_card(other, tmp_path).network.arguments["dim"] == 64
 
 
@@ -311,8 +311,8 @@ def test_data_shape(tensors: Tensors, told: dict[str, Any], expected: Any, tmp_p
 
 @given(st.integers(0, 20), st.integers(1, 20), st.integers(1, 20))
 def test_formulas_are_computed_from_left_to_right(count: int, length: int, other: int) -> None:
-    tensors = {f"b.{i}.w": Header((length, other**2), "float32") for i in range(count)} | {
-        "v": Header((length,), "float32")
+    tensors = {f"b.{i}.w": TensorHeader((length, other**2), "float32") for i in range(count)} | {
+        "v": TensorHeader((length,), "float32")
     }
     assert size_in(tensors, "count(b.*.w)") == count
     assert size_in(tensors, "v[0] - 1 * 3 + 2") == (length - 1) * 3 + 2
