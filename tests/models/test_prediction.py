@@ -21,7 +21,7 @@ PATHS = pytest.mark.parametrize("path", [LINEAR, TRIGONOMETRIC, SQUARED], ids=la
 
 
 class Returns(nn.Module):
-    """A network that answers with what it was given."""
+    """A network that returns a fixed tensor."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Returns(nn.Module):
         return self.answer
 
 
-def wanted(kind: str, x0: Tensor, x1: Tensor, t: Tensor, path: Path) -> Tensor:
+def exact_prediction(kind: str, x0: Tensor, x1: Tensor, t: Tensor, path: Path) -> Tensor:
     """What a network of this kind predicts where it knows both ends."""
     alpha, sigma = (f(t)[:, None] for f in (path.alpha, path.sigma))
     return {"x": x0, "eps": x1, "v": alpha * x1 - sigma * x0, "u": path.velocity(x0, x1, t)}[kind]
@@ -43,7 +43,9 @@ def wanted(kind: str, x0: Tensor, x1: Tensor, t: Tensor, path: Path) -> Tensor:
 def test_knowing_the_ends_gives_the_conditional_velocity(path: Path, kind: str, t: float, seed: int) -> None:
     x0, x1 = torch.randn(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     time = torch.full((3,), t, dtype=torch.float64)
-    network = as_average_velocity(Returns(wanted(kind, x0, x1, time, path)), f"{kind}:0" if kind != "v" else kind, path)
+    network = as_average_velocity(
+        Returns(exact_prediction(kind, x0, x1, time, path)), f"{kind}:0" if kind != "v" else kind, path
+    )
     u = network(path.point(x0, x1, time), 0 * time, time)
     torch.testing.assert_close(u, path.velocity(x0, x1, time), rtol=1e-8, atol=1e-8)
 
@@ -56,7 +58,7 @@ def test_round_trip_from_average_velocity(path: Path, kind: str) -> None:
     t = 0.1 + 0.8 * torch.rand(6, dtype=torch.float64)
     system = torch.stack([torch.stack([path.alpha(t), path.sigma(t)], 1), torch.stack(path.rates(t), 1)], 1)
     x0, x1 = torch.linalg.solve(system, torch.stack([x_t, u], 1)).unbind(1)
-    network = PredictionAdapter(Returns(wanted(kind, x0, x1, t, path)), kind, path)
+    network = PredictionAdapter(Returns(exact_prediction(kind, x0, x1, t, path)), kind, path)
     torch.testing.assert_close(network(x_t, t / 2, t), u, rtol=1e-8, atol=1e-8)
 
 
@@ -64,9 +66,9 @@ def test_linear_forms() -> None:
     """x: (x_t - x) / t; eps: (eps - x_t) / (1 - t), each above the floor; u: the network itself."""
     x_t, answer = torch.randn(2, 5, 2, dtype=torch.float64)
     t = torch.tensor([0.0, 0.02, 0.5, 0.97, 1.0], dtype=torch.float64)
-    found = {kind: PredictionAdapter(Returns(answer), kind, LINEAR)(x_t, 0 * t, t) for kind in ("x", "eps")}
-    torch.testing.assert_close(found["x"], (x_t - answer) / t.clamp_min(0.05)[:, None])
-    torch.testing.assert_close(found["eps"], (answer - x_t) / (1 - t).clamp_min(0.05)[:, None])
+    velocities = {kind: PredictionAdapter(Returns(answer), kind, LINEAR)(x_t, 0 * t, t) for kind in ("x", "eps")}
+    torch.testing.assert_close(velocities["x"], (x_t - answer) / t.clamp_min(0.05)[:, None])
+    torch.testing.assert_close(velocities["eps"], (answer - x_t) / (1 - t).clamp_min(0.05)[:, None])
     network = MLP(2)
     assert as_average_velocity(network, "u", LINEAR) is network
 
@@ -102,7 +104,7 @@ def test_derivatives_go_through(kind: str) -> None:
     torch.testing.assert_close(along, difference, rtol=1e-6, atol=1e-7)
 
 
-def test_wrapping_keeps_classes_and_hands_on_labels() -> None:
+def test_wrapping_keeps_classes_and_passes_labels() -> None:
     network = MLP(2, hidden=8, num_classes=3)
     wrapped = PredictionAdapter(network, "v", TRIGONOMETRIC)
     x, t, y = torch.randn(3, 2), torch.rand(3), torch.arange(3)

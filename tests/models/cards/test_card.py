@@ -69,8 +69,8 @@ def test_errors_name_file_line_and_field(tmp_path: Path, text: str, line: int, p
     path = write(tmp_path, OWN + text)
     with pytest.raises(InputError) as caught:
         load_card(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}, line {line}, ") and problem in said and "\n" not in said, said
+    message = str(caught.value)
+    assert message.startswith(f"{path}, line {line}, ") and problem in message and "\n" not in message, message
 
 
 def test_other_files(tmp_path: Path) -> None:
@@ -153,7 +153,8 @@ def test_names_are_stripped_and_heads_may_be_absent_and_extras_unused(tmp_path: 
     network = loaded(tmp_path, content, weights=weights)
     assert torch.equal(network.body.weight, state["body.weight"]) and torch.equal(network.position, state["position"])
     with pytest.raises(
-        InputError, match=r"Net, but they do not \(2 missing: head.weight, head.bias\); pass another card, or correct own"
+        InputError,
+        match=r"Net, but they do not \(2 missing: head.weight, head.bias\); pass another card, or correct own",
     ):
         loaded(tmp_path, content, weights=weights | {"absent": []})
     with pytest.raises(InputError, match=r"1 unexpected: other.weight"):
@@ -184,8 +185,8 @@ def test_numbered_tensors_are_the_trained_parameters_in_order(tmp_path: Path) ->
     content = {"model": {**{f"net.{name}": value for name, value in net.state_dict().items()}, **shadows}}
     weights = {"raw": "model.net", "ema": "model.shadow"}
     network = loaded(tmp_path, content, "ema", weights=weights)
-    for k, (found, value) in enumerate(zip(network.parameters(), trained, strict=True)):
-        assert torch.equal(found, value + k + 1)
+    for k, (parameter, value) in enumerate(zip(network.parameters(), trained, strict=True)):
+        assert torch.equal(parameter, value + k + 1)
     assert torch.equal(network.position, net.position)
     del content["model"]["shadow.3"]
     with pytest.raises(InputError, match="each of the 4 trained parameters of Net, but there are 3"):

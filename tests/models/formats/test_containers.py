@@ -159,8 +159,8 @@ def test_tensors_read_as_headers(tmp_path: Path) -> None:
     }
     for zipped in (True, False):
         torch.save(tensors, tmp_path / "t.pt", _use_new_zipfile_serialization=zipped)
-        found = read_container(tmp_path / "t.pt", load=False).tree
-        assert found == {name: TensorHeader(tuple(t.shape), str(t.dtype)[6:]) for name, t in tensors.items()}
+        headers = read_container(tmp_path / "t.pt", load=False).tree
+        assert headers == {name: TensorHeader(tuple(t.shape), str(t.dtype)[6:]) for name, t in tensors.items()}
 
 
 def test_values_of_training_scripts_read_the_same_either_way(tmp_path: Path) -> None:
@@ -277,9 +277,9 @@ def test_refusals_name_two_lines_that_convert_the_file(
     assert "runs no code" in sentence and sentence.endswith("it's_weights.pt.") and len(lines) == 2
     exec("\n".join(lines), {})  # as the owner would
     sets = weight_sets(read_container(tmp_path / "it's_weights.pt", load=True).tree, described=False)
-    (found,) = sets.values()
-    assert found.keys() == network.state_dict().keys()
-    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
+    (weights,) = sets.values()
+    assert weights.keys() == network.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
 
 
 def test_module_rebuilt_by_a_function_is_converted_too(tmp_path: Path, project: types.ModuleType) -> None:
