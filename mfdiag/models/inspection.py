@@ -95,7 +95,7 @@ class Inspection(BaseModel):
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
-    """Read what a checkpoint holds, from headers alone. No code in it is run, and no weights are read.
+    """Read what a checkpoint holds, only from headers. No code in it is run, and no weights are read.
 
     A wrong description becomes a note. Raises InputError if the file is missing, empty or damaged, or holds pickled
     code.
@@ -183,5 +183,5 @@ def _notes(
     ):
         notes.append("No weights in the file are named as an exponential moving average (ema).")
     if any(entry.type == "Tensor" for entry in entries):
-        notes.append("The values of tensors that are no weights are not read.")
+        notes.append("Values of tensors that are not weights are not read.")
     return notes

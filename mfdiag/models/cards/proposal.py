@@ -72,7 +72,7 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
         plain_values: Its plain values by their dotted place.
 
     Returns:
-        A card that extends the shipped one whose rule fits the file, else one of its own; None if the file holds no
+        A card that extends the shipped one whose rule fits the file, or a complete card; None if the file holds no
         weights.
     """
     places = dict(_split_copies(sets))

@@ -87,8 +87,8 @@ class ExportedNetwork(nn.Module):
             name = content.get("parameter_name") or content.get("buffer_name") or content.get("tensor_constant_name")
             if name is None:
                 raise InputError(
-                    f"Expected a network of tensors alone in {program.path}, but it has an input of kind {kind}; "
-                    "export it without that input."
+                    f"Expected a network with only tensor inputs in {program.path}, but it has an input of kind "
+                    f"{kind}; export it without that input."
                 )
             tensor_names[content["arg"]["name"]] = name
             place, _, leaf = name.rpartition(".")
@@ -202,7 +202,7 @@ def _operator(target: str, arguments: list[dict[str, Any]], program: Program) ->
     if not isinstance(call, torch._ops.OpOverload) or (name.startswith("_") and name not in _ALLOWED_PRIVATE):
         raise InputError(
             f"Expected a program of common ATen operators in {program.path}, but it has {target}; "
-            "save the weights alone and pass the network's code as --model."
+            "save only the weights and pass the network's code as --model."
         )
     if _is_random(call, arguments):
         raise InputError(
@@ -273,6 +273,6 @@ def _value(argument: dict[str, Any], values: Mapping[str, Any], device: torch.de
         case "as_optional_tensors" | "as_sym_ints" | "as_sym_floats" | "as_sym_bools":
             return [_value(item, values, device) for item in content]
     raise InputError(
-        f"Expected arguments of known kinds in the exported program, but it has one of kind {kind}; save the weights "
-        "alone and pass the network's code as --model."
+        f"Expected arguments of known kinds in the exported program, but it has one of kind {kind}; save only "
+        "the weights and pass the network's code as --model."
     )

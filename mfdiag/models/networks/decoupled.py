@@ -50,7 +50,7 @@ class DecoupledDiT(DiT):
         if velocity_head:
             self.velocity_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
             self.velocity_head = nn.Linear(width, channels * patch**2)
-            self._initialise()
+            self._initialize()
 
     def _encode(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         condition = self._add_label(self.time(t), x, y)
