@@ -1,4 +1,4 @@
-"""One velocity field in every convention of other projects: an obvious twin of what a model card undoes."""
+"""One velocity field in every convention of other projects: the slow, obvious twin of a card adapter."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SHAPE", "Field", "Foreign", "Way"]
+__all__ = ["SHAPE", "AverageVelocity", "CallConvention", "ForeignNetwork"]
 
 SHAPE = (2, 3, 2)
 CLASSES = 3
 
 
-class Field(nn.Module):
-    """u(x, r, t, y) in this project's convention, smooth in everything; the null label has the index CLASSES."""
+class AverageVelocity(nn.Module):
+    """u(x, r, t, y) in mfdiag's convention, smooth in all inputs; label CLASSES is the null label."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,8 +32,8 @@ class Field(nn.Module):
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a foreign network is called, and what it returns."""
+class CallConvention:
+    """How a network of another project is called, and what it returns."""
 
     arguments: list[Any]
     keywords: dict[str, Any]
@@ -46,48 +46,53 @@ class Way:
     labels: str
 
 
-class Foreign(nn.Module):
-    """`field` in the convention `way`, on the linear path; it undoes word by word what it is handed."""
+class ForeignNetwork(nn.Module):
+    """`field` in the convention `call`, on the linear path; it converts each argument back to mfdiag's convention."""
 
-    def __init__(self, way: Way, field: Field) -> None:
+    def __init__(self, call: CallConvention, field: AverageVelocity) -> None:
         super().__init__()
-        self.way, self.field = way, field
+        self.call, self.field = call, field
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        way, told = self.way, {}
-        _collect(way.arguments, arguments, told)
-        _collect(list(way.keywords.values()), list(keywords.values()), told)
-        assert list(keywords) == list(way.keywords)
-        x = told["x"].movedim(-1, 1) if way.layout == "NHWC" else told["x"]
-        t = told["t"] / way.time_scale
-        if "h" in told:
-            h = told["h"] / way.time_scale
-            r = t + h if way.direction == "D1" else t - h
+        call: CallConvention = self.call
+        values: dict[str, Tensor] = {}
+        _collect(call.arguments, arguments, values)
+        _collect(list(call.keywords.values()), list(keywords.values()), values)
+        assert list(keywords) == list(call.keywords)
+        x = values["x"].movedim(-1, 1) if call.layout == "NHWC" else values["x"]
+        t = values["t"] / call.time_scale
+        if "h" in values:
+            h = values["h"] / call.time_scale
+            r = t + h if call.direction == "D1" else t - h
         else:
-            r = told["r"] / way.time_scale if "r" in told else t
-        if way.prediction == "denoised":  # levels sigma = t / (1 - t), and x divided by 1 - t
+            r = values["r"] / call.time_scale if "r" in values else t
+        if call.prediction == "denoised":  # levels sigma = t / (1 - t), and x divided by 1 - t
             r, t = (level / (1 + level) for level in (r, t))
             x = x * self._column(1 - t)
-        if way.direction == "D1":
+        if call.direction == "D1":
             r, t = 1 - r, 1 - t
-        u = self.field(x, r, t, self._labels(told.get("y")))
+        u = self.field(x, r, t, self._labels(values.get("y")))
         x0, x1 = x - self._column(t) * u, x + self._column(1 - t) * u
-        found = {
-            "u": -u if way.direction == "D1" else u,
+        prediction = {
+            "u": -u if call.direction == "D1" else u,
             "x": x0,
             "eps": x1,
             "v": self._column(1 - t) * x1 - self._column(t) * x0,
             "denoised": x0,
-        }[way.prediction]
-        if way.layout == "NHWC":
-            found = found.movedim(1, -1)
-        if way.part is None:
-            return found
-        others = {0: lambda: (found, None), 1: lambda: (None, found), "out": lambda: {"extra": None, "out": found}}
-        return others[way.part]()
+        }[call.prediction]
+        if call.layout == "NHWC":
+            prediction = prediction.movedim(1, -1)
+        if call.part is None:
+            return prediction
+        others = {
+            0: lambda: (prediction, None),
+            1: lambda: (None, prediction),
+            "out": lambda: {"extra": None, "out": prediction},
+        }
+        return others[call.part]()
 
     def _labels(self, y: Tensor | None) -> Tensor | None:
-        if y is None or self.way.labels == "index":
+        if y is None or self.call.labels == "index":
             return y
         assert y.shape[1] == CLASSES
         return torch.where(y.sum(1) == 0, CLASSES, y.argmax(1))
@@ -97,18 +102,18 @@ class Foreign(nn.Module):
         return time.view(-1, 1, 1, 1)
 
 
-def _collect(words: list[Any], values: Any, told: dict[str, Tensor]) -> None:
-    """The values by word, out of nested packs."""
-    assert len(words) == len(values)
-    for word, value in zip(words, values, strict=True):
+def _collect(words: list[Any], arguments: Any, values: dict[str, Tensor]) -> None:
+    """Fill `values` with the tensor of each word, from nested arguments."""
+    assert len(words) == len(arguments)
+    for word, argument in zip(words, arguments, strict=True):
         if isinstance(word, list):
-            assert isinstance(value, tuple)
-            _collect(word, value, told)
+            assert isinstance(argument, tuple)
+            _collect(word, argument, values)
         elif isinstance(word, dict):
-            _collect(list(word.values()), [value[name] for name in word], told)
+            _collect(list(word.values()), [argument[name] for name in word], values)
         elif word == "none":
-            assert value is None
+            assert argument is None
         elif isinstance(word, str):
-            told[word] = value
+            values[word] = argument
         else:
-            assert value == word
+            assert argument == word

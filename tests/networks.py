@@ -13,7 +13,7 @@ from mfdiag.models.networks.decoupled import DecoupledDiT
 from mfdiag.models.networks.dit import DiT
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.models.networks.unet import UNet, UNet1d
-from mfdiag.models.prediction import Predicts
+from mfdiag.models.prediction import PredictionAdapter
 
 CLASSES = 3
 _SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t**2 + 0.1 * t * (1 - t))  # its slopes by forward mode
@@ -216,8 +216,10 @@ NETWORKS: dict[str, Network] = {
     ),
     "unet": Network(lambda: UNet(2, width=8, num_classes=CLASSES), (2, 5, 4)),
     "unet1d": Network(lambda: UNet1d(2, width=8, heads=1, num_classes=CLASSES), (2, 7)),
-    "predicts_x": Network(lambda: Predicts(MLP(3, hidden=8, depth=2), "x", TRIGONOMETRIC), (3,)),
-    "predicts_eps_by_forward_mode": Network(lambda: Predicts(MLP(3, hidden=8, depth=2), "eps", _SQUARED), (3,)),
+    "predicts_x": Network(lambda: PredictionAdapter(MLP(3, hidden=8, depth=2), "x", TRIGONOMETRIC), (3,)),
+    "predicts_eps_by_forward_mode": Network(
+        lambda: PredictionAdapter(MLP(3, hidden=8, depth=2), "eps", _SQUARED), (3,)
+    ),
     "convolutional": Network(_convolutional, (4, 6, 6)),
     "own_layers": Network(_own_layers, (4, 6, 6)),
     "own_layers_unlike_their_looks": Network(lambda: _own_layers(averaged=2), (4, 6, 6), ruled=False),

@@ -1,7 +1,7 @@
-"""Small networks that are called, return and are saved as those of other projects: one for each shipped model card.
+"""Small networks with the calls, outputs and files of other projects: one for each shipped model card.
 
-The networks are this project's own; what they follow is each project's convention alone. A stand-in says how it would
-generate samples in one step from noise by its own sampler.
+The networks are mfdiag's own code; they follow only the convention of each project. Each stand-in also has one step of
+its project's sampler.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIM = 18
 
 
 class _Core(nn.Module):
-    """A tensor like x from x, two numbers for each sample, and label rows [n, k]; its constructor ignores the rest."""
+    """A tensor shaped as x, from x, two numbers per sample and label rows [n, k]. Other arguments are ignored."""
 
     def __init__(self, labels: int = 0, **_: Any) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Core(nn.Module):
 
 
 class _Labelled(_Core):
-    """With an embedding of the labels; the null label comes last."""
+    """A core with an embedding of the labels; the null label is the last."""
 
     def __init__(self, null: int = 1, **_: Any) -> None:
         super().__init__(labels=2)
@@ -48,7 +48,7 @@ class _Labelled(_Core):
 
 
 class Packed(_Core):
-    """py-meanflow: times in a tuple, and augmentations, whose own tensors are unused without them."""
+    """py-meanflow: times in a tuple, and augmentations; without them, tensors in its file are unused."""
 
     def forward(self, x: Tensor, times: tuple[Tensor, Tensor], augmented: None) -> Tensor:
         assert type(times) is tuple and augmented is None
@@ -56,7 +56,7 @@ class Packed(_Core):
 
 
 class Between(_Labelled):
-    """zhuyu-cs/MeanFlow and mf-rae: (x, r, t, y), of which the network sees t and t - r."""
+    """zhuyu-cs/MeanFlow and mf-rae: (x, r, t, y); the network uses t and t - r."""
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self.of(x, t, t - r, y)
@@ -70,7 +70,7 @@ class Raw(_Core):
 
 
 class TwoHeads(_Labelled):
-    """haidog-yaqub/MeanFlow since 2026: (x, t, r, y) -> (u, v), times a thousandfold inside."""
+    """haidog-yaqub/MeanFlow since 2026: (x, t, r, y) -> (u, v); it multiplies times by 1000 itself."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ class TwoHeads(_Labelled):
 
 
 class OneHead(TwoHeads):
-    """haidog-yaqub/MeanFlow before: u alone."""
+    """haidog-yaqub/MeanFlow before 2026: only u."""
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x, t, r, y)[0]
 
 
 class Decoupled(_Labelled):
-    """dmf: (x, t, r, y) -> u, with a log-variance only if asked for."""
+    """dmf: (x, t, r, y) -> u, with a log-variance on request."""
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor, return_logvar: bool = False) -> Any:
         u = self.of(x, t, r, y)
@@ -97,7 +97,7 @@ class Decoupled(_Labelled):
 
 
 class Guided(_Labelled):
-    """imeanflow and pMF for torch: guidance scale and interval as tensors, (u, v) with v left out, labels last."""
+    """imeanflow and pMF for torch: guidance scale and interval as tensors, labels last; returns (u, None)."""
 
     def forward(
         self, x: Tensor, t: Tensor, h: Tensor, w: Tensor, t_min: Tensor, t_max: Tensor, y: Tensor
@@ -107,7 +107,7 @@ class Guided(_Labelled):
 
 
 class FromNoise(_Labelled):
-    """splitmeanflow: times from noise at 0 to data at 1, labels without a null."""
+    """splitmeanflow: times from noise at 0 to data at 1, labels without a null label."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__(null=0)
@@ -117,7 +117,7 @@ class FromNoise(_Labelled):
 
 
 class Preconditioned(_Core):
-    """Re-MeanFlow: one-hot labels, and a layer that its file lacks; it turns its denoiser D into (x - D) / t itself."""
+    """Re-MeanFlow: one-hot labels, and a layer that its file lacks; it returns (x - D) / t of its denoiser D."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__(labels=CLASSES)
@@ -128,7 +128,7 @@ class Preconditioned(_Core):
 
 
 class ByName(_Core):
-    """FastGen: the second time and one-hot labels by name."""
+    """FastGen: the second time and one-hot labels are keyword arguments."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__(labels=CLASSES)
@@ -164,7 +164,7 @@ def _prefixed(**states: State) -> State:
 
 
 def _research(state: State) -> dict[str, Any]:
-    """The layout of SiT and its descendants."""
+    """The file layout of SiT and repositories based on it."""
     return {
         "model": state,
         "ema": OrderedDict(_ema(state)),
@@ -196,12 +196,12 @@ def _times(x1: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class StandIn:
-    """The network of a card in place of the real one; `saved` is the file's content, `step` one step from noise."""
+    """Replaces the network of a card; `saved` makes the file's content, `step` is one step from noise."""
 
     network: type[nn.Module]
     saved: Callable[[State], Any]
     step: Callable[[Any, Tensor, Tensor], Tensor]
-    statistics: dict[str, Any] = field(default_factory=dict)  # where the card has them for each channel
+    statistics: dict[str, Any] = field(default_factory=dict)  # if the card has one for each channel
 
 
 def _towards_data(net: Any, x: Tensor, *arguments: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Saving and loading checkpoints: this project's self-describing safetensors files, and files of other projects."""
+"""Saving and loading checkpoints: the self-describing safetensors files of mfdiag, and files of other projects."""
 
 from __future__ import annotations
 
@@ -22,44 +22,54 @@ from mfdiag.models.formats.containers import (
     weight_sets,
 )
 from mfdiag.models.networks.registry import build_model
-from mfdiag.models.weights import brief, filled, find_weights, select_weights
+from mfdiag.models.weights import abbreviated, find_weights, load_weights, select_weights
 from mfdiag.storage import atomic_write, sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LoadedModel", "bundled", "load_model", "makes_its_network", "save_checkpoint"]
+__all__ = ["LoadedModel", "bundled", "load_model", "provides_network", "save_checkpoint"]
 
 
 def bundled() -> Path:
-    """The checkpoint shipped with the package: an MLP trained on eight Gaussians with MeanFlow's original loss."""
+    """The checkpoint that ships with mfdiag: an MLP trained on eight Gaussians with MeanFlow's original loss."""
     return Path(str(resources.files("mfdiag").joinpath("data", "eight_gaussians.safetensors")))
 
 
 def save_checkpoint(
     path: str | os.PathLike[str], module: nn.Module, ema_state: StateDict | None, description: Description
 ) -> None:
-    """Write the module's weights as `raw.*`, `ema_state` (the same names) as `ema.*`, and the description, atomically.
+    """Write a checkpoint that describes itself, as one safetensors file.
 
-    The same weights and description give the same bytes.
+    The file is written atomically: a reader sees the old file or the new one. The same weights and description give
+    the same bytes.
+
+    Args:
+        path: The file; its folder is created.
+        module: The network, whose weights are stored as `raw.*`.
+        ema_state: The exponential moving average of the weights, under the same names; it is stored as `ema.*`.
+        description: Architecture, path, times, data, step and seed.
+
+    Raises:
+        InputError: If the file cannot be written.
     """
     from safetensors.torch import save
 
     sets = {"raw": module.state_dict(), "ema": ema_state or {}}
-    # cloned, because safetensors refuses tensors that share memory
+    # clones, because safetensors refuses tensors that share memory
     tensors = {f"{key}.{name}": v.detach().cpu().clone().contiguous() for key in sets for name, v in sets[key].items()}
     with atomic_write(Path(path)) as temporary:
-        # not save_file, which denies the file to every other user
+        # not save_file, whose files no other user can read
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: description.model_dump_json()}))
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in eval mode with its parameters loaded and frozen, and where it came from.
+    """A network in eval mode, with its parameters loaded and frozen, and the file it came from.
 
-    `state` holds every set of weights in the file by its key (dotted where nested, "" for a bare state dict);
-    `description` is None for files of other projects, `card` for networks made without one, `step` the training step
-    where the file tells it.
+    `state` holds every set of weights in the file by its key, which is dotted where nested and "" for a bare state
+    dict. `description` is None for files of other projects, `card` is None for networks loaded without one, and `step`
+    is the training step, or None if the file does not record it.
     """
 
     module: nn.Module
@@ -71,23 +81,30 @@ class LoadedModel:
     card: Card | None = None
 
     def has_weights(self, key: str) -> bool:
-        """Whether the file holds the weights that `--weights KEY` asks for."""
+        """Whether the file holds the weights that `--weights KEY` selects."""
         return find_weights(self.state, key, self.card) is not None
 
     def with_weights(self, key: str) -> nn.Module:
-        """A fresh module like `module` with another set of weights. Raises InputError as `load_model` does."""
-        return filled(copy.deepcopy(self.module), self.state, key, self.path, self.card)
+        """A copy of `module` with another set of weights. Raises InputError as `load_model` does."""
+        return load_weights(copy.deepcopy(self.module), self.state, key, self.path, self.card)
 
 
 def load_model(path: str | os.PathLike[str], *, model: str | None = None, weights: str = "raw") -> LoadedModel:
-    """Load a network from a checkpoint; nothing in the file is run.
+    """Load a network from a checkpoint. No code in the file is run.
 
-    `model` makes the network for files that do not describe it (and overrides the description of those that do): code,
-    as `FILE.py:factory` or `pkg.module:factory`, or a model card. `weights` is "raw", "ema" or the key of a state
-    dict, dotted where nested; a key may end in a prefix of tensor names (`model.net_ema`).
+    Args:
+        path: The checkpoint.
+        model: What builds the network: code as `FILE.py:factory` or `pkg.module:factory`, or a model card. It is
+            needed for files that do not describe their network, and overrides the description of those that do.
+        weights: "raw", "ema", or the key of a state dict, dotted where nested. A key may end in a prefix of tensor
+            names (`model.net_ema`).
 
-    Raises InputError for a file that is missing, empty, damaged, or holds code; for weights that are absent, not
-    finite, or do not fit the network; for an unknown architecture, a card that is wrong and a factory that fails.
+    Returns:
+        The network u(x, r, t, y), or what the card's network predicts, and what the file says about it.
+
+    Raises:
+        InputError: If the file is missing, empty or damaged, or holds code; if the weights are absent, not finite or
+            do not fit the network; if the architecture is unknown, the card is wrong or the factory fails.
     """
     card = load_card(model) if model is not None and is_card(model) else None
     file = read_container(path, load=True)
@@ -97,7 +114,7 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     state = weight_sets(file.tree, described=description is not None)
     module: nn.Module
     if card is not None:
-        module = _adapted(card, file.tree)
+        module = _from_card(card, file.tree)
     elif model is not None:
         module = call_factory(model)
     elif description is not None:
@@ -107,36 +124,36 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
 
         module = ExportedNetwork(file.program, file.tree)
     else:
-        chosen = select_weights(state, weights, path)
-        shapes = [f"{name} {list(value.shape)}" for name, value in chosen.items()]
+        tensors = select_weights(state, weights, path)
+        shapes = [f"{name} {list(value.shape)}" for name, value in tensors.items()]
         raise InputError(
-            f"{path} does not describe its network, so pass --model FILE.py:factory that builds it, or a model card; "
-            f"the chosen weights are {len(chosen)} tensors: {brief(shapes)}."
+            f"Expected a file that describes its network, but {path} has only weights, {len(tensors)} tensors: "
+            f"{abbreviated(shapes)}; pass --model FILE.py:factory that builds the network, or a model card."
         )
     step = description.step if description else training_step(file.tree)
-    module = filled(module, state, weights, path, card)
+    module = load_weights(module, state, weights, path, card)
     return LoadedModel(module, state, description, sha256_of(*file.files), step, path, card)
 
 
-def makes_its_network(path: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint describes its network or holds it. Raises InputError for a file that cannot be read."""
+def provides_network(path: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint describes its network or contains it. Raises InputError for a file that cannot be read."""
     file = read_container(path, load=False)
     return METADATA_KEY in file.metadata or file.program is not None
 
 
-def _adapted(card: Card, tree: Mapping[Any, Any]) -> nn.Module:
-    """The card's network, with the constructor arguments that the file tells."""
-    from mfdiag.models.cards.adapter import Adapted
+def _from_card(card: Card, tree: Mapping[Any, Any]) -> nn.Module:
+    """The card's network, with the constructor arguments that the file records."""
+    from mfdiag.models.cards.adapter import CardAdapter
 
-    told = {name: _told(tree, place) for name, place in card.network.arguments_from.items()}
-    arguments = card.network.arguments | {name: value for name, value in told.items() if value is not None}
-    return Adapted(call_factory(card.factory, f"the network of {card.name}", arguments), card)
+    recorded = {name: _value_at(tree, place) for name, place in card.network.arguments_from.items()}
+    arguments = card.network.arguments | {name: value for name, value in recorded.items() if value is not None}
+    return CardAdapter(call_factory(card.factory, f"the network of {card.name}", arguments), card)
 
 
-def _told(tree: Any, place: str) -> Any:
-    """The value at a dotted place in mappings and namespaces, divided if it ends in `/ number`; None if not there."""
+def _value_at(tree: Any, place: str) -> Any:
+    """The value at a dotted place of mappings and namespaces, or None; a place `NAME / number` divides it."""
     place, _, divisor = (part.strip() for part in place.partition("/"))
     for name in place.split("."):
-        inside = tree if isinstance(tree, Mapping) else getattr(tree, "__dict__", {})
-        tree = inside.get(name)
+        entries = tree if isinstance(tree, Mapping) else getattr(tree, "__dict__", {})
+        tree = entries.get(name)
     return tree // int(divisor) if divisor and isinstance(tree, int) else tree

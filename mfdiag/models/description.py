@@ -1,4 +1,4 @@
-"""What a checkpoint written by this project says about itself, so that it needs no other file."""
+"""What a checkpoint written by mfdiag says about itself, so that it needs no other file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["METADATA_KEY", "Architecture", "Description", "parse_description"]
 
 METADATA_KEY = "mfdiag"
 
-
-_SINCE_0_2 = {"source": "gaussian", "coupling": "independent", "prediction": "u"}
+# fields that version 0.1 does not know, with the values it assumed
+_DEFAULTS_OF_0_1 = {"source": "gaussian", "coupling": "independent", "prediction": "u"}
 
 
 class Architecture(BaseModel):
-    """A built-in architecture: its name in `mfdiag.models.networks.registry.MODELS` and its constructor's arguments."""
+    """A built-in architecture: its name in `mfdiag.models.networks.registry.MODELS`, and its constructor arguments."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,7 +26,7 @@ class Architecture(BaseModel):
 
 
 class Description(BaseModel):
-    """The metadata entry "mfdiag" of a checkpoint, as JSON."""
+    """The entry "mfdiag" in the metadata of a checkpoint, stored as JSON."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,19 +44,19 @@ class Description(BaseModel):
     specification: dict[str, Any] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
-    def _readable_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields version 0.1 did not know, where they say what it took for granted."""
-        return {name: value for name, value in handler(self).items() if (name, value) not in _SINCE_0_2.items()}
+    def _readable_by_0_1(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer fields that have the values version 0.1 assumed, so that it can read the file."""
+        return {name: value for name, value in handler(self).items() if (name, value) not in _DEFAULTS_OF_0_1.items()}
 
 
 def parse_description(text: str, source: object) -> Description:
-    """The description in the JSON `text` of file `source`. Raises InputError naming the first wrong field."""
+    """The description in the JSON `text` of file `source`. Raises InputError that names the first wrong field."""
     try:
         return Description.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the whole entry"
         raise InputError(
-            f"{source} should describe itself in valid {METADATA_KEY!r} metadata, but {field} is wrong: "
+            f"Expected valid {METADATA_KEY!r} metadata in {source}, but {field} is wrong: "
             f"{first['msg'].lower()}; write the file again with mfdiag, or remove that metadata and pass --model."
         ) from error

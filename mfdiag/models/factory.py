@@ -1,4 +1,4 @@
-"""Networks made by the user's own code."""
+"""Networks that the user's own code builds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ __all__ = ["call_factory"]
 
 
 def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """The network returned by `FILE.py:factory` or `pkg.module:factory`, called with keyword `arguments`.
+    """Build a network with the user's code.
 
-    Frozen parameters beside trained ones become buffers of the same names: training never moved them, so they have no
-    gradient to measure. `option` names it in errors. Raises InputError as `call_user_factory` does, and if anything
-    but a torch.nn.Module is returned.
+    In a network that has trained parameters, frozen ones become buffers of the same names: training never changed
+    them, so they have no gradient to measure.
+
+    Args:
+        factory: `FILE.py:factory` or `pkg.module:factory`; the code is run.
+        option: The option or card that names the factory, for errors.
+        arguments: Keyword arguments of the factory.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: If the code is missing or fails, or returns something other than a torch.nn.Module.
     """
     from torch import nn
 

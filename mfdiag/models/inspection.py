@@ -1,4 +1,4 @@
-"""What is in a checkpoint file, found without running anything in it and without reading its weights."""
+"""What is in a checkpoint file. No code in it is run, and its weights are not read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Scalar = bool | int | float | str | None
 
 
 class TensorInfo(BaseModel):
-    """One tensor; `weights` is the key of the set it belongs to."""
+    """One tensor; `weights` is the key of its set."""
 
     weights: str
     name: str
@@ -34,7 +34,7 @@ class TensorInfo(BaseModel):
 
 
 class WeightSet(BaseModel):
-    """One state dict: `key` as for `--weights` ("" for a bare one, i.e. raw), and how many tensors each dtype has."""
+    """One state dict. `key` is as for `--weights`, "" for a bare state dict; `dtypes` counts the tensors of each."""
 
     key: str
     tensors: int
@@ -43,7 +43,7 @@ class WeightSet(BaseModel):
 
 
 class FileEntry(BaseModel):
-    """One top-level entry that is no set of weights; `values` are the scalars in it, under "" if it is one itself."""
+    """One top-level entry that is no set of weights; `values` are its scalars, under "" if the entry is a scalar."""
 
     name: str
     type: str
@@ -51,9 +51,9 @@ class FileEntry(BaseModel):
 
 
 class TensorLayout(NamedTuple):
-    """The tensors of sets of weights that have the same names and shapes.
+    """The tensors that several sets of weights have in common, because their names and shapes are the same.
 
-    `tensors` has (pattern, shape, count): names that differ in whole numbers alone are one pattern.
+    `tensors` lists (pattern, shape, count); names that differ only in whole numbers share a pattern.
     """
 
     weights: list[str]
@@ -61,9 +61,10 @@ class TensorLayout(NamedTuple):
 
 
 class Inspection(BaseModel):
-    """What `inspect_checkpoint` found; `notes` say in words what could not be found out.
+    """What `inspect_checkpoint` reads from a file.
 
-    `proposal` is a model card for a file that neither describes its network nor holds it.
+    `proposal` is a model card, for a file that neither describes its network nor contains it. `notes` are sentences
+    about what the file lacks.
     """
 
     path: Path
@@ -80,24 +81,24 @@ class Inspection(BaseModel):
 
     @property
     def layouts(self) -> list[TensorLayout]:
-        """The sets of weights by what tensors they have."""
-        names: dict[tuple[Any, ...], list[str]] = {}
-        for found in self.weights:
-            own = [(info.name, tuple(info.shape)) for info in self.tensors if info.weights == found.key]
-            patterns = Counter((re.sub(r"(?<![^.])\d+(?![^.])", "*", name), shape) for name, shape in own)
-            names.setdefault(tuple((name, shape, count) for (name, shape), count in patterns.items()), []).append(
-                found.key
-            )
+        """The sets of weights, grouped by the names and shapes of their tensors."""
+        keys_by_layout: dict[tuple[Any, ...], list[str]] = {}
+        for weights in self.weights:
+            infos = [(info.name, tuple(info.shape)) for info in self.tensors if info.weights == weights.key]
+            counts = Counter((re.sub(r"(?<![^.])\d+(?![^.])", "*", name), shape) for name, shape in infos)
+            layout = tuple((pattern, shape, count) for (pattern, shape), count in counts.items())
+            keys_by_layout.setdefault(layout, []).append(weights.key)
         return [
-            TensorLayout(keys, [(n, list(shape), count) for n, shape, count in found]) for found, keys in names.items()
+            TensorLayout(keys, [(pattern, list(shape), count) for pattern, shape, count in layout])
+            for layout, keys in keys_by_layout.items()
         ]
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
-    """Read what a checkpoint holds, from headers alone; nothing in it is run and no weight is looked at.
+    """Read what a checkpoint holds, only from headers. No code in it is run, and no weights are read.
 
-    Raises InputError if the file is missing, empty, damaged, or holds pickled code; a description that is
-    wrong becomes a note.
+    A wrong description becomes a note. Raises InputError if the file is missing, empty or damaged, or holds pickled
+    code.
     """
     file = read_container(path, load=False)
     path = file.files[0]
@@ -109,18 +110,18 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     except InputError as error:
         notes.append(str(error))
     sets = weight_sets(file.tree, described=description is not None)
-    tensors = [_tensor(key, name, value) for key, found in sets.items() for name, value in found.items()]
-    taken = {key.split(".")[0] for key in sets}
+    tensors = [_tensor(key, name, value) for key, weights in sets.items() for name, value in weights.items()]
+    weight_entries = {key.split(".")[0] for key in sets}
     entries = [
         _entry(str(name), value)
         for name, value in file.tree.items()
-        if "" not in sets and str(name) not in taken and description is None
+        if "" not in sets and str(name) not in weight_entries and description is None
     ]
     entries += [_entry(name, value) for name, value in file.metadata.items() if name != METADATA_KEY]
     proposal = None
     if description is None and file.program is None:
-        told = {f"{e.name}.{key}" if key else e.name: value for e in entries for key, value in e.values.items()}
-        proposal = propose(path.name, sets, told)
+        plain_values = {f"{e.name}.{key}" if key else e.name: value for e in entries for key, value in e.values.items()}
+        proposal = propose(path.name, sets, plain_values)
     notes += _notes(description, file.program, sets, entries)
     return Inspection(
         path=path,
@@ -153,12 +154,12 @@ def _entry(name: str, value: Any) -> FileEntry:
 
 
 def _scalars(value: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, Scalar]]:
-    """The scalars in a value by dotted place: itself, or those in mappings and namespaces of it."""
-    if (found := scalar(value)) is not None:
-        yield place, found
+    """The scalars in a value by their dotted place: the value itself, or those in its mappings and namespaces."""
+    if (plain := scalar(value)) is not None:
+        yield place, plain
     elif depth and not is_tensor(value):
-        inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
-        for key, item in inside.items():
+        content = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+        for key, item in content.items():
             yield from _scalars(item, f"{place}.{key}" if place else str(key), depth - 1)
 
 
@@ -167,18 +168,20 @@ def _notes(
 ) -> list[str]:
     notes = []
     if program is not None:
-        taken = ", ".join(
+        inputs = ", ".join(
             f"{name} {[n or 'n' for n in shape]}".replace("'", "") for name, shape in program.inputs.items()
         )
-        notes.append(f"The network is in the file, a program of {taken}: it needs no --model.")
+        notes.append(f"The file contains the network, as a program of {inputs}; no --model is needed.")
     elif description is None:
-        notes.append("The network is not described in the file: pass --model to measure it.")
+        notes.append("The file does not describe its network; pass --model to measure it.")
     if description is None:
-        notes.append("The data set and the sampler of (r, t) are not described in the file: pass --data and --times.")
+        notes.append("The file does not describe its data set and its sampler of (r, t); pass --data and --times.")
     if not sets:
-        notes.append("No state dict (a mapping from names to tensors) was found.")
-    if not any("ema" in key or any("ema" in name.partition(".")[0] for name in found) for key, found in sets.items()):
-        notes.append("No set of weights is named as an exponential moving average.")
+        notes.append("The file has no state dict, which is a mapping from names to tensors.")
+    if not any(
+        "ema" in key or any("ema" in name.partition(".")[0] for name in weights) for key, weights in sets.items()
+    ):
+        notes.append("No weights in the file are named as an exponential moving average (ema).")
     if any(entry.type == "Tensor" for entry in entries):
-        notes.append("Values of entries that are tensors were not read.")
+        notes.append("Values of tensors that are not weights are not read.")
     return notes

@@ -1,4 +1,4 @@
-"""The precision of a network."""
+"""The floating-point precision of a network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["in_precision"]
 
 
 def in_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`module` itself, with its real numbers in `dtype`; complex ones, as in rotary tables, stay as they are.
+    """Cast the real parameters and buffers of `module` to `dtype`, in place. Complex ones keep their dtype.
 
-    `module.to(dtype)` would keep their real part alone.
+    `module.to(dtype)` would drop the imaginary part of complex tensors, such as rotary tables.
     """
 
     def cast(value: Tensor) -> Tensor:

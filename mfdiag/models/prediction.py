@@ -1,4 +1,4 @@
-"""Networks that predict data, noise or Salimans and Ho's v, made to give the average velocity."""
+"""The average velocity of networks that predict data, noise, or the v of Salimans and Ho (arXiv 2202.00512)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from mfdiag.flow.specs import format_spec, parse_arguments
 from mfdiag.models.networks.registry import PREDICTIONS
 from mfdiag.models.wrapper import Wrapper
 
-__all__ = ["Predicts", "as_average_velocity", "prediction_name"]
+__all__ = ["PredictionAdapter", "as_average_velocity", "prediction_name"]
 
-_FLOOR = 0.05  # of the divisor, as for clean-data prediction in arXiv 2511.13720
+_FLOOR = 0.05  # of the divisor, as in clean-data prediction of arXiv 2511.13720
 
 
-class Predicts(Wrapper):
+class PredictionAdapter(Wrapper):
     """u(x, r, t) of a network that predicts something else over [r, t] on `path`.
 
-    `kind` says what: "x" data, "eps" noise, "v" alpha eps - sigma x (arXiv 2202.00512). For an average over [r, t]
-    these are the pair (x, eps) whose point is x_t and whose velocity is u (pixel MeanFlow for x; r = t gives the usual
-    meaning). The divisors sigma (for x) and alpha (for eps) are kept at or above `floor`.
+    `kind` says what the network predicts: "x" is data, "eps" is noise, "v" is alpha eps - sigma x (arXiv 2202.00512).
+    Over an interval [r, t], x and eps are the pair whose point at t is x_t and whose velocity is u (for x, this is
+    pixel MeanFlow); at r = t they have their usual meaning. The divisors, sigma for x and alpha for eps, are clamped to
+    at least `floor`.
     """
 
     def __init__(self, network: nn.Module, kind: str, path: Path, floor: float = _FLOOR) -> None:
@@ -32,12 +33,22 @@ class Predicts(Wrapper):
         self.num_classes = getattr(network, "num_classes", 0)
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """u, shaped as x [n, *shape], from times r and t [n] and labels y int64 [n] or None."""
+        """Average velocity u.
+
+        Args:
+            x: Points x_t [n, *shape].
+            r: Times r [n] in [0, 1], the other end of the interval.
+            t: Times t [n] in [0, 1] of the points.
+            y: Labels int64 [n], or None.
+
+        Returns:
+            u, shaped as x.
+        """
         return self._velocity(x, t, self.network(x, r, t, y))
 
     @property
     def velocity(self) -> Callable[..., Tensor]:
-        """(x, r, t, labels) -> the velocity that the network's own head, which predicts the same, stands for."""
+        """(x, r, t, labels) -> the velocity of the network's velocity head, which predicts the same kind."""
         head: Any = self.network.velocity
 
         def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -50,7 +61,7 @@ class Predicts(Wrapper):
         return point * x + factor * output
 
     def factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """p and q [n] with u = p x_t + q output."""
+        """Coefficients p and q [n] of u = p x_t + q output, for times t [n]."""
         a, s, (da, ds) = self.path.alpha(t), self.path.sigma(t), self.path.rates(t)
         # x_t = a x + s e and u = a' x + s' e; eliminate what is not predicted, with D = a s' - a' s:
         d = a * ds - da * s
@@ -66,16 +77,25 @@ class Predicts(Wrapper):
 
 
 def as_average_velocity(network: nn.Module, prediction: str, path: Path) -> nn.Module:
-    """`network` as u(x, r, t, y), given what it predicts: a key of `PREDICTIONS`, with arguments.
+    """Turn a network into u(x, r, t, y).
 
-    Raises InputError for an unknown name or a bad argument.
+    Args:
+        network: The network.
+        prediction: What it predicts: a name in `PREDICTIONS`, with arguments.
+        path: The path it was trained on.
+
+    Returns:
+        `network` itself if it predicts u, else a `PredictionAdapter` around it.
+
+    Raises:
+        InputError: If the name is unknown or an argument is wrong.
     """
     kind, floor = _parse(prediction)
-    return network if kind == "u" else Predicts(network, kind, path, floor)
+    return network if kind == "u" else PredictionAdapter(network, kind, path, floor)
 
 
 def prediction_name(prediction: str) -> str:
-    """The canonical form of a specification: the default floor is left out."""
+    """The canonical form of a specification of --prediction, without a floor that is the default."""
     kind, floor = _parse(prediction)
     return kind if floor == _FLOOR else format_spec(kind, floor)
 
@@ -84,8 +104,8 @@ def _parse(spec: str) -> tuple[str, float]:
     kind = spec.partition(":")[0]
     if kind not in PREDICTIONS:
         raise did_you_mean("prediction", kind, PREDICTIONS)
-    given = parse_arguments(spec, {"floor": _FLOOR} if kind in ("x", "eps") else {})
-    floor = given.get("floor", _FLOOR)
+    arguments = parse_arguments(spec, {"floor": _FLOOR} if kind in ("x", "eps") else {})
+    floor = arguments.get("floor", _FLOOR)
     if not 0 <= floor < 1:
-        raise InputError(f"Bad {spec!r}: floor must be in [0, 1), got {floor:g}.")
+        raise InputError(f"Expected a floor in [0, 1) in {spec!r}, but got {floor:g}; correct it.")
     return kind, floor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError
 from mfdiag.flow.paths import LINEAR, parse_path
 from mfdiag.models.cards.card_files import is_card
-from mfdiag.models.checkpoint import load_model, makes_its_network
+from mfdiag.models.checkpoint import load_model, provides_network
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.usercode import is_user_code
 
@@ -18,35 +18,46 @@ __all__ = ["load_teacher", "teacher_velocity"]
 
 
 def load_teacher(checkpoint: str, model: str | None, prediction: str = "u", path: str | None = None) -> nn.Module:
-    """The network u(x, r, t, labels) of a checkpoint's raw weights, named PATH or PATH@MODEL.
+    """Load a teacher u(x, r, t, labels) with its raw weights.
 
-    MODEL builds it, else `model` where the file does not describe itself: code or a model card, as for --model. Where
-    that is code, `prediction` says what it predicts. `path` is the path it must have been trained on, by name; None
-    takes any. Raises InputError where it was trained on another.
+    Args:
+        checkpoint: PATH or PATH@MODEL, where MODEL is code or a model card, as for --model.
+        model: What builds the network if PATH has no @MODEL and does not describe its network.
+        prediction: What the network predicts if neither its description nor its card says so.
+        path: Name of the path that the teacher must have been trained on; None accepts any.
+
+    Returns:
+        The teacher as average velocity.
+
+    Raises:
+        InputError: If the teacher was trained on another path, and as `load_model` does.
     """
-    place, _, own_model = checkpoint.rpartition("@")
+    file, _, own_model = checkpoint.rpartition("@")
     if is_card(own_model) or is_user_code(own_model):
         model = own_model
     else:
-        place = checkpoint
-        model = None if makes_its_network(place) else model
-    loaded = load_model(place, model=model, weights="raw")
+        file = checkpoint
+        model = None if provides_network(file) else model
+    loaded = load_model(file, model=model, weights="raw")
     if loaded.card is not None:
-        prediction, own = loaded.card.prediction, loaded.card.convention.path
+        prediction, own_path = loaded.card.prediction, loaded.card.convention.path
     elif loaded.description is not None:
-        prediction, own = loaded.description.prediction, loaded.description.path
+        prediction, own_path = loaded.description.prediction, loaded.description.path
     else:
         return as_average_velocity(loaded.module, prediction, parse_path(path or LINEAR.name))
-    if path not in (None, own):
+    if path not in (None, own_path):
         raise InputError(
-            f"The teacher {place} was trained on the path {own}, whose velocity is not that of the path {path}: "
-            "choose a teacher of the same path."
+            f"Expected a teacher trained on the path {path}, but {file} was trained on the path {own_path}, which has "
+            "another velocity; pass a teacher of the same path."
         )
-    return as_average_velocity(loaded.module, prediction, parse_path(own))
+    return as_average_velocity(loaded.module, prediction, parse_path(own_path))
 
 
 def teacher_velocity(checkpoint: str, model: str | None = None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """v(x, t, labels) = u(x, t, t, labels) of a checkpoint, on the CPU and in its own precision, for tensors of any."""
+    """The velocity v(x, t, labels) = u(x, t, t, labels) of a checkpoint, as `load_teacher` loads it.
+
+    It is computed on the CPU in the checkpoint's precision; results have the dtype and device of x [n, *shape].
+    """
     network = load_teacher(checkpoint, model)
     dtype = next((p.dtype for p in network.parameters()), torch.float64)
     conditional = bool(getattr(network, "num_classes", 0))

@@ -1,4 +1,4 @@
-"""Weights found in a file and put into a network, as a user or a model card names them."""
+"""Sets of weights: selecting one from a file, as --weights or a model card names it, and loading it into a network."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from mfdiag.errors import InputError
 from mfdiag.models.cards.card import Card
-from mfdiag.models.formats.containers import StateDict, subset
+from mfdiag.models.formats.containers import StateDict, tensors_at, tensors_below
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["brief", "filled", "find_weights", "select_weights"]
+__all__ = ["abbreviated", "find_weights", "load_weights", "select_weights"]
 
-_ALIASES = {
+_ALIASES = {  # names that training scripts give these sets
     "raw": ("raw", "", "model", "net", "state_dict"),
     "ema": ("ema", "model_ema", "ema_model", "ema_state_dict", "net_ema"),
 }
@@ -24,10 +24,19 @@ _WRAPPERS = {"module", "_orig_mod"}  # prefixes left by DistributedDataParallel 
 
 
 def find_weights(state: Mapping[str, StateDict], key: str, card: Card | None = None) -> StateDict | None:
-    """The set of weights that `--weights KEY` asks for, by its place in the file or in the card; None without it."""
+    """The set of weights that `--weights KEY` selects, or None.
+
+    Args:
+        state: Every set of weights of the file, by its dotted place.
+        key: "raw", "ema", or a dotted place.
+        card: The model card; it says where "raw" and "ema" are.
+
+    Returns:
+        Tensors by name, or None if the file or the card has no such weights.
+    """
     if card is not None and key in ("raw", "ema"):
         place = getattr(card.weights, key)
-        return None if place is None else _at(state, place)
+        return None if place is None else tensors_at(state, place)
     names = _ALIASES.get(key, (key,))
     for name in names:
         below = [place for place in state if name and place.startswith(f"{name}.")]
@@ -35,46 +44,59 @@ def find_weights(state: Mapping[str, StateDict], key: str, card: Card | None = N
             return state[name]
         if len(below) == 1:
             return state[below[0]]
-    return next((found for name in filter(None, names) if (found := _at(state, name))), None)
-
-
-def _at(state: Mapping[str, StateDict], name: str) -> StateDict | None:
-    """The set of weights at `name`, or the part of one whose tensor names begin with its last words."""
-    if name in state:
-        return state[name]
-    for place, tensors in state.items():
-        prefix = name.removeprefix(f"{place}.") if place else name
-        if found := subset(tensors, prefix):
-            return found
-    return None
+    return next((tensors for name in filter(None, names) if (tensors := tensors_at(state, name))), None)
 
 
 def select_weights(state: Mapping[str, StateDict], key: str, path: Path, card: Card | None = None) -> StateDict:
-    """As `find_weights`; InputError where there are none."""
-    found = find_weights(state, key, card)
-    if found is None:
+    """The set of weights that `--weights KEY` selects.
+
+    Args:
+        state: Every set of weights of the file, by its dotted place.
+        key: "raw", "ema", or a dotted place.
+        path: The file, for errors.
+        card: The model card; it says where "raw" and "ema" are.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        InputError: If the file or the card has no such weights.
+    """
+    tensors = find_weights(state, key, card)
+    if tensors is None:
         known = ", ".join(repr(name) if name else "a bare state dict ('raw')" for name in state) or "no state dict"
         place = None if card is None or key not in ("raw", "ema") else getattr(card.weights, key)
-        said = "" if place is None else f" at {place!r}"
+        where = "" if place is None else f" at {place!r}"
         raise InputError(
-            f"Expected weights {key!r}{said} in {path}, but it has {known}; pass one of these as --weights."
+            f"Expected weights {key!r}{where} in {path}, but it has {known}; pass one of these as --weights."
         )
-    return found
+    return tensors
 
 
-def filled(
+def load_weights(
     module: nn.Module, state: Mapping[str, StateDict], key: str, path: Path, card: Card | None = None
 ) -> nn.Module:
-    """`module` with the weights `key` as its parameters and buffers, frozen and in eval mode.
+    """Load a set of weights into a network, freeze it, and put it into eval mode.
 
-    Raises InputError if there are none, or they do not fit.
+    Args:
+        module: The network; with `card`, a `CardAdapter` around it. It is changed in place.
+        state: Every set of weights of the file, by its dotted place.
+        key: "raw", "ema", or a dotted place.
+        path: The file, for errors.
+        card: The model card; it says where the weights are and which tensors may be absent or unused.
+
+    Returns:
+        `module` itself.
+
+    Raises:
+        InputError: If the weights are absent, do not fit the network, or are not finite.
     """
     network = module if card is None else module.get_submodule("network")
     own = network.state_dict()
     tensors = select_weights(state, key, path, card)
     if card is not None and all(name.isdecimal() for name in tensors):
-        tensors = select_weights(state, "raw", path, card) | _by_order(tensors, network)
-    tensors = _unwrapped(tensors, own.keys(), () if card is None else card.weights.strip)
+        tensors = select_weights(state, "raw", path, card) | _named_by_order(tensors, network)
+    tensors = _without_prefixes(tensors, own.keys(), () if card is None else card.weights.strip)
     absent, unused = ((), ()) if card is None else (card.weights.absent, card.weights.unused)
     missing = [name for name in own if name not in tensors and not _matches(name, absent)]
     unexpected = [name for name in tensors if name not in own and not _matches(name, unused)]
@@ -83,41 +105,41 @@ def filled(
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
-    faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
-    found = "; ".join(f"{len(names)} {what}: {brief(names)}" for what, names in faults if names)
-    if found:
+    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
+    summary = "; ".join(f"{len(names)} {problem}: {abbreviated(names)}" for problem, names in problems if names)
+    if summary:
         remedy = "the --model that was trained" if card is None else f"another card, or correct {card.name}"
         raise InputError(
-            f"The weights in {path} do not fit the network {type(network).__name__} ({found}); "
+            f"Expected {path} to hold weights that fit {type(network).__name__}, but they do not ({summary}); "
             f"pass {remedy}, or other --weights."
         )
-    kept = {name: tensors[name] for name in own if name in tensors}
-    _check_finite(kept, path)
-    network.load_state_dict(own | kept)
+    parameters = {name: tensors[name] for name in own if name in tensors}
+    _check_finite(parameters, path)
+    network.load_state_dict(own | parameters)
     return module.eval().requires_grad_(False)
 
 
-def _by_order(tensors: StateDict, network: nn.Module) -> StateDict:
-    """Tensors named 0, 1, ... under the names of the network's parameters, in order."""
+def _named_by_order(tensors: StateDict, network: nn.Module) -> StateDict:
+    """Tensors named 0, 1, ... under the names of the network's parameters, in the same order."""
     names = [name for name, _ in network.named_parameters()]
     values = [tensors[number] for number in sorted(tensors, key=int)]
     if len(names) != len(values):
         raise InputError(
             f"Expected a numbered tensor for each of the {len(names)} trained parameters of {type(network).__name__}, "
-            f"but there are {len(values)}; correct the card's network or its weights."
+            f"but there are {len(values)}; correct network or weights in the card."
         )
     return dict(zip(names, values, strict=True))
 
 
-def _unwrapped(tensors: StateDict, names: Collection[str], strip: Sequence[str]) -> StateDict:
-    """The tensors under the network's `names`: without the prefixes in `strip`, or one that all of them share."""
+def _without_prefixes(tensors: StateDict, names: Collection[str], strip: Sequence[str]) -> StateDict:
+    """The tensors without the prefixes in `strip`, and without wrappers' prefixes that keep them from `names`."""
     for prefix in strip:
         tensors = {name.removeprefix(f"{prefix.removesuffix('.')}."): value for name, value in tensors.items()}
     while tensors.keys().isdisjoint(names):
         wrapper = next(iter(tensors)).partition(".")[0]
         if wrapper not in _WRAPPERS or not all(name.startswith(f"{wrapper}.") for name in tensors):
             break
-        tensors = subset(tensors, wrapper)
+        tensors = tensors_below(tensors, wrapper)
     return tensors
 
 
@@ -126,16 +148,15 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _check_finite(tensors: StateDict, path: Path) -> None:
-    bad = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
-    bad = {name: count for name, count in bad.items() if count}
+    counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
+    bad = [f"{name} ({count} of {tensors[name].numel()})" for name, count in counts.items() if count]
     if bad:
-        named = brief([f"{name} ({count} of {tensors[name].numel()})" for name, count in bad.items()])
         raise InputError(
             f"Expected finite weights, but {path} has NaN or infinite values in {len(bad)} of {len(tensors)} tensors: "
-            f"{named}; use an earlier checkpoint."
+            f"{abbreviated(bad)}; use an earlier checkpoint."
         )
 
 
-def brief(names: list[str], count: int = 3) -> str:
-    """The first names, and a sign that there are more."""
+def abbreviated(names: list[str], count: int = 3) -> str:
+    """The first `count` names, followed by dots if there are more."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,4 +1,4 @@
-"""Modules around a network that change what it takes or gives; its parameters keep their own names."""
+"""Modules around a network that change its inputs or outputs. The tables show its parameters under their own names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Wrapper", "prefix_of"]
 
 
 class Wrapper(nn.Module):
-    """Holds `network`, and no parameter besides its own."""
+    """Base of modules around a `network`; they add no parameters."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -16,5 +16,5 @@ class Wrapper(nn.Module):
 
 
 def prefix_of(module: nn.Module) -> str:
-    """What the wrappers around a network put before the names of its parameters."""
+    """The prefix that wrappers around a network add to the names of its parameters."""
     return f"network.{prefix_of(module.network)}" if isinstance(module, Wrapper) else ""

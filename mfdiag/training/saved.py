@@ -15,7 +15,7 @@ from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import load_model, save_checkpoint
 from mfdiag.models.description import Description
 from mfdiag.models.formats.containers import read_container
-from mfdiag.models.prediction import Predicts
+from mfdiag.models.prediction import PredictionAdapter
 from mfdiag.storage import atomic_write
 from mfdiag.training.ensemble import State, start
 from mfdiag.training.optimizers import OptimizerMoments
@@ -25,7 +25,7 @@ __all__ = ["CHECKPOINT", "STATE", "LogEntry", "Run", "changes", "find_run", "num
 
 CHECKPOINT = "model.safetensors"
 STATE = "state.pt"
-_WRAPPED = "network."  # begins the names of a network's parameters inside Predicts
+_WRAPPED = "network."  # begins the names of a network's parameters inside PredictionAdapter
 
 
 class LogEntry(NamedTuple):
@@ -137,4 +137,4 @@ def save_model(path: Path, module: nn.Module, spec: TrainSpec, state: State) -> 
 
 def bare_network(module: nn.Module) -> nn.Module:
     """The network itself, without what turns its prediction into an average velocity."""
-    return module.network if isinstance(module, Predicts) else module
+    return module.network if isinstance(module, PredictionAdapter) else module

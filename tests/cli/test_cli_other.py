@@ -52,7 +52,7 @@ def test_inspect_proposes_a_card(cli: Run, tmp_path: Path) -> None:
     assert yaml.safe_load(card)["weights"] == {"raw": "net", "ema": "ema"}
     assert json.loads(cli("inspect", path, "--format", "json").out)["proposal"]["text"] == card
     refused = cli("inspect", bundled(), "--card")
-    assert refused.code == 2 and "describes or holds its network" in refused.err
+    assert refused.code == 2 and "describes or contains its network" in refused.err
 
 
 def test_report_says_what_tables_show_and_draws_them_again(cli: Run, save: Run, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_teacher_of_another_path_is_refused(tmp_path: File) -> None:
         files[path] = tmp_path / f"{path}.safetensors"
         save_checkpoint(files[path], network().float(), None, description(path=path))
     teacher = f"teacher={files['trigonometric']}"
-    with pytest.raises(InputError, match="trained on the path trigonometric, whose velocity is not that of the path"):
+    with pytest.raises(InputError, match="trained on the path trigonometric, which has another velocity"):
         load_subject(files["linear"], SubjectOptions(proxy=teacher), say=print)
     subject = load_subject(files["linear"], SubjectOptions(proxy=teacher, path="trigonometric"), say=print)
     assert subject.path is TRIGONOMETRIC

@@ -276,7 +276,7 @@ def test_bad_descriptions(tmp_path: Path, model: MLP) -> None:
 def test_bad_factories(tmp_path: Path, saved: Path, factory: str) -> None:
     file = factory.rpartition(":")[0]
     (tmp_path / "syntax.py").write_text("def (")
-    for given, expected in [
+    for factory_name, expected in [
         ("user_networks", "FILE.py:factory or pkg.module:factory"),
         (f"{tmp_path}/none.py:small", "does not exist"),
         (f"{file}:large", "to define 'large'"),
@@ -286,4 +286,4 @@ def test_bad_factories(tmp_path: Path, saved: Path, factory: str) -> None:
         ("no_such_package.models:make", "failed with ModuleNotFoundError"),
         (f"{tmp_path}/syntax.py:make", "failed with SyntaxError"),
     ]:
-        assert expected in refusal(saved, model=given)
+        assert expected in refusal(saved, model=factory_name)

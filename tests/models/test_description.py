@@ -22,9 +22,14 @@ EARLIER = {
 
 
 def test_files_of_version_0_1_mean_what_they_meant_and_stay_the_same() -> None:
-    found = parse_description(json.dumps(EARLIER), "file")
-    assert (found.source, found.coupling, found.path, found.prediction) == ("gaussian", "independent", "linear", "u")
-    assert json.loads(found.model_dump_json()) == EARLIER
+    description = parse_description(json.dumps(EARLIER), "file")
+    assert (description.source, description.coupling, description.path, description.prediction) == (
+        "gaussian",
+        "independent",
+        "linear",
+        "u",
+    )
+    assert json.loads(description.model_dump_json()) == EARLIER
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,6 @@ def test_files_of_version_0_1_mean_what_they_meant_and_stay_the_same() -> None:
     [("source", "mixed:0,1"), ("coupling", "gibbs:2"), ("path", "trigonometric"), ("prediction", "x")],
 )
 def test_other_draws_come_back(field: str, value: str) -> None:
-    found = parse_description(json.dumps(EARLIER | {field: value}), "file")
-    assert getattr(found, field) == value
-    assert Description.model_validate_json(found.model_dump_json()) == found
+    description = parse_description(json.dumps(EARLIER | {field: value}), "file")
+    assert getattr(description, field) == value
+    assert Description.model_validate_json(description.model_dump_json()) == description

@@ -30,18 +30,22 @@ def test_own_checkpoint(tmp_path: Path, model: MLP) -> None:
         architecture=Architecture(name="mlp", arguments={"dim": 2}), times="uniform", data="moons", step=3, seed=0
     )
     save_checkpoint(path, model, model.state_dict(), description)
-    found = inspect_checkpoint(path)
-    assert (found.container, found.size_bytes, found.description) == ("safetensors", path.stat().st_size, description)
-    assert [(s.key, s.tensors, s.parameters, s.dtypes) for s in found.weights] == [
+    inspection = inspect_checkpoint(path)
+    assert (inspection.container, inspection.size_bytes, inspection.description) == (
+        "safetensors",
+        path.stat().st_size,
+        description,
+    )
+    assert [(s.key, s.tensors, s.parameters, s.dtypes) for s in inspection.weights] == [
         ("raw", 4, 30, {"float32": 4}),
         ("ema", 4, 30, {"float32": 4}),
     ]
-    assert {(i.weights, tuple(i.shape), i.dtype) for i in found.tensors if i.name == "layers.0.weight"} == {
+    assert {(i.weights, tuple(i.shape), i.dtype) for i in inspection.tensors if i.name == "layers.0.weight"} == {
         ("raw", (4, 4), "float32"),
         ("ema", (4, 4), "float32"),
     }
-    assert found.entries == [] and found.notes == []
-    assert found.model_dump(mode="json")["path"] == str(path)
+    assert inspection.entries == [] and inspection.notes == []
+    assert inspection.model_dump(mode="json")["path"] == str(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -50,28 +54,28 @@ def test_foreign_torch_file(tmp_path: Path, model: MLP, zipped: bool) -> None:
     args = argparse.Namespace(lr=0.1, betas=(0.9, 0.99), out=Path("runs"))
     content = {"model": model.state_dict(), "ema": model.half().state_dict(), "epoch": 4, "args": args}
     torch.save(content | {"best": torch.tensor(1.0)}, path, _use_new_zipfile_serialization=zipped)
-    found = inspect_checkpoint(path)
-    assert found.container == ("torch zip" if zipped else "torch legacy")
-    assert [(s.key, s.dtypes) for s in found.weights] == [("model", {"float32": 4}), ("ema", {"float16": 4})]
-    entries = {entry.name: (entry.type, entry.values) for entry in found.entries}
+    inspection = inspect_checkpoint(path)
+    assert inspection.container == ("torch zip" if zipped else "torch legacy")
+    assert [(s.key, s.dtypes) for s in inspection.weights] == [("model", {"float32": 4}), ("ema", {"float16": 4})]
+    entries = {entry.name: (entry.type, entry.values) for entry in inspection.entries}
     assert entries["epoch"] == ("int", {"": 4}) and entries["best"] == ("Tensor", {})
     assert entries["args"] == ("Namespace", {"lr": 0.1, "out": "runs"})
-    assert any("--model" in note for note in found.notes) and any("not read" in note for note in found.notes)
+    assert any("--model" in note for note in inspection.notes) and any("not read" in note for note in inspection.notes)
 
 
 def test_foreign_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file({"w": torch.ones(2, 3, dtype=torch.bfloat16)}, path, metadata={"format": "pt"})
-    found = inspect_checkpoint(path)
-    assert [(s.key, s.parameters, s.dtypes) for s in found.weights] == [("", 6, {"bfloat16": 1})]
-    assert [(e.name, e.values) for e in found.entries] == [("format", {"": "pt"})]
+    inspection = inspect_checkpoint(path)
+    assert [(s.key, s.parameters, s.dtypes) for s in inspection.weights] == [("", 6, {"bfloat16": 1})]
+    assert [(e.name, e.values) for e in inspection.entries] == [("format", {"": "pt"})]
 
 
 def test_wrong_description_is_a_note(tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     save_file({"raw.w": torch.ones(1)}, path, metadata={"mfdiag": "{}"})
-    found = inspect_checkpoint(path)
-    assert found.description is None and "metadata" in found.notes[0]
+    inspection = inspect_checkpoint(path)
+    assert inspection.description is None and "metadata" in inspection.notes[0]
 
 
 def test_code_is_refused(tmp_path: Path, model: MLP) -> None:
@@ -81,9 +85,9 @@ def test_code_is_refused(tmp_path: Path, model: MLP) -> None:
 
 
 def test_bundled_checkpoint_is_small_and_described() -> None:
-    found = inspect_checkpoint(bundled())
-    assert found.description is not None and found.description.data == "eight_gaussians"
-    assert found.size_bytes <= 500_000 and {s.key for s in found.weights} == {"raw", "ema"}
+    inspection = inspect_checkpoint(bundled())
+    assert inspection.description is not None and inspection.description.data == "eight_gaussians"
+    assert inspection.size_bytes <= 500_000 and {s.key for s in inspection.weights} == {"raw", "ema"}
 
 
 CHILD = """

@@ -13,7 +13,7 @@ from mfdiag.flow.paths import LINEAR, TRIGONOMETRIC, Path
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.models.networks.registry import PREDICTIONS
-from mfdiag.models.prediction import Predicts, as_average_velocity, prediction_name
+from mfdiag.models.prediction import PredictionAdapter, as_average_velocity, prediction_name
 
 SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t * (2 - t))
 KINDS = pytest.mark.parametrize("kind", ["x", "eps", "v"])
@@ -21,7 +21,7 @@ PATHS = pytest.mark.parametrize("path", [LINEAR, TRIGONOMETRIC, SQUARED], ids=la
 
 
 class Returns(nn.Module):
-    """A network that answers with what it was given."""
+    """A network that returns a fixed tensor."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Returns(nn.Module):
         return self.answer
 
 
-def wanted(kind: str, x0: Tensor, x1: Tensor, t: Tensor, path: Path) -> Tensor:
+def exact_prediction(kind: str, x0: Tensor, x1: Tensor, t: Tensor, path: Path) -> Tensor:
     """What a network of this kind predicts where it knows both ends."""
     alpha, sigma = (f(t)[:, None] for f in (path.alpha, path.sigma))
     return {"x": x0, "eps": x1, "v": alpha * x1 - sigma * x0, "u": path.velocity(x0, x1, t)}[kind]
@@ -43,7 +43,9 @@ def wanted(kind: str, x0: Tensor, x1: Tensor, t: Tensor, path: Path) -> Tensor:
 def test_knowing_the_ends_gives_the_conditional_velocity(path: Path, kind: str, t: float, seed: int) -> None:
     x0, x1 = torch.randn(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     time = torch.full((3,), t, dtype=torch.float64)
-    network = as_average_velocity(Returns(wanted(kind, x0, x1, time, path)), f"{kind}:0" if kind != "v" else kind, path)
+    network = as_average_velocity(
+        Returns(exact_prediction(kind, x0, x1, time, path)), f"{kind}:0" if kind != "v" else kind, path
+    )
     u = network(path.point(x0, x1, time), 0 * time, time)
     torch.testing.assert_close(u, path.velocity(x0, x1, time), rtol=1e-8, atol=1e-8)
 
@@ -56,7 +58,7 @@ def test_round_trip_from_average_velocity(path: Path, kind: str) -> None:
     t = 0.1 + 0.8 * torch.rand(6, dtype=torch.float64)
     system = torch.stack([torch.stack([path.alpha(t), path.sigma(t)], 1), torch.stack(path.rates(t), 1)], 1)
     x0, x1 = torch.linalg.solve(system, torch.stack([x_t, u], 1)).unbind(1)
-    network = Predicts(Returns(wanted(kind, x0, x1, t, path)), kind, path)
+    network = PredictionAdapter(Returns(exact_prediction(kind, x0, x1, t, path)), kind, path)
     torch.testing.assert_close(network(x_t, t / 2, t), u, rtol=1e-8, atol=1e-8)
 
 
@@ -64,9 +66,9 @@ def test_linear_forms() -> None:
     """x: (x_t - x) / t; eps: (eps - x_t) / (1 - t), each above the floor; u: the network itself."""
     x_t, answer = torch.randn(2, 5, 2, dtype=torch.float64)
     t = torch.tensor([0.0, 0.02, 0.5, 0.97, 1.0], dtype=torch.float64)
-    found = {kind: Predicts(Returns(answer), kind, LINEAR)(x_t, 0 * t, t) for kind in ("x", "eps")}
-    torch.testing.assert_close(found["x"], (x_t - answer) / t.clamp_min(0.05)[:, None])
-    torch.testing.assert_close(found["eps"], (answer - x_t) / (1 - t).clamp_min(0.05)[:, None])
+    velocities = {kind: PredictionAdapter(Returns(answer), kind, LINEAR)(x_t, 0 * t, t) for kind in ("x", "eps")}
+    torch.testing.assert_close(velocities["x"], (x_t - answer) / t.clamp_min(0.05)[:, None])
+    torch.testing.assert_close(velocities["eps"], (answer - x_t) / (1 - t).clamp_min(0.05)[:, None])
     network = MLP(2)
     assert as_average_velocity(network, "u", LINEAR) is network
 
@@ -74,7 +76,7 @@ def test_linear_forms() -> None:
 def test_on_the_trigonometric_path_v_is_the_velocity_but_for_its_speed() -> None:
     x_t, answer = torch.randn(2, 5, 2, dtype=torch.float64)
     t = torch.rand(5, dtype=torch.float64)
-    torch.testing.assert_close(Predicts(Returns(answer), "v", TRIGONOMETRIC)(x_t, t, t), torch.pi / 2 * answer)
+    torch.testing.assert_close(PredictionAdapter(Returns(answer), "v", TRIGONOMETRIC)(x_t, t, t), torch.pi / 2 * answer)
 
 
 def test_the_exact_denoiser_gives_the_exact_velocity() -> None:
@@ -86,14 +88,14 @@ def test_the_exact_denoiser_gives_the_exact_velocity() -> None:
     denoised = m + (1 - time) * s**2 / ((1 - time) ** 2 * s**2 + time**2) * (x - (1 - time) * m)
     exact = GaussianAverageVelocity(m, s, (2,)).double()
     torch.testing.assert_close(
-        Predicts(Returns(denoised), "x", LINEAR)(x, t, t), exact(x, t, t).detach(), rtol=1e-6, atol=1e-6
+        PredictionAdapter(Returns(denoised), "x", LINEAR)(x, t, t), exact(x, t, t).detach(), rtol=1e-6, atol=1e-6
     )
 
 
 @KINDS
 def test_derivatives_go_through(kind: str) -> None:
     torch.manual_seed(0)
-    model = Predicts(MLP(2, hidden=8).double(), kind, SQUARED)
+    model = PredictionAdapter(MLP(2, hidden=8).double(), kind, SQUARED)
     x, dx = torch.randn(2, 4, 2, dtype=torch.float64)
     r, t = torch.rand(4, dtype=torch.float64) / 3, 0.4 + torch.rand(4, dtype=torch.float64) / 3
     _, along = torch.func.jvp(lambda x, t: model(x, r, t), (x, t), (dx, torch.ones_like(t)))
@@ -102,9 +104,9 @@ def test_derivatives_go_through(kind: str) -> None:
     torch.testing.assert_close(along, difference, rtol=1e-6, atol=1e-7)
 
 
-def test_wrapping_keeps_classes_and_hands_on_labels() -> None:
+def test_wrapping_keeps_classes_and_passes_labels() -> None:
     network = MLP(2, hidden=8, num_classes=3)
-    wrapped = Predicts(network, "v", TRIGONOMETRIC)
+    wrapped = PredictionAdapter(network, "v", TRIGONOMETRIC)
     x, t, y = torch.randn(3, 2), torch.rand(3), torch.arange(3)
     assert wrapped.num_classes == 3
     torch.testing.assert_close(wrapped(x, t, t, y), torch.pi / 2 * network(x, t, t, y))
@@ -117,7 +119,7 @@ def test_names() -> None:
     for spec, message in (
         ("epsilon", "Did you mean 'eps'"),
         ("v:0.1", "v takes no arguments"),
-        ("x:1", r"floor must be in \[0, 1\), got 1"),
+        ("x:1", r"a floor in \[0, 1\) in 'x:1', but got 1"),
     ):
         with pytest.raises(InputError, match=message):
             prediction_name(spec)

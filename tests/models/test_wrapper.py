@@ -8,7 +8,7 @@ from torch import nn
 import mfdiag
 from mfdiag.flow.paths import LINEAR
 from mfdiag.models.networks.mlp import MLP
-from mfdiag.models.prediction import Predicts
+from mfdiag.models.prediction import PredictionAdapter
 from mfdiag.models.wrapper import Wrapper, prefix_of
 
 
@@ -36,6 +36,6 @@ def test_a_head_predicts_what_the_network_does() -> None:
             return self(x, r, t, y)
 
     x, r, t = torch.randn(3, 2), torch.zeros(3), torch.rand(3)
-    model = Predicts(TwoHeaded(2, 4, 1), "x", LINEAR)
+    model = PredictionAdapter(TwoHeaded(2, 4, 1), "x", LINEAR)
     torch.testing.assert_close(model.velocity(x, r, t), model(x, r, t))
-    assert not hasattr(Predicts(MLP(2, 4, 1), "x", LINEAR), "velocity")
+    assert not hasattr(PredictionAdapter(MLP(2, 4, 1), "x", LINEAR), "velocity")

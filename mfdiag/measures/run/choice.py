@@ -10,7 +10,8 @@ from mfdiag.estimators import Estimator, estimators, find_estimator
 from mfdiag.measures import measured_tables
 from mfdiag.measures.run.subject import Subject
 from mfdiag.measures.run.table import MeasuredTable
-from mfdiag.models.cards.card_files import is_card, load_card
+from mfdiag.models.cards.card_files import errors_in_field, is_card, load_card
+from mfdiag.usercode import is_user_code
 
 __all__ = ["card_record", "choose_estimators", "left_out_note", "objective_of", "require_known_extras"]
 
@@ -112,6 +113,9 @@ def objective_of(model: str | None, table: MeasuredTable) -> dict[str, Any]:
     card = load_card(model)
     options: dict[str, Any] = {"guidance": card.guidance, **card.objective.model_dump()}
     if options["estimator"] is not None:
+        if not is_user_code(options["estimator"]):
+            with errors_in_field(model, "objective.estimator"):
+                find_estimator(options["estimator"])
         others = () if table.one_estimator else table.default_estimators
         options["estimator"] = list(dict.fromkeys([options["estimator"], *others]))
     ignored = {"estimator", "weighting"} - set(table.objective)

@@ -1,4 +1,4 @@
-"""A network of another project, called and read as its model card says."""
+"""A network of another project, called as its model card says."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from mfdiag.flow.paths import parse_path
 from mfdiag.models.cards.card import Card
 from mfdiag.models.wrapper import Wrapper
 
-__all__ = ["Adapted"]
+__all__ = ["CardAdapter"]
 
 
-class Adapted(Wrapper):
-    """`network` as a function of (x, r, t, y) in this project's convention: data at t = 0, the point x at t.
+class CardAdapter(Wrapper):
+    """`network` as a function of (x, r, t, y) in mfdiag's convention: data at t = 0, the point x at time t.
 
-    It gives what the card's `prediction` names; `as_average_velocity` makes that u. `num_classes` counts the labels;
-    label `num_classes`, or no labels, is the null label. With a velocity head there is `velocity`. A network with
-    `takes_guidance` takes labels as float [n, 4] too: label, guidance scale, lower and upper end of its interval.
-    Raises InputError where the network does not return what the card says.
+    It returns the card's `prediction`, which `as_average_velocity` turns into u. `num_classes` is the number of labels
+    without the null label; label `num_classes`, or no labels, stands for the null label. `velocity` exists if the card
+    has a velocity head. If `takes_guidance`, labels may also be float [n, 4]: label, guidance scale, and the lower and
+    upper end of the guidance interval.
+
+    Raises:
+        InputError: If the network lacks the method that the card calls.
     """
 
     def __init__(self, network: nn.Module, card: Card) -> None:
@@ -38,30 +41,43 @@ class Adapted(Wrapper):
             )
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The prediction, shaped as x [n, *shape], from times r and t [n] and labels y int64 [n] or None."""
-        return self._read(self._called(x, r, t, y), self.card.output.part)
+        """The network's prediction.
+
+        Args:
+            x: Points x_t [n, *shape].
+            r: Times r [n] in [0, 1], the other end of the interval.
+            t: Times t [n] in [0, 1] of the points.
+            y: Labels int64 [n], float [n, 4] with guidance, or None.
+
+        Returns:
+            The prediction, shaped as x.
+
+        Raises:
+            InputError: If the network does not return what the card says.
+        """
+        return self._read_output(self._call_network(x, r, t, y), self.card.output.part)
 
     @property
     def velocity(self) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-        """(x, r, t, labels) -> the velocity head's prediction; there only where the card names a head."""
+        """(x, r, t, labels) -> the prediction of the velocity head; exists only if the card has one."""
         head = self.card.output.velocity_head
         if head is None:
-            raise AttributeError("the card names no velocity head")
+            raise AttributeError("the card has no velocity head")
 
         def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-            return self._read(self._called(x, r, t, y), head)
+            return self._read_output(self._call_network(x, r, t, y), head)
 
         return velocity
 
-    def _called(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Any:
-        """What the network returns, called in its own convention."""
+    def _call_network(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Any:
+        """Call the network in its own convention."""
         card = self.card
         if not card.output.average:
             r = t
-        # D1 runs the other way: time t here is s = 1 - t there, and dx/ds = -dx/dt. An average over the interval
-        # between two times does not depend on which is named first, so
-        #   u(x_t, r, t) = (t - r)^-1 int_r^t v = -U(x_t; 1 - r, 1 - t), the point being at s = 1 - t.
-        # A network whose first time is the point's, as in x + (s_2 - s_1) U(x, s_1, s_2), takes [x, t, r].
+        # D1 reverses time: t here is s = 1 - t in the network, and dx/ds = -dx/dt. An average over the interval
+        # between two times does not depend on their order, so
+        #   u(x_t, r, t) = (t - r)^-1 int_r^t v = -U(x_t; 1 - r, 1 - t), with the point at s = 1 - t.
+        # A network whose first time is that of the point, as in x + (s_2 - s_1) U(x, s_1, s_2), takes [x, t, r].
         if card.convention.direction == "D1":
             r, t = 1 - r, 1 - t
         if card.convention.time_clamp is not None:
@@ -83,72 +99,69 @@ class Adapted(Wrapper):
                 words |= dict(zip(("omega", "t_min", "t_max"), guidance, strict=True))
                 y = y.long()
         words["y"] = self._labels(y, x)
-        arguments = [_filled(word, words) for word in card.call.arguments]
-        keywords = {name: _filled(word, words) for name, word in card.call.keywords.items()}
+        arguments = [_value_of(word, words) for word in card.call.arguments]
+        keywords = {name: _value_of(word, words) for name, word in card.call.keywords.items()}
         method = self.network if card.call.method == "forward" else getattr(self.network, card.call.method)
         return method(*arguments, **keywords)
 
     def _labels(self, y: Tensor | None, x: Tensor) -> Tensor | None:
-        """Labels as the network takes them, from labels y int64 [n] or None; x [n, ...] tells number and dtype."""
-        told = self.card.conditioning
-        if told.kind == "none":
+        """Labels as the network takes them, from labels y int64 [n] or None; x [n, ...] gives n and the dtype."""
+        conditioning = self.card.conditioning
+        if conditioning.kind == "none":
             return None
         if y is None:
-            y = torch.full(x.shape[:1], told.classes, dtype=torch.int64, device=x.device)
-        null = told.classes if told.null is None else told.null
-        y = torch.where(y == told.classes, null, y)
-        if told.kind == "index":
+            y = torch.full(x.shape[:1], conditioning.classes, dtype=torch.int64, device=x.device)
+        null = conditioning.classes if conditioning.null is None else conditioning.null
+        y = torch.where(y == conditioning.classes, null, y)
+        if conditioning.kind == "index":
             return y
-        columns = torch.arange(told.classes, device=x.device)
+        columns = torch.arange(conditioning.classes, device=x.device)
         return (y[:, None] == columns).to(x.dtype)
 
-    def _read(self, returned: Any, part: int | str | None) -> Tensor:
-        """The named part of what the network returned, in this project's layout and direction."""
-        found = _part(returned, part)
-        if not isinstance(found, Tensor):
+    def _read_output(self, output: Any, part: int | str | None) -> Tensor:
+        """The tensor at `part` of what the network returned, in mfdiag's layout and direction."""
+        tensor = _part_of(output, part)
+        if not isinstance(tensor, Tensor):
+            where = "the whole output" if part is None else f"part {part!r} of the output"
             raise InputError(
-                f"{self.card.name} takes {_named(part)} of what {type(self.network).__name__} returns for its "
-                f"prediction, but {_there(returned)}; correct output."
+                f"{self.card.name} expects a tensor as {where} of {type(self.network).__name__}, but the output is "
+                f"{_described(output)}; correct output in the card."
             )
         if self.card.call.layout == "NHWC":
-            found = found.movedim(-1, 1)
+            tensor = tensor.movedim(-1, 1)
         reversed_ = self.card.convention.direction == "D1" and self.card.output.prediction == "u"
-        return -found if reversed_ else found
+        return -tensor if reversed_ else tensor
 
 
-def _filled(word: Any, words: Mapping[str, Any]) -> Any:
-    """A word's value; a list packs a tuple, a mapping a dictionary."""
+def _value_of(word: Any, words: Mapping[str, Any]) -> Any:
+    """The value that a word stands for; a list becomes a tuple, a mapping a dictionary."""
     if isinstance(word, str):
         return words[word]
     if isinstance(word, list):
-        return tuple(_filled(item, words) for item in word)
+        return tuple(_value_of(item, words) for item in word)
     if not isinstance(word, dict):
         return word
     if word.keys() == {"value"}:
         return word["value"]
     if word.keys() == {"each"}:
         return torch.full_like(words["t"], word["each"])
-    return {name: _filled(item, words) for name, item in word.items()}
+    return {name: _value_of(item, words) for name, item in word.items()}
 
 
-def _part(returned: Any, part: int | str | None) -> Any:
+def _part_of(output: Any, part: int | str | None) -> Any:
+    """The part at an index, key or attribute; None if it does not exist."""
     if part is None:
-        return returned
+        return output
     try:
-        by_name = isinstance(part, str) and not isinstance(returned, Mapping)
-        return getattr(returned, str(part)) if by_name else returned[part]
+        by_name = isinstance(part, str) and not isinstance(output, Mapping)
+        return getattr(output, str(part)) if by_name else output[part]
     except (LookupError, TypeError, AttributeError):
         return None
 
 
-def _named(part: int | str | None) -> str:
-    return "all" if part is None else f"part {part!r}"
-
-
-def _there(returned: Any) -> str:
-    """What there is, in words."""
-    if isinstance(returned, Mapping):
-        return f"there is a {type(returned).__name__} of {', '.join(map(repr, returned))}"
-    if isinstance(returned, tuple | list):
-        return f"there is a {type(returned).__name__} of {len(returned)} parts"
-    return f"there is one {type(returned).__name__}"
+def _described(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {', '.join(map(repr, output))}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {len(output)} parts"
+    return f"one {type(output).__name__}"

@@ -1,4 +1,4 @@
-"""Model cards: how a checkpoint of another project becomes u(x, r, t, y) of this one, as a validated YAML file."""
+"""Model cards: how a checkpoint of another project becomes u(x, r, t, y) of mfdiag, as a validated YAML file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from mfdiag.models.cards.field_types import (
     DENOISED,
-    Estimator,
-    Factory,
-    PathName,
-    Prediction,
-    Times,
-    WeightingName,
+    FactorySpec,
+    PathSpec,
+    PredictionSpec,
+    TimesSpec,
+    WeightingSpec,
     Word,
     leaves,
 )
@@ -40,32 +39,33 @@ class _Section(BaseModel):
 class NetworkSection(_Section):
     """What builds the network."""
 
-    factory: Factory = Field(
-        description="pkg.module:callable, with the repository in the working directory or on PYTHONPATH, or "
-        "FILE.py:callable, beside the card or in the working directory; it is run and returns the network",
+    factory: FactorySpec = Field(
+        description="the callable that returns the network, as pkg.module:callable with the repository in the working "
+        "directory or on PYTHONPATH, or as FILE.py:callable beside the card or in the working directory; its code is "
+        "run",
     )
-    arguments: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
     arguments_from: dict[str, str] = Field(
         default_factory=dict,
-        description="keyword argument: dotted place in the checkpoint that holds its value, which may be divided, as "
-        "in args.resolution / 8; where the file has it, it replaces the one in `arguments`",
+        description="keyword argument: dotted place in the checkpoint that holds its value, or the place divided by a "
+        "number, as in args.resolution / 8; a value in the file replaces the one in `arguments`",
     )
 
 
 class Weights(_Section):
-    """Where the file keeps the weights, and under which names."""
+    """Where the file stores the weights, and under which names."""
 
     raw: str = Field(
         default="",
         description="dotted place of the raw weights, which may end in a prefix of tensor names (model.net); empty for "
-        "a bare state dict. Tensors named 0, 1, ... are the trained ones in the network's order",
+        "a bare state dict. Tensors named 0, 1, ... are the trained parameters in the network's order",
     )
-    ema: str | None = Field(default=None, description="the same for their exponential moving average")
-    strip: list[str] = Field(default_factory=list, description="prefixes taken off tensor names that begin with them")
+    ema: str | None = Field(default=None, description="dotted place of their exponential moving average")
+    strip: list[str] = Field(default_factory=list, description="prefixes to remove from tensor names")
     absent: list[str] = Field(
         default_factory=list,
-        description="patterns (shell wildcards) of the network's tensors that the file may lack; they keep what the "
-        "factory gave them",
+        description="patterns (shell wildcards) of tensors of the network that the file may lack; they keep the values "
+        "that the factory gave them",
     )
     unused: list[str] = Field(
         default_factory=list, description="patterns of tensors in the file that the network does not have"
@@ -75,30 +75,35 @@ class Weights(_Section):
 class Call(_Section):
     """How the network is called.
 
-    Words: `x` the point x_t; `t` the network's time at the point; `r` its time at the other end of the interval; `h`
-    the interval's length, t - r >= 0 of this project in either direction; `y` the labels; `omega`, `t_min`, `t_max`
-    the sample's guidance scale and interval; `none`. A number, true, false or null is handed over as it is,
-    `{value: flow}` a constant string, `{each: 1.0}` a tensor [n] of one number; a list packs a tuple, [x, [t, h]], and
-    any other mapping a dictionary, {label: y}.
+    Words stand for what is passed. `x` is the point x_t. `t` is the network's time at the point, `r` is its time at
+    the other end of the interval, and `h` is the length of the interval, t - r >= 0 in mfdiag's times for either
+    direction. `y` are the labels. `omega`, `t_min` and `t_max` are guidance scale and guidance interval of each sample.
+    `none` is None. Numbers, true, false and null are passed unchanged. `{value: flow}` is a constant string, and
+    `{each: 1.0}` is a tensor [n] filled with one number. A list is passed as a tuple, as in [x, [t, h]], and any other
+    mapping as a dictionary, as in {label: y}.
     """
 
-    arguments: list[Word] = Field(default=["x", "r", "t"], description="by position: words, constants, lists")
-    keywords: dict[str, Word] = Field(default_factory=dict, description="by name, likewise")
+    arguments: list[Word] = Field(
+        default=["x", "r", "t"], description="positional arguments: words, constants, lists, mappings"
+    )
+    keywords: dict[str, Word] = Field(default_factory=dict, description="keyword arguments: the same, by name")
     method: str = Field(default="forward", description="the method that is called")
-    time_scale: float = Field(default=1.0, description="factor on every time handed over, h included")
-    layout: Literal["NCHW", "NHWC"] = Field(default="NCHW", description="where the network has its channels")
+    time_scale: float = Field(default=1.0, description="factor on every time that is passed, including h")
+    layout: Literal["NCHW", "NHWC"] = Field(default="NCHW", description="order of the axes; C are the channels")
 
 
 class Convention(_Section):
-    """Times and path of the network."""
+    """Direction and range of the network's times, and its path."""
 
     direction: Literal["D0", "D1"] = Field(
-        default="D0", description="D0: data at time 0; D1: data at time 1, which reverses times and velocities"
+        default="D0",
+        description="D0: data at time 0, noise at time 1. D1: data at time 1, noise at time 0; mfdiag reverses times "
+        "and velocities",
     )
-    path: PathName = Field(default="linear", description="as --path, in this project's direction")
+    path: PathSpec = Field(default="linear", description="as --path, with data at t = 0")
     noise_scale: float = Field(default=1.0, gt=0, description="standard deviation of the Gaussian noise x_1")
     time_clamp: tuple[float, float] | None = Field(
-        default=None, description="the network's own times r and t are kept inside, before time_scale"
+        default=None, description="range that the network's times r and t are clamped to, before time_scale"
     )
 
 
@@ -106,34 +111,40 @@ class Output(_Section):
     """What the network returns."""
 
     part: int | str | None = Field(
-        default=None, description="index, key or attribute of the prediction in what is returned; null: all of it"
+        default=None,
+        description="index, key or attribute of the prediction in the returned value; null: the whole value",
     )
-    prediction: Prediction = Field(
+    prediction: PredictionSpec = Field(
         default="u",
-        description="u velocity, else as --prediction; denoised:[floor=0] is D(x_t / alpha; sigma / alpha) of EDM, "
-        "which takes its times as noise levels",
+        description="u is a velocity; other values as for --prediction. denoised:[floor=0] is EDM's denoiser "
+        "D(x_t / alpha; sigma / alpha), whose times are noise levels",
     )
     average: bool = Field(
-        default=True, description="false: an instantaneous velocity, as of flow matching, whatever r is"
+        default=True,
+        description="true: an average over [r, t]. false: an instantaneous velocity that does not depend on r, as in "
+        "flow matching",
     )
     velocity_head: int | str | None = Field(
-        default=None, description="part that holds the head's instantaneous velocity, for estimators that use it"
+        default=None,
+        description="part of the returned value that is the instantaneous velocity of a velocity head, for estimators "
+        "that use one",
     )
 
 
 class Conditioning(_Section):
-    """Labels."""
+    """Labels of the network."""
 
-    kind: Literal["none", "index", "one_hot"] = Field(default="none", description="how `y` is handed over")
-    classes: int = Field(default=0, ge=0, description="number of classes, the null label not counted")
+    kind: Literal["none", "index", "one_hot"] = Field(default="none", description="how `y` is passed")
+    classes: int = Field(default=0, ge=0, description="number of classes, without the null label")
     null: int | None = Field(
-        default=None, description="index of the null label; in one_hot, one beyond the columns is a row of zeros"
+        default=None,
+        description="index of the null label; with one_hot, an index beyond the last column gives a row of zeros",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_a_name(cls, values: Any) -> Any:
-        """In YAML the key `null` is no text but nothing."""
+        """YAML reads the key `null` as None."""
         return (
             {"null" if key is None else key: value for key, value in values.items()}
             if isinstance(values, dict)
@@ -141,37 +152,41 @@ class Conditioning(_Section):
         )
 
     @model_validator(mode="after")
-    def _whole(self) -> Conditioning:
+    def _classes_fit_kind(self) -> Conditioning:
         if (self.kind == "none") != (self.classes == 0):
-            raise ValueError("kind index or one_hot needs classes of at least 1, kind none has no classes")
+            raise ValueError("kind index or one_hot needs classes of at least 1; kind none has no classes")
         return self
 
 
 class Objective(_Section):
-    """What the network was trained on: defaults of the run, each replaced by the option of its name."""
+    """What the network was trained on. Each field is the default of the option of its name."""
 
-    estimator: Estimator | None = Field(default=None, description="as --estimator")
+    estimator: str | None = Field(default=None, description="as --estimator")
     proxy: str | None = Field(default=None, description="as --proxy")
-    weighting: WeightingName | None = Field(default=None, description="as --weighting")
-    times: Times | None = Field(default=None, description="as --times")
+    weighting: WeightingSpec | None = Field(default=None, description="as --weighting")
+    times: TimesSpec | None = Field(default=None, description="as --times")
     derivative: str | None = Field(default=None, description="as --derivative")
 
 
 class DataScale(_Section):
-    """The scale the network sees its data on; the data set itself is named by --data."""
+    """The scale of the data that the network takes. The data set itself is passed as --data."""
 
-    shape: tuple[int, ...] | None = Field(default=None, description="of one sample, channels first")
-    scale: float | None = Field(default=None, description="factor the stored data are multiplied by")
-    mean: float | list[float] | None = Field(default=None, description="taken off first, one or one per channel")
-    std: float | list[float] | None = Field(default=None, description="divided by then, one or one per channel")
+    shape: tuple[int, ...] | None = Field(default=None, description="shape of one sample, channels first")
+    scale: float | None = Field(default=None, description="factor on the stored data")
+    mean: float | list[float] | None = Field(
+        default=None, description="subtracted from the stored data; one number, or one per channel"
+    )
+    std: float | list[float] | None = Field(
+        default=None, description="divides the stored data after that; one number, or one per channel"
+    )
     coupling: str = Field(default="independent", description="as --coupling")
     source: str = Field(default="gaussian", description="as --source")
 
     @property
     def statistics(self) -> dict[str, float | list[float]]:
-        """Those of scale, mean and std that are given."""
-        found = {"scale": self.scale, "mean": self.mean, "std": self.std}
-        return {name: value for name, value in found.items() if value is not None}
+        """Those of scale, mean and std that the card has."""
+        statistics = {"scale": self.scale, "mean": self.mean, "std": self.std}
+        return {name: value for name, value in statistics.items() if value is not None}
 
 
 class Card(_Section):
@@ -179,10 +194,11 @@ class Card(_Section):
 
     format: Literal[1] = 1
     extends: str | None = Field(
-        default=None, description="a shipped card, or a file beside this one, whose fields hold where this has none"
+        default=None,
+        description="a shipped card, or a file beside this one; its fields are the defaults of this card",
     )
-    about: str = Field(default="", description="one line: what, and whose")
-    source: str = Field(default="", description="URL and commit the facts were read from")
+    about: str = Field(default="", description="one line: which model, of which repository")
+    source: str = Field(default="", description="URL and commit that the card was written from")
     network: NetworkSection
     weights: Weights = Weights()
     call: Call = Call()
@@ -193,25 +209,25 @@ class Card(_Section):
     objective: Objective = Objective()
     data: DataScale = DataScale()
     recognise: Recognise | None = Field(
-        default=None, description="shipped cards: by what `mfdiag inspect` tells that a file is of this kind"
+        default=None, description="in shipped cards: how `mfdiag inspect` recognizes files of this repository"
     )
 
     _file: Path = PrivateAttr(default=Path("card"))
 
-    def at(self, file: Path) -> Card:
-        """The same card, read from `file`."""
-        found = self.model_copy()
-        found._file = file
-        return found
+    def in_file(self, file: Path) -> Card:
+        """A copy of the card that knows which file it was read from."""
+        card = self.model_copy()
+        card._file = file
+        return card
 
     @property
     def name(self) -> str:
-        """What notes and errors call the card."""
+        """File name of the card, for notes and errors."""
         return self._file.name
 
     @property
     def factory(self) -> str:
-        """The factory, with FILE.py beside the card if it is there."""
+        """The factory of the network; FILE.py is the file beside the card if that exists."""
         place, _, attribute = self.network.factory.rpartition(":")
         beside = self._file.parent / place
         return f"{beside}:{attribute}" if place.endswith(".py") and beside.is_file() else self.network.factory
@@ -220,23 +236,23 @@ class Card(_Section):
     def _consistent(self) -> Card:
         words = self.words
         if not {"x", "t"} <= words:
-            raise ValueError("call must hand over x and t")
+            raise ValueError("call must pass x and t")
         if self.output.average and not words & {"r", "h"}:
-            raise ValueError("a network that is told neither r nor h gives no average: say output.average: false")
+            raise ValueError("an average needs r or h, but call passes neither: add one, or set output.average: false")
         if ("y" in words) != (self.conditioning.kind != "none"):
-            raise ValueError("call must hand over y where conditioning says its kind and classes, and only there")
+            raise ValueError("call must pass y exactly if conditioning.kind is index or one_hot")
         if self.predicts_denoised and self.convention.direction == "D1":
-            raise ValueError("prediction denoised has noise levels for times, which have no direction D1: say D0")
+            raise ValueError("prediction denoised takes noise levels as times, which have no direction D1: set D0")
         low, high = self.convention.time_clamp or (0.0, 1.0)
         if not 0 <= low < high <= 1:
-            raise ValueError(f"time_clamp must be two times 0 <= low < high <= 1, got {low:g}, {high:g}")
+            raise ValueError(f"time_clamp must be two times 0 <= low < high <= 1, but got {low:g}, {high:g}")
         if self.predicts_denoised and high == 1:
-            raise ValueError("prediction denoised has an infinite noise level at t = 1: give a time_clamp below it")
+            raise ValueError("prediction denoised has an infinite noise level at t = 1: set a time_clamp below 1")
         return self
 
     @property
     def words(self) -> set[Any]:
-        """All that the call hands over."""
+        """All words and constants that the call passes."""
         return set(leaves([*self.call.arguments, *self.call.keywords.values()]))
 
     @property
@@ -246,7 +262,7 @@ class Card(_Section):
 
     @property
     def axes(self) -> dict[str, str]:
-        """What the run takes from the card where no option says otherwise, by option."""
+        """Option -> value, for the options of path, pairs and prediction that default to the card."""
         source, noise = self.data.source, self.convention.noise_scale
         return {
             "source": f"gaussian:{noise!r}" if source == "gaussian" and noise != 1 else source,
@@ -257,6 +273,6 @@ class Card(_Section):
 
     @property
     def prediction(self) -> str:
-        """What the adapted network predicts, as --prediction: a denoiser's x, with no floor unless it has one."""
+        """What the adapted network predicts, as --prediction: a denoiser predicts x, with its own floor or none."""
         _, _, floor = self.output.prediction.partition(":")
         return f"x:{floor or 0}" if self.predicts_denoised else self.output.prediction

@@ -1,4 +1,4 @@
-"""What the fields of a model card may hold: words, and specifications that their own parsers take."""
+"""Types of the fields of a model card: words of a call, and specifications that their own parsers check."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from mfdiag.usercode import is_user_code
 __all__ = [
     "DENOISED",
     "WORDS",
-    "Estimator",
-    "Factory",
-    "PathName",
-    "Prediction",
-    "Times",
-    "WeightingName",
+    "FactorySpec",
+    "PathSpec",
+    "PredictionSpec",
+    "TimesSpec",
+    "WeightingSpec",
     "Word",
     "leaves",
 ]
 
 WORDS = ("x", "r", "t", "h", "y", "omega", "t_min", "t_max", "none")
-"""What `call` hands over by name; see `mfdiag.models.cards.card.Call`."""
+"""What `call` can pass by name; see `mfdiag.models.cards.card.Call`."""
 
 DENOISED = "denoised"
-"""A prediction only cards have: D(z; sigma) of arXiv 2206.00364, whose input is rescaled as well."""
+"""A prediction that only cards have: D(z; sigma) of arXiv 2206.00364, whose input is rescaled as well."""
 
 
 def _word(value: Any) -> Any:
-    """`value` if it says what to hand over: a word, a constant, `{each: number}`, or a list or mapping of such."""
+    """Check what a call passes: a word, a constant, `{each: number}`, or a list or mapping of these."""
     if isinstance(value, list):
         return [_word(item) for item in value]
     if isinstance(value, str) and value not in WORDS:
@@ -51,8 +50,8 @@ def _factory(text: Any) -> Any:
     return text
 
 
-def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
-    """A specification that `parse` takes."""
+def _checked_by(parse: Callable[[str], object]) -> BeforeValidator:
+    """A validator that accepts what `parse` accepts, and the user's own code, which it does not run."""
 
     def check(text: Any) -> Any:
         if isinstance(text, str) and not is_user_code(text):
@@ -63,6 +62,9 @@ def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
         return text
 
     return BeforeValidator(check)
+
+
+# The next three import when they are called, since flow.times needs scipy and `mfdiag inspect` checks no card.
 
 
 def _path(text: str) -> None:
@@ -83,16 +85,17 @@ def _weighting(text: str) -> None:
     parse_weighting(text)
 
 
-def _estimator(text: str) -> None:
-    from mfdiag.estimators import find_estimator
-
-    find_estimator(text)
-
-
 def _prediction(text: str) -> None:
     name = text.partition(":")[0]
     if name not in (*PREDICTIONS, DENOISED):
         raise did_you_mean("prediction", name, (*PREDICTIONS, DENOISED))
+
+
+def leaves(words: Any) -> list[Any]:
+    """The words inside nested lists and mappings."""
+    if isinstance(words, dict):
+        return [] if words.keys() in ({"each"}, {"value"}) else leaves(list(words.values()))
+    return [leaf for word in words for leaf in leaves(word)] if isinstance(words, list) else [words]
 
 
 Word = Annotated[
@@ -109,18 +112,8 @@ Word = Annotated[
         }
     ),
 ]
-
-
-def leaves(words: Any) -> list[Any]:
-    """The words in lists and mappings of them."""
-    if isinstance(words, dict):
-        return [] if words.keys() in ({"each"}, {"value"}) else leaves(list(words.values()))
-    return [leaf for word in words for leaf in leaves(word)] if isinstance(words, list) else [words]
-
-
-Factory = Annotated[str, BeforeValidator(_factory)]
-PathName = Annotated[str, _parsed(_path)]
-Prediction = Annotated[str, _parsed(_prediction)]
-Times = Annotated[str, _parsed(_times)]
-WeightingName = Annotated[str, _parsed(_weighting)]
-Estimator = Annotated[str, _parsed(_estimator)]
+FactorySpec = Annotated[str, BeforeValidator(_factory)]
+PathSpec = Annotated[str, _checked_by(_path)]
+PredictionSpec = Annotated[str, _checked_by(_prediction)]
+TimesSpec = Annotated[str, _checked_by(_times)]
+WeightingSpec = Annotated[str, _checked_by(_weighting)]

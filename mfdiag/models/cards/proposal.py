@@ -1,4 +1,4 @@
-"""A model card for a checkpoint, filled with what its names, shapes and plain values tell."""
+"""A model card proposed for a checkpoint, from its tensor names, its shapes and its plain values."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pydantic import BaseModel
 
 from mfdiag.models.cards.card_files import shipped_cards
 from mfdiag.models.cards.recognition import Recognise
-from mfdiag.models.formats.containers import subset
-from mfdiag.models.formats.pickles import Header
+from mfdiag.models.formats.containers import tensors_at, tensors_below
+from mfdiag.models.formats.pickles import TensorHeader
 
 __all__ = ["Proposal", "propose"]
 
-Tensors = Mapping[str, Header]
+Tensors = dict[str, TensorHeader]
 
 _WRAPPERS = ("module", "_orig_mod")
 _LABELS = re.compile(r"(^|[._])(y|label|labels|class|cls|map_label)_?(emb\w*|proj)?[._].*", re.I)
 _TIMES = re.compile(r"(^|[._])(t|r|h|s|time|timestep|noise|map_noise|sigma|gap)\d?_?(emb\w*|proj\w*|mlp)([._]|$)", re.I)
 _SIDES = re.compile(r"(^|\.)(img_resolution|resolution|image_size|img_size|input_size)$")
 _SCALES = re.compile(r"(^|\.)\w*(latents?|vae|scal\w*)_(scale|factor)\w*$")
-_HINTS = {
+_MAX_HINTS = 8  # plain values that one comment lists
+_HINTS = {  # field of the card -> places of plain values that bear on it
     "network.arguments": re.compile(
         r"(^|\.)(model|arch|depth|dim|width|patch_size|\w*(channel|hidden|heads|blocks|layers)\w*)$"
     ),
@@ -35,9 +36,11 @@ _HINTS = {
 
 
 class Proposal(BaseModel):
-    """A card: `recognised` names the shipped one it extends, if any; `differs`, whether it says more than that one.
+    """A proposed card.
 
-    `unknown` are the fields the file does not tell, each with what is taken for it; `text` is the card, as YAML.
+    `recognised` is the shipped card that it extends, or None; `about` is the line of that card, and `differs` says
+    whether the proposal changes any of its fields. `unknown` are the fields that the file does not determine, with what
+    is assumed for each. `text` is the card as YAML.
     """
 
     recognised: str | None = None
@@ -48,11 +51,11 @@ class Proposal(BaseModel):
 
 
 class _Unknown(str):
-    """In place of a field's value: what is taken for it."""
+    """Replaces the value of a field that the file does not determine: a comment that says what is assumed."""
 
 
-class _Weights(NamedTuple):
-    """Where the weights are; `tensors` are the raw ones, with the prefixes in `strip` taken off."""
+class _WeightPlaces(NamedTuple):
+    """Where the weights are; `tensors` are the raw ones, without the prefixes in `strip`."""
 
     raw: str
     ema: str | None
@@ -60,172 +63,185 @@ class _Weights(NamedTuple):
     tensors: Tensors
 
 
-def propose(name: str, sets: Mapping[str, Tensors], told: Mapping[str, Any]) -> Proposal | None:
-    """A card for the file `name`, from its sets of weights and its plain values, both by dotted place.
+def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, Any]) -> Proposal | None:
+    """Propose a card for a checkpoint.
 
-    None if it holds no weights.
+    Args:
+        name: Name of the file.
+        sets: Its sets of weights by their dotted place.
+        plain_values: Its plain values by their dotted place.
+
+    Returns:
+        A card that extends the shipped one whose rule fits the file, or a complete card; None if the file holds no
+        weights.
     """
-    places = dict(_copies(sets))
+    places = dict(_split_copies(sets))
     if not places:
         return None
-    guessed = _weights(places)
-    entries = {place.partition(".")[0] for place in (*sets, *told)}
-    fitting: list[tuple[str, dict[str, Any], Recognise, _Weights]] = []
-    for card, (values, rule) in _rules().items():
-        weights = _as_in(values.get("weights", {}), sets) or guessed
+    guess = _guess_weights(places)
+    entries = {place.partition(".")[0] for place in (*sets, *plain_values)}
+    fitting: list[tuple[str, dict[str, Any], Recognise, _WeightPlaces]] = []
+    for card, (fields, rule) in _rules().items():
+        weights = _weights_of_card(fields.get("weights", {}), sets) or guess
         if rule.fits(weights.tensors, entries):
-            fitting.append((card, values, rule, weights))
+            fitting.append((card, fields, rule, weights))
     if fitting:
-        return _extension(*max(fitting, key=lambda found: len(found[2].tensors)), told)
-    fields, comments = _generic(name, guessed, told)
+        most_specific = max(fitting, key=lambda candidate: len(candidate[2].tensors))
+        return _extension_of_shipped(*most_specific, plain_values)
+    fields, comments = _own_card(name, guess, plain_values)
     unknown = {field: str(value) for field, value in fields.items() if isinstance(value, _Unknown)}
     return Proposal(unknown=unknown | comments, text=_yaml(fields, comments))
 
 
-def _copies(sets: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensors]]:
-    """The sets; one whose names have prefixes below which the same names lie (net, net_ema) as one for each."""
+def _split_copies(sets: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensors]]:
+    """The sets of weights, where a set that holds copies of one network (net.*, net_ema.*) becomes one set per copy."""
     for place, tensors in sets.items():
-        parts = {prefix: subset(tensors, prefix) for prefix in dict.fromkeys(n.partition(".")[0] for n in tensors)}
-        twins = {
+        prefixes = dict.fromkeys(name.partition(".")[0] for name in tensors)
+        parts = {prefix: tensors_below(tensors, prefix) for prefix in prefixes}
+        copies = {
             prefix: part
             for prefix, part in parts.items()
             if len(part) > 1 and sum(part.keys() == other.keys() for other in parts.values()) > 1
         }
-        if any("ema" in prefix for prefix in twins):
-            yield from ((f"{place}.{prefix}" if place else prefix, part) for prefix, part in twins.items())
+        if any("ema" in prefix for prefix in copies):
+            yield from ((f"{place}.{prefix}" if place else prefix, part) for prefix, part in copies.items())
         else:
             yield place, tensors
 
 
-def _weights(places: Mapping[str, Tensors]) -> _Weights:
-    """The largest set that is no average, and the first that is one."""
+def _guess_weights(places: Mapping[str, Tensors]) -> _WeightPlaces:
+    """As raw weights the largest set that is no average, and as EMA the first that is one."""
     averaged = [place for place in places if re.search("ema|shadow|averag", place, re.I)]
     sizes = {place: sum(math.prod(header.shape) for header in tensors.values()) for place, tensors in places.items()}
     raw = max(places, key=lambda place: (place not in averaged, sizes[place]))
     return _stripped(raw, next((place for place in averaged if place != raw), None), places[raw])
 
 
-def _stripped(raw: str, ema: str | None, tensors: Tensors) -> _Weights:
+def _stripped(raw: str, ema: str | None, tensors: Tensors) -> _WeightPlaces:
     strip: list[str] = []
     for wrapper in _WRAPPERS:
         if all(name.startswith(f"{wrapper}.") for name in tensors):
-            tensors = subset(tensors, wrapper)
+            tensors = tensors_below(tensors, wrapper)
             strip.append(wrapper)
-    return _Weights(raw, ema, strip, tensors)
+    return _WeightPlaces(raw, ema, strip, tensors)
 
 
-def _as_in(own: Mapping[str, Any], sets: Mapping[str, Tensors]) -> _Weights | None:
-    """The weights where a card's `weights` says, or its averages alone; None if neither is in the file."""
-    raw, ema = own.get("raw", ""), own.get("ema")
-    averaged = None if ema is None else _found(sets, ema)
-    if tensors := _found(sets, raw):
+def _weights_of_card(section: Mapping[str, Any], sets: Mapping[str, Tensors]) -> _WeightPlaces | None:
+    """The weights at the places in a card's section `weights`, or only its EMA; None if the file has neither."""
+    raw, ema = section.get("raw", ""), section.get("ema")
+    averaged = None if ema is None else tensors_at(sets, ema)
+    if tensors := tensors_at(sets, raw):
         return _stripped(raw, ema if averaged else None, tensors)
     return _stripped(str(ema), None, averaged) if averaged else None
 
 
-def _found(sets: Mapping[str, Tensors], place: str) -> Tensors | None:
-    """The set at `place`, or the part of one whose names begin with the last words of `place`."""
-    if place in sets:
-        return sets[place]
-    parts = (subset(found, place.removeprefix(f"{key}.") if key else place) for key, found in sets.items())
-    return next(filter(None, parts), None)
-
-
 def _rules() -> dict[str, tuple[dict[str, Any], Recognise]]:
-    """Shipped card -> its values, and how its files are told from others."""
-    # parsed without checking the cards, which would import torch
+    """Shipped card -> its fields, and the rule that recognizes its files."""
+    # parsed without validation, which would take longer than everything else that `mfdiag inspect` does
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     cards = {name: yaml.load(path.read_bytes(), loader) for name, path in shipped_cards().items()}
     for card in cards.values():
         labels = card.get("conditioning", {})
-        labels |= {"null": labels.pop(None)} if None in labels else {}  # in YAML the key `null` is nothing
+        labels |= {"null": labels.pop(None)} if None in labels else {}  # YAML reads the key `null` as None
     return {name: (card, Recognise(**card["recognise"])) for name, card in cards.items() if "recognise" in card}
 
 
-def _extension(
-    card: str, values: Mapping[str, Any], rule: Recognise, weights: _Weights, told: Mapping[str, Any]
+def _extension_of_shipped(
+    card: str,
+    shipped_fields: Mapping[str, Any],
+    rule: Recognise,
+    weights: _WeightPlaces,
+    plain_values: Mapping[str, Any],
 ) -> Proposal:
-    own = {**values, "weights": {"raw": "", **values.get("weights", {})}}
-    found = {"weights.raw": weights.raw, "weights.ema": weights.ema, **rule.found(weights.tensors, told)}
-    fields = {field: value for field, value in found.items() if value != _at(own, field)}
+    shipped = {**shipped_fields, "weights": {"raw": "", **shipped_fields.get("weights", {})}}
+    in_file = {
+        "weights.raw": weights.raw,
+        "weights.ema": weights.ema,
+        **rule.values_in(weights.tensors, plain_values),
+    }
+    fields = {field: value for field, value in in_file.items() if value != _value_at(shipped, field)}
     unknown, comments = {}, {}
     if rule.untold and any(field.startswith("network.arguments.") for field in fields):
-        comments["network.arguments"] = f"{', '.join(rule.untold)}: those of {card} are taken"
-        unknown = {f"network.arguments.{name}": f"that of {card} is taken" for name in rule.untold}
+        comments["network.arguments"] = f"{', '.join(rule.untold)}: the values of {card} are assumed"
+        unknown = {f"network.arguments.{name}": f"the value of {card} is assumed" for name in rule.untold}
     for field in [field for field in rule.choices if field in fields and fields[field] is None]:
-        text = f"none of {', '.join(rule.choices[field])} has its sizes: name a factory that has, and its arguments"
+        text = f"none of {', '.join(rule.choices[field])} has these sizes; set a factory that does, and its arguments"
         fields = {name: value for name, value in fields.items() if name != field} | {"network.factory": _Unknown(text)}
         unknown["network.factory"] = text
     text = _yaml({"extends": card, **fields}, comments)
-    about = values.get("about", "")
+    about = shipped_fields.get("about", "")
     return Proposal(recognised=card, about=about, differs=bool(fields), unknown=unknown, text=text)
 
 
-def _at(values: Any, field: str) -> Any:
+def _value_at(values: Any, field: str) -> Any:
     for name in field.split("."):
         values = values.get(name) if isinstance(values, Mapping) else None
     return values
 
 
-def _generic(name: str, weights: _Weights, told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Fields of a card by dotted name, and comments on those that are not the file's."""
-    labels = _conditioning(weights.tensors, told)
-    embeddings = sorted({found.group().strip("._") for n in weights.tensors if (found := _TIMES.search(n))})
-    times = f"; its time embeddings are {', '.join(embeddings)}" if embeddings else ""
+def _own_card(
+    name: str, weights: _WeightPlaces, plain_values: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Fields of a card by dotted name, and comments on those that are guessed."""
+    labels = _conditioning(weights.tensors, plain_values)
+    embeddings = sorted({match.group().strip("._") for n in weights.tensors if (match := _TIMES.search(n))})
+    times = f"; time embeddings in the file: {', '.join(embeddings)}" if embeddings else ""
     fields: dict[str, Any] = {
         "format": 1,
         "about": name,
         "network.factory": "network.py:build",
-        "network.arguments": _Unknown("those of the factory" + _hints("network.arguments", told)),
+        "network.arguments": _Unknown("keyword arguments of the factory" + _hints("network.arguments", plain_values)),
         "weights.raw": weights.raw,
         **({"weights.ema": weights.ema} if weights.ema else {}),
         **({"weights.strip": weights.strip} if weights.strip else {}),
         "call.arguments": ["x", "r", "t", *(["y"] if labels else [])],
-        "call.time_scale": _Unknown("1 is taken; 1000 if the network wants its times times 1000"),
-        "convention.direction": _Unknown("D0 is taken: data at time 0, noise at time 1; D1 the other way"),
-        "output.prediction": _Unknown("u is taken; v, x or eps if the network predicts these"),
-        "output.average": _Unknown("true is taken; false for flow matching, which has no r"),
+        "call.time_scale": _Unknown("assumed to be 1; set 1000 if the network takes times in [0, 1000]"),
+        "convention.direction": _Unknown("assumed to be D0, data at time 0 and noise at time 1; D1 is the reverse"),
+        "output.prediction": _Unknown("assumed to be u; set v, x or eps if the network predicts that"),
+        "output.average": _Unknown("assumed to be true; set false for flow matching, which has no r"),
         **labels,
-        "guidance": _Unknown("none is taken" + _hints("guidance", told)),
-        "objective.weighting": _Unknown("such as adaptive:1,0.01" + _hints("objective.weighting", told)),
-        "objective.times": _Unknown("such as logit_normal:-0.4,1,0.25" + _hints("objective.times", told)),
-        "data.shape": _shape(weights.tensors, told) or _Unknown("of one sample, channels first"),
+        "guidance": _Unknown("assumed to be none" + _hints("guidance", plain_values)),
+        "objective.weighting": _Unknown("for example adaptive:1,0.01" + _hints("objective.weighting", plain_values)),
+        "objective.times": _Unknown("for example logit_normal:-0.4,1,0.25" + _hints("objective.times", plain_values)),
+        "data.shape": _sample_shape(weights.tensors, plain_values)
+        or _Unknown("shape of one sample, channels first, for example [3, 32, 32]"),
         "data.scale": next(
-            (value for place, value in told.items() if _SCALES.search(place) and isinstance(value, float)),
-            _Unknown("1 is taken; the factor on stored latents, such as 0.18215"),
+            (value for place, value in plain_values.items() if _SCALES.search(place) and isinstance(value, float)),
+            _Unknown("assumed to be 1; for latents the factor on stored values, for example 0.18215"),
         ),
     }
     comments = {
         "network.factory": "FILE.py:callable or pkg.module:callable that builds the network",
-        "call.arguments": f"their order, and whether it is r or h = t - r{times}",
+        "call.arguments": f"check their order, and whether the network takes r or h = t - r{times}",
     }
     if labels and labels.get("conditioning.null") is None:
-        comments["conditioning.classes"] = "whether the last is the null label"
+        comments["conditioning.classes"] = "check whether the last label is the null label"
     return fields, comments
 
 
-def _hints(field: str, told: Mapping[str, Any]) -> str:
-    """What among the file's plain values bears on a field."""
-    found = [f"{place}={value}" for place, value in told.items() if _HINTS[field].search(place)]
-    return "; the file has " + ", ".join(found[:8]) if found else ""
+def _hints(field: str, plain_values: Mapping[str, Any]) -> str:
+    """The plain values in the file that bear on a field, as the end of a comment."""
+    hints = [f"{place}={value}" for place, value in plain_values.items() if _HINTS[field].search(place)]
+    return "; the file has " + ", ".join(hints[:_MAX_HINTS]) if hints else ""
 
 
-def _conditioning(tensors: Tensors, told: Mapping[str, Any]) -> dict[str, Any]:
-    """By the label embedding's rows, or a one-hot projection's columns."""
-    classes = next((value for place, value in told.items() if place.endswith(("num_classes", "label_dim"))), None)
+def _conditioning(tensors: Tensors, plain_values: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `conditioning`, from the rows of a label embedding or the columns of a one-hot projection."""
+    counts = (value for place, value in plain_values.items() if place.endswith(("num_classes", "label_dim")))
+    classes = next(counts, None)
     for name, header in tensors.items():
         if len(header.shape) == 2 and _LABELS.search(name) is not None and name.endswith("weight"):
             rows, columns = header.shape
             if classes == columns != rows or "map_label" in name:
                 return {"conditioning.kind": "one_hot", "conditioning.classes": columns}
             null = rows - 1 == classes or (classes is None and rows % 10 == 1)
-            known = {"conditioning.kind": "index", "conditioning.classes": rows - 1 if null else rows}
-            return known | ({"conditioning.null": rows - 1} if null else {})
+            fields = {"conditioning.kind": "index", "conditioning.classes": rows - 1 if null else rows}
+            return fields | ({"conditioning.null": rows - 1} if null else {})
     return {}
 
 
-def _shape(tensors: Tensors, told: Mapping[str, Any]) -> list[int] | None:
-    """Of one sample, by the first convolution's channels and a positional embedding's length or the arguments."""
+def _sample_shape(tensors: Tensors, plain_values: Mapping[str, Any]) -> list[int] | None:
+    """Channels from the first convolution; the side from a positional embedding, or from an argument in the file."""
     first = next((header for header in tensors.values() if len(header.shape) == 4), None)
     if first is None:
         return None
@@ -234,12 +250,13 @@ def _shape(tensors: Tensors, told: Mapping[str, Any]) -> list[int] | None:
     if position is not None and math.isqrt(position.shape[1]) ** 2 == position.shape[1]:
         side = math.isqrt(position.shape[1]) * patch
         return [channels, side, side]
-    side = next((value for place, value in told.items() if _SIDES.search(place) and isinstance(value, int)), 0)
+    sides = (value for place, value in plain_values.items() if _SIDES.search(place) and isinstance(value, int))
+    side = next(sides, 0)
     return [channels, side, side] if side else None
 
 
 def _yaml(fields: Mapping[str, Any], comments: Mapping[str, str]) -> str:
-    """Dotted fields as YAML: sections of lines, deeper mappings in braces, unknown values as comments."""
+    """Dotted fields as YAML: one line per field, deeper mappings in braces, unknown fields as comments."""
     sections: dict[str, dict[str, Any]] = {}
     for field, value in fields.items():
         head, _, rest = field.partition(".")
@@ -252,8 +269,8 @@ def _yaml(fields: Mapping[str, Any], comments: Mapping[str, str]) -> str:
         if "" in section:
             lines.append(_line("", head, section[""], comments.get(head)))
             continue
-        silent = all(isinstance(value, _Unknown) for value in section.values())
-        lines.append(f"# {head}:" if silent else f"{head}:")
+        only_comments = all(isinstance(value, _Unknown) for value in section.values())
+        lines.append(f"# {head}:" if only_comments else f"{head}:")
         lines += [_line("  ", name, value, comments.get(f"{head}.{name}")) for name, value in section.items()]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Which of the shipped model cards fits a file, by the names and shapes of its tensors."""
+"""Rules by which a shipped model card recognizes a file: the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from mfdiag.models.formats.pickles import Header
+from mfdiag.models.formats.pickles import TensorHeader
 
 __all__ = ["Recognise", "size_in"]
 
@@ -30,45 +30,48 @@ Formula = Annotated[str, AfterValidator(_formula)]
 
 
 class Recognise(BaseModel):
-    """How a file of the card's kind is told from others.
+    """How `mfdiag inspect` recognizes a file of the card's repository.
 
     Patterns are shell wildcards for names of tensors, without the prefixes of `weights`. A size is a formula of
-    `NAME[axis]`, the length of a tensor's axis, `sqrt(NAME[axis])`, `count(PATTERN)`, how many tensors match, and whole
-    numbers, joined by + - * / from left to right.
+    `NAME[axis]` (the length of an axis of a tensor), `sqrt(NAME[axis])`, `count(PATTERN)` (the number of tensors that
+    match) and whole numbers. Its operators + - * / are applied from left to right.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tensors: list[str] = Field(min_length=1, description="patterns, each of which some tensor's name matches")
-    without: list[str] = Field(default_factory=list, description="patterns that no tensor's name matches")
-    entries: list[str] = Field(default_factory=list, description="what the file has at its top level")
+    tensors: list[str] = Field(min_length=1, description="patterns that must each match a tensor")
+    without: list[str] = Field(default_factory=list, description="patterns that must match no tensor")
+    entries: list[str] = Field(default_factory=list, description="names that the file must have at its top level")
     sizes: dict[str, Formula | list[Formula]] = Field(
-        default_factory=dict, description="dotted field of the card: its value in the file, as a formula or some"
+        default_factory=dict, description="dotted field of the card: formula of its value, or a list of formulas"
     )
     untold: list[str] = Field(
-        default_factory=list, description="fields of `network.arguments` that other sizes may change and no file tells"
+        default_factory=list,
+        description="fields of `network.arguments` that may differ with the sizes and that no file records",
     )
     texts: dict[str, str | dict[str, str]] = Field(
         default_factory=dict,
-        description="dotted field of the card: its value in the file, as a text with {place} for plain values at "
-        "dotted places of the file, such as logit_normal:{args.mu},{args.sigma}; or one for each case place=value",
+        description="dotted field of the card: text of its value, in which {place} stands for the plain value at a "
+        "dotted place of the file, as in logit_normal:{args.mu},{args.sigma}; or a mapping from a case place=value to "
+        "its text",
     )
     choices: dict[str, dict[str, dict[Formula, int]]] = Field(
-        default_factory=dict, description="dotted field of the card: {value: {formula: size}} of networks that have it"
+        default_factory=dict, description="dotted field of the card: {value: {formula: size}} for each possible value"
     )
 
-    def fits(self, tensors: Mapping[str, Header], entries: Collection[str]) -> bool:
-        """Whether the tensors of a set of weights, and the file's entries, are of the card's kind."""
+    def fits(self, tensors: Mapping[str, TensorHeader], entries: Collection[str]) -> bool:
+        """Whether a set of weights, and the names at the file's top level, are those of the card's repository."""
         return (
             all(_matching(tensors, pattern) for pattern in self.tensors)
             and not any(_matching(tensors, pattern) for pattern in self.without)
             and all(entry in entries for entry in self.entries)
         )
 
-    def found(self, tensors: Mapping[str, Header], told: Mapping[str, Any]) -> dict[str, Any]:
-        """Dotted field of the card -> its value by the file, where the file tells it; `told` by dotted place.
+    def values_in(self, tensors: Mapping[str, TensorHeader], plain_values: Mapping[str, Any]) -> dict[str, Any]:
+        """Dotted field of the card -> its value in a file, for the fields that the file determines.
 
-        A choice is None where none of its values has the file's sizes.
+        `plain_values` are the plain values in the file by their dotted place. A field of `choices` is None if the sizes
+        in the file are those of none of its values.
         """
         values: dict[str, Any] = {}
         for field, choices in self.choices.items():
@@ -83,26 +86,27 @@ class Recognise(BaseModel):
             if None not in sizes:
                 values[field] = sizes[0] if isinstance(formula, str) else sizes
         for field, cases in self.texts.items():
-            text = cases if isinstance(cases, str) else _case(cases, told)
-            if text is not None and all(place in told for place in _PLACE.findall(text)):
-                values[field] = _PLACE.sub(lambda found: _plain(told[found.group(1)]), text)
+            text = cases if isinstance(cases, str) else _matching_case(cases, plain_values)
+            if text is not None and all(place in plain_values for place in _PLACE.findall(text)):
+                values[field] = _PLACE.sub(lambda match: _as_text(plain_values[match.group(1)]), text)
         return values
 
 
-def _case(cases: Mapping[str, str], told: Mapping[str, Any]) -> str | None:
-    return next((text for case, text in cases.items() if case in {f"{p}={value}" for p, value in told.items()}), None)
+def _matching_case(cases: Mapping[str, str], plain_values: Mapping[str, Any]) -> str | None:
+    present = {f"{place}={value}" for place, value in plain_values.items()}
+    return next((text for case, text in cases.items() if case in present), None)
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def size_in(tensors: Mapping[str, Header], formula: str) -> int | None:
-    """The value of a formula of sizes (see `Recognise`); None where a tensor or axis it names is not there."""
+def size_in(tensors: Mapping[str, TensorHeader], formula: str) -> int | None:
+    """The value of a formula of sizes (see `Recognise`); None if it names a tensor or axis that does not exist."""
     operators = re.sub(_TERM, " ", formula).split()
     value = None
-    for index, found in enumerate(_TERM.finditer(formula)):
-        term = _term(tensors, *found.groups())
+    for index, match in enumerate(_TERM.finditer(formula)):
+        term = _term(tensors, *match.groups())
         if term is None:
             return None
         if value is None:
@@ -120,21 +124,23 @@ def size_in(tensors: Mapping[str, Header], formula: str) -> int | None:
     return value
 
 
-def _term(tensors: Mapping[str, Header], *groups: str | None) -> int | None:
+def _term(tensors: Mapping[str, TensorHeader], *groups: str | None) -> int | None:
+    """The value of a term, from the groups of `_TERM`."""
     counted, rooted, root_axis, name, axis, number = groups
     if number is not None:
         return int(number)
     if counted is not None:
         return len(_matching(tensors, counted))
     matching = _matching(tensors, rooted or name or "")
-    place = int(root_axis or axis or 0)
-    if not matching or place >= len(tensors[matching[0]].shape):
+    shape = tensors[matching[0]].shape if matching else ()
+    index = int(root_axis or axis or 0)
+    if index >= len(shape):
         return None
-    length = tensors[matching[0]].shape[place]
+    length = shape[index]
     return math.isqrt(length) if rooted else length
 
 
-def _matching(tensors: Mapping[str, Header], pattern: str) -> list[str]:
+def _matching(tensors: Mapping[str, TensorHeader], pattern: str) -> list[str]:
     if not re.search(r"[*?\[]", pattern):
         return [pattern] if pattern in tensors else []
     matches = re.compile(translate(pattern)).match

@@ -1,4 +1,4 @@
-"""Zip archives written by torch, checked before anything reads them."""
+"""Zip archives that torch wrote, checked before anything reads them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,37 @@ from pathlib import Path
 
 from mfdiag.errors import InputError
 
-__all__ = ["damaged", "records"]
+__all__ = ["checked_records", "damaged_file"]
 
 
-def damaged(path: Path, container: str, why: object) -> InputError:
-    """The error for a file that is not whole, or is made to be no whole file of its kind."""
+def damaged_file(path: Path, container: str, reason: object) -> InputError:
+    """The error for a file that is incomplete, or that was made to look like a file of its format.
+
+    Args:
+        path: The file.
+        container: Its format, as in "torch zip".
+        reason: What is wrong with it.
+
+    Returns:
+        The error, to be raised.
+    """
     return InputError(
-        f"Expected a complete {container} file, but {path} is truncated or damaged ({why}); copy or download it again."
+        f"Expected a complete {container} file, but {path} is truncated or damaged ({reason}); "
+        "copy or download it again."
     )
 
 
-def records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The records of torch's archive by their name below its one folder.
+def checked_records(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The records of a torch archive by their names below its only folder.
 
-    torch stores records as they are. One that is compressed, there twice, or larger with the others than the file
-    itself could fill the memory, or be read differently by another reader: InputError.
+    torch stores records uncompressed. Raises InputError for compressed records, two records of one name, and records
+    that are larger than the file in total: those could fill the memory, or read differently in another reader.
     """
     infos = archive.infolist()
-    named = {info.filename.partition("/")[2]: info for info in infos}
-    if len(named) < len(infos) or len({info.filename.partition("/")[0] for info in infos}) > 1:
-        raise damaged(path, "torch zip", "its records do not lie in one folder, each once")
+    records = {info.filename.partition("/")[2]: info for info in infos}
+    if len(records) < len(infos) or len({info.filename.partition("/")[0] for info in infos}) > 1:
+        raise damaged_file(path, "torch zip", "its records do not lie in one folder, each once")
     stored = all(info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size for info in infos)
     if not stored or sum(info.file_size for info in infos) > path.stat().st_size:
-        raise damaged(path, "torch zip", "its records are compressed or overlap")
-    return named
+        raise damaged_file(path, "torch zip", "its records are compressed or overlap")
+    return records

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, whichever of the known formats it has, without running anything in it."""
+"""What a checkpoint file holds, in any of the known formats, without running any code in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
-from mfdiag.models.formats.archives import damaged
+from mfdiag.models.formats.archives import damaged_file
 from mfdiag.models.formats.exported import Program, read_exported
 from mfdiag.models.formats.shards import INDEX_SUFFIX, read_safetensors, read_sharded
 from mfdiag.models.formats.torchfile import read_torch
@@ -23,11 +23,12 @@ __all__ = [
     "Container",
     "StateDict",
     "checkpoint_file",
-    "container_of",
+    "container_format",
     "is_tensor",
     "read_container",
     "scalar",
-    "subset",
+    "tensors_at",
+    "tensors_below",
     "training_step",
     "weight_sets",
 ]
@@ -35,14 +36,16 @@ __all__ = [
 StateDict = dict[str, "Tensor"]
 
 _STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
+_MAX_DEPTH = 3  # of the mappings that are searched for state dicts
 
 
 @dataclass
 class Container:
-    """A checkpoint: `tree` is its outermost mapping, in which each tensor is a tensor or a `pickles.Header`.
+    """The content of a checkpoint.
 
-    `kind` is the format, `files` the files it lies in, `metadata` a safetensors header's text entries, `program` the
-    network itself where the file holds an exported one.
+    `kind` is its format. `tree` is its outermost mapping, in which each tensor is a tensor or a `TensorHeader`. `files`
+    are the files that hold it, the index of shards first. `metadata` are the text entries of a safetensors header.
+    `program` is the network itself, if the file holds an exported program.
     """
 
     kind: str
@@ -53,14 +56,14 @@ class Container:
 
 
 def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
-    """Read a checkpoint: its weights with `load`, else only names, shapes and plain values, without importing torch.
+    """Read a checkpoint: a safetensors file, an index of shards or the folder with it, or a file that torch wrote.
 
-    `path` is a safetensors file, the index of a sharded one or the folder with that index, a file written by
-    torch.save (zip or legacy), or one written by torch.export.save. Weights are memory-mapped where the format allows.
-    Raises InputError if it is missing, empty, damaged, of another format, or holds code.
+    With `load`, the weights are tensors, memory-mapped where the format allows. Without it, only names, shapes and
+    plain values are read, and torch is not imported. Raises InputError if the file is missing, empty, damaged or of
+    another format, or holds code.
     """
     file = checkpoint_file(path)
-    kind = container_of(file)
+    kind = container_format(file)
     if kind == "safetensors":
         tensors, metadata = read_safetensors(file, load=load)
         return Container(kind, tensors, [file], metadata)
@@ -74,13 +77,13 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
 
 
 def checkpoint_file(path: str | os.PathLike[str]) -> Path:
-    """`path` if it is a readable, non-empty file, or the index in it if it is a folder; else InputError."""
+    """`path` itself, or the index of shards in it if it is a folder. Raises InputError if it is no readable file."""
     file = Path(path)
     if file.is_dir():
-        found = sorted(file.glob(f"*{INDEX_SUFFIX}"))
-        if len(found) != 1:
-            raise InputError(f"Expected a checkpoint file, but {file} is a folder; name a file inside it.")
-        file = found[0]
+        indexes = sorted(file.glob(f"*{INDEX_SUFFIX}"))
+        if len(indexes) != 1:
+            raise InputError(f"Expected a checkpoint file, but {file} is a folder; pass a file inside it.")
+        file = indexes[0]
     try:
         with file.open("rb") as stream:
             if stream.read(1):
@@ -88,16 +91,16 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     except FileNotFoundError:
         raise InputError(f"Expected a checkpoint file, but {file} does not exist; check the path.") from None
     except OSError as error:
-        raise InputError(f"The checkpoint {file} cannot be read ({error.strerror}); check the path.") from error
+        raise InputError(f"Expected a readable checkpoint, but {file} is not ({error.strerror}); check it.") from error
     raise InputError(f"Expected a checkpoint, but {file} is empty; write or download it again.")
 
 
-def container_of(path: Path) -> str:
-    """The format by the file's first bytes, or by a zip archive's records; InputError if it is none that is known."""
+def container_format(path: Path) -> str:
+    """The format of a file, from its first bytes or the records of its zip archive. Raises InputError for others."""
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
-        return _archive(path)
+        return _zip_format(path)
     if start[8:] == b"{":
         return "safetensors"
     if start[:1] == b"\x80":
@@ -110,16 +113,16 @@ def container_of(path: Path) -> str:
     )
 
 
-def _archive(path: Path) -> str:
+def _zip_format(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] or name for name in archive.namelist()}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise damaged(path, "torch zip", "its table of contents is missing") from error
+        raise damaged_file(path, "torch zip", "its table of contents is missing") from error
     if any(name.endswith("serialized_exported_program.json") for name in names):
         raise InputError(
-            f"Expected torch.export's format of torch 2.9 or later, but {path} has an older one; load it with "
-            "the torch it was written by, and save program.state_dict with torch.save."
+            f"Expected the torch.export format of torch 2.9 or later, but {path} has an older one; load it with the "
+            "version of torch that wrote it, and save program.state_dict with torch.save."
         )
     if "archive_format" in names:
         return "torch.export"
@@ -127,12 +130,12 @@ def _archive(path: Path) -> str:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether `value` is a tensor, or stands for one."""
+    """Whether `value` is a tensor or a `TensorHeader`."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def scalar(value: Any) -> int | float | str | bool | None:
-    """`value` as a plain scalar if it is one (also a path or a one-element CPU tensor), else None."""
+    """`value` as a plain scalar; also from a path or a tensor of shape (). None if it is none of these."""
     if isinstance(value, bool | float | str):
         return value
     if isinstance(value, int):
@@ -145,28 +148,39 @@ def scalar(value: Any) -> int | float | str | bool | None:
 
 
 def training_step(tree: Mapping[Any, Any]) -> int | None:
-    """The step at which a checkpoint was written, where it says so."""
-    found = (scalar(tree[key]) for key in _STEP_KEYS if key in tree)
-    return next((int(value) for value in found if isinstance(value, int | float)), None)
+    """The training step that a checkpoint records, or None."""
+    values = (scalar(tree[key]) for key in _STEP_KEYS if key in tree)
+    return next((int(value) for value in values if isinstance(value, int | float)), None)
 
 
-def subset(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose name starts with `prefix.`, named without it."""
+def tensors_below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The tensors whose names start with `prefix.`, under their names without it."""
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def weight_sets(tree: Mapping[Any, Any], described: bool) -> dict[str, dict[str, Any]]:
-    """Every state dict in a file by its dotted place; "" is the file's own top level.
+    """Dotted place in a file -> state dict; "" is the top level of the file.
 
-    A state dict is a mapping from names to tensors, without mappings inside. With `described`, the sets are this
-    project's prefixes `raw.` and `ema.`. Optimiser states, whose keys are numbers, are not state dicts.
+    A state dict is a mapping from names to tensors, without mappings inside; optimizer states, whose keys are numbers,
+    are none. With `described`, the sets are those that mfdiag writes, with the prefixes `raw.` and `ema.`.
     """
     if described:
-        return {key: found for key in ("raw", "ema") if (found := subset(tree, key))}
-    return dict(_walk(tree, "", 3))
+        return {key: tensors for key in ("raw", "ema") if (tensors := tensors_below(tree, key))}
+    return dict(_state_dicts(tree, "", _MAX_DEPTH))
 
 
-def _walk(tree: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def tensors_at(sets: Mapping[str, dict[str, Any]], place: str) -> dict[str, Any] | None:
+    """The set of weights at a dotted `place`, or the part of one whose tensor names begin with its last words.
+
+    `model.net_ema` is the set of that place, else the tensors `net_ema.*` of the set `model`. None if it is neither.
+    """
+    if place in sets:
+        return sets[place]
+    parts = (tensors_below(tensors, place.removeprefix(f"{key}.") if key else place) for key, tensors in sets.items())
+    return next(filter(None, parts), None)
+
+
+def _state_dicts(tree: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
     if not depth or not all(isinstance(name, str) for name in tree):
         return
     inner = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
@@ -174,4 +188,4 @@ def _walk(tree: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str
     if tensors and not inner:
         yield place, tensors
     for name, value in inner.items():
-        yield from _walk(value, f"{place}.{name}" if place else name, depth - 1)
+        yield from _state_dicts(value, f"{place}.{name}" if place else name, depth - 1)

@@ -1,7 +1,7 @@
-"""Files written by torch.export.save: a network's weights, and the network itself as a list of ATen operators.
+"""Files written by torch.export.save: the weights of a network, and the network itself as a list of ATen operators.
 
-torch.export.load would unpickle objects, evaluate symbolic sizes as Python and load compiled code from the file. Here
-its JSON is read as data.
+torch.export.load may unpickle objects, evaluate symbolic sizes as Python and load compiled code from the file. This
+reader treats the file's JSON as data.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
-from mfdiag.models.formats.archives import damaged, records
-from mfdiag.models.formats.pickles import Header
+from mfdiag.models.formats.archives import checked_records, damaged_file
+from mfdiag.models.formats.pickles import TensorHeader
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["DTYPES", "Program", "read_exported"]
 
-# the numbers of torch._export.serde.schema.ScalarType
+# number in torch._export.serde.schema.ScalarType -> dtype
 DTYPES = {
     **dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"), start=1)),
     **dict(enumerate(("complex32", "complex64", "complex128", "bool", "bfloat16"), start=9)),
@@ -37,7 +37,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Program:
-    """An exported network: its operators, inputs and outputs as in the file's JSON, and the constants it uses."""
+    """An exported network: its operators, inputs and outputs as in the file's JSON, and its constant tensors."""
 
     path: Path
     graph: dict[str, Any]
@@ -46,64 +46,66 @@ class Program:
 
     @property
     def inputs(self) -> dict[str, list[int | None]]:
-        """The shape of each input of the network by its name; None for a length that is free."""
-        names = [spec["user_input"]["arg"]["as_tensor"]["name"] for spec in self.signature["input_specs"][self._own :]]
+        """Name of each input of the network -> its shape; None stands for a dynamic length."""
+        specs = self.signature["input_specs"][self._first_user_input :]
+        names = [spec["user_input"]["arg"]["as_tensor"]["name"] for spec in specs]
         values = self.graph["tensor_values"]
         return {name: [length.get("as_int") for length in values[name]["sizes"]] for name in names}
 
     @property
-    def _own(self) -> int:
-        """How many inputs come before the first of the user's: parameters, buffers, constants."""
+    def _first_user_input(self) -> int:
+        """Index of the first input that the caller passes; parameters, buffers and constants come before it."""
         return next(i for i, spec in enumerate(self.signature["input_specs"]) if "user_input" in spec)
 
 
 def read_exported(path: Path, *, load: bool) -> tuple[dict[str, Any], Program]:
-    """The weights in a file of torch.export.save, as tensors with `load` and else a `Header` each, and its program.
+    """Read the weights and the program of a file that torch.export.save wrote.
 
-    Raises InputError if it is damaged, of torch before 2.9, holds more than one program, or objects that would have to
-    be unpickled.
+    The weights are tensors with `load`, and else one `TensorHeader` each. Raises InputError if the file is damaged,
+    was written by torch before 2.9, or holds more than one program or pickled objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            named = records(archive, path)
-            models = [name for name in named if name.startswith("models/") and name.endswith(".json")]
+            records = checked_records(archive, path)
+            models = [name for name in records if name.startswith("models/") and name.endswith(".json")]
             if len(models) != 1:
                 raise InputError(
-                    f"Expected one program in {path}, but it has {len(models)}; write one file for each network with "
+                    f"Expected one program in {path}, but it has {len(models)}; write one file per network with "
                     "torch.export.save of torch 2.9 or later."
                 )
-            module = json.loads(archive.read(named[models[0]]))["graph_module"]
+            module = json.loads(archive.read(records[models[0]]))["graph_module"]
             name = Path(models[0]).stem
             weights, constants = (
-                _payload(archive, named, f"data/{kind}/", f"{name}_{config}_config.json", path, load)
-                for kind, config in (("weights", "weights"), ("constants", "constants"))
+                _payload(archive, records, f"data/{kind}/", f"{name}_{kind}_config.json", path, load)
+                for kind in ("weights", "constants")
             )
         return weights, Program(path, module["graph"], module["signature"], constants)
     except InputError:
         raise
     except Exception as error:  # JSON of another form raises KeyError, TypeError, AttributeError, ...
-        raise damaged(path, "torch.export", f"{type(error).__name__}: {error}") from error
+        raise damaged_file(path, "torch.export", f"{type(error).__name__}: {error}") from error
 
 
 def _payload(
-    archive: zipfile.ZipFile, named: dict[str, zipfile.ZipInfo], folder: str, config: str, path: Path, load: bool
+    archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], folder: str, config: str, path: Path, load: bool
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """The tensors, or headers, that a JSON record `config` lists."""
+    tensors: dict[str, Any] = {}
     raw: dict[str, bytearray] = {}
-    for name, payload in json.loads(archive.read(named[folder + config]))["config"].items():
+    for name, payload in json.loads(archive.read(records[folder + config]))["config"].items():
         if payload["use_pickle"] or payload["tensor_meta"] is None:
             raise InputError(
-                f"Expected plain tensors in {path}, but {name} is a pickled object; mfdiag runs no code from a file: "
-                "save model.state_dict() with torch.save and pass that file."
+                f"Expected plain tensors in {path}, but {name} is a pickled object; mfdiag runs no code from a file. "
+                "Save model.state_dict() with torch.save and pass that file."
             )
         meta, record = payload["tensor_meta"], payload["path_name"]
         shape, stride = ([length["as_int"] for length in meta[key]] for key in ("sizes", "strides"))
         dtype = DTYPES[meta["dtype"]]
         if load and record not in raw:
-            raw[record] = bytearray(archive.read(named[folder + record]))
+            raw[record] = bytearray(archive.read(records[folder + record]))
         strided = (shape, stride, meta["storage_offset"]["as_int"])
-        found[name] = _tensor(raw[record], dtype, *strided) if load else Header(tuple(shape), dtype)
-    return found
+        tensors[name] = _tensor(raw[record], dtype, *strided) if load else TensorHeader(tuple(shape), dtype)
+    return tensors
 
 
 def _tensor(raw: bytearray, dtype: str, shape: list[int], stride: list[int], offset: int) -> Tensor:

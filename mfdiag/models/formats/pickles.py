@@ -1,7 +1,7 @@
-"""Pickles read without running anything in them: every class and function that a file names gets an inert stand-in.
+"""Pickles read without running any code in them: an inert stand-in replaces every class and function they name.
 
-Unpickling calls what the file names. Here a name never leads to an import: tensors become their headers, a short list
-of plain containers become containers of our own, and any other name an `Opaque`, which only keeps what it is given.
+Unpickling calls what a file names. This reader imports none of it: tensors become headers, plain containers of a short
+list become containers defined here, and anything else becomes an `UnknownObject`, which only stores its arguments.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import re
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
-__all__ = ["Header", "Opaque", "Pickled", "read_pickle", "stand_ins"]
+__all__ = ["PickleContent", "TensorHeader", "UnknownObject", "read_pickle", "value_stand_ins"]
 
 
 @dataclass(frozen=True)
-class Header:
-    """A tensor without its values."""
+class TensorHeader:
+    """Shape and dtype of a tensor whose values are not read."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -31,58 +31,61 @@ class _Storage:
     numel: int | None
 
 
-class Opaque:
-    """Stands for an object whose class, or for what a function returned whose name, is not on the list."""
+class UnknownObject:
+    """Replaces an object of a class that has no stand-in, or the result of a function that has none."""
 
     path = ""
     args: tuple[Any, ...]
     state: Any
-    items_: dict[Any, Any]  # what a subclass of dict holds
+    dict_items: dict[Any, Any]  # of an object whose class is a subclass of dict
 
-    def __new__(cls, *args: Any, **_: Any) -> Opaque:
+    def __new__(cls, *args: Any, **_: Any) -> UnknownObject:
         kind = cls if isinstance(cls, type) else type(cls)  # dill makes classes by calling functions
-        made = super().__new__(kind)
-        made.__dict__.update(args=args, state={}, items_={})
-        return made
+        instance = super().__new__(kind)
+        instance.__dict__.update(args=args, state={}, dict_items={})
+        return instance
 
-    def __call__(self, *args: Any, **_: Any) -> Opaque:
+    def __call__(self, *args: Any, **_: Any) -> UnknownObject:
         return type(self)(*args)
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__["state"] = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.items_[key] = value
+        self.dict_items[key] = value
 
     def append(self, value: Any) -> None:
-        """Items of a list's subclass are not kept."""
+        """Ignore an item of a subclass of list."""
 
     def extend(self, values: Any) -> None:
-        """Items of a list's subclass are not kept."""
+        """Ignore the items of a subclass of list."""
 
 
 @dataclass
-class Pickled:
-    """What a pickle holds: `unknown` names of classes that are on no list, `storages` sizes in bytes by key."""
+class PickleContent:
+    """What a pickle holds: its value, the names that have no stand-in, and the bytes of each storage by its key."""
 
     tree: Any = None
     unknown: list[str] = field(default_factory=list)
     storages: dict[str, int] = field(default_factory=dict)
 
 
-def read_pickle(file: IO[bytes], pickled: Pickled | None = None) -> Pickled:
-    """The next pickle of `file`. Damaged bytes raise almost any exception; `pickled`, if given, is filled till then."""
-    pickled = pickled or Pickled()
-    pickled.tree = _Reader(file, pickled).load()
+def read_pickle(file: IO[bytes], pickled: PickleContent | None = None) -> PickleContent:
+    """Read the next pickle of `file` into `pickled`, or into a new object.
+
+    Damaged bytes raise almost any exception; `pickled` then holds what was read before them.
+    """
+    pickled = pickled or PickleContent()
+    pickled.tree = _Unpickler(file, pickled).load()
     return pickled
 
 
-# The reader in Python, because the one in C allocates whatever index a file writes to its memo.
-class _Reader(pickle._Unpickler):
-    def __init__(self, file: IO[bytes], pickled: Pickled) -> None:
+# The unpickler in Python, because the one in C allocates memory for any memo index that a file writes.
+class _Unpickler(pickle._Unpickler):
+    def __init__(self, file: IO[bytes], pickled: PickleContent) -> None:
         super().__init__(file, encoding="utf-8")
         self._pickled = pickled
-        self._known = stand_ins() | _torch_stand_ins()
+        self._stand_ins = value_stand_ins() | _torch_stand_ins()
 
     def find_class(self, module: str, name: str) -> Any:
         # torch.save writes protocol 2, which calls modules as Python 2 did
@@ -90,13 +93,13 @@ class _Reader(pickle._Unpickler):
             (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
         )
         path = f"{module}.{name}"
-        if path not in self._known:
+        if path not in self._stand_ins:
             self._pickled.unknown.append(path)
-            self._known[path] = type(name, (Opaque,), {"path": path})
-        return self._known[path]
+            self._stand_ins[path] = type(name, (UnknownObject,), {"path": path})
+        return self._stand_ins[path]
 
     def persistent_load(self, pid: Any) -> Any:
-        if pid[0] == "module":  # the legacy format adds a class's source to its name
+        if pid[0] == "module":  # the legacy format stores the source of a class beside its name
             return pid[1]
         _, dtype, key, _, numel = pid[:5]
         if numel < 0:
@@ -108,18 +111,39 @@ class _Reader(pickle._Unpickler):
         raise pickle.UnpicklingError(f"extension code {code}")
 
 
-def stand_ins() -> dict[str, Any]:
-    """New stand-ins for the classes beyond tensors that training scripts store and that only hold values, by name.
+def value_stand_ins() -> dict[str, Any]:
+    """Name -> stand-in, for classes other than tensors that training scripts store and that only hold values.
 
-    They are new for each file, since a file can set attributes of the classes it names.
+    Call it once per file: a file can set attributes of the classes it names, so stand-ins must not be shared.
     """
+    return _python_stand_ins() | _omegaconf_stand_ins() | _numpy_stand_ins()
 
+
+def _python_stand_ins() -> dict[str, Any]:
     class Namespace:
         pass
 
     class Counter(collections.Counter[Any]):
         pass
 
+    def path(*parts: str) -> pathlib.PurePosixPath:
+        return pathlib.PurePosixPath(*parts)
+
+    builtins = (bool, bytes, bytearray, complex, dict, float, frozenset, int, list, set, str, tuple)
+    flavours = ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")
+    return {
+        **{f"builtins.{kind.__name__}": kind for kind in builtins},
+        "argparse.Namespace": Namespace,
+        "types.SimpleNamespace": type("SimpleNamespace", (Namespace,), {}),
+        "collections.OrderedDict": collections.OrderedDict,
+        "collections.defaultdict": collections.defaultdict,
+        "collections.Counter": Counter,
+        "_codecs.encode": lambda text, _="latin1": text.encode("latin1"),
+        **{f"pathlib.{module}{flavour}Path": path for module in ("", "_local.") for flavour in flavours},
+    }
+
+
+def _omegaconf_stand_ins() -> dict[str, Any]:
     class Node:
         def __setstate__(self, state: dict[str, Any]) -> None:
             self.value = state["_val"]
@@ -130,10 +154,21 @@ def stand_ins() -> dict[str, Any]:
             if isinstance(content, dict):
                 self.__dict__.update({str(key): getattr(value, "value", value) for key, value in content.items()})
 
-    class Unused:
+    class Ignored:
         def __setstate__(self, state: Any) -> None:
             pass
 
+    return {
+        "omegaconf.dictconfig.DictConfig": DictConfig,
+        "omegaconf.listconfig.ListConfig": type("ListConfig", (Ignored,), {}),
+        "omegaconf.base.ContainerMetadata": Ignored,
+        "omegaconf.base.Metadata": Ignored,
+        **{f"omegaconf.nodes.{kind}Node": Node for kind in ("Any", "Boolean", "Float", "Integer", "String")},
+        "typing.Any": Ignored,  # in the metadata of nodes
+    }
+
+
+def _numpy_stand_ins() -> dict[str, Any]:
     class ndarray:
         def __setstate__(self, state: Any) -> None:
             pass
@@ -144,9 +179,6 @@ def stand_ins() -> dict[str, Any]:
 
         def __setstate__(self, state: tuple[Any, ...]) -> None:
             self.order = state[1].replace("|", "=")
-
-    def path(*parts: str) -> pathlib.PurePosixPath:
-        return pathlib.PurePosixPath(*parts)
 
     def array(*_: Any) -> ndarray:
         return ndarray()
@@ -159,23 +191,7 @@ def stand_ins() -> dict[str, Any]:
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         return np.frombuffer(raw, np.dtype(kind.order + kind.code))[0].item()
 
-    builtins = (bool, bytes, bytearray, complex, dict, float, frozenset, int, list, set, str, tuple)
-    flavours = ("", "Posix", "Windows", "Pure", "PurePosix", "PureWindows")
     return {
-        **{f"builtins.{kind.__name__}": kind for kind in builtins},
-        "omegaconf.dictconfig.DictConfig": DictConfig,
-        "omegaconf.listconfig.ListConfig": type("ListConfig", (Unused,), {}),
-        "omegaconf.base.ContainerMetadata": Unused,
-        "omegaconf.base.Metadata": Unused,
-        **{f"omegaconf.nodes.{kind}Node": Node for kind in ("Any", "Boolean", "Float", "Integer", "String")},
-        "typing.Any": Unused,
-        "argparse.Namespace": Namespace,
-        "types.SimpleNamespace": type("SimpleNamespace", (Namespace,), {}),
-        "collections.OrderedDict": collections.OrderedDict,
-        "collections.defaultdict": collections.defaultdict,
-        "collections.Counter": Counter,
-        "_codecs.encode": lambda text, _="latin1": text.encode("latin1"),
-        **{f"pathlib.{module}{flavour}Path": path for module in ("", "_local.") for flavour in flavours},
         **{f"numpy.{core}.multiarray.scalar": number for core in ("core", "_core")},
         **{f"numpy.{core}.multiarray._reconstruct": array for core in ("core", "_core")},
         **{f"numpy.{core}.numeric._frombuffer": array for core in ("core", "_core")},
@@ -210,15 +226,15 @@ def _itemsize(dtype: str) -> int:
 
 
 def _torch_stand_ins() -> dict[str, Any]:
-    def tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> Header:
+    def tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> TensorHeader:
         numbers = (offset, *size, *stride)
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         fits = storage.numel is None or last < storage.numel or 0 in size
         if not (fits and all(type(number) is int and number >= 0 for number in numbers)):
             raise pickle.UnpicklingError(f"a tensor of shape {list(size)} that is not inside its storage")
-        return Header(tuple(size), storage.dtype)
+        return TensorHeader(tuple(size), storage.dtype)
 
-    def typed(storage: _Storage, offset: int, size: Any, stride: Any, *more: Any) -> Header:
+    def typed_tensor(storage: _Storage, offset: int, size: Any, stride: Any, *more: Any) -> TensorHeader:
         dtype = more[2]  # after requires_grad and hooks
         numel = None if storage.numel is None else storage.numel // _itemsize(dtype)
         return tensor(_Storage(dtype, numel), offset, size, stride)
@@ -226,7 +242,7 @@ def _torch_stand_ins() -> dict[str, Any]:
     return {
         "torch._utils._rebuild_tensor": tensor,
         "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_tensor_v3": typed,
+        "torch._utils._rebuild_tensor_v3": typed_tensor,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
         "torch._tensor._rebuild_from_type_v2": lambda build, kind, arguments, state: build(*arguments),

@@ -1,4 +1,4 @@
-"""safetensors files, one or several with an index."""
+"""safetensors files: a single one, or several shards with an index."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mfdiag.errors import InputError
-from mfdiag.models.formats.archives import damaged
-from mfdiag.models.formats.pickles import Header
+from mfdiag.models.formats.archives import damaged_file
+from mfdiag.models.formats.pickles import TensorHeader
 
 __all__ = ["INDEX_SUFFIX", "read_safetensors", "read_sharded"]
 
@@ -18,9 +18,10 @@ _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool"
 
 
 def read_safetensors(path: Path, *, load: bool) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors of a safetensors file, memory-mapped, and its header's text entries; a `Header` each without `load`.
+    """Read the tensors of a safetensors file, and the text entries of its header.
 
-    Raises InputError if the file is damaged.
+    With `load` the tensors are memory-mapped; without it, each is a `TensorHeader`. Raises InputError if the file is
+    damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -30,42 +31,42 @@ def read_safetensors(path: Path, *, load: bool) -> tuple[dict[str, Any], dict[st
             tree = {name: file.get_tensor(name) if load else _header(file.get_slice(name)) for name in names}
             return tree, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise damaged(path, "safetensors", str(error).rstrip(".")) from error
+        raise damaged_file(path, "safetensors", str(error).rstrip(".")) from error
 
 
-def _header(found: Any) -> Header:
-    code = found.get_dtype()
+def _header(tensor_slice: Any) -> TensorHeader:
+    code = tensor_slice.get_dtype()
     letters = code.partition("_")[0].rstrip("0123456789")  # F8_E4M3 keeps its suffix
-    return Header(tuple(found.get_shape()), _DTYPES.get(letters, letters) + code[len(letters) :].lower())
+    return TensorHeader(tuple(tensor_slice.get_shape()), _DTYPES.get(letters, letters) + code[len(letters) :].lower())
 
 
 def read_sharded(index: Path, *, load: bool) -> tuple[dict[str, Any], list[Path]]:
-    """The tensors that an index (`weight_map`: tensor name to file name) names, and the files beside it they lie in.
+    """Read the tensors that an index (`weight_map`: tensor name to file name) lists, and the paths of their files.
 
-    Raises InputError if the index is no such JSON, names a file outside its own folder, or a shard is missing,
-    damaged, or lacks a tensor.
+    Raises InputError if the index is no such JSON or names a file outside its own folder, and if a shard is missing,
+    is damaged, or lacks a tensor.
     """
     try:
         places = json.loads(index.read_bytes())["weight_map"]
         files = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"Expected an index with a weight_map from tensor names to file names, but {index} is none "
+            f"Expected an index with a weight_map from tensor names to file names, but {index} is not one "
             f"({type(error).__name__}); download it again."
         ) from error
     for name in files:
         if not isinstance(name, str) or name != Path(name).name or "\\" in name or not name.strip("."):
             raise InputError(
-                f"Expected the shards of {index} beside it, but it names {name!r}; mfdiag reads nothing outside its "
-                "folder: correct the index."
+                f"Expected the shards of {index} in its own folder, but it names {name!r}; mfdiag reads nothing "
+                "outside its folder. Correct the index."
             )
         if not (index.parent / name).is_file():
-            raise InputError(f"Expected the shard {name} beside {index}, but it is missing; download it too.")
+            raise InputError(f"Expected the shard {name} beside {index}, but it is missing; download the shard.")
     shards = {name: read_safetensors(index.parent / name, load=load)[0] for name in files}
     missing = [name for name, place in places.items() if name not in shards[place]]
     if missing:
         raise InputError(
-            f"Expected the tensor {missing[0]} in {places[missing[0]]}, as {index} says, but it is not there "
-            f"({len(missing)} missing); download the shards again."
+            f"Expected the tensor {missing[0]} in {places[missing[0]]}, as {index} says, but it is missing "
+            f"({len(missing)} of {len(places)} are); download the shards again."
         )
     return {name: shards[place][name] for name, place in places.items()}, [index.parent / name for name in files]

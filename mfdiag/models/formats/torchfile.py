@@ -1,4 +1,4 @@
-"""Files written by torch.save, in torch's zip and legacy formats, read without running anything in them."""
+"""Files written by torch.save in torch's zip and legacy formats, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from mfdiag.errors import InputError
-from mfdiag.models.formats.archives import damaged, records
-from mfdiag.models.formats.conversion import conversion, torchscript_conversion
-from mfdiag.models.formats.pickles import Pickled, read_pickle, stand_ins
+from mfdiag.models.formats.archives import checked_records, damaged_file
+from mfdiag.models.formats.conversion import Conversion, conversion_of, torchscript_conversion
+from mfdiag.models.formats.pickles import PickleContent, read_pickle, value_stand_ins
 
 __all__ = ["read_torch"]
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the legacy format
 
 
 def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
-    """The outermost mapping of a "torch zip", "torch legacy" or "TorchScript" file.
+    """Read the outermost mapping of a file that torch wrote.
 
-    Its tensors are a `Header` each, for which torch is not imported, or with `load` tensors, memory-mapped from a zip.
-    Raises InputError if the file holds pickled objects other than tensors and plain values, or is damaged.
+    Args:
+        path: The file.
+        container: Its format: "torch zip", "torch legacy" or "TorchScript".
+        load: Whether to load tensors, memory-mapped from a zip. Without it, each tensor is a `TensorHeader`, and torch
+            is not imported.
+
+    Returns:
+        The mapping from names to tensors, plain values and further mappings.
+
+    Raises:
+        InputError: If the file is damaged, or holds TorchScript code, a pickled object that is neither a tensor nor a
+            plain value, or no mapping.
     """
     if container == "TorchScript":
         raise _refused(path, "TorchScript code", torchscript_conversion(path))
-    pickled, plain = Pickled(), False
+    pickled, plain = PickleContent(), False
     try:
         if container == "torch zip":
             _read_zip(path, pickled)
@@ -36,61 +46,62 @@ def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
         raise
     except Exception as error:  # damaged bytes raise almost anything: struct.error, AttributeError, IndexError, ...
         if not pickled.unknown:
-            raise damaged(path, container, _words(error)) from error
+            raise damaged_file(path, container, _first_line(error)) from error
     if pickled.unknown or plain:
-        named = f" ({pickled.unknown[0]})" if pickled.unknown else ""
-        raise _refused(path, f"pickled Python objects{named}", conversion(path, pickled, plain=plain))
+        example = f" ({pickled.unknown[0]})" if pickled.unknown else ""
+        raise _refused(path, f"pickled Python objects{example}", conversion_of(path, pickled, plain=plain))
     tree = _loaded(path, container) if load else pickled.tree
     if not isinstance(tree, Mapping):
-        kind = "Tensor" if type(tree).__name__ == "Header" else type(tree).__name__
+        kind = "Tensor" if type(tree).__name__ == "TensorHeader" else type(tree).__name__
         raise InputError(
             f"Expected a mapping of names to tensors, but {path} holds one {kind}; save model.state_dict() instead."
         )
     return tree
 
 
-def _read_zip(path: Path, pickled: Pickled) -> None:
+def _read_zip(path: Path, pickled: PickleContent) -> None:
     with zipfile.ZipFile(path) as archive:
-        named = records(archive, path)
-        read_pickle(io.BytesIO(archive.read(named["data.pkl"])), pickled)
+        records = checked_records(archive, path)
+        read_pickle(io.BytesIO(archive.read(records["data.pkl"])), pickled)
     for key, size in pickled.storages.items():
-        if named[f"data/{key}"].file_size < size:
-            raise damaged(path, "torch zip", f"storage {key} should have {size:,} bytes")
+        if records[f"data/{key}"].file_size < size:
+            raise damaged_file(path, "torch zip", f"storage {key} should have {size:,} bytes")
 
 
-def _read_legacy(path: Path, pickled: Pickled) -> bool:
-    """Fill `pickled`; whether the file was written by pickle itself, and not by torch.save."""
+def _read_legacy(path: Path, pickled: PickleContent) -> bool:
+    """Fill `pickled`; True if pickle itself wrote the file, rather than torch.save."""
     with path.open("rb") as file:
         if read_pickle(file, pickled).tree != _LEGACY_MAGIC:
             return True
         for _ in ("protocol version", "system", "content"):
             read_pickle(file, pickled)
         keys = read_pickle(file).tree
-        size = 8 * len(keys) + sum(pickled.storages[key] for key in keys)  # each storage with its length before it
+        size = 8 * len(keys) + sum(pickled.storages[key] for key in keys)  # 8 bytes before each storage are its length
         if path.stat().st_size - file.tell() < size:
-            raise damaged(path, "torch legacy", f"its storages should have {size:,} bytes")
+            raise damaged_file(path, "torch legacy", f"its storages should have {size:,} bytes")
     return False
 
 
 def _loaded(path: Path, container: str) -> Any:
     import torch
 
-    allowed: list[Any] = [(found, name) for name, found in stand_ins().items()]
+    allowed: list[Any] = [(stand_in, name) for name, stand_in in value_stand_ins().items()]
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=container == "torch zip")
     except Exception as error:
-        raise damaged(path, container, _words(error)) from error
+        raise damaged_file(path, container, _first_line(error)) from error
 
 
-def _words(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _refused(path: Path, what: str, converted: tuple[Path, str, str] | None) -> InputError:
-    found = f"Expected tensors and plain values, but {path} holds {what}; mfdiag runs no code from a file: "
-    if converted is None:
-        return InputError(f"{found}save model.state_dict() with torch.save and pass that file.")
-    target, *lines = converted
-    code = "".join(f"\n    {line}" for line in lines)
-    return InputError(f"{found}run these two lines of Python where its code can be imported, and pass {target}.{code}")
+def _refused(path: Path, content: str, conversion: Conversion | None) -> InputError:
+    problem = f"Expected tensors and plain values, but {path} holds {content}; mfdiag runs no code from a file. "
+    if conversion is None:
+        return InputError(f"{problem}Save model.state_dict() with torch.save and pass that file.")
+    code = "".join(f"\n    {line}" for line in conversion.lines)
+    return InputError(
+        f"{problem}Run these two lines of Python where its code can be imported, and pass {conversion.target}.{code}"
+    )

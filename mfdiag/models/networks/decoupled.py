@@ -1,4 +1,4 @@
-"""A diffusion transformer whose encoder sees t and whose decoder sees r (Decoupled MeanFlow, arXiv 2510.24474)."""
+"""A diffusion transformer whose encoder takes t and whose decoder takes r (Decoupled MeanFlow, arXiv 2510.24474)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ __all__ = ["DecoupledDiT"]
 
 
 class DecoupledDiT(DiT):
-    """Average velocity u(x, r, t): `DiT` with t in all blocks but the last `decoder_depth`, and r in these.
+    """Average velocity u(x, r, t): a `DiT` whose last `decoder_depth` blocks take r and whose other blocks take t.
 
-    Both times share one embedding, so that at r = t this is a flow-matching transformer of t. With `velocity_head` the
-    encoder's tokens also give the instantaneous velocity, see `velocity`; u does not use that head. Other arguments as
-    for `DiT`. Raises InputError as `DiT` does, and on a decoder that leaves no block to the encoder.
+    Both times share one embedding, so at r = t this is a flow-matching transformer of t. With `velocity_head`, a
+    second head reads the instantaneous velocity from the encoder's tokens (see `velocity`); u does not use that head.
+    The other arguments are those of `DiT`.
+
+    Raises:
+        InputError: As for `DiT`, and if `decoder_depth` leaves no block to the encoder.
     """
 
+    # 11 parameters: they are the fields of `architecture.arguments` in specifications and checkpoints
     def __init__(
         self,
         channels: int = 4,
@@ -46,26 +50,36 @@ class DecoupledDiT(DiT):
         if velocity_head:
             self.velocity_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
             self.velocity_head = nn.Linear(width, channels * patch**2)
-            self._initialise()
+            self._initialize()
 
     def _encode(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-        condition = self._labelled(self.time(t), x, y)
+        condition = self._add_label(self.time(t), x, y)
         tokens = self._tokens(x)
         for block in self.blocks[: -self.decoder_depth]:
             tokens = block(tokens, condition)
         return tokens, condition
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """u, shaped as x [n, channels, size, size], from times r and t [n] in [0, 1], labels y int64 [n] or None."""
+        """Average velocity u.
+
+        Args:
+            x: Points x_t [n, channels, size, size].
+            r: Times r [n] in [0, 1], the other end of the interval.
+            t: Times t [n] in [0, 1] of the points.
+            y: Labels int64 [n]; None stands for the null label.
+
+        Returns:
+            u, shaped as x.
+        """
         tokens, _ = self._encode(x, t, y)
-        condition = self._labelled(self.time(r), x, y)
+        condition = self._add_label(self.time(r), x, y)
         for block in self.blocks[-self.decoder_depth :]:
             tokens = block(tokens, condition)
         return self._image(tokens, condition, self.modulation, self.head, x)
 
     @property
     def velocity(self) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-        """(x, r, t, labels) -> v(x, t), shaped as x, whatever r is; there only with `velocity_head`."""
+        """(x, r, t, labels) -> v(x, t), shaped as x; r is ignored. Only networks with `velocity_head` have it."""
         head = self.velocity_head
         if head is None:
             raise AttributeError("velocity needs velocity_head=True")

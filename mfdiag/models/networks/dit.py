@@ -13,9 +13,9 @@ from mfdiag.models.networks.mlp import label_embedding, labels_or_null
 
 __all__ = ["Attention", "DiT", "TimeEmbedding"]
 
-_FREQUENCIES = 128
+_FREQUENCIES = 128  # with the next line, the sinusoidal features of DiT
 _LONGEST_PERIOD = 10_000.0
-_STD = 0.02
+_INITIAL_STD = 0.02  # of embeddings, modulations and the last layer, as is usual for transformers
 
 
 class TimeEmbedding(nn.Module):
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
 
 
-class _Block(nn.Module):
+class _TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         inner = int(width * mlp_ratio)
@@ -68,15 +68,19 @@ class _Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Average velocity u(x, r, t) of images [channels, size, size] cut into (size / patch)^2 tokens.
+    """Average velocity u(x, r, t) of images [channels, size, size], cut into (size / patch)^2 tokens.
 
-    The defaults have 16 tokens and 4.2 million parameters. Times are multiplied by `time_scale` before their sinusoidal
-    features: 1 keeps the derivative in t tame, 1000 is the habit of diffusion models. The modulation and the last layer
-    start small (normal, 0.02) instead of at DiT's zero, where nearly every gradient of a fresh network vanishes.
-    Forward-mode derivatives need attention's MATH backend. With `num_classes` = 0 labels are ignored.
-    Raises InputError on sizes that do not divide.
+    The defaults give 16 tokens and 4.2 million parameters. Times are multiplied by `time_scale` before their sinusoidal
+    features: 1 keeps the derivative in t small, 1000 is the usual choice of diffusion models. The modulation and the
+    last layer start from a normal distribution of standard deviation 0.02. DiT starts them at zero, where nearly every
+    gradient of a new network vanishes. Forward-mode derivatives need the MATH backend of attention. With
+    `num_classes` = 0, labels are ignored.
+
+    Raises:
+        InputError: If a size is below 1, `patch` does not divide `size`, or `heads` does not divide `width`.
     """
 
+    # 9 parameters: they are the fields of `architecture.arguments` in specifications and checkpoints
     def __init__(
         self,
         channels: int = 4,
@@ -92,7 +96,8 @@ class DiT(nn.Module):
         super().__init__()
         if min(channels, size, patch, width, depth, heads) < 1 or size % patch or width % heads:
             raise InputError(
-                f"DiT needs positive sizes, patch dividing size and heads dividing width, but got channels={channels}, "
+                f"DiT needs positive sizes, a patch that divides size and heads that divide width, but got "
+                f"channels={channels}, "
                 f"size={size}, patch={patch}, width={width}, depth={depth}, heads={heads}; "
                 "correct the model's arguments."
             )
@@ -103,34 +108,44 @@ class DiT(nn.Module):
         self.interval = TimeEmbedding(width, time_scale)
         self.num_classes = num_classes
         self.label = label_embedding(num_classes, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(_TransformerBlock(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.head = nn.Linear(width, channels * patch**2)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
                 if name.endswith("head") or "modulation" in name:
-                    nn.init.normal_(module.weight, std=_STD)
+                    nn.init.normal_(module.weight, std=_INITIAL_STD)
                 if "modulation" in name:
-                    nn.init.normal_(module.bias, std=_STD)
+                    nn.init.normal_(module.bias, std=_INITIAL_STD)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=_STD)
-        nn.init.normal_(self.pos_embed, std=_STD)
+                nn.init.normal_(module.weight, std=_INITIAL_STD)
+        nn.init.normal_(self.pos_embed, std=_INITIAL_STD)
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """u, shaped as x [n, channels, size, size], from times r and t [n] in [0, 1], labels y int64 [n] or None."""
-        condition = self._labelled(self.time(t) + self.interval(t - r), x, y)
+        """Average velocity u.
+
+        Args:
+            x: Points x_t [n, channels, size, size].
+            r: Times r [n] in [0, 1], the other end of the interval.
+            t: Times t [n] in [0, 1] of the points.
+            y: Labels int64 [n]; None stands for the null label.
+
+        Returns:
+            u, shaped as x.
+        """
+        condition = self._add_label(self.time(t) + self.interval(t - r), x, y)
         tokens = self._tokens(x)
         for block in self.blocks:
             tokens = block(tokens, condition)
         return self._image(tokens, condition, self.modulation, self.head, x)
 
-    def _labelled(self, condition: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+    def _add_label(self, condition: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
         return condition if self.label is None else condition + self.label(labels_or_null(y, self.label, x))
 
     def _tokens(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A multilayer perceptron for vectors: the network of the two-dimensional experiments."""
+"""A multilayer perceptron on vectors: the network of the two-dimensional experiments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ def label_embedding(num_classes: int, width: int) -> nn.Embedding | None:
 
 
 def labels_or_null(y: Tensor | None, embedding: nn.Embedding, like: Tensor) -> Tensor:
-    """The labels y, int64 [n], or the null label for every row of `like` where y is None."""
+    """Labels for an embedding that `label_embedding` made.
+
+    Args:
+        y: Labels int64 [n], or None.
+        embedding: The embedding; its last row is the null label.
+        like: A tensor [n, ...] that gives the number of rows and the device.
+
+    Returns:
+        y, or the null label for every row of `like` if y is None.
+    """
     if y is not None:
         return y
     return torch.full(like.shape[:1], embedding.num_embeddings - 1, dtype=torch.int64, device=like.device)
@@ -29,8 +38,11 @@ def labels_or_null(y: Tensor | None, embedding: nn.Embedding, like: Tensor) -> T
 class MLP(nn.Module):
     """Average velocity u(x, r, t) by `depth` hidden layers of `hidden` SiLU units on concat(x, r, t).
 
-    With `num_classes` > 0 an embedding of the label is a further input; otherwise labels are ignored.
-    The paper's two-dimensional experiments use depth 3, hidden 128. Raises InputError on sizes below 1.
+    With `num_classes` > 0, an embedding of the label is a further input; otherwise labels are ignored.
+    The paper's two-dimensional experiments use depth 3 and hidden 128.
+
+    Raises:
+        InputError: If `dim`, `hidden` or `depth` is below 1, or `num_classes` is negative.
     """
 
     def __init__(self, dim: int, hidden: int = 128, depth: int = 3, num_classes: int = 0) -> None:
@@ -49,7 +61,17 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """u, shape [n, dim], from x [n, dim], times r and t [n] in [0, 1], labels y int64 [n] or None (null label)."""
+        """Average velocity u.
+
+        Args:
+            x: Points x_t [n, dim].
+            r: Times r [n] in [0, 1], the other end of the interval.
+            t: Times t [n] in [0, 1] of the points.
+            y: Labels int64 [n]; None stands for the null label.
+
+        Returns:
+            u [n, dim].
+        """
         inputs = [x, r[:, None], t[:, None]]
         if self.label is not None:
             inputs.append(self.label(labels_or_null(y, self.label, x)))

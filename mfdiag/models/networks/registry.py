@@ -1,4 +1,4 @@
-"""The built-in architectures by name; torch is imported only when one of them is built."""
+"""Built-in architectures by name. torch is imported only when one of them is built."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ MODELS: dict[str, tuple[str, str]] = {
     "mlp": ("mfdiag.models.networks.mlp:MLP", "multilayer perceptron on vectors (dim, hidden, depth, num_classes)"),
     "dit": (
         "mfdiag.models.networks.dit:DiT",
-        "diffusion transformer on images (channels, size, patch, width, depth, heads)",
+        "diffusion transformer on images "
+        "(channels, size, patch, width, depth, heads, mlp_ratio, num_classes, time_scale)",
     ),
     "decoupled_dit": (
         "mfdiag.models.networks.decoupled:DecoupledDiT",
-        "diffusion transformer whose encoder sees t and whose decoder sees r (as dit; decoder_depth, velocity_head)",
+        "diffusion transformer whose encoder takes t and whose decoder takes r "
+        "(the arguments of dit, decoder_depth, velocity_head)",
     ),
     "unet": (
         "mfdiag.models.networks.unet:UNet",
@@ -36,22 +38,22 @@ MODELS: dict[str, tuple[str, str]] = {
         "exact average velocity of Gaussian data (mean, std, shape)",
     ),
 }
-"""Name -> ("module:attribute" of the constructor, one line of description)."""
+"""Name -> ("module:attribute" of the constructor, a one-line description with its arguments)."""
 
 PREDICTIONS: dict[str, str] = {
-    "u": "average velocity; at r = t the velocity dx_t/dt",
-    "x": "data x_0: u = (sigma' x_t - D x) / max(sigma, floor), D = alpha sigma' - alpha' sigma: x:[floor=0.05]",
-    "eps": "noise x_1: u = (alpha' x_t + D eps) / max(alpha, floor): eps:[floor=0.05]",
-    "v": "v = alpha eps - sigma x (Salimans and Ho): "
+    "u": "average velocity; at r = t, the velocity dx_t/dt",
+    "x": "data x_0, as x:[floor=0.05]; u = (sigma' x_t - D x) / max(sigma, floor) with D = alpha sigma' - alpha' sigma",
+    "eps": "noise x_1, as eps:[floor=0.05]; u = (alpha' x_t + D eps) / max(alpha, floor)",
+    "v": "v = alpha eps - sigma x (Salimans and Ho, arXiv 2202.00512); "
     "u = ((alpha alpha' + sigma sigma') x_t + D v) / (alpha^2 + sigma^2)",
 }
-"""What a network's output stands for -> how it becomes the average velocity u (`mfdiag.models.prediction`)."""
+"""What a network predicts -> how the average velocity u follows from it (`mfdiag.models.prediction`)."""
 
 
 def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """A new network of the built-in architecture `name`, with forward(x, r, t, y=None) -> u.
+    """Build a new network of the built-in architecture `name`, with forward(x, r, t, y=None) -> u.
 
-    Raises InputError on an unknown name or on arguments that the constructor does not take.
+    Raises InputError for an unknown name and for arguments that the constructor does not take.
     """
     if name not in MODELS:
         raise did_you_mean("architecture", name, MODELS)

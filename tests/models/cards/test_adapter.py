@@ -1,4 +1,4 @@
-"""Round trip: a network wrapped in a convention and read back through its card is the network again."""
+"""Round trip: a network in the convention of another project, read back through its card, is the network again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import CLASSES, SHAPE, Field, Foreign, Way
+from foreign import CLASSES, SHAPE, AverageVelocity, CallConvention, ForeignNetwork
 from helpers import randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from mfdiag.derivatives.forward_mode import forward_mode_derivatives
 from mfdiag.errors import InputError
 from mfdiag.flow.paths import LINEAR
 from mfdiag.gradients.engine import prepare_engine, single_gradients
-from mfdiag.models.cards.adapter import Adapted
+from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.models.wrapper import prefix_of
@@ -34,13 +34,13 @@ INSTANT: list[tuple[list[Any], dict[str, Any]]] = [(["x", "t", "y"], {}), (["t",
 
 
 @st.composite
-def ways(draw: st.DrawFn) -> Way:
+def call_conventions(draw: st.DrawFn) -> CallConvention:
     average = draw(st.booleans())
     arguments, keywords = draw(st.sampled_from(CALLS if average else INSTANT))
     direction = draw(st.sampled_from(["D0", "D1"]))
     predictions = ["u", "x", "eps", "v"] + (["denoised"] if direction == "D0" else [])
     prediction = draw(st.sampled_from(predictions))
-    return Way(
+    return CallConvention(
         arguments,
         keywords,
         direction,
@@ -53,35 +53,39 @@ def ways(draw: st.DrawFn) -> Way:
     )
 
 
-def card_of(way: Way) -> Card:
+def card_of(convention: CallConvention) -> Card:
     return Card.model_validate(
         {
-            "network": {"factory": "foreign:Foreign"},
+            "network": {"factory": "foreign:ForeignNetwork"},
             "call": {
-                "arguments": way.arguments,
-                "keywords": way.keywords,
-                "time_scale": way.time_scale,
-                "layout": way.layout,
+                "arguments": convention.arguments,
+                "keywords": convention.keywords,
+                "time_scale": convention.time_scale,
+                "layout": convention.layout,
             },
             "convention": {
-                "direction": way.direction,
-                "time_clamp": [0, 0.95] if way.prediction == "denoised" else None,
+                "direction": convention.direction,
+                "time_clamp": [0, 0.95] if convention.prediction == "denoised" else None,
             },
-            "output": {"part": way.part, "prediction": way.prediction, "average": way.average},
-            "conditioning": {"kind": way.labels, "classes": CLASSES, "null": CLASSES},
+            "output": {"part": convention.part, "prediction": convention.prediction, "average": convention.average},
+            "conditioning": {"kind": convention.labels, "classes": CLASSES, "null": CLASSES},
         }
     )
 
 
-def read_back(way: Way, field: Field) -> nn.Module:
-    card = card_of(way)
-    return as_average_velocity(Adapted(Foreign(way, field), card), card.prediction, LINEAR).double().eval()
+def read_back(convention: CallConvention, field: AverageVelocity) -> nn.Module:
+    card = card_of(convention)
+    return (
+        as_average_velocity(CardAdapter(ForeignNetwork(convention, field), card), card.prediction, LINEAR)
+        .double()
+        .eval()
+    )
 
 
 class AtOneTime(nn.Module):
     """The velocity u(x, t, t) of a field, whatever r is."""
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: AverageVelocity) -> None:
         super().__init__()
         self.field = field
 
@@ -90,21 +94,21 @@ class AtOneTime(nn.Module):
 
 
 @settings(max_examples=25)
-@given(way=ways(), seed=st.integers(0, 9), labelled=st.booleans())
-def test_round_trip(way: Way, seed: int, labelled: bool) -> None:
-    """u, its derivative along (dx, 1) and per-sample gradients; by the plain loop and the engine that hooks layers."""
+@given(convention=call_conventions(), seed=st.integers(0, 9), labelled=st.booleans())
+def test_round_trip(convention: CallConvention, seed: int, labelled: bool) -> None:
+    """u, its derivative along (dx, 1), and gradients of each sample by the plain loop and by the fast engine."""
     torch.manual_seed(seed)
-    field = randomised(Field(), seed=seed).double().requires_grad_(True)
-    own = field if way.average else AtOneTime(field)
-    foreign = read_back(way, field)
+    field = randomised(AverageVelocity(), seed=seed).double().requires_grad_(True)
+    own = field if convention.average else AtOneTime(field)
+    foreign = read_back(convention, field)
     x, dx, e = torch.randn(3, N, *SHAPE, dtype=torch.float64)
     r, t = (0.1 + 0.8 * torch.rand(2, N, dtype=torch.float64)).sort(0).values
     inputs = (x, r, t, torch.arange(N) % (CLASSES + 1) if labelled else None)
     torch.testing.assert_close(foreign(*inputs), own(*inputs), rtol=1e-9, atol=1e-10)
 
     tangents = dx[None], torch.ones(1, N, dtype=torch.float64)
-    found, expected = (forward_mode_derivatives(module, *inputs, *tangents)[1] for module in (foreign, own))
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+    derivative, expected = (forward_mode_derivatives(module, *inputs, *tangents)[1] for module in (foreign, own))
+    torch.testing.assert_close(derivative, expected, rtol=1e-7, atol=1e-8)
 
     before = prefix_of(foreign) + "field."
     truth = single_gradients(own, inputs, e)
@@ -114,19 +118,19 @@ def test_round_trip(way: Way, seed: int, labelled: bool) -> None:
     factors = dict(prepare_engine(foreign, inputs, "fast", notes.append).factors(inputs, e[None]))
     assert not notes
     for name, parts in gradients.items():
-        single = truth[name.removeprefix(before) if way.average else name.removeprefix(prefix_of(foreign))]
+        single = truth[name.removeprefix(before) if convention.average else name.removeprefix(prefix_of(foreign))]
         torch.testing.assert_close(torch.stack(parts), torch.stack(single), rtol=1e-7, atol=1e-9)
         torch.testing.assert_close(
             factors[name].dense(0, N)[0], torch.stack(single).flatten(1), rtol=1e-7, atol=1e-9, check_dtype=False
         )
 
 
-def adapted(network: nn.Module, **sections: Any) -> Adapted:
-    return Adapted(network, Card.model_validate({"network": {"factory": "a.b:c"}, **sections}))
+def adapted(network: nn.Module, **sections: Any) -> CardAdapter:
+    return CardAdapter(network, Card.model_validate({"network": {"factory": "a.b:c"}, **sections}))
 
 
 class Returns(nn.Module):
-    """Keeps what it was called with and returns what it was made with."""
+    """Records its arguments and returns a fixed value."""
 
     def __init__(self, returned: Any) -> None:
         super().__init__()
@@ -175,9 +179,13 @@ def test_constants_and_packs() -> None:
     network = Returns(X)
     keywords = {"flag": False, "kind": {"value": "flow"}, "w": {"each": 7.5}, "extra": {"t": "t"}, "empty": {}}
     adapted(network, call={"arguments": ["x", ["t", "r"], None], "keywords": keywords, "method": "other"})(X, R, T)
-    (_, pack, nothing), found = network.called
-    assert isinstance(pack, tuple) and nothing is None and found["flag"] is False and found["kind"] == "flow"
-    assert torch.equal(found["w"], torch.full((2,), 7.5)) and found["extra"]["t"] is pack[0] and found["empty"] == {}
+    (_, pack, nothing), keywords = network.called
+    assert isinstance(pack, tuple) and nothing is None and keywords["flag"] is False and keywords["kind"] == "flow"
+    assert (
+        torch.equal(keywords["w"], torch.full((2,), 7.5))
+        and keywords["extra"]["t"] is pack[0]
+        and keywords["empty"] == {}
+    )
 
 
 @pytest.mark.parametrize("y", [None, torch.tensor([2, 1])])
@@ -191,12 +199,12 @@ def test_labels_and_the_null_label(y: Tensor | None) -> None:
         )
         assert model.num_classes == 2
         model(X, R, T, y)
-        given = network.called[0][3]
+        labels = network.called[0][3]
         whole = expected if y is not None else [expected[0], expected[0]]
-        assert given.tolist() == whole and given.dtype == (torch.int64 if kind == "index" else X.dtype)
+        assert labels.tolist() == whole and labels.dtype == (torch.int64 if kind == "index" else X.dtype)
 
 
-def test_guidance_handed_to_the_network() -> None:
+def test_guidance_passed_to_the_network() -> None:
     network = Returns(X)
     model = adapted(
         network,
@@ -205,21 +213,23 @@ def test_guidance_handed_to_the_network() -> None:
     )
     assert model.takes_guidance and not adapted(network).takes_guidance
     model(X, R, T, torch.tensor([[1, 3.0, 0.2, 0.8], [2, 1.0, 0.0, 1.0]]))
-    told = [value.tolist() for value in network.called[0][3:]]
-    assert told == [pytest.approx(part) for part in ([3, 1], [0.2, 0], [0.8, 1], [1, 2])]
+    guidance = [value.tolist() for value in network.called[0][3:]]
+    assert guidance == [pytest.approx(part) for part in ([3, 1], [0.2, 0], [0.8, 1], [1, 2])]
     model(X, R, T, torch.tensor([1, 0]))
     assert [value.tolist() for value in network.called[0][3:]] == [[1, 1], [0, 0], [1, 1], [1, 0]]
 
 
 def test_the_velocity_head_goes_through_the_same_conventions() -> None:
-    field = randomised(Field(), seed=1)
-    way = Way(["x", "r", "t", "y"], {}, "D1", 1.0, "NHWC", "u", 0, True, "index")
-    both = Foreign(way, field)
-    card = card_of(way).model_copy(update={"output": card_of(way).output.model_copy(update={"velocity_head": 0})})
+    field = randomised(AverageVelocity(), seed=1)
+    convention = CallConvention(["x", "r", "t", "y"], {}, "D1", 1.0, "NHWC", "u", 0, True, "index")
+    both = ForeignNetwork(convention, field)
+    card = card_of(convention).model_copy(
+        update={"output": card_of(convention).output.model_copy(update={"velocity_head": 0})}
+    )
     x, y = torch.randn(2, *SHAPE), torch.tensor([0, 2])
-    torch.testing.assert_close(Adapted(both, card).velocity(x, R, T, y), field(x, R, T, y))
-    assert not hasattr(Adapted(both, card_of(way)), "velocity")
-    head = as_average_velocity(Adapted(both, card), "x", LINEAR)
+    torch.testing.assert_close(CardAdapter(both, card).velocity(x, R, T, y), field(x, R, T, y))
+    assert not hasattr(CardAdapter(both, card_of(convention)), "velocity")
+    head = as_average_velocity(CardAdapter(both, card), "x", LINEAR)
     torch.testing.assert_close(head.velocity(x, R, T, y), head(x, R, T, y))
 
 
@@ -230,18 +240,18 @@ class Point:
 
 
 @pytest.mark.parametrize(
-    ("returned", "part", "there"),
+    ("returned", "part", "message"),
     [
-        ((X, X), None, "all of what Returns returns for its prediction, but there is a tuple of 2 parts"),
+        ((X, X), None, "a tensor as the whole output of Returns, but the output is a tuple of 2 parts"),
         ((X, X), 2, "part 2 of"),
         ((X, None), 1, "part 1 of"),
-        ({"u": X}, "v", "but there is a dict of 'u'"),
-        (X, "v", "but there is one Tensor"),
+        ({"u": X}, "v", "but the output is a dict of 'u'"),
+        (X, "v", "but the output is one Tensor"),
         (Point(), "output", "one Point"),
     ],
 )
-def test_an_output_that_is_not_there(returned: Any, part: Any, there: str) -> None:
-    with pytest.raises(InputError, match=there):
+def test_an_output_that_does_not_exist(returned: Any, part: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         adapted(Returns(returned), output={"part": part})(X, R, T)
 
 
@@ -250,6 +260,6 @@ def test_parts_by_attribute_and_key() -> None:
         assert adapted(Returns(returned), output={"part": part})(X, R, T) is X
 
 
-def test_a_method_that_is_not_there() -> None:
+def test_a_method_that_does_not_exist() -> None:
     with pytest.raises(InputError, match="calls 'predict', which Returns does not have"):
         adapted(Returns(X), call={"method": "predict"})

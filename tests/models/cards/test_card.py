@@ -43,9 +43,9 @@ def test_a_card_of_one_line_is_this_projects_convention(tmp_path: Path) -> None:
         ("call:\n  arguments:\n    - x\n    - [t, s]", 5, "call.arguments.1: Unknown word 's'"),
         ("call: {keywords: {w: {each: much}}}", 2, "call.keywords.w: expected {each: number}"),
         ("call: [x]", 2, "call: It should be a valid dictionary"),
-        ("call: {arguments: [x, r]}", 1, "call must hand over x and t"),
-        ("call: {arguments: [x, t]}", 1, "say output.average: false"),
-        ("call: {arguments: [x, t, r, y]}", 1, "where conditioning says its kind and classes"),
+        ("call: {arguments: [x, r]}", 1, "call must pass x and t"),
+        ("call: {arguments: [x, t]}", 1, "set output.average: false"),
+        ("call: {arguments: [x, t, r, y]}", 1, "call must pass y exactly if conditioning.kind is index or one_hot"),
         ("conditioning: {kind: index}", 2, "conditioning: kind index or one_hot needs classes"),
         (
             "conditioning: {classes: -1}",
@@ -55,11 +55,10 @@ def test_a_card_of_one_line_is_this_projects_convention(tmp_path: Path) -> None:
         ("output: {prediction: score}", 2, "output.prediction: Unknown prediction 'score'."),
         ("objective: {times: logit}", 2, "objective.times: Unknown time sampler 'logit'."),
         ("objective: {weighting: 'adaptive:-1'}", 2, "objective.weighting: Bad weighting 'adaptive:-1'"),
-        ("objective: {estimator: meanflows}", 2, "objective.estimator: Unknown estimator 'meanflows'."),
         ("convention: {path: line}", 2, "convention.path: Unknown path 'line'."),
-        ("convention: {time_clamp: [1, 0]}", 1, "time_clamp must be two times 0 <= low < high <= 1, got 1, 0."),
+        ("convention: {time_clamp: [1, 0]}", 1, "time_clamp must be two times 0 <= low < high <= 1, but got 1, 0."),
         ("convention: {direction: D1}\noutput: {prediction: denoised}", 1, "which have no direction D1"),
-        ("output: {prediction: denoised}", 1, "an infinite noise level at t = 1: give a time_clamp below it"),
+        ("output: {prediction: denoised}", 1, "an infinite noise level at t = 1: set a time_clamp below 1"),
         ("weights: {raw: 3}", 2, "weights.raw: It should be a valid string, but got 3."),
         ("extends: nothing.yaml", 2, "extends: "),
         ("extends: own.yaml", 2, "extends this card in turn"),
@@ -70,8 +69,8 @@ def test_errors_name_file_line_and_field(tmp_path: Path, text: str, line: int, p
     path = write(tmp_path, OWN + text)
     with pytest.raises(InputError) as caught:
         load_card(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}, line {line}, ") and problem in said and "\n" not in said, said
+    message = str(caught.value)
+    assert message.startswith(f"{path}, line {line}, ") and problem in message and "\n" not in message, message
 
 
 def test_other_files(tmp_path: Path) -> None:
@@ -83,7 +82,7 @@ def test_other_files(tmp_path: Path) -> None:
         load_card(write(tmp_path, "about: nothing"))
     with pytest.raises(InputError, match=r"expected pkg.module:callable or FILE.py:callable, but got 'Net'"):
         load_card(write(tmp_path, "network: {factory: Net}"))
-    with pytest.raises(InputError, match=r"nothing.yaml is no file. Unknown model card 'nothing.yaml'"):
+    with pytest.raises(InputError, match=r"but nothing.yaml does not exist. Unknown model card 'nothing.yaml'"):
         load_card("nothing.yaml")
     assert is_card("a/b.yml") and not is_card("a.b:c") and not is_card(None)
 
@@ -154,7 +153,8 @@ def test_names_are_stripped_and_heads_may_be_absent_and_extras_unused(tmp_path: 
     network = loaded(tmp_path, content, weights=weights)
     assert torch.equal(network.body.weight, state["body.weight"]) and torch.equal(network.position, state["position"])
     with pytest.raises(
-        InputError, match=r"Net \(2 missing: head.weight, head.bias\); pass another card, or correct own"
+        InputError,
+        match=r"Net, but they do not \(2 missing: head.weight, head.bias\); pass another card, or correct own",
     ):
         loaded(tmp_path, content, weights=weights | {"absent": []})
     with pytest.raises(InputError, match=r"1 unexpected: other.weight"):
@@ -185,8 +185,8 @@ def test_numbered_tensors_are_the_trained_parameters_in_order(tmp_path: Path) ->
     content = {"model": {**{f"net.{name}": value for name, value in net.state_dict().items()}, **shadows}}
     weights = {"raw": "model.net", "ema": "model.shadow"}
     network = loaded(tmp_path, content, "ema", weights=weights)
-    for k, (found, value) in enumerate(zip(network.parameters(), trained, strict=True)):
-        assert torch.equal(found, value + k + 1)
+    for k, (parameter, value) in enumerate(zip(network.parameters(), trained, strict=True)):
+        assert torch.equal(parameter, value + k + 1)
     assert torch.equal(network.position, net.position)
     del content["model"]["shadow.3"]
     with pytest.raises(InputError, match="each of the 4 trained parameters of Net, but there are 3"):

@@ -19,20 +19,20 @@ from mfdiag.models.cards.card_files import load_card, shipped_cards
 from mfdiag.models.cards.proposal import Proposal, propose
 from mfdiag.models.cards.recognition import Recognise, size_in
 from mfdiag.models.checkpoint import load_model
-from mfdiag.models.formats.pickles import Header
+from mfdiag.models.formats.pickles import TensorHeader
 from mfdiag.models.inspection import inspect_checkpoint
 from mfdiag.models.networks.mlp import MLP
 
-Tensors = dict[str, Header]
+Tensors = dict[str, TensorHeader]
 
 
 def headers(**shapes: tuple[int, ...]) -> Tensors:
     """Headers by name, in which __ stands for a dot."""
-    return {name.replace("__", "."): Header(shape, "float32") for name, shape in shapes.items()}
+    return {name.replace("__", "."): TensorHeader(shape, "float32") for name, shape in shapes.items()}
 
 
 def transformer(depth: int, width: int, patch: int, channels: int, side: int, embedding: str, classes: int) -> Tensors:
-    blocks = {f"blocks.{i}.attn.qkv.weight": Header((3 * width, width), "float32") for i in range(depth)}
+    blocks = {f"blocks.{i}.attn.qkv.weight": TensorHeader((3 * width, width), "float32") for i in range(depth)}
     return blocks | headers(
         pos_embed=(1, (side // patch) ** 2, width),
         x_embedder__proj__weight=(width, channels, patch, patch),
@@ -183,17 +183,19 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
     "flow-matching": (
         {
             "model": below("model", GUIDED | headers(label_emb__weight=(1001, 768)))
-            | {f"shadow_params.{i}": Header((1,), "float32") for i in range(3)}
+            | {f"shadow_params.{i}": TensorHeader((1,), "float32") for i in range(3)}
         },
         ["optimizer", "lr_schedule", "epoch", "scaler", "args"],
     ),
 }
 
 
-def proposed(sets: dict[str, Tensors], entries: list[str] = [], **told: Any) -> Proposal:  # noqa: B006
-    found = propose("file.pt", sets, dict.fromkeys(entries) | {key.replace("__", "."): v for key, v in told.items()})
-    assert found is not None
-    return found
+def proposed(sets: dict[str, Tensors], entries: list[str] = [], **plain_values: Any) -> Proposal:  # noqa: B006
+    proposal = propose(
+        "file.pt", sets, dict.fromkeys(entries) | {key.replace("__", "."): v for key, v in plain_values.items()}
+    )
+    assert proposal is not None
+    return proposal
 
 
 def as_card(proposal: Proposal, folder: Path) -> Any:
@@ -208,30 +210,30 @@ def test_every_shipped_card_is_recognised_by_its_files() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_each_repositorys_files_are_recognised(name: str, tmp_path: Path) -> None:
     sets, entries = FILES[name]
-    found = proposed(sets, entries)
-    assert found.recognised == f"{name}.yaml" and found.unknown == {} and found.about
-    card, shipped = as_card(found, tmp_path), load_card(f"{name}.yaml")
+    proposal = proposed(sets, entries)
+    assert proposal.recognised == f"{name}.yaml" and proposal.unknown == {} and proposal.about
+    card, shipped = as_card(proposal, tmp_path), load_card(f"{name}.yaml")
     assert (card.weights, card.network, card.conditioning) == (shipped.weights, shipped.network, shipped.conditioning)
 
 
 def test_a_file_with_the_shipped_sizes_needs_no_own_card() -> None:
-    found = proposed(*FILES["zhuyu-meanflow"])
-    assert not found.differs and yaml.safe_load(found.text) == {"extends": "zhuyu-meanflow.yaml"}
+    proposal = proposed(*FILES["zhuyu-meanflow"])
+    assert not proposal.differs and yaml.safe_load(proposal.text) == {"extends": "zhuyu-meanflow.yaml"}
 
 
 def test_sizes_and_settings_of_the_file_go_into_an_own_card(tmp_path: Path) -> None:
     tensors = sit(28, 1152, 2, 10)
-    told = {"time_sampler": "logit_normal", "time_mu": 0.5, "time_sigma": 2.0, "ratio_r_not_equal_t": 0.75}
-    told |= {"weighting": "uniform", "adaptive_p": 1.0}
-    found = proposed({"ema": tensors}, ["steps"], **{f"args__{key}": value for key, value in told.items()})
-    assert yaml.safe_load(found.text) == {
+    plain_values = {"time_sampler": "logit_normal", "time_mu": 0.5, "time_sigma": 2.0, "ratio_r_not_equal_t": 0.75}
+    plain_values |= {"weighting": "uniform", "adaptive_p": 1.0}
+    proposal = proposed({"ema": tensors}, ["steps"], **{f"args__{key}": value for key, value in plain_values.items()})
+    assert yaml.safe_load(proposal.text) == {
         "extends": "zhuyu-meanflow.yaml",
         "weights": {"raw": "ema", "ema": None},
         "network": {"factory": "sit:SiT_XL_2"},
         "conditioning": {"classes": 10, "null": 10},
         "objective": {"weighting": "none", "times": "logit_normal:0.5,2,0.75"},
     }
-    card = as_card(found, tmp_path)
+    card = as_card(proposal, tmp_path)
     assert card.conditioning.classes == 10 and card.data.shape == (4, 32, 32) and card.objective.estimator == "meanflow"
 
 
@@ -241,44 +243,46 @@ def test_what_no_file_tells_is_named_where_sizes_differ(tmp_path: Path) -> None:
         for more in ({}, headers(x_embedder__proj__weight=(64, 3, 2, 2)))
     )
     assert shipped.unknown == {} and list(other.unknown) == ["network.arguments.num_heads"]
-    assert "num_heads: those of haidog-meanflow-2025.yaml are taken" in other.text
+    assert "num_heads: the values of haidog-meanflow-2025.yaml are assumed" in other.text
     assert as_card(other, tmp_path).network.arguments["dim"] == 64
 
 
 def test_every_field_is_one_line(tmp_path: Path) -> None:
     sets, entries = FILES["mf-rae"]
     smaller = headers(s_embedder__proj__weight=(32, 768, 1, 1), x_embedder__proj__weight=(48, 8, 1, 1))
-    found = proposed({key: tensors | smaller for key, tensors in sets.items()}, entries)
-    assert "  arguments: {in_channels: 8, hidden_size: [32, 48]}  # not in the file; depth, num_heads:" in found.text
-    assert as_card(found, tmp_path).network.arguments["hidden_size"] == [32, 48]
+    proposal = proposed({key: tensors | smaller for key, tensors in sets.items()}, entries)
+    assert "  arguments: {in_channels: 8, hidden_size: [32, 48]}  # not in the file; depth, num_heads:" in proposal.text
+    assert as_card(proposal, tmp_path).network.arguments["hidden_size"] == [32, 48]
 
 
 def test_a_size_that_no_factory_has_is_named(tmp_path: Path) -> None:
-    found = proposed({"model": sit(3, 64, 2), "ema": sit(3, 64, 2)})
-    assert "none of sit:SiT_XL_2" in found.unknown["network.factory"] and "# network:" in found.text
-    assert as_card(found, tmp_path).network.factory == "sit:SiT_B_4"
+    proposal = proposed({"model": sit(3, 64, 2), "ema": sit(3, 64, 2)})
+    assert "none of sit:SiT_XL_2" in proposal.unknown["network.factory"] and "# network:" in proposal.text
+    assert as_card(proposal, tmp_path).network.factory == "sit:SiT_B_4"
 
 
 FOREIGN = transformer(2, 64, 2, 3, 16, "table", 10)
 
 
 def test_an_unknown_file_gets_what_it_tells(tmp_path: Path) -> None:
-    found = proposed({"net": below("module", FOREIGN), "net_ema": below("module", FOREIGN)}, args__time_mu=-0.4)
-    assert found.recognised is None
-    card = as_card(found, tmp_path)
+    proposal = proposed({"net": below("module", FOREIGN), "net_ema": below("module", FOREIGN)}, args__time_mu=-0.4)
+    assert proposal.recognised is None
+    card = as_card(proposal, tmp_path)
     assert (card.weights.raw, card.weights.ema, card.weights.strip) == ("net", "net_ema", ["module"])
     assert (card.conditioning.kind, card.conditioning.classes, card.conditioning.null) == ("index", 10, 10)
     assert card.data.shape == (3, 16, 16) and card.call.arguments == ["x", "r", "t", "y"]
     assert {"network.arguments", "convention.direction", "output.prediction", "objective.weighting", "guidance"} <= set(
-        found.unknown
+        proposal.unknown
     )
-    assert "args.time_mu=-0.4" in found.unknown["objective.times"]
-    for field in found.unknown:
-        assert any(field.rpartition(".")[2] in line and "not in the file" in line for line in found.text.splitlines())
+    assert "args.time_mu=-0.4" in proposal.unknown["objective.times"]
+    for field in proposal.unknown:
+        assert any(
+            field.rpartition(".")[2] in line and "not in the file" in line for line in proposal.text.splitlines()
+        )
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told", "expected"),
+    ("tensors", "plain_values", "expected"),
     [
         (headers(label_emb__weight=(10, 8)), {}, ("index", 10, None)),
         (headers(label_emb__weight=(10, 8)), {"args.num_classes": 9}, ("index", 9, 9)),
@@ -288,15 +292,15 @@ def test_an_unknown_file_gets_what_it_tells(tmp_path: Path) -> None:
         (headers(xy_emb__weight=(10, 8)), {}, ("none", 0, None)),
     ],
 )
-def test_labels(tensors: Tensors, told: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path) -> None:
-    found = propose("f", {"": tensors}, told)
-    assert found is not None
-    card = as_card(found, tmp_path)
+def test_labels(tensors: Tensors, plain_values: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path) -> None:
+    proposal = propose("f", {"": tensors}, plain_values)
+    assert proposal is not None
+    card = as_card(proposal, tmp_path)
     assert (card.conditioning.kind, card.conditioning.classes, card.conditioning.null) == expected
 
 
 @pytest.mark.parametrize(
-    ("tensors", "told", "expected"),
+    ("tensors", "plain_values", "expected"),
     [
         (headers(conv__weight=(8, 3, 3, 3)), {"args.img_resolution": 32}, (3, 32, 32)),
         (headers(conv__weight=(8, 3, 3, 3)), {}, None),
@@ -304,15 +308,15 @@ def test_labels(tensors: Tensors, told: dict[str, Any], expected: tuple[Any, ...
         (headers(fc__weight=(8, 2)), {"args.img_resolution": 32}, None),
     ],
 )
-def test_data_shape(tensors: Tensors, told: dict[str, Any], expected: Any, tmp_path: Path) -> None:
-    found = propose("f", {"": tensors}, told)
-    assert found is not None and as_card(found, tmp_path).data.shape == expected
+def test_data_shape(tensors: Tensors, plain_values: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    proposal = propose("f", {"": tensors}, plain_values)
+    assert proposal is not None and as_card(proposal, tmp_path).data.shape == expected
 
 
 @given(st.integers(0, 20), st.integers(1, 20), st.integers(1, 20))
 def test_formulas_are_computed_from_left_to_right(count: int, length: int, other: int) -> None:
-    tensors = {f"b.{i}.w": Header((length, other**2), "float32") for i in range(count)} | {
-        "v": Header((length,), "float32")
+    tensors = {f"b.{i}.w": TensorHeader((length, other**2), "float32") for i in range(count)} | {
+        "v": TensorHeader((length,), "float32")
     }
     assert size_in(tensors, "count(b.*.w)") == count
     assert size_in(tensors, "v[0] - 1 * 3 + 2") == (length - 1) * 3 + 2
@@ -331,8 +335,8 @@ def test_other_formulas_are_refused(formula: str) -> None:
 
 def test_names_of_the_file_cannot_add_lines_to_the_card(tmp_path: Path) -> None:
     evil = "x\nnetwork: {factory: 'evil:run'}\n#"
-    found = proposed({evil: FOREIGN}, **{"args__time_mu": evil, f"args__model{evil}": 3, "args__model": evil})
-    card = as_card(found, tmp_path)
+    proposal = proposed({evil: FOREIGN}, **{"args__time_mu": evil, f"args__model{evil}": 3, "args__model": evil})
+    card = as_card(proposal, tmp_path)
     assert card.network.factory == "network.py:build" and card.weights.raw == evil
 
 
@@ -352,12 +356,12 @@ def write(path: Path, arrange: Callable[[dict[str, Tensor]], Any]) -> Path:
     ],
 )
 def test_the_proposed_places_load(tmp_path: Path, arrange: Callable[..., Any]) -> None:
-    found = inspect_checkpoint(write(tmp_path / "file.pt", arrange)).proposal
-    assert found is not None
+    proposal = inspect_checkpoint(write(tmp_path / "file.pt", arrange)).proposal
+    assert proposal is not None
     (tmp_path / "network.py").write_text(
         "from mfdiag.models.networks.mlp import MLP\n\ndef build(): return MLP(2, hidden=4, depth=1)\n"
     )
-    (tmp_path / "my.yaml").write_text(found.text)
+    (tmp_path / "my.yaml").write_text(proposal.text)
     card = load_card(str(tmp_path / "my.yaml"))
     for weights in ["raw", *(["ema"] if card.weights.ema else [])]:
         loaded = load_model(tmp_path / "file.pt", model=str(tmp_path / "my.yaml"), weights=weights)
@@ -366,17 +370,17 @@ def test_the_proposed_places_load(tmp_path: Path, arrange: Callable[..., Any]) -
 
 def templates() -> list[tuple[str, str, str]]:
     """(card, field, text) of every text that a shipped card fills from its files."""
-    found = []
+    texts = []
     for name, path in shipped_cards().items():
         for field, cases in (yaml.safe_load(path.read_text())["recognise"].get("texts") or {}).items():
-            found += [(name, field, text) for text in ([cases] if isinstance(cases, str) else cases.values())]
-    return found
+            texts += [(name, field, text) for text in ([cases] if isinstance(cases, str) else cases.values())]
+    return texts
 
 
 @pytest.mark.parametrize(("name", "field", "text"), templates())
 def test_texts_filled_with_numbers_are_valid(name: str, field: str, text: str, tmp_path: Path) -> None:
     section, _, last = field.rpartition(".")
-    value = re.sub(r"\{args\.\w*(max)?\w*\}", lambda found: "0.75" if found.group(1) else "0.5", text)
+    value = re.sub(r"\{args\.\w*(max)?\w*\}", lambda match: "0.75" if match.group(1) else "0.5", text)
     own = {section: {last: value}} if section else {last: value}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": name, **own}))
     assert "{" not in value and load_card(str(tmp_path / "own.yaml"))

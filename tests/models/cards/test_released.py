@@ -29,9 +29,9 @@ def by_pairs(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_pairs_are_turned(dtype: torch.dtype) -> None:
     x = torch.randn(3, 5, 2, 8).to(dtype)
-    found = rotated(x, TABLE)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, by_pairs(x.double()).to(dtype))
+    result = rotated(x, TABLE)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, by_pairs(x.double()).to(dtype))
 
 
 def test_the_rotation_has_a_derivative_in_both_modes() -> None:

@@ -28,19 +28,19 @@ from tests.models.formats.test_containers import rewrite
 
 
 class Constants(nn.Module):
-    """A constant, a buffer that is kept and one that is not, several outputs and integers of the batch's length."""
+    """A constant, a persistent buffer and one that is not, several outputs and integers of the batch's length."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(2)
-        self.register_buffer("kept", torch.arange(2.0))
-        self.register_buffer("unkept", torch.ones(2), persistent=False)
+        self.register_buffer("persistent", torch.arange(2.0))
+        self.register_buffer("transient", torch.ones(2), persistent=False)
 
     def forward(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
         first, second = self.norm(x).split(1, dim=1)
         largest = torch.stack([first, second], 2).max(dim=2).values
         x = x.reshape(x.shape[0] * 2).reshape(-1, 2) + torch.tensor([1.0, 2.0]) + largest
-        return x * self.kept + torch.full((x.shape[0], 1), 0.5) * self.unkept * (t - r).unsqueeze(1)
+        return x * self.persistent + torch.full((x.shape[0], 1), 0.5) * self.transient * (t - r).unsqueeze(1)
 
 
 def exported(path: Path, net: nn.Module, shape: tuple[int, ...], labels: bool, *, decompose: bool = False) -> Path:
@@ -128,20 +128,24 @@ def saved(tmp_path: Path, template: bytes) -> Path:
 
 def test_measured_as_the_network_itself(saved: Path, small: nn.Module) -> None:
     options: dict[str, Any] = {"tables": ["variance"], "estimators": ["meanflow"], "samples": 64, "by_layer": False}
-    own, found = (
+    own, exported_table = (
         mfdiag.measure(u, "two_moons", **options, dtype=torch.float64)["variance"].query("layer == 'all'")
         for u in (small, load_model(saved).module)
     )
-    assert dict(zip(found.quantity, found.value, strict=True)) == {
+    assert dict(zip(exported_table.quantity, exported_table.value, strict=True)) == {
         quantity: pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True)
         for quantity, value in zip(own.quantity, own.value, strict=True)
     }
 
 
 def test_inspect_reads_headers_alone(saved: Path) -> None:
-    found = inspect_checkpoint(saved)
-    assert found.container == "torch.export" and found.weights[0].parameters == 30 and found.proposal is None
-    assert any("a program of x [n, 2], r [n], t [n]" in note for note in found.notes)
+    inspection = inspect_checkpoint(saved)
+    assert (
+        inspection.container == "torch.export"
+        and inspection.weights[0].parameters == 30
+        and inspection.proposal is None
+    )
+    assert any("a program of x [n, 2], r [n], t [n]" in note for note in inspection.notes)
 
 
 def test_fixed_batches_and_other_signatures_are_refused(tmp_path: Path) -> None:
