@@ -17,8 +17,8 @@ from mfdiag.fields.fields import Fields
 
 @pytest.fixture
 def fields() -> Fields:
-    u, v_c, vhat, along_v, along_shift = torch.randn(5, 4, 3, dtype=torch.float64)
-    return Fields(u, v_c, vhat, torch.rand(4, 1, dtype=torch.float64), along_v, along_shift)
+    u, v_c, vhat, jvp_v_c, jvp_shift = torch.randn(5, 4, 3, dtype=torch.float64)
+    return Fields(u, v_c, vhat, torch.rand(4, 1, dtype=torch.float64), jvp_v_c, jvp_shift)
 
 
 @pytest.mark.parametrize("name", [name for name, e in estimators().items() if e.coefficients is not None])
@@ -41,7 +41,7 @@ def test_the_corners(fields: Fields) -> None:
     residual = estimators()["distillation"].residual
     assert residual is not None
     found = residual(fields)
-    expected = fields.u + fields.gap * (fields.along_v + fields.along_shift) - fields.vhat
+    expected = fields.u + fields.gap * (fields.jvp_v_c + fields.jvp_shift) - fields.vhat
     torch.testing.assert_close(found, expected)
 
 

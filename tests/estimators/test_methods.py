@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mfdiag.errors import InputError
 from mfdiag.estimators import Needs, estimators, find_estimator
-from mfdiag.estimators.stable_velocity import average_velocity
+from mfdiag.estimators.stable_velocity import posterior_average
 
 BASE = {spec.partition(":")[0] for spec in LOSSES}
 
@@ -122,7 +122,7 @@ def test_many_references_are_the_marginal_velocity() -> None:
     )  # type: ignore[arg-type]
     gap = (batch.t - batch.r)[:, None]
     fields = Fields(batch.x_t, batch.velocity, batch.x_t, gap, batch.x_t, batch.x_t, context=around)
-    off = [float((average_velocity(fields, count) - known.mean).square().mean()) for count in (2, 8, 200)]
+    off = [float((posterior_average(fields, count) - known.mean).square().mean()) for count in (2, 8, 200)]
     alone = float((batch.velocity - known.mean).square().mean())
     assert alone > off[0] > off[1] > off[2] and off[2] < 0.05 * alone
 

@@ -192,8 +192,8 @@ def test_conditional_laws_are_sums_over_the_data(spec: str) -> None:
     """Mean, variance and residual of v_g given (x_t, label), from every point that could have led to x_t."""
     law, fields = fields_of(spec, 12)
     module, ema, teacher = networks()
-    assert fields.known is not None
-    mean_field, other = fields.mean_field(), fields.other_draw()
+    assert fields.posterior is not None
+    mean_field, other = fields.mean_field(), fields.second_draw()
     points, labels = torch.as_tensor(law.data.points), torch.as_tensor(law.data.labels)  # type: ignore[attr-defined]
     for i in range(12):
         s = plain.One(module, ema, teacher, law, i)
@@ -204,7 +204,9 @@ def test_conditional_laws_are_sums_over_the_data(spec: str) -> None:
         velocities = torch.stack(found).detach()
         mean = weights @ velocities
         torch.testing.assert_close(mean_field.v_c[i], mean, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(fields.known.variance[i], weights @ (velocities - mean) ** 2, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            fields.posterior.variance[i], weights @ (velocities - mean) ** 2, rtol=1e-5, atol=1e-6
+        )
         assert (velocities - other.v_c[i]).abs().sum(1).min() < 1e-6
         jacobian, slope = torch.autograd.functional.jacobian(lambda a, b, s=s: s.u(a, s.r, b)[0], (x, t))
         residuals = s.u(x, s.r, t) + (t - s.r) * (velocities @ jacobian[:, 0].T + slope[:, 0]) - velocities
@@ -214,10 +216,10 @@ def test_conditional_laws_are_sums_over_the_data(spec: str) -> None:
 def test_without_guidance_the_plain_velocity_is_back() -> None:
     law, fields = fields_of(SPECS[0], 8)
     plain_law = Draws(law.data, law.times, law.seed)
-    unguided = fields.unguided()
+    unguided = fields.without_guidance()
     torch.testing.assert_close(unguided.v_c, plain_law.batch(np.arange(8)).velocity)
     assert not torch.allclose(unguided.v_c, fields.v_c)
     there = fields.context
     assert there is not None
     exact = there.derivatives(there.r, unguided.v_c[None], torch.ones_like(there.t)[None])[1][0]
-    torch.testing.assert_close(unguided.along_v, exact)
+    torch.testing.assert_close(unguided.jvp_v_c, exact)

@@ -39,9 +39,9 @@ def plane_basis(fields: Fields, target: bool = True) -> Tensor:
     gamma = 0: e_0, e_b and, where v is known, the conditional means of both.
     """
     parts = list(fields.plane if target else fields.plane[:2])
-    if fields.known is not None:
-        a_bias = fields.gap * fields.known.along_bias
-        parts += [a_bias, -fields.known.bias] if target else [fields.mean_field().plane[0], a_bias]
+    if fields.posterior is not None:
+        a_bias = fields.gap * fields.posterior.jvp_bias
+        parts += [a_bias, -fields.posterior.bias] if target else [fields.mean_field().plane[0], a_bias]
     return torch.stack(parts)
 
 
@@ -108,7 +108,7 @@ class WeightedGridPlan:
         return FieldNeeds(posterior=self.known, second_draw=self.known)
 
     def cotangents(self, fields: Fields) -> Tensor:
-        draws = [fields, fields.other_draw()] if self.known else [fields]
+        draws = [fields, fields.second_draw()] if self.known else [fields]
         planes = [draw.plane for draw in draws]
         corner = self.weighting(planes[0][0])
         found = []
@@ -198,7 +198,7 @@ class EstimatorPlan:
     def cotangents(self, fields: Fields) -> Tensor:
         other = None
         if self.known:
-            other = fields.mean_field() if self.affine else fields.other_draw()
+            other = fields.mean_field() if self.affine else fields.second_draw()
         found = []
         for estimator in self.estimators:
             assert estimator.residual is not None
@@ -208,10 +208,10 @@ class EstimatorPlan:
                 second = self.weighting(estimator.residual(other))
                 found.append(second if self.affine else (weighted - second) / 2**0.5)
         if self.meanflow is not None:
-            along = fields.along_v if other is None or not self.affine else other.along_v
+            along = fields.jvp_v_c if other is None or not self.affine else other.jvp_v_c
             found.append(self.weighting(fields.plane[0], fields.gap * along))
         if self.guided:
-            plain = fields.unguided()
+            plain = fields.without_guidance()
             found += [self.weighting(e.residual(plain)) for e in self.estimators if e.residual is not None]
         return 2 * torch.stack(found)
 
@@ -222,7 +222,9 @@ class EstimatorPlan:
         residuals = {e.name: e.residual(fields) for e in self.estimators if e.residual is not None}
         squares = {name: e.flatten(1).square().sum(1) for name, e in residuals.items()}
         dim = fields.u[0].numel()
-        losses = {f"loss/{name}": fields.weighed(self.weighting.loss(square, dim)) for name, square in squares.items()}
+        losses = {
+            f"loss/{name}": fields.apply_weight(self.weighting.loss(square, dim)) for name, square in squares.items()
+        }
         kept = {f"residual2/{name}": square for name, square in squares.items()}
         wanted = fields.u[0].numel() <= EXACT_DIM or "divergence" in self.extras
         return {**losses, **kept, **jacobian_scalars(fields), **(velocity_scalars(fields) if wanted else {})}
@@ -236,9 +238,9 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
     """
     jacobian = fields.jacobian
     assert jacobian is not None
-    z, az = jacobian.probes, jacobian.a_probes  # [m, n, d]
+    z, az = jacobian.probes, jacobian.products  # [m, n, d]
     m = len(az)
-    share = 1 if jacobian.full else m
+    share = 1 if jacobian.is_full else m
     hits = z * az  # its sum over a basis, or mean over signs, is the diagonal of A
     diagonal = hits.sum(0) / share
     jz = az - z
@@ -246,12 +248,12 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
         "kappa": diagonal.mean(1) - 1,
         "jacobi_fro2": jz.square().sum((0, 2)) / share,
     }
-    if jacobian.full:
+    if jacobian.is_full:
         found["jacobi_spectral"] = torch.linalg.matrix_norm(jz.transpose(0, 1), ord=2)
-    if fields.known is not None:
-        sigma, bias2 = fields.known.variance.flatten(1), fields.known.bias.flatten(1).square()
+    if fields.posterior is not None:
+        sigma, bias2 = fields.posterior.variance.flatten(1), fields.posterior.bias.flatten(1).square()
         squared = diagonal**2
-        if not jacobian.full:  # unbiased: pairs of different probes only
+        if not jacobian.is_full:  # unbiased: pairs of different probes only
             squared = (hits.sum(0) ** 2 - hits.square().sum(0)) / (m * (m - 1))
         found["sigma2d"] = sigma.sum(1)
         found["bias2"] = bias2.sum(1)
