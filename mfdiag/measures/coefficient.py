@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfdiag.coefficients.plane import DEGENERATE, ColumnLayout, degenerate, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import DEGENERATE, ColumnLayout, gradient_quadratic, is_degenerate, output_quadratic
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
 from mfdiag.gradients.moments import jackknife
 from mfdiag.gradients.sample_pass import PassResult
@@ -43,7 +43,7 @@ def coefficient_table(
             for role, k in _ROLES.items():
                 # theory: matrix form, beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma
                 estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
-                rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=degenerate(form.W, k))
+                rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=is_degenerate(form.W, k))
             solved = form.optimum(form.W, 1, (1, 2))
             for k, role in enumerate(_ROLES):
                 rows.add(
@@ -51,7 +51,7 @@ def coefficient_table(
                     jackknife(solved[:, k], moments.count),
                     box,
                     **_keys("plane", role),
-                    degenerate=degenerate(form.W, 1) or not np.isfinite(solved[0]).all(),
+                    degenerate=is_degenerate(form.W, 1) or not np.isfinite(solved[0]).all(),
                 )
         _isotropic_and_diagonal(rows, measured, dim)
     return rows.frame()
@@ -68,7 +68,7 @@ def _gradient(
         form = gradient_quadratic(moments, layout)
         assert form.B is not None
         for role, k in _ROLES.items():
-            constant = degenerate(form.S, k)
+            constant = is_degenerate(form.S, k)
 
             def add(quantity: str, replicates: np.ndarray, n: int | None = None, **more: Any) -> None:
                 estimate = jackknife(replicates, moments.count)  # noqa: B023
@@ -79,7 +79,7 @@ def _gradient(
             for n in batch_sizes:
                 add("optimum", form.optimum(form.S, n, (k,))[:, 0], n, degenerate=constant)
             if form.W is not None:
-                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=degenerate(form.W, k))
+                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=is_degenerate(form.W, k))
             with np.errstate(divide="ignore", invalid="ignore"):
                 add("critical_batch", form.B[:, k, k] / form.S[:, k, k], degenerate=constant)
     if not measured.stratified:
@@ -100,7 +100,7 @@ def _held_out(rows: Rows, measured: PassResult, layout: ColumnLayout) -> None:
             "variance_reduction",
             jackknife(gain, replicates[1].count),
             **_keys("gradient", role),
-            degenerate=degenerate(fitted.S, k),
+            degenerate=is_degenerate(fitted.S, k),
         )
 
 

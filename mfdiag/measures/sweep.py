@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mfdiag.coefficients.plane import Quadratic, degenerate, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import Quadratic, gradient_quadratic, is_degenerate, output_quadratic
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, jackknife, positive_jackknife
@@ -100,8 +100,8 @@ def _optima(rows: Rows, box: Box, layer: str, form: Quadratic, count: np.ndarray
     """theory: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over beta and gamma together, along the path of n."""
     sizes = sorted({*batch_sizes, *_PATH})
     path = np.stack([form.optimum(form.S, n, (1, 2)) for n in sizes], axis=-1)  # [R, 2, sizes]
-    constant = degenerate(form.S, 1) or degenerate(form.S, 2) or not np.isfinite(path[0]).all()
-    unresolved = ~(1 + np.array(sizes) * jackknife(form.least_bias(form.S), count).low > 0)
+    constant = is_degenerate(form.S, 1) or is_degenerate(form.S, 2) or not np.isfinite(path[0]).all()
+    unresolved = ~(1 + np.array(sizes) * jackknife(form.least_bias_ratio(form.S), count).low > 0)
     for k, quantity in enumerate(("optimum_beta", "optimum_gamma")):
         rows.add(
             quantity,

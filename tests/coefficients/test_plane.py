@@ -105,7 +105,7 @@ def test_the_least_bias_says_when_the_error_has_a_minimum(seed: int) -> None:
     roots = rng.normal(size=(2, 3, 3))
     form = Quadratic(form.S, roots + roots.swapaxes(1, 2), None)  # symmetric, of any sign
     assert form.B is not None
-    found = form.least_bias(form.S)
+    found = form.least_bias_ratio(form.S)
     for s, b, least in zip(form.S[:, 1:, 1:], form.B[:, 1:, 1:], found, strict=True):
         assume(np.linalg.cond(s) < 1e6)
         assert least == pytest.approx(np.linalg.eigvals(np.linalg.solve(s, b)).real.min(), rel=1e-6, abs=1e-9)
