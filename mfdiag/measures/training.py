@@ -24,7 +24,7 @@ from mfdiag.storage import sha256_of
 from mfdiag.tables.check import conform
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import check_writable, read_table, table_path, write_table
-from mfdiag.training.grid import Cell
+from mfdiag.training.grid import GridCell
 from mfdiag.training.saved import CHECKPOINT, LogEntry, number_entry
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import TrainedCell, TrainOptions, train
@@ -42,7 +42,7 @@ class GridOutcome:
 
 
 def run_grid(
-    cells: Sequence[Cell],
+    cells: Sequence[GridCell],
     out: Path,
     options: TrainOptions,
     *,
@@ -125,7 +125,7 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
 _MEASURED = ("value", "std_error", "ci_low", "ci_high", "n_samples", "status")
 
 
-def _others(out: Path, cells: Sequence[Cell]) -> pd.DataFrame:
+def _others(out: Path, cells: Sequence[GridCell]) -> pd.DataFrame:
     if not table_path("training", out).exists():
         return pd.DataFrame()
     earlier = read_table("training", out)
