@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from mfdiag.estimators import Estimator, estimators, find_estimator
     from mfdiag.flow.data.datasets import load_data
     from mfdiag.measures.measure import measure
+    from mfdiag.measures.quality_table import measure_quality, prepare_quality
     from mfdiag.models.checkpoint import load_model, save_checkpoint
-    from mfdiag.quality.prepared import measure_quality, prepare_quality
     from mfdiag.quality.sampling import sample
     from mfdiag.quality.tidy import mean_over_seeds
 
@@ -42,8 +42,8 @@ _LAZY = {  # torch is imported when something is measured, not when help is prin
     "load_model": "mfdiag.models.checkpoint",
     "mean_over_seeds": "mfdiag.quality.tidy",
     "measure": "mfdiag.measures.measure",
-    "measure_quality": "mfdiag.quality.prepared",
-    "prepare_quality": "mfdiag.quality.prepared",
+    "measure_quality": "mfdiag.measures.quality_table",
+    "prepare_quality": "mfdiag.measures.quality_table",
     "sample": "mfdiag.quality.sampling",
     "save_checkpoint": "mfdiag.models.checkpoint",
 }

@@ -14,9 +14,10 @@ import pandas as pd
 
 from mfdiag.figures.render import save_figures
 from mfdiag.measures.job import Mode, Outcome, device_name, same_request
+from mfdiag.measures.quality_table import Prepared, prepare_quality
 from mfdiag.measures.request import Progress, Subject
 from mfdiag.models.inspection import inspect_checkpoint
-from mfdiag.quality.prepared import Features, Prepared, prepare_quality
+from mfdiag.quality.features import Features
 from mfdiag.quality.tidy import mean_over_seeds
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import check_writable, read_table, table_path, write_table

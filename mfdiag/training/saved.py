@@ -127,8 +127,8 @@ def _read_state(path: Path) -> tuple[dict[str, Any], TrainingRun]:
         return content["specification"], TrainingRun(state, [LogEntry(*entry) for entry in content["log"]])
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"Expected {path} to be a training state of this version, but it is not ({error}). Choose another folder, or "
-            "start again with --overwrite."
+            f"Expected {path} to be a training state of this version, but it is not ({error}). Choose another folder, "
+            "or start again with --overwrite."
         ) from error
 
 

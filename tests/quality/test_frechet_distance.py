@@ -12,8 +12,8 @@ from scipy import linalg
 import mfdiag
 from mfdiag.gradients.moments import Estimate
 from mfdiag.quality import reference as reference_module
+from mfdiag.quality.metrics import Reference
 from mfdiag.quality.metrics.frechet_distance import METRIC
-from mfdiag.quality.reference import Reference
 
 
 def distance(x: np.ndarray, y: np.ndarray, whole: bool = True) -> Estimate:
@@ -86,7 +86,7 @@ def test_standard_error_is_that_of_numerical_influences(dim: int) -> None:
 
 
 def test_intervals_cover_the_distance_of_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_module, "_SAMPLED", 2**10)
+    monkeypatch.setattr(reference_module, "_DRAWN_POINTS", 2**10)
     hits, seeds, truth = 0, 40, 2 * 0.2**2 + 2 * 0.3**2
     for seed in range(seeds):
         prepared = mfdiag.prepare_quality("gaussian:2,0,1", metrics=["frechet_distance"], samples=1024, seed=seed)

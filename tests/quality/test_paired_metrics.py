@@ -14,7 +14,7 @@ from scipy import stats
 
 import mfdiag
 from mfdiag.quality.metrics import metrics
-from mfdiag.quality.metrics._neighbours import NEIGHBOURS as K
+from mfdiag.quality.metrics._neighbors import NEIGHBORS as K
 
 PAIRED = [name for name, metric in metrics().items() if metric.paired]
 
@@ -125,7 +125,7 @@ def test_intervals_cover() -> None:
     for seed in range(40):
         prepared = mfdiag.prepare_quality("gaussian:1,0,1", metrics=PAIRED, subsample=48, seed=seed)
         found.append(prepared.measure(lambda z: 0.4 + 1.3 * z).set_index("metric"))
-        for metric, truth in truth_in_one_dimension(0.4, 1.3, prepared.replicates[0].scale).items():
+        for metric, truth in truth_in_one_dimension(0.4, 1.3, prepared.metrics.subsamples[0].scale).items():
             closed[metric].append(truth)
     for metric in PAIRED:
         truths = closed.get(metric) or [np.mean([frame.value[metric] for frame in found])] * len(found)

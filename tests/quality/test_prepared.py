@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import mfdiag
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import FiniteData, GaussianData
+from mfdiag.measures.quality_table import Prepared
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.quality.metrics import metrics
-from mfdiag.quality.prepared import Prepared
 
 QUICK: dict[str, Any] = {"samples": 128, "subsample": 16}
 

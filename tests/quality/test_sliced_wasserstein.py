@@ -13,8 +13,8 @@ import mfdiag
 from mfdiag.gradients.moments import Estimate
 from mfdiag.models.checkpoint import bundled, load_model
 from mfdiag.quality import reference as reference_module
+from mfdiag.quality.metrics import Reference
 from mfdiag.quality.metrics.sliced_wasserstein import ANGLES, METRIC, directions
-from mfdiag.quality.reference import Reference
 
 
 def distance(x: np.ndarray, y: np.ndarray, whole: bool = True) -> Estimate:
@@ -110,7 +110,7 @@ def gaussian_truth(shift: float, std: float, dim: int) -> float:
 def test_intervals_cover_the_distance_of_gaussians(
     dim: int, samples: int, seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference_module, "_SAMPLED", 2**10)
+    monkeypatch.setattr(reference_module, "_DRAWN_POINTS", 2**10)
     truth, hits = gaussian_truth(0.3, 1.5, dim), 0
     for seed in range(seeds):
         prepared = mfdiag.prepare_quality(
