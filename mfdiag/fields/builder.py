@@ -178,16 +178,16 @@ class FieldBuilder:
 
     def _guidance(self, batch: Batch, x: Tensor) -> GuidedVelocity | None:
         """The guidance of the batch; None without guidance."""
-        law = self.draws.guidance
-        if law is None or batch.dropped is None:
+        guidance = self.draws.guidance
+        if guidance is None or batch.dropped is None:
             return None
-        network = self.module if law.network == "self" else self.networks[law.network]
+        network = self.module if guidance.network == "self" else self.networks[guidance.network]
 
         def velocity(x: Tensor, r: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-            return network(x, r if law.network == "head" else t, t, labels)
+            return network(x, r if guidance.network == "head" else t, t, labels)
 
-        with_guidance = takes_guidance(network if law.network == "teacher" else self.module)
-        return GuidedVelocity.of_batch(batch, law, velocity, with_guidance, self.draws.null, x)
+        with_guidance = takes_guidance(network if guidance.network == "teacher" else self.module)
+        return GuidedVelocity.of_batch(batch, guidance, velocity, with_guidance, self.draws.null, x)
 
     def _proxy_velocity(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """vhat = u(x_t, t, t) of the proxy's network."""

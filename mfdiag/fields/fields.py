@@ -146,7 +146,7 @@ class Fields:
     def instantaneous_velocity(self, network: str, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at one time of a network of the run.
 
-        An estimator names the networks that it uses in `Needs.networks`.
+        An estimator lists the networks that it uses in `Needs.networks`.
 
         Args:
             network: "self" for the measured network, or "ema", "head" or "teacher".

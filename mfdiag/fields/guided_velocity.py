@@ -54,10 +54,10 @@ class GuidedVelocity:
     """v_g = factor v_c + shift, where factor and shift depend on the point, the time and the label alone.
 
     Given these, only v_c is random. So v_g has the mean factor v + shift and the covariance factor^2 Sigma, and the
-    same map turns every conditional law of v_c into that of v_g (docs/theory.md#guidance).
+    same map turns every conditional distribution of v_c into that of v_g (docs/theory.md#guidance).
 
     Attributes:
-        law: The formula of the guidance.
+        guidance: The formula.
         velocity: (x [n, *shape], r [n], t [n], labels) -> instantaneous velocity [n, *shape] of the guiding network.
         network_takes_guidance: Whether the guiding network takes its guidance as an input.
         r: Start times [n] of the samples, which a velocity head may take.
@@ -67,7 +67,7 @@ class GuidedVelocity:
         null: The null label.
     """
 
-    law: Guidance
+    guidance: Guidance
     velocity: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     network_takes_guidance: bool
     r: Tensor
@@ -80,7 +80,7 @@ class GuidedVelocity:
     def of_batch(
         cls,
         batch: Batch,
-        law: Guidance,
+        guidance: Guidance,
         velocity: VelocityFunction,
         network_takes_guidance: bool,
         null: int,
@@ -90,7 +90,7 @@ class GuidedVelocity:
 
         Args:
             batch: Samples drawn under guidance, with labels, dropped labels and scale.
-            law: The formula of the guidance.
+            guidance: The formula.
             velocity: Instantaneous velocity of the guiding network.
             network_takes_guidance: Whether the guiding network takes its guidance as an input.
             null: The null label.
@@ -102,7 +102,7 @@ class GuidedVelocity:
         assert batch.labels is not None and batch.dropped is not None and batch.scale is not None
         labels, dropped = batch.labels.to(like.device), batch.dropped.to(like.device)
         scale = Scale(*(part.to(like) for part in batch.scale))
-        return cls(law, velocity, network_takes_guidance, batch.r.to(like), labels, dropped, scale, null)
+        return cls(guidance, velocity, network_takes_guidance, batch.r.to(like), labels, dropped, scale, null)
 
     def affine_at(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The affine map from v_c to v_g, at any point.
@@ -114,7 +114,7 @@ class GuidedVelocity:
         Returns:
             Factor [n, 1, ...] and shift [n, *shape].
         """
-        factors = self.law.factors(self.scale, t, self.dropped)
+        factors = self.guidance.factors(self.scale, t, self.dropped)
         data, own, null = (factor.view(-1, *[1] * (x.ndim - 1)) for factor in factors)
         shift = torch.zeros_like(x)
         with torch.no_grad():

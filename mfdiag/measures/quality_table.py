@@ -100,7 +100,7 @@ def prepare_quality(
         samples: Samples of each model behind pooled metrics (sliced Wasserstein, Fréchet), in 32 replicates.
         subsample: Metrics of pairs use 32 subsamples of so many points, of the model and of the data.
         seed: Seed of noise and subsamples.
-        source: The law of the noise.
+        source: The distribution of the noise.
         features: Map from samples [n, *shape] to features [n, ...], in which all metrics are computed.
         features_name: Name of the map for the column `features`; the name of the function by default.
         device: Where models run.

@@ -50,7 +50,7 @@ class FeatureSampler:
 
     Attributes:
         data: The data set, which gives the labels.
-        source: The law of the noise.
+        source: The distribution of the noise.
         seed: Seed of noise and labels.
         features: The feature map; None for the samples themselves.
         device: Where models run.

@@ -127,7 +127,7 @@ class TrainSpec(_Strict):
         data: Data set, as `--data` takes it.
         model: A built-in architecture and its arguments.
         times: Sampler of (r, t), as `--times` takes it.
-        source: Law of the noise, as `--source` takes it.
+        source: Distribution of the noise, as `--source` takes it.
         coupling: How noise and data are paired, as `--coupling` takes it.
         path: Path from data to noise, as `--path` takes it.
         prediction: What the network predicts, as `--prediction` takes it.

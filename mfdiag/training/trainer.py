@@ -252,7 +252,7 @@ def _train_group(
     report: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    spec = group[0].cell.spec  # stands for all of them in what they have in common
+    spec = group[0].cell.spec  # the same for all of them in what is used here
     ensemble = _ensemble(group, options, say)
     logged = max([entry.step for entry in group[0].run.log if entry.quantity in _LOGGED], default=0)
     measured = measure is not None and spec.measure_every > 0
