@@ -36,9 +36,9 @@ def test_each_row_is_uniform_over_replicates(draw: Draw) -> None:
 def test_even_rows_make_means_far_less_noisy() -> None:
     def error(draw: Draw) -> float:
         means = [np.exp(draw(0, "noise", b, 256, 2).sum(1)).mean() for b in range(REPLICATES)]
-        found = estimate_from_replicates(np.array(means), 256 * REPLICATES)
-        assert abs(found.value - (np.e - 1) ** 2) < 4 * found.std_error
-        return float(found.std_error)
+        estimate = estimate_from_replicates(np.array(means), 256 * REPLICATES)
+        assert abs(estimate.value - (np.e - 1) ** 2) < 4 * estimate.std_error
+        return float(estimate.std_error)
 
     assert error(sobol_uniforms) < error(independent_uniforms) / 20
 

@@ -13,8 +13,8 @@ from mfdiag.training.draws import BatchFeed, BatchStream, SamplingKey
 from mfdiag.training.loss import TrainBatch
 
 
-def assert_same(found: TrainBatch, expected: TrainBatch) -> None:
-    for one, other in zip(found, expected, strict=True):
+def assert_same(actual: TrainBatch, expected: TrainBatch) -> None:
+    for one, other in zip(actual, expected, strict=True):
         assert (one is None) == (other is None)
         assert one is None or other is None or torch.equal(one, other)
 

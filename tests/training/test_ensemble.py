@@ -46,8 +46,8 @@ def trained(specs: list[TrainSpec], steps: int, *, compiled: bool = False) -> li
     return models.states()
 
 
-def assert_same(found: TrainState, expected: TrainState) -> None:
-    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+def assert_same(actual: TrainState, expected: TrainState) -> None:
+    for one, other in zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
@@ -110,14 +110,14 @@ def test_recorded_steps_and_single_ones_mix(monkeypatch: pytest.MonkeyPatch) -> 
     """What CUDA graphs do, without CUDA: a recording works on the tensors it was made with, whatever came since."""
 
     def record(self: Ensemble) -> Any:
-        kept, buffer = self.state, self._buffer
+        recorded, buffer = self.state, self._buffer
         assert buffer is not None
 
         def replay() -> None:
-            state = kept
+            state = recorded
             for number in range(ensemble._GRAPH_STEPS):
                 state = self._step(state, TrainBatch._make(None if v is None else v[number] for v in buffer))
-            ensemble._copy(kept, state)
+            ensemble._copy(recorded, state)
 
         return SimpleNamespace(replay=replay)
 
@@ -136,9 +136,9 @@ def test_recorded_steps_and_single_ones_mix(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_model_that_diverges_leaves_the_others_alone() -> None:
     wild = spec_of(learning_rate=1e200)
-    found = trained([SPECS[0], wild], 4)
-    assert not all(p.isfinite().all() for p in found[1].params.values())
-    assert_same(found[0], trained([SPECS[0]], 4)[0])
+    states = trained([SPECS[0], wild], 4)
+    assert not all(p.isfinite().all() for p in states[1].params.values())
+    assert_same(states[0], trained([SPECS[0]], 4)[0])
 
 
 @pytest.mark.parametrize(

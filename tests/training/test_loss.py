@@ -54,7 +54,7 @@ def averaged(module: nn.Module) -> nn.Module:
 def plain_loss(
     module: nn.Module, ema: nn.Module, batch: TrainBatch, point: LossCoefficients, weighting: Weighting
 ) -> Tensor:
-    """Theory, section 2, one sample at a time, with the whole Jacobian."""
+    """docs/theory.md#plane, one sample at a time, with the whole Jacobian."""
     total = torch.zeros((), dtype=torch.float64)
     beta, gamma, anchor = (value or 0.0 for value in point)
     for i in range(len(batch.t)):
@@ -87,10 +87,10 @@ def test_loss_and_gradient_equal_the_plain_twin(
     def ours(params: Params) -> Tensor:
         return training_loss(module, params, params_of(ema), batch, point, weighting)
 
-    found, value = torch.func.grad_and_value(ours)(params_of(module))
+    actual, value = torch.func.grad_and_value(ours)(params_of(module))
     torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
-    for name, gradient in zip(found, gradients, strict=True):
-        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+    for name, gradient in zip(actual, gradients, strict=True):
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_attention_and_stacked_models() -> None:

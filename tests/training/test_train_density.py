@@ -62,8 +62,8 @@ def test_expected_gradient_is_that_of_the_trained_times(density: str) -> None:
             point = LossCoefficients(0.5, None, 0.5)
             return grad(lambda given: training_loss(module, given, params, alone, point, Weighting()))(params)
 
-        found = vmap(one, in_dims=tuple(None if value is None else 0 for value in batch))(*batch)
-        flat = torch.cat([values.flatten(1) for values in found.values()], 1).double()
+        per_sample = vmap(one, in_dims=tuple(None if value is None else 0 for value in batch))(*batch)
+        flat = torch.cat([values.flatten(1) for values in per_sample.values()], 1).double()
         means.append(flat.mean(0))
         errors.append(flat.var(0) / len(flat))
     assert ((means[0] - means[1]).abs() <= 4 * (errors[0] + errors[1]).sqrt()).all()

@@ -156,10 +156,10 @@ def test_measuring_on_the_way(tmp_path: Path) -> None:
 
     spec = spec_of(measure_every=8)
     (result,) = train([GridCell("", spec)], tmp_path, measure=measure, say=pytest.fail)
-    found = [entry for entry in result.log if entry.quantity == "variance"]
-    assert [entry.step for entry in found] == [8, 12]
+    entries = [entry for entry in result.log if entry.quantity == "variance"]
+    assert [entry.step for entry in entries] == [8, 12]
     assert result.checkpoint is not None
-    assert found[-1].value == load_model(result.checkpoint).state["raw"]["layers.0.weight"][0, 0]
+    assert entries[-1].value == load_model(result.checkpoint).state["raw"]["layers.0.weight"][0, 0]
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
