@@ -344,19 +344,9 @@ def compute_fields(
         InputError: The shape of u is not that of x.
     """
     x, r, t, _ = inputs
-    v_c, vhat, marginal, second = (
-        velocities.conditional,
-        velocities.proxy,
-        velocities.marginal,
-        velocities.second_draw,
-    )
     n, d = len(x), x[0].numel()
     gap = (t - r).view(-1, *[1] * (x.ndim - 1))
-    directions = [v_c, vhat - v_c]
-    if marginal is not None:
-        directions.append(vhat - marginal)
-    if second is not None:
-        directions.append(v_c - second)
+    directions = _directions(velocities)
     if jacobian and d <= FULL_JACOBIAN_DIM:
         basis = coordinate_basis(x)
         dx = torch.cat([basis, torch.zeros_like(x)[None]])
@@ -378,7 +368,19 @@ def compute_fields(
     if u.shape != x.shape:
         raise InputError(f"The model must return u of shape {tuple(x.shape)}, but it returned shape {tuple(u.shape)}.")
     posterior = None
-    if marginal is not None and velocities.variance is not None:
-        delta = (directions[3], jvps[3]) if second is not None else (None, None)
+    if velocities.marginal is not None and velocities.variance is not None:
+        delta = (directions[3], jvps[3]) if velocities.second_draw is not None else (None, None)
         posterior = PosteriorFields(directions[2], jvps[2], velocities.variance, *delta)
-    return Fields(u, v_c, vhat, gap, jvps[0], jvps[1], posterior, measured if jacobian else None)
+    jacobian_products = measured if jacobian else None
+    return Fields(u, velocities.conditional, velocities.proxy, gap, jvps[0], jvps[1], posterior, jacobian_products)
+
+
+def _directions(velocities: Velocities) -> list[Tensor]:
+    """Tangents of x: v_c, vhat - v_c and, if they are known, b and the difference of two draws of v_c."""
+    v_c, vhat = velocities.conditional, velocities.proxy
+    directions = [v_c, vhat - v_c]
+    if velocities.marginal is not None:
+        directions.append(vhat - velocities.marginal)
+    if velocities.second_draw is not None:
+        directions.append(v_c - velocities.second_draw)
+    return directions
