@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from mfdiag.flow.data.datasets import load_data
-from mfdiag.training.draws import Feed
-from mfdiag.training.ensemble import Ensemble, start
+from mfdiag.training.draws import BatchFeed
+from mfdiag.training.ensemble import Ensemble, initial_state
 from mfdiag.training.loss import TrainBatch
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import initial_module
@@ -92,12 +92,12 @@ def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else REPEATS
     given = specs()
     data = [load_data(DATA)] * MODELS
-    feed = Feed(given, data, "cpu")
+    feed = BatchFeed(given, data, "cpu")
     modules = [initial_module(spec) for spec in given]
 
     def ensemble(compiled: bool) -> Ensemble:
         return Ensemble(
-            modules[0], given, [start(m) for m in modules], feed, device="cpu", compiled=compiled, say=sys.exit
+            modules[0], given, [initial_state(m) for m in modules], feed, device="cpu", compiled=compiled, say=sys.exit
         )
 
     plain, vectorised, compiled = [Plain(spec) for spec in given], ensemble(False), ensemble(True)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from mfdiag.estimators import Estimator, estimators, find_estimator
     from mfdiag.flow.data.datasets import load_data
     from mfdiag.gradients.sample_pass import PassSettings
+    from mfdiag.measures.parts.quality_rows import mean_over_seeds
     from mfdiag.measures.run.api import Objective, measure
+    from mfdiag.measures.run.quality_api import measure_quality, prepare_quality
     from mfdiag.measures.run.request import Request
     from mfdiag.models.checkpoint import load_model, save_checkpoint
-    from mfdiag.quality.prepared import measure_quality, prepare_quality
     from mfdiag.quality.sampling import sample
-    from mfdiag.quality.tidy import mean_over_seeds
 
 __all__ = [
     "Estimator",
@@ -45,13 +45,13 @@ _LAZY = {  # torch is imported when something is measured, not when help is prin
     "find_estimator": "mfdiag.estimators",
     "load_data": "mfdiag.flow.data.datasets",
     "load_model": "mfdiag.models.checkpoint",
-    "mean_over_seeds": "mfdiag.quality.tidy",
+    "mean_over_seeds": "mfdiag.measures.parts.quality_rows",
     "Objective": "mfdiag.measures.run.api",
     "PassSettings": "mfdiag.gradients.sample_pass",
     "Request": "mfdiag.measures.run.request",
     "measure": "mfdiag.measures.run.api",
-    "measure_quality": "mfdiag.quality.prepared",
-    "prepare_quality": "mfdiag.quality.prepared",
+    "measure_quality": "mfdiag.measures.run.quality_api",
+    "prepare_quality": "mfdiag.measures.run.quality_api",
     "sample": "mfdiag.quality.sampling",
     "save_checkpoint": "mfdiag.models.checkpoint",
 }

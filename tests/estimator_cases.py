@@ -75,11 +75,11 @@ def gradients(
     others = others or {}
     guide = others.get("ema", module)
     proxy = "ema" if "ema" in others else "self"
-    maker = FieldBuilder(module, guide, law, plan.needs, proxy, lambda a: a.double(), others)  # type: ignore[arg-type]
-    engine: Engine = prepare_engine(module, maker.inputs(law.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
+    builder = FieldBuilder(module, guide, law, plan.needs, proxy, lambda a: a.double(), others)  # type: ignore[arg-type]
+    engine: Engine = prepare_engine(module, builder.inputs(law.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
     derivative = forward_mode(module)
-    some = evaluate_batch(maker, engine, derivative, law.batch(np.arange(2)))[1]
-    inputs, fields, opened = evaluate_batch(maker, engine, derivative, law.batch(np.arange(samples)))
+    some = evaluate_batch(builder, engine, derivative, law.batch(np.arange(2)))[1]
+    inputs, fields, opened = evaluate_batch(builder, engine, derivative, law.batch(np.arange(samples)))
     general = LossEngine(module, engine, plan.losses, some, lambda note: None)
     factors = engine.factors(inputs, plan.cotangents(fields), opened)
     parts = {name: found.dense(0, samples) for name, found in general.beside(factors, fields)}

@@ -15,7 +15,7 @@ from mfdiag import Estimator
 
 
 def residual(fields, damping):
-    return fields.u + damping * fields.gap * fields.along_v - fields.v_c  # along_v is du/dx v_c + du/dt
+    return fields.u + damping * fields.gap * fields.jvp_v_c - fields.v_c  # jvp_v_c is du/dx v_c + du/dt
 
 
 def damped(text):

@@ -13,7 +13,7 @@ from mfdiag.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mfdiag.training.grid import Cell
+    from mfdiag.training.grid import GridCell
 
 __all__ = ["command"]
 
@@ -80,7 +80,7 @@ def command(
         sys.stdout.write(f"{trained.checkpoint}\n")
 
 
-def _print_cells(cells: Sequence[Cell], seconds: float) -> None:
+def _print_cells(cells: Sequence[GridCell], seconds: float) -> None:
     for cell in cells:
         sys.stdout.write(f"{cell.name or '(one model)'}  {cell.spec.steps:,} steps\n")
     minutes = seconds / 60

@@ -1,6 +1,7 @@
-"""The plane (beta, gamma): variance, conditional variance, bias and their minimisers as quadratic forms.
+"""The plane (beta, gamma): variance, conditional variance, bias and their minimizers as quadratic forms.
 
-Everything is a 3 x 3 matrix over (1, beta, gamma) with a leading axis of jackknife replicates (gradients/moments.py).
+A form is a 3 x 3 matrix over (1, beta, gamma), with a leading axis of jackknife replicates (gradients/moments.py).
+Derivations: docs/theory.md#mse and docs/theory.md#batch-aware.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ import numpy as np
 
 from mfdiag.gradients.moments import Moments
 
-__all__ = ["DEGENERATE", "ColumnLayout", "Quadratic", "degenerate", "gradient_quadratic", "output_quadratic"]
+__all__ = ["DEGENERATE", "ColumnLayout", "Quadratic", "gradient_quadratic", "is_degenerate", "output_quadratic"]
 
-DEGENERATE = 1e-10  # of the uncontrolled variance: below it the control is constant up to rounding
+DEGENERATE = 1e-10
+"""A control whose variance is below this share of the uncontrolled variance is constant up to rounding."""
+
+_SINGULAR = 1e-12  # a 2 x 2 system whose determinant is below this share of its diagonal's product is singular
 
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """How (1, beta, gamma) act on a set of K cotangents, each map [3, K].
+    """How (1, beta, gamma) act on a group of K cotangents.
 
-    `value` gives the gradient itself, `bias` its bias (Rao-Blackwellised where the marginal velocity is known),
-    `within` its conditional fluctuation G - E[G given x_t, r, t] (None where that is not known).
+    Attributes:
+        value: Map [3, K] to the gradient itself.
+        bias: Map [3, K] to its bias: of conditional means if the marginal velocity is known
+            (docs/theory.md#rao-blackwell), else of the gradients.
+        within: Map [3, K] to its conditional fluctuation G - E[G given x_t, r, t]; None if that is not known.
     """
 
     value: np.ndarray
@@ -32,9 +39,17 @@ class ColumnLayout:
     def of_plane(cls, known: bool, target: bool = True) -> ColumnLayout:
         """The maps for the cotangents of `measures.plans.plane_basis`.
 
-        `target` False leaves gamma at 0: e_0, e_b and, if `known`, their conditional means. Otherwise e_0, e_b, e_g
-        and, if `known`, A b and -b, the conditional means of e_b and e_g: since e_b - A b = -A v' and e_g + b = v',
-        the conditional fluctuation [(1 - beta) A - (1 - gamma) I] v' is a combination of these five.
+        With `target`, these are e_0, e_b, e_g and, if `known`, the conditional means A b of e_b and -b of e_g. Since
+        e_b - A b = -A v' and e_g + b = v', the conditional fluctuation [(1 - beta) A - (1 - gamma) I] v' is a
+        combination of these five (docs/theory.md#conditional).
+
+        Args:
+            known: Whether the marginal velocity is known.
+            target: Whether gamma is free. If not, gamma stays 0 and the cotangents are e_0, e_b and, if `known`, their
+                conditional means.
+
+        Returns:
+            The maps.
         """
         if not target:
             value = np.zeros((3, 4 if known else 2))
@@ -55,38 +70,60 @@ class ColumnLayout:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """variance = c S c, conditional variance = c W c, bias2 = c B c with c = (1, beta, gamma); each [R, 3, 3]."""
+    """Three quadratic forms in c = (1, beta, gamma), each [R, 3, 3].
+
+    Attributes:
+        S: variance = c^T S c.
+        B: squared bias = c^T B c; None if it is not known.
+        W: conditional variance = c^T W c; None if it is not known.
+    """
 
     S: np.ndarray
     B: np.ndarray | None
     W: np.ndarray | None
 
     def at(self, form: np.ndarray, beta: np.ndarray, gamma: np.ndarray) -> np.ndarray:
-        """c form c at each pair: beta, gamma [P] -> [R, P]."""
+        """Evaluate one of the forms.
+
+        Args:
+            form: S, B or W.
+            beta: Tangent coefficients [P].
+            gamma: Target coefficients [P].
+
+        Returns:
+            c^T form c for each pair, [R, P].
+        """
         c = np.stack([np.ones_like(beta), beta, gamma])
         return np.einsum("kp,rkl,lp->rp", c, form, c)
 
     def optimum(self, noise: np.ndarray, n: float, free: tuple[int, ...]) -> np.ndarray:
-        """theory: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over the `free` ones of beta (1) and gamma (2): [R, len(free)].
+        """The coefficients of least MSE_n: c*_n = -(S_cc + n M_cc)^(-1) S_c0 (docs/theory.md#batch-aware).
 
-        `noise` is S or W. The others stay 0. NaN where the control has no variance.
+        Args:
+            noise: S for the whole variance, or W for the conditional part.
+            n: Batch size; 0 leaves the bias out.
+            free: Which coefficients are optimized: beta is 1, gamma is 2. The other one stays 0.
+
+        Returns:
+            [R, len(free)]; NaN where the control has no variance.
         """
         penalty = 0.0 if self.B is None else n * self.B
-        curve = noise + penalty
+        curvature = noise + penalty
         rows = list(free)
-        inner, right = curve[:, rows][:, :, rows], -noise[:, rows, 0]
+        inner, right = curvature[:, rows][:, :, rows], -noise[:, rows, 0]
         if len(rows) == 1:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return right / inner[:, 0]
-        solvable = np.abs(np.linalg.det(inner)) > 1e-12 * np.abs(inner[:, 0, 0] * inner[:, 1, 1])
+        solvable = np.abs(np.linalg.det(inner)) > _SINGULAR * np.abs(inner[:, 0, 0] * inner[:, 1, 1])
         solved = np.full(right.shape, np.nan)
         solved[solvable] = np.linalg.solve(inner[solvable], right[solvable][:, :, None])[:, :, 0]
         return solved
 
-    def least_bias(self, noise: np.ndarray) -> np.ndarray:
-        """Smallest eigenvalue of S_cc^-1 M_cc [R]: MSE_n has a minimum where 1 + n times it is positive.
+    def least_bias_ratio(self, noise: np.ndarray) -> np.ndarray:
+        """Smallest eigenvalue lambda of S_cc^-1 M_cc, [R]: MSE_n has a minimum where 1 + n lambda > 0.
 
-        Below zero, or not told from it, where an estimate of M is lost in noise; `noise` is S or W.
+        It is negative, or compatible with zero, where the estimate of M is lost in noise. `noise` is S or W. The
+        derivation is docs/theory.md#batch-aware.
         """
         assert self.B is not None
         (s, t, _, u), (m, k, _, q) = (form[:, 1:, 1:].reshape(-1, 4).T for form in (noise, self.B))
@@ -95,23 +132,35 @@ class Quadratic:
         return half - np.sqrt(np.maximum(half**2 - (m * q - k**2) / volume, 0))
 
 
-def degenerate(noise: np.ndarray, k: int) -> bool:
-    """Whether the variance of control `k` is nothing beside the uncontrolled one, so that their ratio means nothing."""
+def is_degenerate(noise: np.ndarray, k: int) -> bool:
+    """Whether control `k` has no variance compared with the uncontrolled gradient: their ratio is meaningless then."""
     return bool(noise[0, k, k] <= DEGENERATE * noise[0, 0, 0])
 
 
 def gradient_quadratic(moments: Moments, layout: ColumnLayout, group: int = 0) -> Quadratic:
-    """From gradient moments: bias2 is the unbiased squared norm of the mean bias gradient, c M c."""
+    """The forms of the gradient's variance and bias.
 
-    def form(which: np.ndarray, map_: np.ndarray) -> np.ndarray:
-        return map_ @ which[:, group] @ map_.T
+    Args:
+        moments: Moments of the gradients of a plan.
+        layout: How (1, beta, gamma) act on its cotangents.
+        group: Which group of cotangents.
+
+    Returns:
+        The forms; the squared bias is the unbiased estimate of |E G(c) - E G(0)|^2 (docs/theory.md#unbiased).
+    """
+
+    def form(matrix: np.ndarray, map_: np.ndarray) -> np.ndarray:
+        return map_ @ matrix[:, group] @ map_.T
 
     within = None if layout.within is None else form(moments.Q, layout.within)
     return Quadratic(form(moments.S, layout.value), form(moments.M, layout.bias), within)
 
 
 def output_quadratic(moments: Moments, layout: ColumnLayout) -> Quadratic:
-    """From residual moments: bias2 is E|(beta A - gamma I) b|^2, point by point, so it needs the marginal velocity."""
+    """The forms of the residual's variance and bias.
+
+    The squared bias is E|(beta A - gamma I) b|^2, averaged over points, so it needs the marginal velocity.
+    """
     value = layout.value @ moments.S[:, 0] @ layout.value.T
     if layout.within is None:
         return Quadratic(value, None, None)

@@ -10,7 +10,7 @@ from torch.func import jvp, vmap
 
 from mfdiag.derivatives.attention import twice_differentiable
 from mfdiag.errors import InputError
-from mfdiag.fields.inputs import Velocity
+from mfdiag.fields.inputs import VelocityFunction
 
 __all__ = ["NoForwardModeError", "forward_mode_derivatives"]
 
@@ -31,7 +31,7 @@ class NoForwardModeError(InputError):
 
 
 def forward_mode_derivatives(
-    model: Velocity, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+    model: VelocityFunction, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
     """u and its derivatives along tangents in x and t, with dr = 0.
 

@@ -6,22 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # estimator files stay importable without torch, so that listing them is instant
+if TYPE_CHECKING:  # files of estimators stay importable without torch, so that listing them is fast
     from torch import Tensor
 
-    from mfdiag.fields.differentiable_network import DifferentiableNetwork
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import DifferentiableNetwork, Fields
 
-__all__ = ["Estimator", "Needs", "squared"]
+__all__ = ["Estimator", "Needs", "squared_norm"]
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a training step of a method computes for each sample, and which networks it needs beside its own.
+    """What a training step of a method computes for each sample, and what it needs besides the network.
 
-    `trained` evaluations and `trained_jvps` directional derivatives carry the gradient; `forwards` and `jvps` do not.
-    `networks` are among "ema", "head" and "teacher"; `pair` asks for the sample's own x_0 and x_1, `normal` for
-    independent pairs from a source N(0, I) on the linear path.
+    Attributes:
+        trained: Evaluations of the network that carry a gradient.
+        trained_jvps: Directional derivatives of the network that carry a gradient.
+        forwards: Evaluations without gradient, of any network.
+        jvps: Directional derivatives without gradient.
+        networks: Other networks, among "ema", "head" and "teacher".
+        normal: Whether it needs independent pairs from a source N(0, I) on the linear path.
+        pair: Whether it needs the sample's own ends x_0 and x_1.
     """
 
     trained: int = 1
@@ -34,20 +38,30 @@ class Needs:
 
     @property
     def cost(self) -> int:
-        """Cost of a step in forward passes: a backward pass costs two, a derivative one beside its evaluation."""
+        """Cost of a training step in forward passes: a backward pass counts two, a derivative one more."""
         return 3 * (self.trained + self.trained_jvps) + self.forwards + self.jvps
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """One method of the family, given by exactly one of `residual` and `loss`.
+    """One method of the family, defined by exactly one of `residual` and `loss` (docs/theory.md#family).
 
-    `residual` maps the fields of a batch to e [n, *shape]; the per-sample gradient is 2 w (du/dtheta)^T e at
-    (x_t, r, t). `loss` maps the fields and the network to the loss [n] of each sample, whose gradient is taken as it
-    stands: for methods that differentiate through something else than u(x_t, r, t).
-    `coefficients` are (beta, gamma) where the method is a point of the plane (theory, section 2); `affine` says that
-    another one's gradient is affine in v_c too, `unbiased` that its mean given x_t is MeanFlow's by construction.
-    `parse`, where given, turns the text after "NAME:" into an estimator; `template` marks one that cannot do without.
+    Attributes:
+        name: Name on the command line; for a built-in estimator also the name of its file.
+        title: One line for `mfdiag list estimators`. If the method takes arguments, the line ends with their form, as
+            in `alpha_flow:[alpha=0.5]`.
+        paper: Where the method comes from.
+        formula: The residual or the loss in plain text, in the symbols of docs/theory.md#notation.
+        residual: Fields -> e [n, *shape]. The gradient of a sample is 2 w (du/dtheta)^T e at (x_t, r, t): that of
+            regressing u on a target under stop-gradient.
+        coefficients: (beta, gamma) if the method is a point of the plane (docs/theory.md#plane), else None.
+        parse: Turns the text after "NAME:" into an estimator; None if the method takes no arguments.
+        loss: (fields, network) -> loss of each sample [n]. Its gradient is taken through everything that `network`
+            evaluates; `fields` carry none. For methods that differentiate something else than u(x_t, r, t).
+        needs: What a training step computes, which gives cost and availability.
+        affine: Whether the gradient is affine in v_c, for a method that is not a point of the plane.
+        unbiased: Whether the mean gradient given x_t is MeanFlow's by construction.
+        template: Whether the name alone is incomplete, so that arguments must follow.
     """
 
     name: str
@@ -69,6 +83,6 @@ class Estimator:
         return self.affine or self.coefficients is not None
 
 
-def squared(e: Tensor) -> Tensor:
+def squared_norm(e: Tensor) -> Tensor:
     """|e|^2 of each sample: [n, *shape] -> [n]."""
     return e.flatten(1).square().sum(1)

@@ -1,4 +1,4 @@
-"""alpha-Flow: between trajectory flow matching (alpha = 1) and MeanFlow (alpha -> 0): alpha_flow:alpha."""
+"""alpha-Flow: from trajectory flow matching (alpha = 1) to MeanFlow (alpha -> 0)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mfdiag.estimators._base import Estimator, Needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
@@ -19,14 +19,14 @@ __all__ = ["ESTIMATOR"]
 def residual(fields: Fields, alpha: float) -> Tensor:
     # arXiv 2510.20771: s = alpha r + (1-alpha) t, x_s = x_t - (t-s) v_c, and the loss
     #     1/alpha |u(x_t,r,t) - sg[alpha v_c + (1-alpha) u(x_s,r,s)]|^2
-    # whose weight 1/alpha joins the residual. With t - s = alpha (t-r), u(x_s,r,s) = u - alpha (t-r) du + O(alpha^2):
-    # the residual tends to MeanFlow's as alpha -> 0, and is u - v_c at alpha = 1.
+    # The weight 1/alpha becomes part of the residual. It tends to MeanFlow's as alpha -> 0, and at alpha = 1 it is
+    # u - v_c (docs/theory.md#family-targets). The paper lowers alpha during training; here it is fixed.
     s = fields.t - alpha * fields.gap
-    u_s = fields.velocity(fields.x - (fields.t - s) * fields.v_c, fields.r, s)
+    u_s = fields.average_velocity(fields.x - (fields.t - s) * fields.v_c, fields.r, s)
     return (fields.u - alpha * fields.v_c - (1 - alpha) * u_s) / alpha
 
 
-def make(name: str, alpha: float) -> Estimator:
+def build(name: str, alpha: float) -> Estimator:
     require(0 < alpha <= 1, name, "alpha must be above 0 and at most 1")
     return Estimator(
         name,
@@ -38,4 +38,4 @@ def make(name: str, alpha: float) -> Estimator:
     )
 
 
-ESTIMATOR = with_arguments("alpha_flow", {"alpha": 0.5}, make)
+ESTIMATOR = with_arguments("alpha_flow", {"alpha": 0.5}, build)

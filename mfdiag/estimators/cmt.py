@@ -1,4 +1,4 @@
-"""CMT, consistency mid-training: the chord of a teacher's solver trajectory as target: cmt:steps."""
+"""CMT, consistency mid-training: the target is the chord of a trajectory of a teacher's solver."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from mfdiag.estimators._base import Estimator, Needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
 
 def residual(fields: Fields, steps: int) -> Tensor:
-    # arXiv 2509.24526: the target is (x_t - x_r)/(t-r) along a trajectory of the teacher's solver. The paper starts its
-    # trajectories from noise and leaves the solver open; here they start from the sample's x_t and are Heun's, whose
-    # chord is the mean of the slopes of its steps, also at r = t, where it is the teacher's velocity
+    # arXiv 2509.24526: regress u on (x_t - x_r)/(t-r) along a trajectory of a teacher's solver. The paper starts its
+    # trajectories from noise and leaves the solver open. Here they start from the sample's x_t, and the solver is
+    # Heun's with `steps` equal steps. The chord is the mean slope of the steps; at r = t this is the teacher's
+    # velocity.
     x, step = fields.x, fields.gap / steps
     chord = 0 * x
     for k in range(steps):
         start, stop = fields.t - k * step, fields.t - (k + 1) * step
-        first = fields.guide("teacher", x, start)
-        slope = (first + fields.guide("teacher", x - step * first, stop.maximum(fields.r))) / 2
+        first = fields.instantaneous_velocity("teacher", x, start)
+        second = fields.instantaneous_velocity("teacher", x - step * first, stop.maximum(fields.r))
+        slope = (first + second) / 2
         x, chord = x - step * slope, chord + slope / steps
     return fields.u - chord
 
 
-def make(name: str, steps: int) -> Estimator:
+def build(name: str, steps: int) -> Estimator:
     return Estimator(
         name,
         "CMT: chord of a teacher's trajectory as target, by Heun's method: cmt:[steps=4]",
@@ -42,4 +44,4 @@ def make(name: str, steps: int) -> Estimator:
     )
 
 
-ESTIMATOR = with_arguments("cmt", {"steps": 4}, make, integers={"steps"})
+ESTIMATOR = with_arguments("cmt", {"steps": 4}, build, integers={"steps"})

@@ -1,4 +1,4 @@
-"""MeanFlow with a central difference along the path in place of the derivative: finite_difference:step."""
+"""MeanFlow with a central difference along the path in place of the derivative."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from mfdiag.estimators._base import Estimator, Needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
+_TINY = 1e-12  # keeps 0/0 away at r = t = 1, where the difference is multiplied by t-r = 0
+
 
 def residual(fields: Fields, step: float) -> Tensor:
-    # du/dx v_c + du/dt = [u(x_t + h v_c, r, t + h) - u(x_t - h v_c, r, t - h)] / 2h + O(h^2). Papers leave the ends
-    # open: here both times stay inside [r, 1], so that the difference is one-sided near them; at r = t its factor is 0
+    # MF-RAE and FastGen: du/dx v_c + du/dt = [u(x_t + h v_c, r, t + h) - u(x_t - h v_c, r, t - h)] / 2h + O(h^2). They
+    # leave open what happens near the ends. Here both times stay in [r, 1], so near r and 1 the difference is
+    # one-sided.
     low, high = (fields.t - step).maximum(fields.r), (fields.t + step).clamp_max(1)
-    ends = [fields.velocity(fields.x + (s - fields.t) * fields.v_c, fields.r, s) for s in (low, high)]
-    return fields.u + fields.gap * (ends[1] - ends[0]) / (high - low).clamp_min(1e-12) - fields.v_c
+    ends = [fields.average_velocity(fields.x + (s - fields.t) * fields.v_c, fields.r, s) for s in (low, high)]
+    return fields.u + fields.gap * (ends[1] - ends[0]) / (high - low).clamp_min(_TINY) - fields.v_c
 
 
-def make(name: str, step: float) -> Estimator:
+def build(name: str, step: float) -> Estimator:
     require(0 < step <= 0.5, name, "step must be above 0 and at most 0.5")
     return Estimator(
         name,
@@ -36,4 +39,4 @@ def make(name: str, step: float) -> Estimator:
     )
 
 
-ESTIMATOR = with_arguments("finite_difference", {"step": 0.005}, make)
+ESTIMATOR = with_arguments("finite_difference", {"step": 0.005}, build)

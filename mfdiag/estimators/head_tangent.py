@@ -1,15 +1,15 @@
-"""Head tangent: the velocity head of the network as tangent; improved MeanFlow with its auxiliary head.
+"""Head tangent: the network's velocity head as tangent, (1, 0); improved MeanFlow with its auxiliary head.
 
-The network offers the head as a method `velocity(x, r, t, labels)` that returns v, shaped as x.
+The head is a method `velocity(x, r, t, labels)` of the network that returns v, shaped as x.
 """
 
-from mfdiag.estimators.plane import point
+from mfdiag.estimators.plane import plane_point
 
 __all__ = ["ESTIMATOR"]
 
-# arXiv 2512.02012: as self_tangent, with v_head(x_t, t) in the place of u(x_t,t,t). The head's own loss, which is
-# |v_head - v_c|^2, is left out: it trains the head, and reaches other parameters only where they are shared.
-ESTIMATOR = point(
+# arXiv 2512.02012: as self_tangent, with v_head(x_t,t) in place of u(x_t,t,t). The paper adds the head's own loss
+# |v_head - v_c|^2, which is left out here: it trains the head, and other parameters only if the two share them.
+ESTIMATOR = plane_point(
     "head_tangent",
     "the network's velocity head as tangent, conditional target (improved MeanFlow)",
     "arXiv 2512.02012",

@@ -1,4 +1,4 @@
-"""Modular MeanFlow: part of the gradient goes through the derivative: modular_meanflow:modulation."""
+"""Modular MeanFlow: part of the gradient goes through the derivative."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mfdiag.estimators._arguments import require, with_arguments
-from mfdiag.estimators._base import Estimator, Needs, squared
+from mfdiag.estimators._base import Estimator, Needs, squared_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.fields.differentiable_network import DifferentiableNetwork
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import DifferentiableNetwork, Fields
 
 __all__ = ["ESTIMATOR"]
 
 
 def loss(fields: Fields, network: DifferentiableNetwork, modulation: float) -> Tensor:
-    # arXiv 2508.17426: |u + (t-r) SG[du/dx v_c + du/dt] - v_c|^2 with SG[z] = lambda z + (1-lambda) sg[z];
-    # lambda rises from 0 (MeanFlow) to 1 (no stop-gradient) during training
-    u, along = network.along(fields.x, fields.r, fields.t, dx=fields.v_c, dt=1.0)
-    modulated = modulation * along + (1 - modulation) * along.detach()
-    return squared(u + fields.gap * modulated - fields.v_c)
+    # arXiv 2508.17426: |u + (t-r) SG[du/dx v_c + du/dt] - v_c|^2 with SG[z] = lambda z + (1-lambda) sg[z]. The paper
+    # raises lambda during training from 0 (MeanFlow) to 1 (no stop-gradient); here it is fixed.
+    u, derivative = network.jvp(fields.x, fields.r, fields.t, dx=fields.v_c, dt=1.0)
+    modulated = modulation * derivative + (1 - modulation) * derivative.detach()
+    return squared_norm(u + fields.gap * modulated - fields.v_c)
 
 
-def make(name: str, modulation: float) -> Estimator:
+def build(name: str, modulation: float) -> Estimator:
     require(0 <= modulation <= 1, name, "modulation must be between 0 and 1")
     return Estimator(
         name,
@@ -37,4 +36,4 @@ def make(name: str, modulation: float) -> Estimator:
     )
 
 
-ESTIMATOR = with_arguments("modular_meanflow", {"modulation": 0.5}, make)
+ESTIMATOR = with_arguments("modular_meanflow", {"modulation": 0.5}, build)

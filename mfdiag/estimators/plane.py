@@ -12,21 +12,35 @@ from mfdiag.estimators._base import Estimator, Needs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import Fields
 
-__all__ = ["ESTIMATOR", "point"]
+__all__ = ["ESTIMATOR", "plane_point"]
 
 
 def residual(fields: Fields, beta: float = 0.0, gamma: float = 0.0, proxy: str | None = "run") -> Tensor:
-    # theory, section 2: e = u + (t-r) [du/dx (v_c + beta (vhat - v_c)) + du/dt] - (v_c + gamma (vhat - v_c))
-    e_0, e_b, e_g = fields.guided_by(proxy).plane
+    # docs/theory.md#plane: e = u + (t-r) [du/dx (v_c + beta (vhat - v_c)) + du/dt] - (v_c + gamma (vhat - v_c))
+    e_0, e_b, e_g = fields.with_proxy(proxy).plane
     return e_0 + beta * e_b + gamma * e_g
 
 
-def point(
+def plane_point(
     name: str, title: str, paper: str, beta: float, gamma: float, *, proxy: str | None = "run", formula: str = ""
 ) -> Estimator:
-    """The estimator at (beta, gamma); vhat comes from `proxy`: "ema", "head", "self", "teacher" or the run's, "run"."""
+    """The estimator at one point of the plane.
+
+    Args:
+        name: As in `Estimator`.
+        title: As in `Estimator`.
+        paper: As in `Estimator`.
+        beta: Tangent coefficient.
+        gamma: Target coefficient.
+        proxy: The network that gives vhat: "ema", "head", "self", "teacher", the run's own proxy ("run"), or None at
+            (0, 0), which needs no proxy.
+        formula: As in `Estimator`; "(beta, gamma) = ..." by default.
+
+    Returns:
+        The estimator, whose needs follow from `proxy`.
+    """
     return Estimator(
         name,
         title,
@@ -49,7 +63,7 @@ def parse(text: str) -> Estimator:
             raise ValueError
     except ValueError:
         raise InputError(f"plane takes two finite numbers, as in plane:0.5,0; got {text!r}.") from None
-    return point(f"plane:{beta:g},{gamma:g}", "point of the coefficient plane", "arXiv 2605.09235", beta, gamma)
+    return plane_point(f"plane:{beta:g},{gamma:g}", "point of the coefficient plane", "arXiv 2605.09235", beta, gamma)
 
 
 ESTIMATOR = Estimator(

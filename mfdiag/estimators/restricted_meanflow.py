@@ -1,4 +1,4 @@
-"""Restricted MeanFlow: MeanFlow on intervals of bounded length: restricted_meanflow:bound."""
+"""Restricted MeanFlow (DisCa): MeanFlow on intervals of bounded length."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mfdiag.estimators._arguments import require, with_arguments
-from mfdiag.estimators._base import Estimator, Needs, squared
+from mfdiag.estimators._base import Estimator, Needs, squared_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.fields.differentiable_network import DifferentiableNetwork
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import DifferentiableNetwork, Fields
 
 __all__ = ["ESTIMATOR"]
 
 
 def loss(fields: Fields, network: DifferentiableNetwork, bound: float) -> Tensor:
-    # arXiv 2602.05449 (DisCa): MeanFlow's loss with t-r at most `bound`. How pairs are brought there is a choice of the
-    # sampler; here the sample's own interval shrinks by that factor, r' = t - bound (t-r), which keeps the shape of its
-    # law and leaves MeanFlow at bound 1
+    # arXiv 2602.05449 (DisCa): MeanFlow's loss with t-r at most `bound`. The paper leaves it to the sampler how to get
+    # such pairs. Here the sample's own interval shrinks by the factor `bound`, r' = t - bound (t-r): the distribution
+    # of t-r keeps its shape, and bound = 1 is MeanFlow.
     r = fields.t - bound * fields.gap
-    target = fields.v_c - bound * fields.gap * fields.derivative(r)
-    return squared(network(fields.x, r, fields.t) - target)
+    target = fields.v_c - bound * fields.gap * fields.jvp_v_c_at(r)
+    return squared_norm(network(fields.x, r, fields.t) - target)
 
 
-def make(name: str, bound: float) -> Estimator:
+def build(name: str, bound: float) -> Estimator:
     require(0 < bound <= 1, name, "bound must be above 0 and at most 1")
     return Estimator(
         name,
@@ -39,4 +38,4 @@ def make(name: str, bound: float) -> Estimator:
     )
 
 
-ESTIMATOR = with_arguments("restricted_meanflow", {"bound": 0.5}, make)
+ESTIMATOR = with_arguments("restricted_meanflow", {"bound": 0.5}, build)

@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mfdiag.estimators._base import Estimator, Needs
-from mfdiag.estimators._composition import composed
+from mfdiag.estimators._composition import composition_residual
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mfdiag.fields.fields import Fields
+    from mfdiag.fields import Fields
 
 __all__ = ["ESTIMATOR"]
 
 
 def residual(fields: Fields) -> Tensor:
-    # arXiv 2410.12557: s(x,t,2d) regresses on sg[s(x,t,d)/2 + s(x',t+d,d)/2], flow matching at d = 0. The paper draws d
-    # from powers of two; here it is half the sample's own t-r, and the target's weights are the network's, not an EMA's
-    return composed(fields, 0.5)
+    # arXiv 2410.12557: regress s(x,t,2d) on sg[s(x,t,d)/2 + s(x',t+d,d)/2], and on flow matching's target at d = 0. The
+    # paper draws d from powers of two and evaluates the target with EMA weights. Here d is half the sample's own t-r,
+    # and the target uses the network's own weights.
+    return composition_residual(fields, 0.5)
 
 
 ESTIMATOR = Estimator(

@@ -1,14 +1,15 @@
-"""Teacher target: the velocity of a flow-matching teacher as target alone, (0, 1); bias -b."""
+"""Teacher target: the velocity of a flow-matching teacher as target, (0, 1); bias -b."""
 
-from mfdiag.estimators.plane import point
+from mfdiag.estimators.plane import plane_point
 
 __all__ = ["ESTIMATOR"]
 
-# theory, section 2, with vhat = u_teacher(x_t, t, t); the teacher of MF-RAE's first stage stands in both roles
-ESTIMATOR = point(
+# docs/theory.md#plane with vhat = u_teacher(x_t,t,t). MF-RAE uses its teacher in both roles; here it is the target
+# alone.
+ESTIMATOR = plane_point(
     "teacher_target",
     "conditional tangent, a teacher's velocity as target",
-    "MF-RAE; theory, section 2",
+    "after MF-RAE",
     0.0,
     1.0,
     proxy="teacher",

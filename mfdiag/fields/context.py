@@ -1,4 +1,4 @@
-"""Where a batch was taken, and what estimators may evaluate elsewhere: networks, times, further draws."""
+"""Where a batch was evaluated, and what estimators can evaluate elsewhere: networks, other times, other samples."""
 
 from __future__ import annotations
 
@@ -10,135 +10,178 @@ import torch
 from torch import Tensor
 
 from mfdiag.fields.guided_velocity import GuidedVelocity, labels_for, labels_with_guidance
-from mfdiag.fields.inputs import Differentiate, Velocity
+from mfdiag.fields.inputs import Differentiate, VelocityFunction
 from mfdiag.flow.draw import Draws
 
 __all__ = ["EvaluationContext"]
 
-_FURTHER = 2**40  # numbers of further samples start here, far beyond those of any run
+_OTHER_SAMPLES = 2**40  # numbers of other samples start here, far above those of any run
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """The point (x_t, r, t, labels) of each sample and everything that can be evaluated from there, without gradients.
+    """The point (x_t, r, t, labels) of each sample, and what can be evaluated from there without gradients.
 
-    x [n, *shape]; r, t [n]; labels [n] or None, or [n, 4] where the network is told its guidance. `networks` maps "ema"
-    and "teacher" to u(x, r, t, labels) and "head" to v(x, r, t, labels), where they are there; `proxy` names the one
-    that gives the run's vhat. `derive` maps tangents dx [m, n, *shape] to du/dx dx at the point, `differentiate` gives
-    u and its derivatives anywhere. `draws` and `index` [n] are where the samples come from; `second` tells an
-    independent second draw from the first in all further random numbers. `guided` makes v_g of v_c, where it does.
+    Estimators use it through the methods of `Fields`, whose times broadcast against x. Here times are [n].
+
+    Attributes:
+        x: x_t, [n, *shape].
+        r: Start times [n].
+        t: End times [n].
+        labels: Labels [n], [n, 4] if the network takes its guidance as an input, or None.
+        model: The measured network u(x, r, t, labels).
+        networks: The networks that the run has, by name: "ema" and "teacher" map (x, r, t, labels) to u, "head" maps
+            them to the velocity head's v.
+        proxy: Name of the network that gives the run's vhat.
+        jvp_x: Tangents dx [m, n, *shape] -> du/dx dx [m, n, *shape] at the point.
+        differentiate: u and its derivatives at any inputs.
+        draws: Data, times, source and coupling that the samples are drawn from.
+        index: Numbers [n] of the samples.
+        is_second_draw: Whether the fields hold the second draw of v_c, for which all other random numbers are new too.
+        guided: The guidance, which makes v_g from v_c; None without guidance.
+        guidance_affine: Factor [n, 1, ...] and shift [n, *shape] of the guidance at the point; None without guidance.
+        proxy_cache: For each network asked for as a proxy, its velocity minus vhat, and du/dx times that difference.
     """
 
     x: Tensor
     r: Tensor
     t: Tensor
     labels: Tensor | None
-    model: Velocity
-    networks: Mapping[str, Velocity]
+    model: VelocityFunction
+    networks: Mapping[str, VelocityFunction]
     proxy: str
-    derive: Callable[[Tensor], Tensor]
+    jvp_x: Callable[[Tensor], Tensor]
     differentiate: Differentiate
     draws: Draws
     index: np.ndarray
-    second: bool = False
+    is_second_draw: bool = False
     guided: GuidedVelocity | None = None
-    guidance_affine: tuple[Tensor, Tensor] | None = None  # the guidance's factor and shift at the point
-    proxy_cache: dict[str, tuple[Tensor, Tensor]] = field(
-        default_factory=dict
-    )  # velocities of networks and du/dx of them
+    guidance_affine: tuple[Tensor, Tensor] | None = None
+    proxy_cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def velocity(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """u of the measured network at x [n, *shape] and times r, t [n]."""
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        """The measured network at any point and times.
+
+        Args:
+            x: Points [n, *shape].
+            r: Start times [n].
+            t: End times [n].
+
+        Returns:
+            u(x, r, t) with the samples' labels, [n, *shape].
+        """
         with torch.no_grad():
             return self.model(x, r, t, self.labels)
 
-    def guide(self, name: str, x: Tensor, t: Tensor) -> Tensor:
-        """Velocity at x [n, *shape], t [n] of the network `name`, "self" being the measured one at r = t."""
+    def instantaneous_velocity(self, network: str, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity at one time of a network of the run.
+
+        Args:
+            network: "self" for the measured network, or "ema", "head" or "teacher".
+            x: Points [n, *shape].
+            t: Times [n].
+
+        Returns:
+            u(x, t, t), or v(x, t) of the velocity head, [n, *shape].
+        """
         with torch.no_grad():
-            if name == "head":
-                labels = (
-                    self.labels
-                    if self.guided is None or not self.guided.network_takes_guidance
-                    else self.guided.own_labels(t)
-                )
-                return self.networks[name](x, self.r, t, labels)
-            network = self.model if name == "self" else self.networks[name]
-            return network(x, t, t, labels_for(network, self.labels))
+            if network == "head":
+                labels = self.labels
+                if self.guided is not None and self.guided.network_takes_guidance:
+                    labels = self.guided.own_labels(t)
+                return self.networks[network](x, self.r, t, labels)
+            function = self.model if network == "self" else self.networks[network]
+            return function(x, t, t, labels_for(function, self.labels))
 
     def derivatives(self, r: Tensor, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """u [n, *shape] at (x_t, r, t) and its derivatives [m, n, *shape] along dx [m, n, *shape], dt [m, n]."""
+        """Derivatives of the measured network at (x_t, r, t), for any r.
+
+        Args:
+            r: Start times [n].
+            dx: Tangents of x, [m, n, *shape].
+            dt: Tangents of t, [m, n].
+
+        Returns:
+            u [n, *shape] and its derivatives [m, n, *shape].
+        """
         return self.differentiate(self.x, r, self.t, self.labels, dx, dt)
 
-    def conditional(self, velocity: Tensor) -> Tensor:
-        """v_c [n, *shape] of the sample's own pair, from `velocity`, what stands for it at the point."""
+    def remove_guidance(self, velocity: Tensor) -> Tensor:
+        """The samples' own v_c [n, *shape] from `velocity` [n, *shape], which is v_g at x_t under guidance."""
         if self.guidance_affine is None:
             return velocity
         factor, shift = self.guidance_affine
         return (velocity - shift) / factor
 
-    def guidance(self, x: Tensor, t: Tensor, v_c: Tensor) -> Tensor:
-        """What is trained on in the place of v_c at x [n, *shape], t [n]: v_g under guidance, else v_c itself."""
+    def apply_guidance(self, x: Tensor, t: Tensor, v_c: Tensor) -> Tensor:
+        """The velocity that the objective uses at any point.
+
+        Args:
+            x: Points [n, *shape].
+            t: Times [n].
+            v_c: Conditional velocities [n, *shape] at these points.
+
+        Returns:
+            v_g [n, *shape] under guidance, else `v_c`.
+        """
         if self.guided is None:
             return v_c
-        factor, shift = self.guided.at(x, t)
+        factor, shift = self.guided.affine_at(x, t)
         return factor * v_c + shift
 
     def uniform(self, purpose: str) -> Tensor:
-        """A uniform number [n] for each sample."""
+        """A uniform number [n] in (0, 1) for each sample; it depends on the seed, the sample and `purpose` alone."""
         return self._cast(self.draws.uniforms(self._stream(purpose), self.index, 1)[:, 0])
 
-    def data(self, count: int) -> tuple[Tensor, Tensor]:
-        """Further x_0 [count, n, *shape] in float64, drawn independently, and whether each has the sample's label."""
-        law = self.draws.data
-        uniforms = self.draws.uniforms(self._stream("further data"), self.index, count * law.width)
-        drawn = [law.sample(part) for part in np.split(uniforms, count, axis=1)]
+    def other_data(self, count: int) -> tuple[Tensor, Tensor]:
+        """Other data points x_0 for each sample, drawn independently: see `Fields.other_data`."""
+        data = self.draws.data
+        uniforms = self.draws.uniforms(self._stream("further data"), self.index, count * data.width)
+        drawn = [data.sample(part) for part in np.split(uniforms, count, axis=1)]
         points = torch.as_tensor(np.stack([x0 for x0, _ in drawn]), dtype=torch.float64, device=self.x.device)
-        return points, torch.stack([self._matching(labels) for _, labels in drawn])
+        return points, torch.stack([self._matches(labels) for _, labels in drawn])
 
-    def _matching(self, labels: np.ndarray | None) -> Tensor:
+    def _matches(self, labels: np.ndarray | None) -> Tensor:
+        """Which drawn points [n] could have the sample's label; all of them under the null label."""
         if self.labels is None or labels is None:
             return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
         drawn = torch.as_tensor(labels, device=self.x.device)
         return drawn == self.labels if self.guided is None else (drawn == self.guided.labels) | self.guided.dropped
 
-    def partners(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Further samples x_t, r, t, labels of the same law: `count` for each sample, one after another [n * count]."""
+    def other_samples(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Other samples for each sample, drawn independently: see `Fields.other_samples`."""
         numbers = self.index[:, None] * count + np.arange(count)
-        batch = self.draws.batch((numbers + _FURTHER * (1 + self.second)).ravel())
+        batch = self.draws.batch((numbers + _OTHER_SAMPLES * (1 + self.is_second_draw)).ravel())
         labels = None if batch.labels is None else batch.labels.to(self.x.device)
         if labels is not None and self.labels is not None and self.labels.ndim == 2 and batch.scale is not None:
             labels = labels_with_guidance(labels, batch.scale, self.x)
         return self._cast(batch.x_t), self._cast(batch.r), self._cast(batch.t), labels
 
     def select(self, samples: slice) -> EvaluationContext:
-        """The same for some of the samples, without derivatives."""
-        labels = None if self.labels is None else self.labels[samples]
-        x, r, t = self.x[samples], self.r[samples], self.t[samples]
-        guided = None if self.guided is None else self.guided.select(samples)
-        guidance_affine = (
-            None
-            if self.guidance_affine is None
-            else (self.guidance_affine[0][samples], self.guidance_affine[1][samples])
-        )
-        index = self.index[samples]
+        """The context of some of the samples.
+
+        `jvp_x` is kept for all samples, so the result supports evaluations but not `Fields.with_proxy` or
+        `Fields.with_v_c`.
+        """
+        affine = self.guidance_affine
         return replace(
             self,
-            x=x,
-            r=r,
-            t=t,
-            labels=labels,
-            index=index,
-            guided=guided,
-            guidance_affine=guidance_affine,
+            x=self.x[samples],
+            r=self.r[samples],
+            t=self.t[samples],
+            labels=None if self.labels is None else self.labels[samples],
+            index=self.index[samples],
+            guided=None if self.guided is None else self.guided.select(samples),
+            guidance_affine=None if affine is None else (affine[0][samples], affine[1][samples]),
             proxy_cache={},
         )
 
-    def unguided(self) -> EvaluationContext:
-        """The same without guidance."""
+    def without_guidance(self) -> EvaluationContext:
+        """The context with v_c in place of v_g."""
         return replace(self, guided=None, guidance_affine=None)
 
     def _stream(self, purpose: str) -> str:
-        return f"{purpose}, second draw" if self.second else purpose
+        return f"{purpose}, second draw" if self.is_second_draw else purpose
 
     def _cast(self, values: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(values).to(self.x)

@@ -1,4 +1,4 @@
-"""The measured network as losses see it: with a gradient to its parameters."""
+"""The measured network as losses use it: with a gradient to its parameters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ __all__ = ["DifferentiableNetwork", "Loss"]
 
 
 class DifferentiableNetwork:
-    """u with a gradient to its parameters, its directional derivatives, and its hidden features.
+    """u(x, r, t) with a gradient to the network's parameters, its directional derivatives and its hidden features.
 
-    Times broadcast against x [n, *shape], or are [n].
+    The engines make one for each loss and batch; a loss calls it. Times are [n], or [n, 1, ...] as in `Fields`. Labels
+    are those of the batch.
+
+    Args:
+        module: The measured network, whose layers `features` looks up.
+        evaluate: (x, r, t, labels) -> u [n, *shape], with a gradient to the parameters.
+        labels: Labels of the batch.
+        jvp: (function, (x, r, t), tangents) -> its value and directional derivative, both with a gradient.
     """
 
     def __init__(
@@ -25,37 +32,56 @@ class DifferentiableNetwork:
         self._module, self._evaluate, self._labels, self._jvp = module, evaluate, labels, jvp
 
     def __call__(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """u(x, r, t), shaped as x [n, *shape]."""
+        """u(x, r, t) [n, *shape] at x [n, *shape]."""
         return self._evaluate(x, r.flatten(), t.flatten(), self._labels)
 
-    def along(
+    def jvp(
         self, x: Tensor, r: Tensor, t: Tensor, *, dx: Tensor | None = None, dr: float = 0.0, dt: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """u(x, r, t) and its derivative along (dx, dr, dt), each shaped as x."""
+        """u and its derivative along one direction.
+
+        Args:
+            x: Points [n, *shape].
+            r: Start times.
+            t: End times.
+            dx: Tangent of x, [n, *shape]; zero by default.
+            dr: Tangent of r.
+            dt: Tangent of t.
+
+        Returns:
+            u(x, r, t) and du/dx dx + du/dr dr + du/dt dt, both [n, *shape].
+        """
         r, t = r.flatten(), t.flatten()
         tangents = (torch.zeros_like(x) if dx is None else dx, torch.full_like(r, dr), torch.full_like(t, dt))
-        return self._jvp(lambda *at: self._evaluate(*at, self._labels), (x, r, t), tangents)
+        return self._jvp(lambda *inputs: self._evaluate(*inputs, self._labels), (x, r, t), tangents)
 
     def features(self, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """u(x, r, t) and the hidden features [n, ...] in the middle of the network's longest stack of layers.
+        """u and hidden features from the middle of the network's longest stack of layers.
 
-        `labels` belong to x where x are not the batch's own samples.
+        Args:
+            x: Points [n, *shape].
+            r: Start times.
+            t: End times.
+            labels: Labels of x if these are not the batch's own samples.
+
+        Returns:
+            u(x, r, t) [n, *shape], and features [n, number of features].
         """
         outputs: list[Tensor] = []
-        handle = _middle(self._module).register_forward_hook(lambda module, args, out: outputs.append(out))
+        handle = _middle_layer(self._module).register_forward_hook(lambda module, args, out: outputs.append(out))
         try:
             u = self._evaluate(x, r.flatten(), t.flatten(), self._labels if labels is None else labels)
         finally:
             handle.remove()
-        return u, outputs[0].reshape(len(x), -1)  # where tokens are folded into the batch, sample by sample
+        return u, outputs[0].reshape(len(x), -1)  # also where tokens are folded into the batch axis
 
 
 Loss = Callable[[Fields, DifferentiableNetwork], Tensor]
 """(fields, network) -> loss of each sample [n]."""
 
 
-def _middle(module: nn.Module) -> nn.Module:
-    """The middle element of the longest nn.ModuleList or nn.Sequential; the module itself where there is none."""
+def _middle_layer(module: nn.Module) -> nn.Module:
+    """The middle element of the longest nn.ModuleList or nn.Sequential; the module itself if it has none."""
     stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
     longest = max(stacks, key=len, default=None)
     return module if longest is None or not len(longest) else longest[len(longest) // 2]

@@ -10,18 +10,32 @@ from mfdiag.flow.draw import Draws
 
 __all__ = ["FULL_JACOBIAN_DIM", "PROBES", "coordinate_basis", "random_signs"]
 
-FULL_JACOBIAN_DIM = 64  # above it, d passes cost more than everything else: the Jacobian is probed with random signs
+FULL_JACOBIAN_DIM = 64
+"""Largest dimension for which the full Jacobian is computed; above it, d passes would cost more than everything else
+and random signs take the place of the basis (docs/theory.md#jacobian-probes)."""
+
 PROBES = 8
+"""Number of random sign vectors for each sample."""
 
 
 def coordinate_basis(x: Tensor) -> Tensor:
-    """The coordinate basis [d, n, *shape] at each of x [n, *shape]."""
+    """The coordinate basis [d, n, *shape], the same at each of x [n, *shape]."""
     d = x[0].numel()
     return torch.eye(d, dtype=x.dtype, device=x.device).view(d, 1, *x.shape[1:]).expand(d, *x.shape)
 
 
 def random_signs(draws: Draws, purpose: str, index: np.ndarray, x: Tensor) -> Tensor:
-    """Random signs [PROBES, n, *shape] like x [n, *shape], of the samples `index` [n] for one `purpose`."""
+    """Draw random signs, which depend on the seed, the sample and the purpose alone.
+
+    Args:
+        draws: Gives the random numbers.
+        purpose: Name of the random stream; two purposes give independent signs.
+        index: Numbers [n] of the samples.
+        x: A tensor [n, *shape] of the dtype and device that the signs should have.
+
+    Returns:
+        Signs -1 or 1, [PROBES, n, *shape].
+    """
     u = draws.uniforms(purpose, index, PROBES * x[0].numel())
     signs = np.where(u < 0.5, -1.0, 1.0).reshape(len(x), PROBES, *x.shape[1:])
     return torch.as_tensor(signs).to(x).transpose(0, 1).contiguous()

@@ -94,7 +94,7 @@ class LossEngine:
             state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
             one = fields.select(slice(i, i + 1))
             with torch.enable_grad():
-                value = one.weighed(loss(one, self._network(state, one, self.jvp or jvp_by_double_backward))).sum()
+                value = one.apply_weight(loss(one, self._network(state, one, self.jvp or jvp_by_double_backward))).sum()
                 wanted = [state[name] for name in names]
                 gradients.append(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
         columns = zip(names, zip(*gradients, strict=True), strict=True)
@@ -119,7 +119,7 @@ class LossEngine:
         n = len(fields.u)
         bare = {name: _expanded(self.state[name], n, axes).requires_grad_() for name, axes in self.bare.items()}
         with self._recorded() as uses, torch.enable_grad():
-            values = fields.weighed(
+            values = fields.apply_weight(
                 loss(fields, self._network(self.state, fields, self.jvp or jvp_by_dual_numbers, bare))
             )
         targets = [*(use.output for use in uses), *bare.values()]

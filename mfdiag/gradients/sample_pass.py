@@ -202,14 +202,14 @@ class _PreparedPass:
     def measure(self, plan: Plan, index: np.ndarray) -> None:
         """Adds the samples `index`. A function of its own, so that a chunk's tensors are freed before the next one."""
         inputs, fields, graph = evaluate_batch(self.builder, self.engine, self.derivative, self.draws.batch(index))
-        cotangents = fields.weighed(plan.cotangents(fields), axis=1)
+        cotangents = fields.apply_weight(plan.cotangents(fields), axis=1)
         _require_finite(cotangents, fields, inputs, index)
         factors = self.engine.factors(inputs, cotangents, graph)
         if self.losses is not None:
             factors = self.losses.beside(factors, fields)
         outputs = plan.outputs(fields)
         if outputs is not None:
-            outputs = fields.weighed(outputs, axis=1)
+            outputs = fields.apply_weight(outputs, axis=1)
         prefix = prefix_of(self.module)
         named = ((name.removeprefix(prefix), one) for name, one in factors)
         self.totals.add(index, plan.scalars(fields), outputs, named)

@@ -128,7 +128,7 @@ def _add_gradient_form(
 ) -> None:
     import numpy as np
 
-    from mfdiag.coefficients.plane import degenerate, gradient_quadratic
+    from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
     from mfdiag.gradients.moments import jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
 
@@ -137,7 +137,7 @@ def _add_gradient_form(
         form = gradient_quadratic(moments, layout)
         assert form.B is not None
         for role, k in _ROLES.items():
-            constant = degenerate(form.S, k)
+            constant = is_degenerate(form.S, k)
 
             def add(quantity: str, replicates: np.ndarray, n: int | None = None, **more: Any) -> None:
                 estimate = jackknife(replicates, moments.count)  # noqa: B023
@@ -148,7 +148,7 @@ def _add_gradient_form(
             for n in batch_sizes:
                 add("optimum", form.optimum(form.S, n, (k,))[:, 0], n, degenerate=constant)
             if form.W is not None:
-                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=degenerate(form.W, k))
+                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=is_degenerate(form.W, k))
             with np.errstate(divide="ignore", invalid="ignore"):
                 add("critical_batch", form.B[:, k, k] / form.S[:, k, k], degenerate=constant)
 
@@ -157,7 +157,7 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
     """Var(0,0) / Var(fitted coefficient), fitted on every second block and evaluated on the others."""
     import numpy as np
 
-    from mfdiag.coefficients.plane import degenerate, gradient_quadratic
+    from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
     from mfdiag.gradients.moments import jackknife
 
     replicates = [half.replicates() for half in result.gradient.halves()]
@@ -169,7 +169,7 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = held_out.S[:, 0, 0] / (point @ held_out.S @ point)
         estimate = jackknife(gain, replicates[1].count)
-        constant = degenerate(fitted.S, k)
+        constant = is_degenerate(fitted.S, k)
         rows.add("variance_reduction", estimate, **_keys("gradient", role), degenerate=constant)
 
 
@@ -177,7 +177,7 @@ def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> N
     """The matrix form, and the plane form over beta and gamma together, from the residual's own moments."""
     import numpy as np
 
-    from mfdiag.coefficients.plane import degenerate, output_quadratic
+    from mfdiag.coefficients.plane import is_degenerate, output_quadratic
     from mfdiag.gradients.moments import jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
 
@@ -188,9 +188,9 @@ def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> N
         for role, k in _ROLES.items():
             # docs/theory.md#matrix: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma
             estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
-            rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=degenerate(form.W, k))
+            rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=is_degenerate(form.W, k))
         solved = form.optimum(form.W, 1, (1, 2))  # docs/theory.md#plane-optimum
-        constant = degenerate(form.W, 1) or not np.isfinite(solved[0]).all()
+        constant = is_degenerate(form.W, 1) or not np.isfinite(solved[0]).all()
         for k, role in enumerate(_ROLES):
             estimate = jackknife(solved[:, k], moments.count)
             rows.add("optimum", estimate, box, **_keys("plane", role), degenerate=constant)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
     from mfdiag.measures.parts.summary import Summary
+    from mfdiag.measures.run.quality_api import Prepared
     from mfdiag.measures.run.request import Progress
     from mfdiag.measures.run.subject import Subject, SubjectOptions
-    from mfdiag.quality.prepared import Features, Prepared
+    from mfdiag.quality.features import Features
 
 __all__ = ["TABLE", "QualityJob", "QualityRequest", "WeightsSubject", "summary"]
 
@@ -68,7 +69,7 @@ class QualityRequest:
 
     def prepare(self, subject: Subject) -> Prepared:
         """Metrics for the subject's data and source."""
-        from mfdiag.quality.prepared import prepare_quality
+        from mfdiag.measures.run.quality_api import prepare_quality
 
         options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("nfe", "weights")}
         return prepare_quality(subject.data, source=subject.source or "gaussian", **options)
@@ -172,7 +173,7 @@ class QualityJob(Job[WeightsSubject]):
         """The table with means over models that differ in the training seed alone."""
         import pandas as pd
 
-        from mfdiag.quality.tidy import mean_over_seeds
+        from mfdiag.measures.parts.quality_rows import mean_over_seeds
 
         rows = frames["quality"]
         names = {subject.path: subject.subject.checkpoint for subject in subjects}

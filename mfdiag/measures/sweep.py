@@ -175,14 +175,14 @@ def _add_curves(
 def _add_optima(rows: Rows, place: _Place, form: Quadratic, batch_sizes: Sequence[int]) -> None:
     import numpy as np
 
-    from mfdiag.coefficients.plane import degenerate
+    from mfdiag.coefficients.plane import is_degenerate
     from mfdiag.gradients.moments import jackknife
 
     # docs/theory.md#batch-aware: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over beta and gamma together, along the path of n
     sizes = sorted({*batch_sizes, *_PATH})
     path = np.stack([form.optimum(form.S, n, (1, 2)) for n in sizes], axis=-1)  # [R, 2, sizes]
-    constant = degenerate(form.S, 1) or degenerate(form.S, 2) or not np.isfinite(path[0]).all()
-    unresolved = ~(1 + np.array(sizes) * jackknife(form.least_bias(form.S), place.block_sizes).low > 0)
+    constant = is_degenerate(form.S, 1) or is_degenerate(form.S, 2) or not np.isfinite(path[0]).all()
+    unresolved = ~(1 + np.array(sizes) * jackknife(form.least_bias_ratio(form.S), place.block_sizes).low > 0)
     for k, quantity in enumerate(("optimum_beta", "optimum_gamma")):
         rows.add(
             quantity,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mfdiag.flow.draw import Draws
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
     from mfdiag.measures.run.request import Progress
-    from mfdiag.training.grid import Cell
+    from mfdiag.training.grid import GridCell
     from mfdiag.training.saved import LogEntry
     from mfdiag.training.spec import TrainSpec
     from mfdiag.training.trainer import TrainedCell, TrainOptions
@@ -61,7 +61,7 @@ TABLE = table_of(
 )
 
 
-class TrainJob(Job["Sequence[Cell]"]):
+class TrainJob(Job["Sequence[GridCell]"]):
     """Trains a grid and records its course; the grid is one subject, as its cells train together.
 
     Args:
@@ -79,7 +79,7 @@ class TrainJob(Job["Sequence[Cell]"]):
 
     def __init__(
         self,
-        cells: Sequence[Cell],
+        cells: Sequence[GridCell],
         out: Path,
         options: TrainOptions,
         *,
@@ -93,19 +93,19 @@ class TrainJob(Job["Sequence[Cell]"]):
         self.device = options.device
         self.trained: list[TrainedCell] = []
 
-    def subjects(self) -> Sequence[Sequence[Cell]]:
+    def subjects(self) -> Sequence[Sequence[GridCell]]:
         """The grid."""
         return [self.cells]
 
-    def identity(self, subject: Sequence[Cell]) -> tuple[str, ...]:
+    def identity(self, subject: Sequence[GridCell]) -> tuple[str, ...]:
         """The names of the cells."""
         return tuple(cell.name for cell in subject)
 
-    def label(self, subject: Sequence[Cell]) -> str:
+    def label(self, subject: Sequence[GridCell]) -> str:
         """The folder."""
         return str(self.out)
 
-    def measure(self, subject: Sequence[Cell], checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
+    def measure(self, subject: Sequence[GridCell], checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
         """Train the cells, which keep and resume states of their own; rows of earlier grids' cells stay."""
         import pandas as pd
 
@@ -174,7 +174,7 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
     ]
 
 
-def _other_cells(out: Path, cells: Sequence[Cell]) -> pd.DataFrame:
+def _other_cells(out: Path, cells: Sequence[GridCell]) -> pd.DataFrame:
     """Rows of earlier grids' cells in the folder's table."""
     import pandas as pd
 

@@ -1,22 +1,34 @@
-"""Feature maps of the user's own, under which metrics are taken."""
+"""Features in which metrics are computed: a user's map, or the samples themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.quality.prepared import Features
 from mfdiag.usercode import call_user_factory
 
-__all__ = ["load_features"]
+__all__ = ["Features", "flat_features", "load_features"]
+
+Features = Callable[[Tensor], Tensor]
+"""Samples [n, *shape] -> features [n, ...]."""
 
 
 def load_features(spec: str, device: str, dtype: torch.dtype) -> Features:
-    """The map that the factory `FILE.py:factory` or `pkg.module:factory` returns; a module is put in eval mode.
+    """Load a user's feature map; a module is put in eval mode.
 
-    It takes samples [n, *shape] on `device` in `dtype` and returns features [n, ...]. Raises InputError as
-    `call_user_factory` does, and if the result cannot be called.
+    Args:
+        spec: `FILE.py:factory` or `pkg.module:factory`, a function without arguments that returns the map.
+        device: Device of the samples that the map gets.
+        dtype: Their dtype.
+
+    Returns:
+        The map.
+
+    Raises:
+        InputError: The factory cannot be called, or what it returns is not callable.
     """
     features = call_user_factory(spec, "--features")
     if not callable(features):
@@ -25,3 +37,19 @@ def load_features(spec: str, device: str, dtype: torch.dtype) -> Features:
             "return a function or a torch.nn.Module."
         )
     return features.eval().to(device, dtype) if isinstance(features, nn.Module) else features
+
+
+def flat_features(x: Tensor, features: Features | None) -> Tensor:
+    """Features [n, d] of samples [n, *shape]; without a map, the flattened samples.
+
+    Raises:
+        InputError: The map does not return a row for each sample.
+    """
+    if features is None:
+        return x.flatten(1)
+    with torch.no_grad():
+        rows = features(x)
+    if not isinstance(rows, Tensor) or rows.shape[:1] != x.shape[:1]:
+        returned = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise InputError(f"--features must map {len(x)} samples to {len(x)} rows of features, but returned {returned}.")
+    return rows.reshape(len(x), -1)

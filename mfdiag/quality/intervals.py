@@ -1,4 +1,4 @@
-"""Intervals of metrics: from values of independent replicates, or from influences averaged over them."""
+"""Intervals of metrics, from values of independent replicates or from influences averaged over them."""
 
 from __future__ import annotations
 
@@ -10,42 +10,56 @@ from torch import Tensor
 
 from mfdiag.gradients.moments import Estimate
 
-__all__ = ["of_influence", "of_replicates", "of_shares"]
+__all__ = ["estimate_from_influence", "estimate_from_replicates", "estimate_from_shares"]
+
+_LEVEL = 0.95
 
 
-def of_replicates(values: np.ndarray, samples: int) -> Estimate:
-    """The mean of values [B] from independent replicates, with Student's t on B - 1 degrees of freedom."""
-    return _around(float(values.mean()), float(values.var(ddof=1) / len(values)), len(values) - 1, samples)
+def estimate_from_replicates(values: np.ndarray, samples: int) -> Estimate:
+    """The mean of values [B] from independent replicates, with Student's t on B - 1 degrees of freedom.
+
+    `samples` is the number of samples behind all of them, for the column `n_samples`.
+    """
+    return _student(float(values.mean()), float(values.var(ddof=1) / len(values)), len(values) - 1, samples)
 
 
-def of_shares(values: np.ndarray, samples: int, level: float = 0.95) -> Estimate:
+def estimate_from_shares(values: np.ndarray, samples: int) -> Estimate:
     """The mean of shares [B] in [0, 1] from independent replicates, with Wilson's interval.
 
-    The number of independent hits and misses that would give the variance seen between replicates takes the place of
-    the count in Wilson's formula. Student's interval is too short near 0 and 1, where few replicates differ.
+    Student's interval is too short near 0 and 1, where few replicates differ. Wilson's formula needs a number of
+    independent hits and misses: here the number that would give the variance between replicates, and at most `samples`
+    (docs/theory.md#quality-paired).
     """
-    plain = of_replicates(values, samples)
-    share, t = float(values.mean()), float(stdtrit(len(values) - 1, 0.5 + level / 2))
-    # Wilson 1927: all p with |share - p| <= t sqrt(p (1-p) / n), at n = share (1-share) / variance, at most `samples`
+    plain = estimate_from_replicates(values, samples)
+    share, t = float(values.mean()), float(stdtrit(len(values) - 1, 0.5 + _LEVEL / 2))
+    # Wilson 1927: all p with |share - p| <= t sqrt(p (1-p) / n), at n = share (1-share) / variance
     n = float(samples)
     if plain.std_error > 0:
         n = min(n, share * (1 - share) / float(plain.std_error) ** 2)
-    centre = (share + t**2 / (2 * n)) / (1 + t**2 / n)
+    center = (share + t**2 / (2 * n)) / (1 + t**2 / n)
     half = t / (1 + t**2 / n) * np.sqrt(share * (1 - share) / n + (t / (2 * n)) ** 2)
-    return plain._replace(low=np.array(centre - half), high=np.array(centre + half))
+    return plain._replace(low=np.array(center - half), high=np.array(center + half))
 
 
-def of_influence(value: float, blocks: Sequence[Tensor], samples: int) -> Estimate:
-    """A statistic whose influence function has the means `blocks`, one [B] for each independent source of its noise.
+def estimate_from_influence(value: float, blocks: Sequence[Tensor], samples: int) -> Estimate:
+    """A statistic with an interval from its influence function (docs/theory.md#quality-pooled).
 
-    To first order the statistic is the mean of the influences over B independent blocks (von Mises), whose spread gives
-    the variance, with Student's t on one less than the smallest number of blocks.
+    To first order the error of the statistic is the mean influence (von Mises). The spread between blocks gives its
+    variance, with Student's t on one less than the smallest number of blocks.
+
+    Args:
+        value: The statistic.
+        blocks: Mean influences of independent blocks, [B] for each independent source of noise.
+        samples: Number of samples of the model, for the column `n_samples`.
+
+    Returns:
+        Value, standard error and interval.
     """
     variance = sum(float(part.double().var() / len(part)) for part in blocks)
-    return _around(value, variance, min(map(len, blocks)) - 1, samples)
+    return _student(value, variance, min(map(len, blocks)) - 1, samples)
 
 
-def _around(value: float, variance: float, freedom: int, samples: int, level: float = 0.95) -> Estimate:
+def _student(value: float, variance: float, freedom: int, samples: int) -> Estimate:
     error = np.sqrt(variance)
-    half = stdtrit(freedom, 0.5 + level / 2) * error
+    half = stdtrit(freedom, 0.5 + _LEVEL / 2) * error
     return Estimate(np.array(value), np.array(error), np.array(value - half), np.array(value + half), samples)

@@ -1,4 +1,4 @@
-"""Where samples start: uniform numbers in independent replicates, spread evenly or drawn one by one."""
+"""Uniform numbers behind noise and data, in independent replicates: evenly spread, or drawn one by one."""
 
 from __future__ import annotations
 
@@ -10,24 +10,49 @@ from torch.quasirandom import SobolEngine
 
 from mfdiag.flow.seeds import uniforms
 
-__all__ = ["REPLICATES", "independent", "spread"]
+__all__ = ["REPLICATES", "independent_uniforms", "sobol_uniforms"]
 
 REPLICATES = 32
+"""Number of independent replicates behind each interval."""
+
+_HALF_STEP = 0.5**31  # Sobol numbers have 30 bits; half a step more keeps them above 0
 
 
-def independent(seed: int, stream: str, replicate: int, size: int, width: int) -> np.ndarray:
-    """Uniform numbers in (0, 1), float64 [size, width]; row j depends on seed, stream, replicate and j alone."""
+def independent_uniforms(seed: int, stream: str, replicate: int, size: int, width: int) -> np.ndarray:
+    """Independent uniform numbers; row j depends on seed, stream, replicate and j alone.
+
+    Args:
+        seed: Seed of the run.
+        stream: Name of the random stream.
+        replicate: Number of the replicate.
+        size: Number of rows.
+        width: Numbers in a row.
+
+    Returns:
+        float64 [size, width], in (0, 1).
+    """
     return uniforms(seed, f"{stream}/{replicate}", np.arange(size), width)
 
 
-def spread(seed: int, stream: str, replicate: int, size: int, width: int) -> np.ndarray:
-    """The same as a scrambled Sobol sequence: each row uniform, replicates independent, rows of one evenly spread.
+def sobol_uniforms(seed: int, stream: str, replicate: int, size: int, width: int) -> np.ndarray:
+    """Rows of a scrambled Sobol sequence, which are evenly spread together.
 
-    Averages over them have a far smaller variance than over independent rows, and are as unbiased (Owen 1997). Beyond
-    the dimensions of the tabulated sequence the rows are independent.
+    Each row is uniform, and replicates are independent. So means over the rows are unbiased, and their variance is far
+    smaller than for independent rows (Owen 1997). Above the dimensions of the tabulated sequence the rows are
+    independent.
+
+    Args:
+        seed: Seed of the run.
+        stream: Name of the random stream.
+        replicate: Number of the replicate.
+        size: Number of rows.
+        width: Numbers in a row.
+
+    Returns:
+        float64 [size, width], in (0, 1); the first rows do not depend on `size`.
     """
     if width > SobolEngine.MAXDIM:
-        return independent(seed, stream, replicate, size, width)
+        return independent_uniforms(seed, stream, replicate, size, width)
     key = np.random.SeedSequence([seed, zlib.crc32(stream.encode()), replicate]).generate_state(1)
     engine = SobolEngine(width, scramble=True, seed=int(key[0]))
-    return engine.draw(size, dtype=torch.float64).numpy() + 0.5**31  # 30 bits, and never 0
+    return engine.draw(size, dtype=torch.float64).numpy() + _HALF_STEP

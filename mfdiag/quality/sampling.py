@@ -1,4 +1,4 @@
-"""Samples of a model of the average velocity, in n steps."""
+"""Samples of a model: from noise at t = 1 to data at t = 0."""
 
 from __future__ import annotations
 
@@ -7,18 +7,59 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["sample"]
+from mfdiag.errors import InputError
+
+__all__ = ["Generate", "generate_samples", "sample"]
+
+Generate = Callable[[Tensor, Tensor | None], Tensor]
+"""(noise [n, *shape], labels [n] or None) -> samples [n, *shape]."""
 
 
 @torch.no_grad()
 def sample(velocity: Callable[..., Tensor], noise: Tensor, nfe: int = 1, labels: Tensor | None = None) -> Tensor:
-    """Samples [n, *shape] from `noise` [n, *shape] at t = 1 in `nfe` equal steps to t = 0.
+    """Sample a model of the average velocity in `nfe` equal steps from t = 1 to t = 0.
 
-    `velocity` is u(x [n, *shape], r [n], t [n], labels [n] or None) -> [n, *shape].
+    Args:
+        velocity: u(x [n, *shape], r [n], t [n], labels [n] or None) -> [n, *shape].
+        noise: Samples at t = 1, [n, *shape].
+        nfe: Number of steps, which is also the number of evaluations per sample.
+        labels: Class labels [n], or None.
+
+    Returns:
+        Samples at t = 0, [n, *shape].
     """
     x = noise
     for step in range(nfe):
         t, r = 1 - step / nfe, 1 - (step + 1) / nfe
         start, end = (torch.full(x.shape[:1], time, dtype=x.dtype, device=x.device) for time in (r, t))
         x = x - (t - r) * velocity(x, start, end, labels)  # arXiv 2505.13447, equation 12: x_r = x_t - (t-r) u
+    return x
+
+
+def generate_samples(generate: Generate, noise: Tensor, labels: Tensor | None) -> Tensor:
+    """Call a generator and check its result.
+
+    Args:
+        generate: The generator.
+        noise: Noise [n, *shape].
+        labels: Class labels [n], or None.
+
+    Returns:
+        Samples [n, *shape].
+
+    Raises:
+        InputError: The generator fails, or returns something of another shape.
+    """
+    expected = f"Expected a model that maps noise of shape {list(noise.shape)} to samples of that shape"
+    try:
+        with torch.no_grad():
+            x = generate(noise, labels)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{expected}, but it failed: {reason}; check --data and --model.") from error
+    if not isinstance(x, Tensor) or x.shape != noise.shape:
+        returned = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{expected}, but it returned {returned}; check --data and --model.")
     return x

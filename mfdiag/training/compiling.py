@@ -1,4 +1,4 @@
-"""One compiled program for a training step, without the products by zero that forward-mode derivatives leave in it."""
+"""Compiles a training step, without the matrix products by zero that forward-mode derivatives leave in it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-__all__ = ["compiled"]
+__all__ = ["compile_step"]
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.mm.default, aten.bmm.default}
 _VIEWS = {aten.expand.default, aten.view.default, aten.permute.default, aten.reshape.default, aten.unsqueeze.default}
 
 
-def compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    """`step` as one compiled program, specialised to the shapes it is first called with."""
-    return torch.compile(step, fullgraph=True, dynamic=False, options={"post_grad_custom_pre_pass": _DropZeros()})
+def compile_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` as one compiled program, specialized to the shapes of its first call."""
+    return torch.compile(
+        step, fullgraph=True, dynamic=False, options={"post_grad_custom_pre_pass": _DropZeroProducts()}
+    )
 
 
-class _DropZeros(CustomGraphPass):
-    """Matrix products with a factor that is zero become zeros.
+class _DropZeroProducts(CustomGraphPass):
+    """Replaces matrix products that have a zero factor by zeros.
 
-    A layer's weight has no tangent in a derivative by x and t. Under vmap it gets one all the same, of zeros, and with
-    it a product W_t x as dear as the one that counts: a fifth of all products.
+    A layer's weight has no tangent in a derivative with respect to x and t. Under vmap it gets one anyway, full of
+    zeros, and with it a product that costs as much as the real one: a fifth of all products of a training step.
     """
 
     def __call__(self, graph: fx.Graph) -> None:

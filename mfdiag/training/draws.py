@@ -1,4 +1,4 @@
-"""What models are trained on: batches by step number, and the batches of many models, drawn ahead of time."""
+"""Training samples: batches by step number, for one model or for many, drawn ahead of time in the background."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mfdiag.training.loss import TrainBatch
 from mfdiag.training.spec import TrainSpec
 from mfdiag.usercode import is_user_code
 
-__all__ = ["Feed", "Law", "Stream"]
+__all__ = ["BatchFeed", "BatchStream", "SamplingKey"]
 
-_BLOCK_STEPS = 200
-_BLOCK_NUMBERS = 2**23  # of float64: caps a block's memory where samples are large
+_BLOCK_STEPS = 200  # steps drawn at once: few calls, and blocks that are ready soon
+_BLOCK_NUMBERS = 2**23  # numbers of float64 in a block, at most: 64 MiB where samples are large
 
 
-class Law(NamedTuple):
-    """What decides a model's samples: models that share it share them."""
+class SamplingKey(NamedTuple):
+    """Everything that determines a model's samples: models with equal keys share their batches."""
 
     data: str
     times: str
@@ -36,17 +36,17 @@ class Law(NamedTuple):
     coupling: str
     path: str
     seed: int
-    delta: tuple[float, float] | None
+    anchor_range: tuple[float, float] | None
 
     @classmethod
-    def of(cls, spec: TrainSpec) -> Law:
-        """The law of a specification."""
+    def of(cls, spec: TrainSpec) -> SamplingKey:
+        """The key of a specification."""
         anchor = spec.loss.anchor
-        delta = (anchor.delta_min, anchor.delta_max) if anchor else None
-        return cls(spec.data, spec.times, spec.source, spec.coupling, spec.path, spec.seed, delta)
+        anchor_range = (anchor.delta_min, anchor.delta_max) if anchor else None
+        return cls(spec.data, spec.times, spec.source, spec.coupling, spec.path, spec.seed, anchor_range)
 
     def draws(self, data: Data) -> Draws:
-        """The law itself. Raises InputError for arguments that do not fit the data."""
+        """The draws of the key, with training's own random streams; InputError if an argument does not fit the data."""
         source = parse_source(self.source, data)
         return Draws(
             data,
@@ -60,60 +60,71 @@ class Law(NamedTuple):
         )
 
 
-class Stream:
+class BatchStream:
     """Batches by step number: element j of step s is sample s * batch_size + j of the streams `train/*`."""
 
-    def __init__(self, law: Law, data: Data, batch_size: int) -> None:
-        self.draws, self.delta, self.batch_size = law.draws(data), law.delta, batch_size
+    def __init__(self, key: SamplingKey, data: Data, batch_size: int) -> None:
+        self.draws, self.anchor_range, self.batch_size = key.draws(data), key.anchor_range, batch_size
         width = batch_size * int(np.prod(data.shape))
         self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // width))
 
     def block(self, number: int) -> TrainBatch:
-        """The samples of `block_steps` steps from step number * block_steps on, in torch's default dtype."""
+        """The samples of `block_steps` steps, starting at step `number * block_steps`, in torch's default dtype."""
         count = self.block_steps * self.batch_size
         index = np.arange(number * count, (number + 1) * count)
         drawn = self.draws.batch(index)
         delta = None
-        if self.delta is not None:
-            low, high = self.delta
+        if self.anchor_range is not None:
+            low, high = self.anchor_range
             u = torch.as_tensor(self.draws.uniforms("anchor", index, 1)[:, 0])
             delta = torch.minimum(low + (high - low) * u, drawn.t)
-        found = TrainBatch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight)
+        batch = TrainBatch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight)
         dtype = torch.get_default_dtype()
-        return TrainBatch._make(v if v is None or not v.is_floating_point() else v.to(dtype) for v in found)
+        return TrainBatch._make(v if v is None or not v.is_floating_point() else v.to(dtype) for v in batch)
 
 
-class Feed:
-    """Batches of many models, [models, n, ...], by step; the next blocks are drawn in the background, on every core.
+class BatchFeed:
+    """Batches of many models, [models, n, ...], by step; the next blocks are drawn in the background on all cores.
 
-    Models with the same data, times and seed get the same samples, which are drawn once.
+    Models with equal keys get the same samples, which are drawn once.
+
+    Args:
+        specs: One specification for each model, all with the same batch size.
+        data: The data set of each model.
+        device: Where the batches should be.
     """
 
     def __init__(self, specs: Sequence[TrainSpec], data: Sequence[Data], device: str) -> None:
         self._size, self._device = specs[0].batch_size, device
-        points = {Law.of(spec): values for spec, values in zip(specs, data, strict=True)}
-        self._streams = [Stream(law, values, self._size) for law, values in points.items()]
-        self._which = torch.tensor([list(points).index(Law.of(spec)) for spec in specs], device=device)
+        data_of = {SamplingKey.of(spec): values for spec, values in zip(specs, data, strict=True)}
+        self._streams = [BatchStream(key, values, self._size) for key, values in data_of.items()]
+        keys = list(data_of)
+        self._stream_of_model = torch.tensor([keys.index(SamplingKey.of(spec)) for spec in specs], device=device)
         self.block_steps = self._streams[0].block_steps
         cores = os.cpu_count() or 1
         self._blocks_ahead = -(-cores // len(self._streams))
-        if any(is_user_code(law.path) for law in points):
-            cores, self._blocks_ahead = 1, 0  # its forward-mode derivatives cannot run beside those of training
+        if any(is_user_code(key.path) for key in keys):
+            cores, self._blocks_ahead = (
+                1,
+                0,
+            )  # its forward-mode derivatives cannot run in parallel with those of training
         self._pool = ThreadPoolExecutor(cores)
         self._ahead: dict[int, list[Future[TrainBatch]]] = {}
         self._number = -1
         self._block = TrainBatch(*[torch.empty(0)] * 4)
 
     def batch(self, step: int) -> TrainBatch:
-        """The batch of step `step`, counted from 0."""
-        number, place = divmod(step, self.block_steps)
+        """The batch of a step, counted from 0."""
+        number, step_in_block = divmod(step, self.block_steps)
         if number != self._number:
             self._load(number)
-        rows = slice(place * self._size, (place + 1) * self._size)
-        return TrainBatch._make(None if values is None else values[:, rows][self._which] for values in self._block)
+        rows = slice(step_in_block * self._size, (step_in_block + 1) * self._size)
+        return TrainBatch._make(
+            None if values is None else values[:, rows][self._stream_of_model] for values in self._block
+        )
 
     def close(self) -> None:
-        """Stops drawing ahead."""
+        """Stop drawing ahead."""
         self._pool.shutdown(cancel_futures=True)
 
     def _load(self, number: int) -> None:

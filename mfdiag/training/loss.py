@@ -1,4 +1,4 @@
-"""The loss of one model, as a function of a dict of parameters; torch.func.vmap makes it the losses of many."""
+"""The loss of one model as a function of a dict of parameters; `torch.func.vmap` turns it into the losses of many."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from torch.func import functional_call, jvp
 
 from mfdiag.flow.weighting import Weighting
 
-__all__ = ["Params", "Point", "TrainBatch", "loss_of"]
+__all__ = ["LossCoefficients", "Params", "TrainBatch", "training_loss"]
 
 Params = dict[str, Tensor]
+"""Parameter name -> tensor."""
 
 
 class TrainBatch(NamedTuple):
-    """n samples: x_t and conditional velocity v_c [n, *shape]; r, t, the anchor's delta, labels, loss weights [n]."""
+    """n samples of a training step.
+
+    Attributes:
+        x_t: Points [n, *shape].
+        v_c: Conditional velocities [n, *shape].
+        r: Start times [n].
+        t: End times [n].
+        delta: The anchor's time steps [n]; None without anchor.
+        labels: Class labels [n], or None.
+        weight: Weight of each sample in the loss [n]; None if all are 1.
+    """
 
     x_t: Tensor
     v_c: Tensor
@@ -27,10 +38,10 @@ class TrainBatch(NamedTuple):
     weight: Tensor | None = None
 
 
-class Point(NamedTuple):
-    """Coefficients of a loss, each a number or a 0-d tensor: beta, gamma, and the anchor's lambda; None leaves it out.
+class LossCoefficients(NamedTuple):
+    """Coefficients of a loss, each a number, a 0-d tensor or None: beta, gamma, and lambda of the anchor.
 
-    None differs from 0 in cost alone: a beta or gamma that is there needs a forward pass of the proxy.
+    None gives the same loss as 0 but costs less: any other beta or gamma needs a forward pass of the proxy.
     """
 
     beta: Tensor | float | None = None
@@ -38,38 +49,53 @@ class Point(NamedTuple):
     anchor: Tensor | float | None = None
 
 
-def loss_of(
-    module: nn.Module, params: Params, ema: Params, batch: TrainBatch, point: Point, weighting: Weighting
+def training_loss(
+    module: nn.Module,
+    params: Params,
+    ema: Params,
+    batch: TrainBatch,
+    coefficients: LossCoefficients,
+    weighting: Weighting,
 ) -> Tensor:
-    """The loss at (beta, gamma), a scalar (theory: section 2; anchor and proxy: Algorithm 1).
+    """The loss at a point of the plane (docs/theory.md#plane), with the anchor of arXiv 2605.09235, Algorithm 1.
 
-    Sums squares over coordinates, averages over samples. The proxy is vhat = u_ema(x_t, t, t); `weighting` leaves the
-    anchor alone, the batch's own weights do not. `module` lends its structure only: the weights are `params` and
-    `ema`. Fused attention has no forward-mode derivative: call within `twice_differentiable`.
+    Squares are summed over coordinates and averaged over samples. The proxy is vhat = u_ema(x_t, t, t). Fused attention
+    has no forward-mode derivative, so call this inside `twice_differentiable`.
+
+    Args:
+        module: The network, used for its structure only.
+        params: Its weights.
+        ema: Its averaged weights, for the proxy.
+        batch: Samples; their `weight` multiplies the whole loss.
+        coefficients: The point (beta, gamma), and lambda of the anchor.
+        weighting: Adaptive weight of the plane's part of the loss; the anchor has none.
+
+    Returns:
+        The loss, a scalar.
     """
     x_t, v_c, r, t, delta, labels, weight = batch
     tangent = target = v_c
-    if point.beta is not None or point.gamma is not None:
+    if coefficients.beta is not None or coefficients.gamma is not None:
         vhat = functional_call(module, ema, (x_t, t, t, labels)).detach()
-        if point.beta is not None:
-            tangent = v_c + point.beta * (vhat - v_c)
-        if point.gamma is not None:
-            target = v_c + point.gamma * (vhat - v_c)
+        if coefficients.beta is not None:
+            tangent = v_c + coefficients.beta * (vhat - v_c)
+        if coefficients.gamma is not None:
+            target = v_c + coefficients.gamma * (vhat - v_c)
 
-    def network(x: Tensor, time: Tensor) -> Tensor:
-        return functional_call(module, params, (x, r, time, labels))
+    def network(x: Tensor, end: Tensor) -> Tensor:
+        return functional_call(module, params, (x, r, end, labels))
 
     u, derivative = jvp(network, (x_t, t), (tangent, torch.ones_like(t)))[:2]
     gap = (t - r).reshape(-1, *[1] * (x_t.ndim - 1))
     # e = u + (t-r) sg[du/dx tangent + du/dt] - sg[target]
-    losses = _square(u + gap * derivative.detach() - target)
+    losses = _squared_norm(u + gap * derivative.detach() - target)
     if weighting.p:
         losses = weighting.loss(losses, x_t[0].numel())
-    if point.anchor is not None and delta is not None:
+    if coefficients.anchor is not None and delta is not None:
         anchored = functional_call(module, params, (x_t, t - delta, t, labels))
-        losses = losses + point.anchor * _square(anchored - v_c)
+        losses = losses + coefficients.anchor * _squared_norm(anchored - v_c)
     return (losses if weight is None else weight * losses).mean()
 
 
-def _square(x: Tensor) -> Tensor:
+def _squared_norm(x: Tensor) -> Tensor:
     return x.flatten(1).square().sum(1)

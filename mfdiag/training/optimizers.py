@@ -1,4 +1,4 @@
-"""Optimisers and schedules as functions of tensors, so that many models with their own rates step as one program."""
+"""Optimizers and schedules as functions of tensors, so that models with different rates step as one program."""
 
 from __future__ import annotations
 
@@ -9,22 +9,33 @@ import torch
 from torch import Tensor
 
 from mfdiag.training.loss import Params
-from mfdiag.training.spec import Optimizer, Schedule
+from mfdiag.training.spec import OptimizerSpec, ScheduleSpec
 
 __all__ = ["OptimizerMoments", "schedule_factor", "step_parameters"]
 
+_CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
 
 class OptimizerMoments(NamedTuple):
-    """Running first and second moment of the gradient; SGD keeps its momentum in `first` and leaves `second` zero."""
+    """Running first and second moments of the gradient. SGD keeps its momentum in `first`; its `second` stays zero."""
 
     first: Params
     second: Params
 
 
-def schedule_factor(schedule: Schedule, steps: int, count: Tensor) -> Tensor:
-    """The learning rate of step number `count` (0-d, from 1) of `steps`, as a share of its largest value."""
+def schedule_factor(schedule: ScheduleSpec, steps: int, count: Tensor) -> Tensor:
+    """The learning rate of one step as a share of its largest value.
+
+    Args:
+        schedule: Shape of the schedule.
+        steps: Number of steps of the whole run.
+        count: Number of the step, from 1, 0-d.
+
+    Returns:
+        The share in [0, 1], 0-d.
+    """
     factor = torch.ones_like(count)
-    # the first step after the warm-up has progress 0, and a step after the last would have 1
+    # progress is 0 at the first step after the warm-up, and would be 1 at the step after the last
     progress = ((count - 1 - schedule.warmup) / max(1, steps - schedule.warmup)).clamp(0, 1)
     if schedule.name == "cosine":
         factor = (1 + torch.cos(math.pi * progress)) / 2
@@ -34,7 +45,7 @@ def schedule_factor(schedule: Schedule, steps: int, count: Tensor) -> Tensor:
 
 
 def step_parameters(
-    optimizer: Optimizer,
+    optimizer: OptimizerSpec,
     params: Params,
     gradients: Params,
     moments: OptimizerMoments,
@@ -42,13 +53,22 @@ def step_parameters(
     rate: Tensor,
     norm: Tensor,
 ) -> tuple[Params, OptimizerMoments]:
-    """Parameters and moments after step number `count` (0-d, from 1) at the learning rate `rate` (0-d).
+    """One step of an optimizer, equal to torch.optim's optimizer of the same name.
 
-    `norm` is the norm of all `gradients` together, for clipping. Elementwise otherwise. Equal to torch.optim's
-    optimisers of the same names.
+    Args:
+        optimizer: Which optimizer, with its options.
+        params: Parameters before the step.
+        gradients: Their gradients.
+        moments: Moments before the step.
+        count: Number of the step, from 1, 0-d.
+        rate: Learning rate, 0-d.
+        norm: Norm of all gradients together, for clipping, 0-d.
+
+    Returns:
+        Parameters and moments after the step.
     """
     if optimizer.clip is not None:
-        shrink = (optimizer.clip / (norm + 1e-6)).clamp(max=1)
+        shrink = (optimizer.clip / (norm + _CLIP_EPS)).clamp(max=1)
         gradients = {name: gradient * shrink for name, gradient in gradients.items()}
     b1, b2 = optimizer.betas
     if optimizer.name == "sgd":
@@ -57,8 +77,9 @@ def step_parameters(
     first = {name: b1 * m + (1 - b1) * gradients[name] for name, m in moments.first.items()}
     second = {name: b2 * v + (1 - b2) * gradients[name].square() for name, v in moments.second.items()}
     size, root = rate / (1 - b1**count), (1 - b2**count).sqrt()
-    kept = 1 - rate * optimizer.weight_decay  # 1 for adam
+    decay = 1 - rate * optimizer.weight_decay  # 1 for adam
     params = {
-        name: kept * p - size * first[name] / (second[name].sqrt() / root + optimizer.eps) for name, p in params.items()
+        name: decay * p - size * first[name] / (second[name].sqrt() / root + optimizer.eps)
+        for name, p in params.items()
     }
     return params, OptimizerMoments(first, second)

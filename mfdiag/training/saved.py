@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: a state that survives being killed, its log, and checkpoints."""
+"""What a training run writes to its folder: the state from which a killed run resumes, its log, and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,19 +17,33 @@ from mfdiag.models.description import Description
 from mfdiag.models.formats.containers import read_container
 from mfdiag.models.prediction import PredictionAdapter
 from mfdiag.storage import atomic_write
-from mfdiag.training.ensemble import State, start
+from mfdiag.training.ensemble import TrainState, initial_state
 from mfdiag.training.optimizers import OptimizerMoments
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["CHECKPOINT", "STATE", "LogEntry", "Run", "changes", "find_run", "number_entry", "save_model", "write_run"]
+__all__ = [
+    "CHECKPOINT",
+    "STATE",
+    "LogEntry",
+    "TrainingRun",
+    "changed_fields",
+    "load_run",
+    "number_entry",
+    "save_model",
+    "save_run",
+]
 
 CHECKPOINT = "model.safetensors"
+"""Name of the checkpoint in the folder of a run."""
+
 STATE = "state.pt"
-_WRAPPED = "network."  # begins the names of a network's parameters inside PredictionAdapter
+"""Name of the training state in the folder of a run."""
+
+_WRAPPED = "network."  # prefix of a network's parameters inside PredictionAdapter
 
 
 class LogEntry(NamedTuple):
-    """One number of the log, at the step that made `step` steps complete; interval and error are NaN where unknown."""
+    """One number of the log after `step` steps; error and interval are NaN if they are not known."""
 
     step: int
     quantity: str
@@ -42,21 +56,37 @@ class LogEntry(NamedTuple):
 
 
 def number_entry(step: int, quantity: str, value: float, n_samples: int) -> LogEntry:
-    """An entry without an interval."""
+    """An entry without an interval.
+
+    Args:
+        step: Number of completed steps.
+        quantity: Name of the quantity in table `training`.
+        value: Its value.
+        n_samples: Number of samples behind it.
+
+    Returns:
+        The entry; its status is `nonfinite` if the value is not finite.
+    """
     nan = math.nan
     return LogEntry(step, quantity, value, nan, nan, nan, n_samples, "ok" if math.isfinite(value) else "nonfinite")
 
 
 @dataclass
-class Run:
-    """One model in training: its state and its log, earlier parts of a resumed run included."""
+class TrainingRun:
+    """One model in training: its state, and its log from the first step on."""
 
-    state: State
+    state: TrainState
     log: list[LogEntry] = field(default_factory=list)
 
 
-def write_run(folder: Path, spec: TrainSpec, run: Run) -> None:
-    """Writes `folder/state.pt`, atomically."""
+def save_run(folder: Path, spec: TrainSpec, run: TrainingRun) -> None:
+    """Write `folder/state.pt` atomically.
+
+    Args:
+        folder: Folder of the run.
+        spec: Its specification, which is saved too.
+        run: State and log.
+    """
     content = {
         "specification": spec.model_dump(mode="json", by_alias=True),
         "state": {**run.state._asdict(), "moments": run.state.moments._asdict()},
@@ -66,10 +96,11 @@ def write_run(folder: Path, spec: TrainSpec, run: Run) -> None:
         torch.save(content, temporary)
 
 
-def find_run(folder: Path) -> tuple[dict[str, Any], Run] | None:
-    """The specification, as plain values, and the run in `folder`; None if nothing is there.
+def load_run(folder: Path) -> tuple[dict[str, Any], TrainingRun] | None:
+    """The specification (as plain values) and the run in `folder`; None if the folder has neither state nor checkpoint.
 
-    A finished checkpoint whose state was deleted is a run without a log. Raises InputError for a damaged file.
+    A checkpoint without a state, as after the state was deleted, gives a run without a log. A damaged file, or one of
+    another kind, raises InputError.
     """
     if (folder / STATE).exists():
         return _read_state(folder / STATE)
@@ -77,45 +108,64 @@ def find_run(folder: Path) -> tuple[dict[str, Any], Run] | None:
         return None
     loaded = load_model(folder / CHECKPOINT)
     if loaded.description is None:
-        raise InputError(f"Expected a model of this grid at {loaded.path}, but it does not say what it is; move it.")
-    before = "" if loaded.description.prediction == "u" else _WRAPPED
+        raise InputError(
+            f"Expected {loaded.path} to be a model of this grid, but it has no description; move it to another folder."
+        )
+    prefix = "" if loaded.description.prediction == "u" else _WRAPPED
     names = dict(loaded.module.named_parameters())
-    params, ema = ({before + name: loaded.state[key][name] for name in names} for key in ("raw", "ema"))
-    state = start(loaded.module)._replace(params=params, ema=ema)
-    return loaded.description.specification, Run(state._replace(steps=torch.tensor(float(loaded.description.step))))
+    params, ema = ({prefix + name: loaded.state[key][name] for name in names} for key in ("raw", "ema"))
+    state = initial_state(loaded.module)._replace(params=params, ema=ema)
+    return loaded.description.specification, TrainingRun(
+        state._replace(steps=torch.tensor(float(loaded.description.step)))
+    )
 
 
-def _read_state(path: Path) -> tuple[dict[str, Any], Run]:
-    kept = read_container(path, load=True).tree
+def _read_state(path: Path) -> tuple[dict[str, Any], TrainingRun]:
+    content = read_container(path, load=True).tree
     try:
-        state = State(**{**kept["state"], "moments": OptimizerMoments(**kept["state"]["moments"])})
-        return kept["specification"], Run(state, [LogEntry(*entry) for entry in kept["log"]])
+        state = TrainState(**{**content["state"], "moments": OptimizerMoments(**content["state"]["moments"])})
+        return content["specification"], TrainingRun(state, [LogEntry(*entry) for entry in content["log"]])
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"Expected {path} to hold a training state of this version, but it does not ({error}); choose another "
-            "folder, or train again with --overwrite."
+            f"Expected {path} to be a training state of this version, but it is not ({error}). Choose another folder, "
+            "or start again with --overwrite."
         ) from error
 
 
-def changes(before: dict[str, Any], spec: TrainSpec, *, can_go_on: bool) -> list[str]:
-    """What of a kept specification differs from `spec`, as `field: old -> new`.
+def changed_fields(before: dict[str, Any], spec: TrainSpec, *, can_resume: bool) -> list[str]:
+    """The fields in which a saved specification differs from the current one.
 
-    More steps alone are no difference where the learning rate does not depend on their number and the state is there
-    to `can_go_on` from: the run goes on, and ends with the weights of one that was longer from the start.
+    A larger number of steps alone does not count as a change if the run can resume and its learning rate is constant:
+    it ends with the same weights as a run that had this many steps from the start.
+
+    Args:
+        before: The saved specification.
+        spec: The current one.
+        can_resume: Whether the training state is available.
+
+    Returns:
+        Each change as `field: old -> new`.
     """
     try:
-        kept = TrainSpec.model_validate(before).model_dump(mode="json", by_alias=True)
+        saved = TrainSpec.model_validate(before).model_dump(mode="json", by_alias=True)
     except ValidationError:
-        kept = before  # of another version
+        saved = before  # of another version
     now = spec.model_dump(mode="json", by_alias=True)
-    differ = [name for name in now if kept.get(name) != now[name]]
-    if can_go_on and differ == ["steps"] and kept["steps"] < spec.steps and spec.schedule.name == "constant":
+    differ = [name for name in now if saved.get(name) != now[name]]
+    if can_resume and differ == ["steps"] and saved["steps"] < spec.steps and spec.schedule.name == "constant":
         return []
-    return [f"{name}: {kept.get(name)} -> {now[name]}" for name in differ]
+    return [f"{name}: {saved.get(name)} -> {now[name]}" for name in differ]
 
 
-def save_model(path: Path, module: nn.Module, spec: TrainSpec, state: State) -> None:
-    """Writes a checkpoint with raw and EMA weights; `module` lends its structure and its buffers."""
+def save_model(path: Path, module: nn.Module, spec: TrainSpec, state: TrainState) -> None:
+    """Write a checkpoint with raw and EMA weights.
+
+    Args:
+        path: The file.
+        module: The network, used for its structure and buffers; its weights are overwritten.
+        spec: The specification, which goes into the checkpoint's description.
+        state: The weights.
+    """
     module.load_state_dict(state.params, strict=False)
     bare = bare_network(module)
     ema = {name.removeprefix(_WRAPPED): value for name, value in state.ema.items()} if bare is not module else state.ema
@@ -136,5 +186,5 @@ def save_model(path: Path, module: nn.Module, spec: TrainSpec, state: State) -> 
 
 
 def bare_network(module: nn.Module) -> nn.Module:
-    """The network itself, without what turns its prediction into an average velocity."""
+    """The network itself, without the wrapper that turns its prediction into an average velocity."""
     return module.network if isinstance(module, PredictionAdapter) else module

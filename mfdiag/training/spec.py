@@ -1,4 +1,4 @@
-"""What one training run is: its specification, validated."""
+"""The specification of one training run, validated. YAML files of `mfdiag train` use its field names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mfdiag.models.description import Architecture
 from mfdiag.models.networks.registry import MODELS, PREDICTIONS
 from mfdiag.usercode import is_user_code
 
-__all__ = ["Anchor", "Loss", "Optimizer", "Schedule", "TrainSpec"]
+__all__ = ["AnchorSpec", "LossSpec", "OptimizerSpec", "ScheduleSpec", "TrainSpec"]
 
 
-def _accepted(parse: Callable[[str], object], text: str) -> str:
-    """`text` if `parse` takes it; its InputError becomes the ValueError that pydantic reports with the field."""
+def _require_parsable(parse: Callable[[str], object], text: str) -> str:
+    """`text` if `parse` accepts it; an InputError becomes the ValueError that pydantic reports with the field."""
     try:
         parse(text)
     except InputError as error:
@@ -29,10 +29,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
-class Anchor(_Strict):
-    """The flow-matching anchor lambda E|u(x_t, t - delta, t) - v_c|^2, delta ~ U(delta_min, delta_max) (Algorithm 1).
+class AnchorSpec(_Strict):
+    """The flow-matching anchor lambda E|u(x_t, t - delta, t) - v_c|^2 (arXiv 2605.09235, Algorithm 1).
 
-    YAML calls the coefficient `lambda`, which Python reserves.
+    Attributes:
+        coefficient: lambda, which is its name in YAML too; Python reserves the word.
+        delta_min: Smallest delta, in [0, 1]; delta is uniform between the two.
+        delta_max: Largest delta, in (0, 1].
     """
 
     coefficient: float = Field(alias="lambda", ge=0)
@@ -47,18 +50,25 @@ class Anchor(_Strict):
         return value
 
 
-class Loss(_Strict):
-    """A point (beta, gamma) of the coefficient plane (theory: section 2); (0, 0) is MeanFlow's original loss."""
+class LossSpec(_Strict):
+    """A point of the coefficient plane (docs/theory.md#plane); (0, 0) is MeanFlow's original loss.
+
+    Attributes:
+        beta: Tangent coefficient.
+        gamma: Target coefficient.
+        weighting: Adaptive weight of each sample, as `--weighting` takes it.
+        anchor: The flow-matching anchor; None or "none" for no anchor.
+    """
 
     beta: float = 0.0
     gamma: float = 0.0
     weighting: str = "none"
-    anchor: Anchor | None = None
+    anchor: AnchorSpec | None = None
 
     @field_validator("weighting")
     @classmethod
     def _known_weighting(cls, value: str) -> str:
-        return _accepted(parse_weighting, value)
+        return _require_parsable(parse_weighting, value)
 
     @field_validator("anchor", mode="before")
     @classmethod
@@ -66,10 +76,15 @@ class Loss(_Strict):
         return None if value == "none" else value
 
 
-class Optimizer(_Strict):
-    """Adam (arXiv 1412.6980), AdamW (1711.05101; decoupled weight decay), or SGD with momentum `betas[0]`.
+class OptimizerSpec(_Strict):
+    """Adam (arXiv 1412.6980), AdamW (arXiv 1711.05101), or SGD with momentum.
 
-    `clip` bounds the norm of the gradient over all parameters; none by default.
+    Attributes:
+        name: Which one.
+        betas: Decay rates of the first and second moment, in [0, 1); for SGD the first is the momentum.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay; for adamw only.
+        clip: Largest norm of the gradient over all parameters; None for no clipping.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -89,19 +104,46 @@ class Optimizer(_Strict):
     @classmethod
     def _decoupled(cls, value: float, info: ValidationInfo) -> float:
         if value and info.data.get("name") != "adamw":
-            raise ValueError("weight_decay is decoupled and belongs to adamw")
+            raise ValueError("weight_decay needs the optimizer adamw")
         return value
 
 
-class Schedule(_Strict):
-    """The learning rate over training: linear from 0 over `warmup` steps, then constant, or falling to 0 at the end."""
+class ScheduleSpec(_Strict):
+    """The learning rate over training.
+
+    Attributes:
+        name: After the warm-up, "constant", or falling to 0 at the end as a "cosine" or "linear" function.
+        warmup: Steps over which the rate first rises linearly from 0.
+    """
 
     name: Literal["constant", "cosine", "linear"] = "constant"
     warmup: int = Field(default=0, ge=0)
 
 
 class TrainSpec(_Strict):
-    """One training run; the same specification gives the same weights on the same machine and number of threads."""
+    """One training run. Equal specifications give equal weights on the same machine with the same number of threads.
+
+    Attributes:
+        data: Data set, as `--data` takes it.
+        model: A built-in architecture and its arguments.
+        times: Sampler of (r, t), as `--times` takes it.
+        source: Distribution of the noise, as `--source` takes it.
+        coupling: How noise and data are paired, as `--coupling` takes it.
+        path: Path from data to noise, as `--path` takes it.
+        prediction: What the network predicts, as `--prediction` takes it.
+        steps: Number of training steps.
+        loss: Point of the plane, weighting and anchor.
+        batch_size: Samples per step.
+        optimizer: Optimizer, or its name alone.
+        learning_rate: Largest learning rate.
+        schedule: Learning rate over training, or its name alone.
+        ema_decay: Decay of the averaged weights per step, in [0, 1).
+        seed: Determines weights and samples.
+        log_every: Steps between entries of loss and gradient norm in the log.
+        save_every: Steps between saved states.
+        measure_every: Steps between measurements of the gradient's variance; 0 for none.
+        measure_samples: Samples of one such measurement.
+    """
 
     data: str
     model: Architecture
@@ -111,11 +153,11 @@ class TrainSpec(_Strict):
     path: str = "linear"
     prediction: str = "u"
     steps: int = Field(ge=1)
-    loss: Loss = Loss()
+    loss: LossSpec = LossSpec()
     batch_size: int = Field(default=1024, ge=1)
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerSpec = OptimizerSpec()
     learning_rate: float = Field(default=1e-3, gt=0)
-    schedule: Schedule = Schedule()
+    schedule: ScheduleSpec = ScheduleSpec()
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     log_every: int = Field(default=100, ge=1)
@@ -133,9 +175,9 @@ class TrainSpec(_Strict):
     @field_validator("times")
     @classmethod
     def _known_times(cls, value: str) -> str:
-        from mfdiag.flow.times import parse_times  # brings scipy
+        from mfdiag.flow.times import parse_times  # imports scipy
 
-        return _accepted(parse_times, value)
+        return _require_parsable(parse_times, value)
 
     @field_validator("source", "coupling", "path")
     @classmethod
@@ -158,7 +200,7 @@ class TrainSpec(_Strict):
 
     @property
     def code(self) -> list[str]:
-        """Code of the user's that the specification names, which runs when it is trained."""
+        """User code that the specification names and training executes."""
         return [value for value in (self.source, self.path) if is_user_code(value)]
 
     @field_validator("optimizer", "schedule", mode="before")

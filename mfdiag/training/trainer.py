@@ -1,4 +1,4 @@
-"""Training a grid: cells of one shape together, each saved by itself, so that a killed run goes on where it was."""
+"""Training a grid: cells of one shape train together; each is saved separately, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -19,43 +19,51 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
 from mfdiag.models.networks.registry import build_model
 from mfdiag.models.prediction import as_average_velocity
-from mfdiag.training.draws import Feed, Law
-from mfdiag.training.ensemble import Ensemble, start, together
-from mfdiag.training.grid import Cell
+from mfdiag.training.draws import BatchFeed, SamplingKey
+from mfdiag.training.ensemble import Ensemble, ensemble_key, initial_state
+from mfdiag.training.grid import GridCell
 from mfdiag.training.loss import Params
 from mfdiag.training.saved import (
     CHECKPOINT,
     STATE,
     LogEntry,
-    Run,
-    changes,
-    find_run,
+    TrainingRun,
+    changed_fields,
+    load_run,
     number_entry,
     save_model,
-    write_run,
+    save_run,
 )
 from mfdiag.training.spec import TrainSpec
 
-__all__ = ["Compile", "Measure", "TrainOptions", "TrainedCell", "estimate_seconds", "initial_module", "train"]
+__all__ = ["Compile", "MeasureModel", "TrainOptions", "TrainedCell", "estimate_seconds", "initial_module", "train"]
 
 Compile = Literal["auto", "on", "off"]
-Measure = Callable[[TrainSpec, Draws, nn.Module, nn.Module], list[LogEntry]]
-"""Gradient statistics of a model in training and its average, as entries of the log; `step` is filled in later.
+"""Whether to compile the training step; "auto" compiles long runs."""
 
-The draws are those it is trained on.
+MeasureModel = Callable[[TrainSpec, Draws, nn.Module, nn.Module], list[LogEntry]]
+"""(specification, draws that it is trained on, model, model with EMA weights) -> entries of the log.
+
+The trainer fills in the `step` of each entry.
 """
 
 _LOGGED = ("loss", "grad_norm")
-_SHOWN = 3  # of the changed cells an error names
-_TIMED_STEPS = 3
-_COMPILED_FROM = 2_000  # steps: below, compiling takes longer than it saves
-_TOGETHER = {"cpu": 16, "cuda": 512}  # models in one program: more no longer helps, and takes memory
-_PARAMETERS = {"cpu": 2**26, "cuda": 2**29}  # in one program, over all its models
+_CELLS_IN_ERROR = 3  # changed cells that an error lists
+_TIMED_STEPS = 3  # enough for an upper estimate of the time
+_COMPILE_FROM_STEPS = 2_000  # for fewer steps, compiling takes longer than it saves
+_MODELS_TOGETHER = {"cpu": 16, "cuda": 512}  # more models in one program are not faster, and take memory
+_PARAMETERS_TOGETHER = {"cpu": 2**26, "cuda": 2**29}  # over all models of one program
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a grid is trained; nothing here changes a result beyond rounding."""
+    """How to train a grid. No option changes a result beyond rounding.
+
+    Attributes:
+        device: cpu, cuda or cuda:N.
+        compile: Whether to compile the training step.
+        resume: Whether earlier runs in the folder resume; otherwise they start again.
+    """
 
     device: str = "cpu"
     compile: Compile = "auto"
@@ -64,30 +72,43 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainedCell:
-    """A finished cell: its checkpoint, and the log of the whole run; no checkpoint if its weights became infinite."""
+    """A finished cell, its checkpoint (None if its weights are not finite), and the log of the whole run."""
 
-    cell: Cell
+    cell: GridCell
     checkpoint: Path | None
     log: list[LogEntry]
 
 
 def train(
-    cells: Sequence[Cell],
+    cells: Sequence[GridCell],
     out: Path,
     options: TrainOptions = TrainOptions(),
     *,
-    measure: Measure | None = None,
+    measure: MeasureModel | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None],
 ) -> list[TrainedCell]:
-    """Trains every cell and writes `out/CELL/model.safetensors` (raw and EMA weights); finished cells are left alone.
+    """Train every cell and write `out/CELL/model.safetensors`, with raw and EMA weights.
 
-    The state of each cell is saved to `out/CELL/state.pt` every `save_every` steps and on Ctrl-C; a run goes on from
-    there and ends with the weights of an uninterrupted one; so does one whose `steps` have grown since, where the
-    learning rate is constant. A cell whose weights stop being finite ends there, the others go on. `measure` is called
-    every `measure_every` steps; `progress` gets (what, steps done, steps in all).
+    The state of each cell is saved to `out/CELL/state.pt` every `save_every` steps and on Ctrl-C. A later call resumes
+    from there and ends with the weights of an uninterrupted run, also with a larger number of steps if the learning
+    rate is constant. Finished cells are not trained again. A cell whose weights stop being finite does not affect the
+    others.
 
-    Raises InputError if model and data do not fit or `out` holds cells of another specification.
+    Args:
+        cells: What to train.
+        out: Folder of the grid.
+        options: How to train.
+        measure: Called for each model every `measure_every` steps; its entries go to the log.
+        progress: Called with (text, completed steps, all steps), over all cells.
+        say: Receives notes.
+
+    Returns:
+        The finished cells, in order.
+
+    Raises:
+        InputError: Model and data do not fit, or `out` has cells of another specification.
+        KeyboardInterrupt: Ctrl-C, after the states are saved.
     """
     work = _prepare(cells, out, options)
     if not options.resume:
@@ -108,13 +129,30 @@ def train(
             _train_group(group, options, measure, report, say)
     except KeyboardInterrupt:
         done = sum(item.finished for item in work)
-        kept = f"{done} of {len(work)} models are finished, the others saved as they stand in {out}"
-        raise KeyboardInterrupt(f"{kept}; the same command goes on from there") from None
+        raise KeyboardInterrupt(
+            f"{done} of {len(work)} models are finished, the states of the others are saved in {out}; run the same "
+            "command to resume"
+        ) from None
     return [TrainedCell(item.cell, item.folder / CHECKPOINT if item.is_finite else None, item.run.log) for item in work]
 
 
-def estimate_seconds(cells: Sequence[Cell], out: Path, options: TrainOptions, *, say: Callable[[str], None]) -> float:
-    """Time that `train` has left to spend, from a few uncompiled steps of each group: an upper estimate."""
+def estimate_seconds(
+    cells: Sequence[GridCell], out: Path, options: TrainOptions, *, say: Callable[[str], None]
+) -> float:
+    """Estimate the time that `train` would take, from a few uncompiled steps of each group.
+
+    Args:
+        cells: What would be trained.
+        out: Folder of the grid; steps that are done there do not count.
+        options: How to train.
+        say: Receives notes.
+
+    Returns:
+        Seconds, an upper estimate.
+
+    Raises:
+        InputError: As `train`.
+    """
     work = _prepare(cells, out, options)
     seconds = 0.0
     for group in _groups(work, options.device):
@@ -130,13 +168,13 @@ def estimate_seconds(cells: Sequence[Cell], out: Path, options: TrainOptions, *,
 
 @dataclass
 class _Work:
-    """A cell on its way: its folder, network, draws, state and log, and the steps it has done."""
+    """A cell in training: its folder, network, draws, state and log, and the number of completed steps."""
 
-    cell: Cell
+    cell: GridCell
     folder: Path
     module: nn.Module
     draws: Draws
-    run: Run
+    run: TrainingRun
     step: int
 
     @property
@@ -150,45 +188,45 @@ class _Work:
     def save(self) -> None:
         if self.step == self.cell.spec.steps and self.is_finite:
             save_model(self.folder / CHECKPOINT, self.module, self.cell.spec, self.run.state)
-        write_run(self.folder, self.cell.spec, self.run)
+        save_run(self.folder, self.cell.spec, self.run)
 
 
-def _prepare(cells: Sequence[Cell], out: Path, options: TrainOptions) -> list[_Work]:
-    """Each cell as it stands; refuses what cannot be trained before anything is."""
+def _prepare(cells: Sequence[GridCell], out: Path, options: TrainOptions) -> list[_Work]:
+    """Load or start every cell. Raises InputError before anything is trained if one of them cannot be."""
     data = {name: load_data(name) for name in dict.fromkeys(cell.spec.data for cell in cells)}
-    laws = {law: law.draws(data[law.data]) for law in dict.fromkeys(Law.of(cell.spec) for cell in cells)}
+    draws = {key: key.draws(data[key.data]) for key in dict.fromkeys(SamplingKey.of(cell.spec) for cell in cells)}
     work, changed = [], []
     for cell in cells:
         folder, module = out / cell.name, initial_module(cell.spec)
         _check_fit(module, data[cell.spec.data], cell.spec)
-        run = Run(start(module))
-        if options.resume and (kept := find_run(folder)):
-            before, run = kept
-            if found := changes(before, cell.spec, can_go_on=(folder / STATE).exists()):
-                changed.append(f"{cell.name or folder} ({', '.join(found)})")
-        work.append(_Work(cell, folder, module, laws[Law.of(cell.spec)], run, int(run.state.steps)))
+        run = TrainingRun(initial_state(module))
+        if options.resume and (saved := load_run(folder)):
+            saved_spec, run = saved
+            if differences := changed_fields(saved_spec, cell.spec, can_resume=(folder / STATE).exists()):
+                changed.append(f"{cell.name or folder} ({', '.join(differences)})")
+        work.append(_Work(cell, folder, module, draws[SamplingKey.of(cell.spec)], run, int(run.state.steps)))
     if changed:
-        shown = "; ".join(changed[:_SHOWN]) + ("; ..." if len(changed) > _SHOWN else "")
+        listed = "; ".join(changed[:_CELLS_IN_ERROR]) + ("; ..." if len(changed) > _CELLS_IN_ERROR else "")
         raise InputError(
-            f"{len(changed)} of {len(cells)} models in {out} come from another specification: {shown}. Choose another "
+            f"{len(changed)} of {len(cells)} models in {out} come from another specification: {listed}. Choose another "
             "folder, or train all of them again with --overwrite."
         )
     return work
 
 
 def _groups(work: Sequence[_Work], device: str) -> list[list[_Work]]:
-    """Unfinished cells that can train together, the same shape at the same step, in the order of the grid."""
+    """Unfinished cells in groups that can train together: of one shape and at the same step."""
     kind = device.partition(":")[0]
-    found: dict[tuple[object, ...], list[_Work]] = {}
+    by_key: dict[tuple[object, ...], list[_Work]] = {}
     for item in work:
         if not item.finished:
-            points = item.draws.data
-            key = (together(item.cell.spec), points.shape, points.num_classes, item.step)
-            found.setdefault(key, []).append(item)
+            data = item.draws.data
+            key = (ensemble_key(item.cell.spec), data.shape, data.num_classes, item.step)
+            by_key.setdefault(key, []).append(item)
     parts = []
-    for group in found.values():
+    for group in by_key.values():
         parameters = sum(p.numel() for p in group[0].module.parameters())
-        size = max(1, min(_TOGETHER[kind], _PARAMETERS[kind] // parameters))
+        size = max(1, min(_MODELS_TOGETHER[kind], _PARAMETERS_TOGETHER[kind] // parameters))
         count = math.ceil(len(group) / size)
         parts += [group[i * len(group) // count : (i + 1) * len(group) // count] for i in range(count)]
     return parts
@@ -200,9 +238,9 @@ def _ensemble(group: Sequence[_Work], options: TrainOptions, say: Callable[[str]
         group[0].module,
         specs,
         [item.run.state for item in group],
-        Feed(specs, [item.draws.data for item in group], options.device),
+        BatchFeed(specs, [item.draws.data for item in group], options.device),
         device=options.device,
-        compiled=options.compile == "on" or (options.compile == "auto" and specs[0].steps >= _COMPILED_FROM),
+        compiled=options.compile == "on" or (options.compile == "auto" and specs[0].steps >= _COMPILE_FROM_STEPS),
         say=say,
     )
 
@@ -210,11 +248,11 @@ def _ensemble(group: Sequence[_Work], options: TrainOptions, say: Callable[[str]
 def _train_group(
     group: Sequence[_Work],
     options: TrainOptions,
-    measure: Measure | None,
+    measure: MeasureModel | None,
     report: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    spec = group[0].cell.spec  # for what they have in common
+    spec = group[0].cell.spec  # the same for all of them in what is used here
     ensemble = _ensemble(group, options, say)
     logged = max([entry.step for entry in group[0].run.log if entry.quantity in _LOGGED], default=0)
     measured = measure is not None and spec.measure_every > 0
@@ -223,7 +261,7 @@ def _train_group(
     def due(step: int, interval: int) -> bool:
         return step % interval == 0 or step == spec.steps
 
-    def keep() -> None:
+    def save() -> None:
         for item, state in zip(group, ensemble.states(), strict=True):
             item.run.state, item.step = state, int(state.steps)
             item.save()
@@ -239,30 +277,30 @@ def _train_group(
                     item.run.log += [number_entry(stop, *pair, count) for pair in zip(_LOGGED, values, strict=True)]
             if measure is not None and measured and due(stop, spec.measure_every):
                 for item, state in zip(group, ensemble.states(), strict=True):
-                    weights = [_filled(item.module, values) for values in (state.params, state.ema)]
+                    models = [_with_weights(item.module, values) for values in (state.params, state.ema)]
                     item.run.log += [
-                        entry._replace(step=stop) for entry in measure(item.cell.spec, item.draws, *weights)
+                        entry._replace(step=stop) for entry in measure(item.cell.spec, item.draws, *models)
                     ]
             if due(stop, spec.save_every):
-                keep()
+                save()
             for item in group:
                 item.step = stop
             report()
     except KeyboardInterrupt:
-        keep()
+        save()
         raise
     finally:
         ensemble.feed.close()
 
 
-def _filled(module: nn.Module, params: Params) -> nn.Module:
-    filled = copy.deepcopy(module).cpu()
-    filled.load_state_dict(params, strict=False)
-    return filled.eval().requires_grad_(False)
+def _with_weights(module: nn.Module, params: Params) -> nn.Module:
+    copied = copy.deepcopy(module).cpu()
+    copied.load_state_dict(params, strict=False)
+    return copied.eval().requires_grad_(False)
 
 
 def initial_module(spec: TrainSpec) -> nn.Module:
-    """u(x, r, t, y) before training; its weights depend on the specification's seed alone."""
+    """u(x, r, t, labels) before training; its weights depend on the seed of the specification alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         network = build_model(spec.model.name, spec.model.arguments)
@@ -273,17 +311,17 @@ def _check_fit(module: nn.Module, data: Data, spec: TrainSpec) -> None:
     x, time = torch.zeros(2, *data.shape), torch.ones(2)
     try:
         with torch.no_grad():
-            got = str(list(module(x, time, time).shape[1:]))
+            result = str(list(module(x, time, time).shape[1:]))
     except (RuntimeError, ValueError) as error:
-        got = str(error).split("\n")[0]
-    if got != str(list(data.shape)):
+        result = str(error).split("\n")[0]
+    if result != str(list(data.shape)):
         raise InputError(
             f"Expected model {spec.model.name!r} to map samples of {spec.data!r}, shape {list(data.shape)}, to the "
-            f"same shape, but got {got}; correct model.arguments."
+            f"same shape, but got {result}; correct model.arguments."
         )
     classes = spec.model.arguments.get("num_classes", 0)
     if classes not in (0, data.num_classes):
         raise InputError(
             f"Expected model.arguments.num_classes to be 0 or the {data.num_classes} classes of {spec.data!r}, "
-            f"but got {classes}; correct it."
+            f"but got {classes}; change it."
         )

@@ -167,7 +167,7 @@ BAD = {
     "network: {factory: no_such.models:Net}": "Importing no_such.models for the network of own.yaml failed",
     "network: {arguments: {depth: 3}, factory: FACTORY}": "when called with depth, but it raised TypeError",
     "output: {part: 3}": "a tensor as part 3 of the output of Strict, but the output is one Tensor",
-    "network: {factory: own_network.py:Narrow}": "returns samples of shape (1, 3, 3) where u of shape (2, 3, 3)",
+    "network: {factory: own_network.py:Narrow}": "must return samples of shape (2, 3, 3), but it",
     "call: {arguments: [x, r, t, y]}\nconditioning: {kind: index, classes: 2}": "for 2 classes, but",
     "convention: {direction: D1}\noutput: {prediction: denoised}": "which have no direction D1",
     "data: {shape: [3, 32, 32]}": "says that samples have the shape [3, 32, 32], but",

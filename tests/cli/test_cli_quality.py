@@ -102,7 +102,7 @@ def test_checkpoints_that_differ_in_the_seed_also_have_a_mean(cli: Run, save: Ru
 def test_resume_goes_on_with_the_rest_and_ends_the_same(
     cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mfdiag.quality.prepared import Prepared
+    from mfdiag.measures.run.quality_api import Prepared
 
     group = seeds(tmp_path)
     chosen = ("--metric", "recall", "--nfe", "1", "--quiet")

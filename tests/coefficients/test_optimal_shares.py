@@ -30,10 +30,10 @@ def test_the_minimum_is_that_of_a_search() -> None:
         shares = np.exp(logits - logits.max())
         return float(weighted_moment(p, shares / shares.sum(), m))
 
-    found = minimize(objective, np.zeros(4), method="BFGS", options={"gtol": 1e-9})
+    solution = minimize(objective, np.zeros(4), method="BFGS", options={"gtol": 1e-9})
     best = optimal_shares(p, m, 0)
-    assert weighted_moment(p, best, m) == pytest.approx(found.fun, rel=1e-9)
-    shares = np.exp(found.x - found.x.max())
+    assert weighted_moment(p, best, m) == pytest.approx(solution.fun, rel=1e-9)
+    shares = np.exp(solution.x - solution.x.max())
     np.testing.assert_allclose(shares / shares.sum(), best, rtol=1e-4)
 
 

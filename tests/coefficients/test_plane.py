@@ -26,21 +26,21 @@ def mse(form: Quadratic, n: float, beta: np.ndarray, gamma: np.ndarray) -> np.nd
     """Var/n + bias2, written out: [R, P]."""
     c = np.stack([np.ones_like(beta), beta, gamma], 1)
     assert form.B is not None
-    found = [[x @ s @ x / n + x @ b @ x for x in c] for s, b in zip(form.S, form.B, strict=True)]
-    return np.array(found)
+    values = [[x @ s @ x / n + x @ b @ x for x in c] for s, b in zip(form.S, form.B, strict=True)]
+    return np.array(values)
 
 
 @given(seed=st.integers(0, 10**6), beta=st.floats(-3, 3), gamma=st.floats(-3, 3))
 def test_values_are_the_forms_written_out(seed: int, beta: float, gamma: float) -> None:
     form, point = quadratic(seed), (np.array([beta]), np.array([gamma]))
     assert form.B is not None
-    found = form.at(form.S, *point) / 7 + form.at(form.B, *point)
-    np.testing.assert_allclose(found, mse(form, 7, *point), rtol=1e-9)
+    actual = form.at(form.S, *point) / 7 + form.at(form.B, *point)
+    np.testing.assert_allclose(actual, mse(form, 7, *point), rtol=1e-9)
 
 
 @given(seed=st.integers(0, 10**6), n=st.floats(0.1, 1e6), k=st.sampled_from([1, 2]))
 def test_a_larger_batch_shrinks_the_coefficient(seed: int, n: float, k: int) -> None:
-    """theory, section 3: beta*_n = beta*_0 / (1 + n / n0) with n0 = S_bb / M_bb, and the same for gamma."""
+    """docs/theory.md#batch-aware: beta*_n = beta*_0 / (1 + n / n0) with n0 = S_bb / M_bb, and the same for gamma."""
     form = quadratic(seed)
     assert form.B is not None
     n0 = form.S[:, k, k] / form.B[:, k, k]
@@ -94,8 +94,8 @@ def test_the_optimum_of_the_plane_is_the_least_on_a_fine_grid(seed: int, n: int)
     # the grid's least lies, in the metric of the error, no farther from the true one than the nearest grid point
     nearest = np.array([grid[np.abs(grid - x).argmin()] for x in best])
     curve = (form.S[0] / n + form.B[0])[1:, 1:]
-    found, bound = (np.array(c) - best for c in ((beta[least], gamma[least]), nearest))
-    assert found @ curve @ found <= bound @ curve @ bound * (1 + 1e-6) + 1e-9 * np.abs(values).max()
+    distance, bound = (np.array(c) - best for c in ((beta[least], gamma[least]), nearest))
+    assert distance @ curve @ distance <= bound @ curve @ bound * (1 + 1e-6) + 1e-9 * np.abs(values).max()
 
 
 @given(seed=st.integers(0, 10**6))
@@ -105,8 +105,8 @@ def test_the_least_bias_says_when_the_error_has_a_minimum(seed: int) -> None:
     roots = rng.normal(size=(2, 3, 3))
     form = Quadratic(form.S, roots + roots.swapaxes(1, 2), None)  # symmetric, of any sign
     assert form.B is not None
-    found = form.least_bias(form.S)
-    for s, b, least in zip(form.S[:, 1:, 1:], form.B[:, 1:, 1:], found, strict=True):
+    ratios = form.least_bias_ratio(form.S)
+    for s, b, least in zip(form.S[:, 1:, 1:], form.B[:, 1:, 1:], ratios, strict=True):
         assume(np.linalg.cond(s) < 1e6)
         assert least == pytest.approx(np.linalg.eigvals(np.linalg.solve(s, b)).real.min(), rel=1e-6, abs=1e-9)
         if least < 0:
@@ -122,12 +122,14 @@ def test_coverage_of_the_optimum_of_the_plane(n: int) -> None:
     x, y, z = (rng.normal(size=(repeats, samples, dim)) * rng.normal(size=(repeats, samples, dim)) for _ in range(3))
     mean = np.array([[0.3, 0.1], [-0.1, 0.3]])
     values = np.stack([-0.8 * x - 0.5 * y + z, x + mean[0], y + mean[1]], 1)  # [repeats, 3, samples, dim]
-    found = accumulated(torch.as_tensor(values).flatten(0, 1), repeats, one_cell(samples)).moments[0]["w"].replicates()
+    moments = (
+        accumulated(torch.as_tensor(values).flatten(0, 1), repeats, one_cell(samples)).moments[0]["w"].replicates()
+    )
     truth = np.linalg.solve(dim * np.eye(2) + n * mean @ mean.T, dim * np.array([0.8, 0.5]))
     covered = []
     for group in range(repeats):
-        form = gradient_quadratic(found, ColumnLayout.of_plane(False), group)
-        estimate = jackknife(form.optimum(form.S, n, (1, 2)), found.count)
+        form = gradient_quadratic(moments, ColumnLayout.of_plane(False), group)
+        estimate = jackknife(form.optimum(form.S, n, (1, 2)), moments.count)
         covered.append((estimate.low <= truth) & (truth <= estimate.high))
     least = 0.90 - 2 * (0.9 * 0.1 / repeats) ** 0.5
     for share in np.mean(covered, axis=0):

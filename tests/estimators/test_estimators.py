@@ -17,8 +17,8 @@ from mfdiag.fields.fields import Fields
 
 @pytest.fixture
 def fields() -> Fields:
-    u, v_c, vhat, along_v, along_shift = torch.randn(5, 4, 3, dtype=torch.float64)
-    return Fields(u, v_c, vhat, torch.rand(4, 1, dtype=torch.float64), along_v, along_shift)
+    u, v_c, vhat, jvp_v_c, jvp_shift = torch.randn(5, 4, 3, dtype=torch.float64)
+    return Fields(u, v_c, vhat, torch.rand(4, 1, dtype=torch.float64), jvp_v_c, jvp_shift)
 
 
 @pytest.mark.parametrize("name", [name for name, e in estimators().items() if e.coefficients is not None])
@@ -40,9 +40,9 @@ def test_the_corners(fields: Fields) -> None:
     # written out: the proxy in both roles leaves no trace of v_c
     residual = estimators()["distillation"].residual
     assert residual is not None
-    found = residual(fields)
-    expected = fields.u + fields.gap * (fields.along_v + fields.along_shift) - fields.vhat
-    torch.testing.assert_close(found, expected)
+    actual = residual(fields)
+    expected = fields.u + fields.gap * (fields.jvp_v_c + fields.jvp_shift) - fields.vhat
+    torch.testing.assert_close(actual, expected)
 
 
 def test_every_file_is_an_estimator_of_its_name() -> None:
@@ -54,8 +54,8 @@ def test_every_file_is_an_estimator_of_its_name() -> None:
 
 
 def test_a_point_of_the_plane() -> None:
-    found = find_estimator("plane:0.5,-1")
-    assert (found.name, found.coefficients) == ("plane:0.5,-1", (0.5, -1.0))
+    estimator = find_estimator("plane:0.5,-1")
+    assert (estimator.name, estimator.coefficients) == ("plane:0.5,-1", (0.5, -1.0))
 
 
 @pytest.mark.parametrize(

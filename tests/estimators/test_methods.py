@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mfdiag.errors import InputError
 from mfdiag.estimators import Needs, estimators, find_estimator
-from mfdiag.estimators.stable_velocity import average_velocity
+from mfdiag.estimators.stable_velocity import posterior_average
 
 BASE = {spec.partition(":")[0] for spec in LOSSES}
 
@@ -23,8 +23,8 @@ def measured(kind: str) -> dict[str, Tensor]:
     """Specification -> gradients [samples, P] of all methods in one group."""
     module, ema, teacher = cases.networks()
     others = {"ema": ema, "teacher": teacher}
-    plan, found = cases.gradients(list(LOSSES), module, cases.draws("restricted:0.6"), kind, others)
-    return dict(zip(LOSSES, torch.einsum("kc,cnp->knp", torch.as_tensor(plan.maps.value), found), strict=True))
+    plan, columns = cases.gradients(list(LOSSES), module, cases.draws("restricted:0.6"), kind, others)
+    return dict(zip(LOSSES, torch.einsum("kc,cnp->knp", torch.as_tensor(plan.maps.value), columns), strict=True))
 
 
 def plain(spec: str, i: int) -> Tensor:
@@ -33,10 +33,10 @@ def plain(spec: str, i: int) -> Tensor:
     for p in parameters:
         p.requires_grad_()
     loss = LOSSES[spec](One(module, ema, teacher, cases.draws("restricted:0.6"), i))
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     for p in parameters:
         p.requires_grad_(False)
-    return torch.cat([g.flatten() for g in found])
+    return torch.cat([g.flatten() for g in parts])
 
 
 def test_every_method_is_here() -> None:
@@ -47,20 +47,20 @@ def test_every_method_is_here() -> None:
 @pytest.mark.parametrize("spec", LOSSES)
 def test_gradient_is_that_of_the_papers_loss(spec: str, kind: str) -> None:
     law = cases.draws("restricted:0.6").batch(np.arange(cases.SAMPLES))
-    found = measured(kind)[spec]
+    gradients = measured(kind)[spec]
     for i in range(cases.SAMPLES):
         r, t = float(law.r[i]), float(law.t[i])
         if spec.startswith("finite_difference") and not r + 0.01 <= t <= 0.99:
             continue
-        torch.testing.assert_close(found[i], plain(spec, i), rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(gradients[i], plain(spec, i), rtol=1e-8, atol=1e-9)
 
 
 def residuals(*specs: str, times: str = "restricted:0.6") -> list[Tensor]:
     """Gradients [samples, P] of each of the specifications."""
     module, ema, teacher = cases.networks()
-    plan, found = cases.gradients(specs, module, cases.draws(times), "fast", {"ema": ema, "teacher": teacher})
+    plan, columns = cases.gradients(specs, module, cases.draws(times), "fast", {"ema": ema, "teacher": teacher})
     names = [e.name for e in plan.estimators]
-    return [found.new_tensor(plan.maps.value[names.index(spec)]) @ found.transpose(0, 1) for spec in specs]
+    return [columns.new_tensor(plan.maps.value[names.index(spec)]) @ columns.transpose(0, 1) for spec in specs]
 
 
 def distance(one: Tensor, other: Tensor) -> float:
@@ -68,18 +68,18 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 
 def test_alpha_flow_tends_to_meanflow() -> None:
-    truth, *found = residuals("meanflow", "alpha_flow:0.04", "alpha_flow:0.02", "alpha_flow:0.01")
-    off = [distance(one, truth) for one in found]
+    truth, *approximations = residuals("meanflow", "alpha_flow:0.04", "alpha_flow:0.02", "alpha_flow:0.01")
+    off = [distance(one, truth) for one in approximations]
     assert off[0] < 0.05
     assert off[1] == pytest.approx(off[0] / 2, rel=0.1) and off[2] == pytest.approx(off[1] / 2, rel=0.1)
 
 
 def test_finite_difference_converges_in_the_square_of_its_step() -> None:
-    truth, *found = residuals("meanflow", "finite_difference:0.02", "finite_difference:0.01")
+    truth, *approximations = residuals("meanflow", "finite_difference:0.02", "finite_difference:0.01")
     batch = cases.draws("restricted:0.6").batch(np.arange(cases.SAMPLES))
     inner = (batch.t - batch.r > 0.02) & (batch.t < 0.98)  # both ends of the difference inside [r, 1]
     assert inner.sum() >= 3
-    off = [distance(one[inner], truth[inner]) for one in found]
+    off = [distance(one[inner], truth[inner]) for one in approximations]
     assert off[0] < 0.01 and off[1] == pytest.approx(off[0] / 4, rel=0.05)
 
 
@@ -94,13 +94,13 @@ def test_the_ends_of_the_arguments() -> None:
 
 @pytest.mark.parametrize("spec", ["split_meanflow", "shortcut", "alpha_flow", "meanflow", "finite_difference"])
 def test_at_r_equal_to_t_all_are_flow_matching(spec: str) -> None:
-    truth, found = residuals("flow_matching", spec, times="uniform:1")
-    torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-10)
+    truth, actual = residuals("flow_matching", spec, times="uniform:1")
+    torch.testing.assert_close(actual, truth, rtol=1e-9, atol=1e-10)
 
 
 def test_cmt_at_r_equal_to_t_is_the_teacher() -> None:
-    truth, found = residuals("teacher_target", "cmt", times="uniform:1")
-    torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-10)
+    truth, actual = residuals("teacher_target", "cmt", times="uniform:1")
+    torch.testing.assert_close(actual, truth, rtol=1e-9, atol=1e-10)
 
 
 def test_many_references_are_the_marginal_velocity() -> None:
@@ -122,20 +122,20 @@ def test_many_references_are_the_marginal_velocity() -> None:
     )  # type: ignore[arg-type]
     gap = (batch.t - batch.r)[:, None]
     fields = Fields(batch.x_t, batch.velocity, batch.x_t, gap, batch.x_t, batch.x_t, context=around)
-    off = [float((average_velocity(fields, count) - known.mean).square().mean()) for count in (2, 8, 200)]
+    off = [float((posterior_average(fields, count) - known.mean).square().mean()) for count in (2, 8, 200)]
     alone = float((batch.velocity - known.mean).square().mean())
     assert alone > off[0] > off[1] > off[2] and off[2] < 0.05 * alone
 
 
 def test_second_draws_are_new_draws() -> None:
     """What a method draws itself is drawn anew for the second draw of v_c, and the same again when asked again."""
-    plan, found = cases.gradients(
+    plan, columns = cases.gradients(
         ["split_meanflow", "stable_velocity", "dispersive"], cases.networks()[0], cases.draws()
     )
     assert plan.maps.within is not None
     again = cases.gradients(["split_meanflow", "stable_velocity", "dispersive"], cases.networks()[0], cases.draws())[1]
-    assert torch.equal(found, again)
-    within = torch.einsum("kc,cnp->knp", torch.as_tensor(plan.maps.within), found)
+    assert torch.equal(columns, again)
+    within = torch.einsum("kc,cnp->knp", torch.as_tensor(plan.maps.within), columns)
     assert (within.flatten(1).norm(dim=1) > 1e-3).all()
 
 

@@ -64,8 +64,8 @@ def samples_at(at: dict[str, Tensor]) -> list[Sample]:
 
 def test_derivatives_equal_the_whole_jacobian(case: tuple[nn.Module, dict[str, Tensor]]) -> None:
     module, at = case
-    found = fields_of(module, at)
-    assert found.known is not None and found.known.along_delta is not None
+    fields = fields_of(module, at)
+    assert fields.posterior is not None and fields.posterior.jvp_delta is not None
     for i, s in enumerate(samples_at(at)):
         dx, dt = jacobian_of(module, s)
 
@@ -74,11 +74,11 @@ def test_derivatives_equal_the_whole_jacobian(case: tuple[nn.Module, dict[str, T
 
         v, other = at["marginal"][i], at["other"][i]
         expected = {
-            "u": (found.u, velocity_of(module, s)),
-            "v_c": (found.along_v, along(s.v_c) + dt),
-            "shift": (found.along_shift, along(s.vhat - s.v_c)),
-            "bias": (found.known.along_bias, along(s.vhat - v)),
-            "delta": (found.known.along_delta, along(s.v_c - other)),
+            "u": (fields.u, velocity_of(module, s)),
+            "v_c": (fields.jvp_v_c, along(s.v_c) + dt),
+            "shift": (fields.jvp_shift, along(s.vhat - s.v_c)),
+            "bias": (fields.posterior.jvp_bias, along(s.vhat - v)),
+            "delta": (fields.posterior.jvp_delta, along(s.v_c - other)),
         }
         for name, (ours, truth) in expected.items():
             torch.testing.assert_close(ours[i], truth, rtol=1e-10, atol=1e-11, msg=name)
@@ -87,15 +87,15 @@ def test_derivatives_equal_the_whole_jacobian(case: tuple[nn.Module, dict[str, T
 def test_basis_and_direct_tangents_agree(case: tuple[nn.Module, dict[str, Tensor]]) -> None:
     module, at = case
     direct, basis = (fields_of(module, at, jacobian) for jacobian in (False, True))
-    assert direct.jacobian is None and basis.jacobian is not None and basis.jacobian.full
-    for name in ("u", "along_v", "along_shift"):
+    assert direct.jacobian is None and basis.jacobian is not None and basis.jacobian.is_full
+    for name in ("u", "jvp_v_c", "jvp_shift"):
         torch.testing.assert_close(getattr(direct, name), getattr(basis, name), rtol=1e-10, atol=1e-11)
-    for name in ("bias", "along_bias", "delta", "along_delta"):
-        one, other = (getattr(fields.known, name) for fields in (direct, basis))
+    for name in ("bias", "jvp_bias", "delta", "jvp_delta"):
+        one, other = (getattr(fields.posterior, name) for fields in (direct, basis))
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
     for i, s in enumerate(samples_at(at)):
         a = (s.t - s.r) * jacobian_of(module, s)[0].reshape(s.x.numel(), -1)
-        torch.testing.assert_close(basis.jacobian.a_probes[:, i].T, a, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(basis.jacobian.products[:, i].T, a, rtol=1e-10, atol=1e-11)
 
 
 @settings(max_examples=25, deadline=None)
@@ -114,8 +114,8 @@ def test_plane_is_the_plain_residual(beta: float, gamma: float, r: float, gap: f
 
 def test_replaced_velocities_equal_direct_evaluation(case: tuple[nn.Module, dict[str, Tensor]]) -> None:
     module, at = case
-    found = fields_of(module, at)
-    for ours, velocity in ((found.mean_field(), at["marginal"]), (found.other_draw(), at["other"])):
+    fields = fields_of(module, at)
+    for ours, velocity in ((fields.mean_field(), at["marginal"]), (fields.second_draw(), at["other"])):
         direct = fields_of(module, at, v_c=velocity)
         torch.testing.assert_close(ours.v_c, velocity)
         for one, other in zip(ours.plane, direct.plane, strict=True):
@@ -125,8 +125,8 @@ def test_replaced_velocities_equal_direct_evaluation(case: tuple[nn.Module, dict
 def test_what_is_not_known_is_refused() -> None:
     module, at = prepared("mlp")
     inputs = tuple(at[k] for k in ("x", "r", "t", "labels"))
-    found = forward_fields(module, inputs, Velocities(at["v_c"], at["vhat"]))
-    for missing in (found.mean_field, found.other_draw):
+    fields = forward_fields(module, inputs, Velocities(at["v_c"], at["vhat"]))
+    for missing in (fields.mean_field, fields.second_draw):
         with pytest.raises(InputError, match="marginal velocity is known"):
             missing()
 
@@ -142,8 +142,8 @@ def test_jacobian_numbers_equal_their_definitions(dim: int, jacobian: bool) -> N
     variance = torch.rand(dim, dtype=torch.float64).expand(repeats, -1)
     signs = torch.randint(0, 2, (PROBES, repeats, dim)).double() * 2 - 1
     fields = forward_fields(module, (x, r, t, None), Velocities(v_c, vhat, marginal, variance), True, signs)
-    assert fields.jacobian is not None and fields.jacobian.full == jacobian
-    found = jacobian_scalars(fields)
+    assert fields.jacobian is not None and fields.jacobian.is_full == jacobian
+    scalars = jacobian_scalars(fields)
     a = 0.8 * jacobian_of(module, Sample(x[0], r[0], t[0], None, v_c[0], vhat[0]))[0]
     j = a - torch.eye(dim, dtype=torch.float64)
     bias2 = (vhat - marginal)[0].square()
@@ -157,13 +157,13 @@ def test_jacobian_numbers_equal_their_definitions(dim: int, jacobian: bool) -> N
     }
     if jacobian:
         expected["jacobi_spectral"] = torch.linalg.svdvals(j)[0]
-    assert found.keys() == expected.keys()
+    assert scalars.keys() == expected.keys()
     for name, truth in expected.items():
         if jacobian or name in ("sigma2d", "bias2"):
-            torch.testing.assert_close(found[name], truth.expand(repeats), rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(scalars[name], truth.expand(repeats), rtol=1e-9, atol=1e-11)
         else:
-            error = found[name].std() / repeats**0.5
-            assert abs(found[name].mean() - truth) <= 4 * error, name
+            error = scalars[name].std() / repeats**0.5
+            assert abs(scalars[name].mean() - truth) <= 4 * error, name
             assert error < 0.1 * abs(truth), f"{name} is too noisy to tell"
 
 
@@ -187,7 +187,7 @@ def test_a_wrong_output_shape_is_named() -> None:
             return torch.cat([x, x], 1)
 
     x, times = torch.randn(2, 3), torch.ones(2)
-    with pytest.raises(InputError, match=r"shape \(2, 6\) where u of shape \(2, 3\)"):
+    with pytest.raises(InputError, match=r"must return u of shape \(2, 3\), but it returned shape \(2, 6\)"):
         forward_fields(Wide(), (x, times, times, None), Velocities(x, x))
 
 
@@ -232,6 +232,6 @@ def test_attention_modules_have_forward_mode_derivatives() -> None:
     module = Attentive().double().eval().requires_grad_(False)
     x, v_c, vhat = torch.randn(3, N, 5, 4, dtype=torch.float64)
     r, t = torch.rand(2, N, dtype=torch.float64).sort(dim=0).values
-    found = forward_fields(module, (x, r, t, None), Velocities(v_c, vhat))
+    fields = forward_fields(module, (x, r, t, None), Velocities(v_c, vhat))
     s = Sample(x[0], r[0], t[0], None, v_c[0], vhat[0])
-    torch.testing.assert_close(found.plane[0][0], residual(module, s, 0, 0), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(fields.plane[0][0], residual(module, s, 0, 0), rtol=1e-9, atol=1e-10)

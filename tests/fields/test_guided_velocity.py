@@ -33,13 +33,15 @@ def guided(spec: str, **changed: object) -> Draws:
     return Draws(law.data, law.times, law.seed, guidance=parse_guidance(spec), null_label=NULL)
 
 
-def told(labels: Tensor, omega: Tensor | float = 1.0, low: Tensor | float = 0.0, high: Tensor | float = 1.0) -> Tensor:
+def labels_and_guidance(
+    labels: Tensor, omega: Tensor | float = 1.0, low: Tensor | float = 0.0, high: Tensor | float = 1.0
+) -> Tensor:
     columns = [torch.as_tensor(a, dtype=torch.float64).expand(len(labels)) for a in (omega, low, high)]
     return torch.stack([labels.double(), *columns], 1)
 
 
-class Told(nn.Module):
-    """A network that is told its guidance: label, omega and interval shift its input; the head depends on r too."""
+class TakesGuidance(nn.Module):
+    """A network that takes its guidance: label, omega and interval shift its input; the head depends on r too."""
 
     takes_guidance = True
     num_classes = CLASSES
@@ -85,8 +87,8 @@ def plain_guided(spec: str, s: plain.One, x: Tensor, t: Tensor, v: Tensor) -> Te
 
 
 def flat(module: nn.Module, loss: Tensor) -> Tensor:
-    found = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True, materialize_grads=True)
-    return torch.cat([g.flatten() for g in found])
+    parts = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in parts])
 
 
 @pytest.mark.parametrize("kind", ["fast", "reference"])
@@ -96,7 +98,7 @@ def test_gradients_are_those_of_the_plain_loss(spec: str, kind: str) -> None:
     law = guided(spec)
     names = ["ema_tangent", "alpha_flow", "restricted_meanflow"]
     names += [] if spec.startswith("teacher") else ["terminal_velocity", "stable_velocity:5"]
-    plan, found = gradients(names, module, law, kind, {"ema": ema, "teacher": teacher})
+    plan, columns = gradients(names, module, law, kind, {"ema": ema, "teacher": teacher})
     seen = {"dropped": 0, "outside": 0}
     module.requires_grad_()
     for i in range(SAMPLES):
@@ -122,7 +124,7 @@ def test_gradients_are_those_of_the_plain_loss(spec: str, kind: str) -> None:
             losses["terminal_velocity"] = terminal_velocity(spec, s)
         value = torch.as_tensor(plan.maps.value)
         for k, estimator in enumerate(plan.estimators):
-            ours = torch.einsum("c,cp->p", value[k], found[:, i])
+            ours = torch.einsum("c,cp->p", value[k], columns[:, i])
             name = estimator.name if estimator.name in losses else f"{estimator.name}:0.5"
             torch.testing.assert_close(ours, flat(module, losses[name]), rtol=1e-8, atol=1e-9, msg=f"{name} {i}")
     module.requires_grad_(False)
@@ -131,9 +133,9 @@ def test_gradients_are_those_of_the_plain_loss(spec: str, kind: str) -> None:
 
 def plain_average(s: plain.One, references: int) -> Tensor:
     """What plain.stable_velocity regresses on, before guidance."""
-    kept: list[Tensor] = []
+    averages: list[Tensor] = []
     original = plain.meanflow
-    plain.meanflow = lambda s, tangent, target: kept.append(tangent)  # type: ignore[assignment,return-value]
+    plain.meanflow = lambda s, tangent, target: averages.append(tangent)  # type: ignore[assignment,return-value]
     try:
         matching = object.__new__(plain.One)
         matching.__dict__.update(s.__dict__)
@@ -142,7 +144,7 @@ def plain_average(s: plain.One, references: int) -> Tensor:
         plain.stable_velocity(matching, references)
     finally:
         plain.meanflow = original
-    return kept[0]
+    return averages[0]
 
 
 def terminal_velocity(spec: str, s: plain.One) -> Tensor:
@@ -155,10 +157,10 @@ def terminal_velocity(spec: str, s: plain.One) -> Tensor:
 
 
 @pytest.mark.parametrize("spec", ["improved_power:7,0.4", "improved_uniform:2,4,0.6,0.4"])
-def test_a_network_is_told_its_guidance(spec: str) -> None:
-    module = Told(networks()[0]).double()
+def test_a_network_that_takes_its_guidance(spec: str) -> None:
+    module = TakesGuidance(networks()[0]).double()
     law = guided(spec, times="uniform:0.3")
-    _, found = gradients(["head_tangent"], module, law, "fast")
+    _, columns = gradients(["head_tangent"], module, law, "fast")
     module.requires_grad_()
     for i in range(SAMPLES):
         s = plain.One(module, module, module, law, i)  # type: ignore[arg-type]
@@ -166,15 +168,15 @@ def test_a_network_is_told_its_guidance(spec: str) -> None:
         assert isinstance(batch.scale, GuidanceScale) and batch.labels is not None
         omega, low, high = batch.scale
         dropped, inside = bool(batch.labels == NULL), bool(low <= s.t <= high)
-        whole = told(batch.labels, omega, low, high)
+        whole = labels_and_guidance(batch.labels, omega, low, high)
         x = s.at(s.t)
-        own = module.velocity(x, s.r, s.t, told(batch.labels, omega if inside else 1.0))
-        empty = module.velocity(x, s.r, s.t, told(torch.tensor([NULL])))
+        own = module.velocity(x, s.r, s.t, labels_and_guidance(batch.labels, omega if inside else 1.0))
+        empty = module.velocity(x, s.r, s.t, labels_and_guidance(torch.tensor([NULL])))
         v_g = s.v_c + (1 - 1 / omega) * (own - empty) if inside and not dropped else s.v_c
         object.__setattr__(s, "labels", whole)
         for column, tangent in ((0, v_g), (1, own)):
             expected = flat(module, plain.meanflow(s, tangent.detach(), v_g.detach()))
-            torch.testing.assert_close(found[column, i], expected, rtol=1e-8, atol=1e-9)
+            torch.testing.assert_close(columns[column, i], expected, rtol=1e-8, atol=1e-9)
     module.requires_grad_(False)
 
 
@@ -182,9 +184,9 @@ def fields_of(spec: str, samples: int) -> tuple[Draws, Fields]:
     module, _, teacher = networks()
     law = guided(spec)
     needs = FieldNeeds(posterior=True, second_draw=True)
-    maker = FieldBuilder(module, module, law, needs, "self", lambda a: a.double(), {"teacher": teacher})
-    engine = prepare_engine(module, maker.inputs(law.batch(np.arange(2))), "fast", lambda _: None)
-    return law, evaluate_batch(maker, engine, forward_mode(module), law.batch(np.arange(samples)))[1]
+    builder = FieldBuilder(module, module, law, needs, "self", lambda a: a.double(), {"teacher": teacher})
+    engine = prepare_engine(module, builder.inputs(law.batch(np.arange(2))), "fast", lambda _: None)
+    return law, evaluate_batch(builder, engine, forward_mode(module), law.batch(np.arange(samples)))[1]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -192,19 +194,21 @@ def test_conditional_laws_are_sums_over_the_data(spec: str) -> None:
     """Mean, variance and residual of v_g given (x_t, label), from every point that could have led to x_t."""
     law, fields = fields_of(spec, 12)
     module, ema, teacher = networks()
-    assert fields.known is not None
-    mean_field, other = fields.mean_field(), fields.other_draw()
+    assert fields.posterior is not None
+    mean_field, other = fields.mean_field(), fields.second_draw()
     points, labels = torch.as_tensor(law.data.points), torch.as_tensor(law.data.labels)  # type: ignore[attr-defined]
     for i in range(12):
         s = plain.One(module, ema, teacher, law, i)
         near = points if s.labels == NULL else points[labels == s.labels]
         x, t = s.at(s.t), s.t
         weights = torch.softmax(-((x - (1 - t) * near) ** 2).sum(1) / (2 * t**2), 0)
-        found = [plain_guided(spec, s, x, t, v[None])[0] for v in (x - (1 - t) * near) / t - near]
-        velocities = torch.stack(found).detach()
+        guided_velocities = [plain_guided(spec, s, x, t, v[None])[0] for v in (x - (1 - t) * near) / t - near]
+        velocities = torch.stack(guided_velocities).detach()
         mean = weights @ velocities
         torch.testing.assert_close(mean_field.v_c[i], mean, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(fields.known.variance[i], weights @ (velocities - mean) ** 2, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            fields.posterior.variance[i], weights @ (velocities - mean) ** 2, rtol=1e-5, atol=1e-6
+        )
         assert (velocities - other.v_c[i]).abs().sum(1).min() < 1e-6
         jacobian, slope = torch.autograd.functional.jacobian(lambda a, b, s=s: s.u(a, s.r, b)[0], (x, t))
         residuals = s.u(x, s.r, t) + (t - s.r) * (velocities @ jacobian[:, 0].T + slope[:, 0]) - velocities
@@ -214,10 +218,10 @@ def test_conditional_laws_are_sums_over_the_data(spec: str) -> None:
 def test_without_guidance_the_plain_velocity_is_back() -> None:
     law, fields = fields_of(SPECS[0], 8)
     plain_law = Draws(law.data, law.times, law.seed)
-    unguided = fields.unguided()
+    unguided = fields.without_guidance()
     torch.testing.assert_close(unguided.v_c, plain_law.batch(np.arange(8)).velocity)
     assert not torch.allclose(unguided.v_c, fields.v_c)
-    there = fields.context
-    assert there is not None
-    exact = there.derivatives(there.r, unguided.v_c[None], torch.ones_like(there.t)[None])[1][0]
-    torch.testing.assert_close(unguided.along_v, exact)
+    context = fields.context
+    assert context is not None
+    exact = context.derivatives(context.r, unguided.v_c[None], torch.ones_like(context.t)[None])[1][0]
+    torch.testing.assert_close(unguided.jvp_v_c, exact)

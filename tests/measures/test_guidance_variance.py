@@ -162,7 +162,7 @@ class Headless(MLP):
         (network(), FiniteData("bare", POINTS), SPEC, "needs labels, but bare has none"),
         (network(), DATA, "improved:2", "needs? .*velocity head|guides by a velocity head"),
         (network(), DATA, "teacher:2", "pass --proxy teacher=PATH"),
-        (Headless(), DATA, SPEC, "null label, which the network does not take"),
+        (Headless(), DATA, SPEC, "the network does not accept it"),
     ],
 )
 def test_what_cannot_be_guided(model: nn.Module, data: FiniteData, spec: str, words: str) -> None:

@@ -16,7 +16,7 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.networks.mlp import MLP
-from mfdiag.training.loss import Point, TrainBatch, loss_of
+from mfdiag.training.loss import LossCoefficients, TrainBatch, training_loss
 
 SAMPLES = 48
 DATA = load_data("gaussian:3,0.5,2")
@@ -65,7 +65,7 @@ def test_training_descends_the_literal_loss(spec: str, model: nn.Module, samples
     losses, gradients = (torch.stack(parts) for parts in zip(*(literal(model, s, spec) for s in samples), strict=True))
     batch = TrainBatch(*(torch.stack([getattr(s, name) for s in samples]) for name in ("x", "v_c", "r", "t")))
     params = dict(model.named_parameters())
-    loss = loss_of(model, params, {}, batch, Point(), parse_weighting(spec))
+    loss = training_loss(model, params, {}, batch, LossCoefficients(), parse_weighting(spec))
     found = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(params.values()))])
     torch.testing.assert_close(loss.detach(), losses.mean())
     torch.testing.assert_close(found, gradients.mean(0))

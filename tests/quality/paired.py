@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mfdiag.quality.metrics import PairedSamples, Replicate, find_metric
+from mfdiag.quality.metrics import DataSubsample, PairedSamples, find_metric
 
 
 def measured(name: str, x: np.ndarray, y: np.ndarray, scale: float = 1.0) -> float:
@@ -13,7 +13,7 @@ def measured(name: str, x: np.ndarray, y: np.ndarray, scale: float = 1.0) -> flo
     a, b = torch.as_tensor(x), torch.as_tensor(y)
     prepare = find_metric(name).paired
     assert prepare is not None
-    return prepare(Replicate(b, torch.cdist(b, b), scale))(PairedSamples(a, torch.cdist(a, a), torch.cdist(a, b)))
+    return prepare(DataSubsample(b, torch.cdist(b, b), scale))(PairedSamples(a, torch.cdist(a, a), torch.cdist(a, b)))
 
 
 def draws(seed: int, m: int = 12, dim: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from scipy import linalg
 import mfdiag
 from mfdiag.gradients.moments import Estimate
 from mfdiag.quality import reference as reference_module
+from mfdiag.quality.metrics import Reference
 from mfdiag.quality.metrics.frechet_distance import METRIC
-from mfdiag.quality.reference import Reference
 
 
 def distance(x: np.ndarray, y: np.ndarray, whole: bool = True) -> Estimate:
@@ -60,9 +60,9 @@ def test_a_singular_covariance() -> None:
     """Features that never vary, or fewer points than dimensions, are no obstacle."""
     flat = np.concatenate([correlated(0, 4, 9, 2), np.zeros((4, 9, 1))], axis=2)
     whole = np.concatenate([correlated(1, 1, 20, 2), np.ones((1, 20, 1))], axis=2)
-    found = distance(flat, whole)
-    assert float(found.value) == pytest.approx(slowly(flat[..., :2], whole[..., :2]) + 1, rel=1e-6)
-    assert np.isfinite(found.std_error)
+    estimate = distance(flat, whole)
+    assert float(estimate.value) == pytest.approx(slowly(flat[..., :2], whole[..., :2]) + 1, rel=1e-6)
+    assert np.isfinite(estimate.std_error)
     assert np.isfinite(distance(correlated(0, 4, 2, 12), correlated(1, 1, 5, 12)).value)
 
 
@@ -72,12 +72,12 @@ def test_standard_error_is_that_of_numerical_influences(dim: int) -> None:
 
     def influences(own: np.ndarray, other: np.ndarray) -> np.ndarray:
         b, n = own.shape[:2]
-        step, found = 1e-5, []
+        step, influences = 1e-5, []
         for k in range(b):
             weights = np.full((b, n), (1 - step) / (b * n))
             weights[k] += step / n
-            found.append((slowly(own, other, weights.ravel()) - slowly(own, other)) / step)
-        return np.array(found)
+            influences.append((slowly(own, other, weights.ravel()) - slowly(own, other)) / step)
+        return np.array(influences)
 
     mine, theirs = influences(x, y), influences(y, x)
     assert float(distance(x, y.reshape(1, -1, dim)).std_error) == pytest.approx(mine.std(ddof=1) / 2, rel=2e-2)
@@ -86,7 +86,7 @@ def test_standard_error_is_that_of_numerical_influences(dim: int) -> None:
 
 
 def test_intervals_cover_the_distance_of_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference_module, "_SAMPLED", 2**10)
+    monkeypatch.setattr(reference_module, "_DRAWN_POINTS", 2**10)
     hits, seeds, truth = 0, 40, 2 * 0.2**2 + 2 * 0.3**2
     for seed in range(seeds):
         prepared = mfdiag.prepare_quality("gaussian:2,0,1", metrics=["frechet_distance"], samples=1024, seed=seed)

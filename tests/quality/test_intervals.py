@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy import stats
 
-from mfdiag.quality.intervals import of_influence, of_replicates, of_shares
+from mfdiag.quality.intervals import estimate_from_influence, estimate_from_replicates, estimate_from_shares
 
 
 def test_replicates_cover_a_skewed_mean() -> None:
     draws = np.random.default_rng(0).exponential(size=(2000, 32))
-    found = [of_replicates(values, 32) for values in draws]
-    covered = np.mean([e.low <= 1 <= e.high for e in found])
+    estimates = [estimate_from_replicates(values, 32) for values in draws]
+    covered = np.mean([e.low <= 1 <= e.high for e in estimates])
     assert 0.92 < covered < 0.97
 
 
@@ -27,17 +27,17 @@ def test_influences_cover_a_statistic_of_two_samples() -> None:
             torch.as_tensor(y.mean() * (x - x.mean()).mean(1)),
             torch.as_tensor(x.mean() * (y - y.mean()).mean(1)),
         ]
-        found = of_influence(x.mean() * y.mean(), blocks, x.size)
-        hits += int(found.low <= 2 <= found.high)
+        estimate = estimate_from_influence(x.mean() * y.mean(), blocks, x.size)
+        hits += int(estimate.low <= 2 <= estimate.high)
     assert 930 <= hits <= 970
 
 
 def test_the_interval_is_students() -> None:
     values = np.array([1.0, 2.0, 4.0])
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    found = of_replicates(values, 3)
-    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    assert found.n_samples == 3 and found.value == pytest.approx(7 / 3)
+    estimate = estimate_from_replicates(values, 3)
+    assert (estimate.low, estimate.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert estimate.n_samples == 3 and estimate.value == pytest.approx(7 / 3)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.99, 0.998])
@@ -46,15 +46,18 @@ def test_shares_cover_also_near_one(share: float, spread: float) -> None:
     """Hits among 64, whose chance varies from replicate to replicate where `spread` is above 0."""
     rng = np.random.default_rng(2)
     chances = rng.beta(share / spread, (1 - share) / spread, (1000, 32)) if spread else np.full((1000, 32), share)
-    found = [of_shares(values, 32 * 64) for values in rng.binomial(64, chances) / 64]
-    assert all(0 <= e.low <= e.value <= e.high + 1e-12 <= 1 + 2e-12 for e in found)
-    assert 0.92 < np.mean([e.low <= share <= e.high for e in found]) < 0.98
+    estimates = [estimate_from_shares(values, 32 * 64) for values in rng.binomial(64, chances) / 64]
+    assert all(0 <= e.low <= e.value <= e.high + 1e-12 <= 1 + 2e-12 for e in estimates)
+    assert 0.92 < np.mean([e.low <= share <= e.high for e in estimates]) < 0.98
 
 
 def test_shares_of_independent_hits_have_wilsons_interval() -> None:
     values = np.array([0.0, 1.0] * 16)  # 32 hits and misses
     expected = stats.binomtest(16, 32).proportion_ci(method="wilson")
-    found = of_shares(values, 32)
-    assert (found.low, found.high) == (pytest.approx(expected.low, abs=0.01), pytest.approx(expected.high, abs=0.01))
-    everything = of_shares(np.ones(32), 320)
+    estimate = estimate_from_shares(values, 32)
+    assert (estimate.low, estimate.high) == (
+        pytest.approx(expected.low, abs=0.01),
+        pytest.approx(expected.high, abs=0.01),
+    )
+    everything = estimate_from_shares(np.ones(32), 320)
     assert 0.98 < everything.low < 0.99 and everything.high == pytest.approx(1)

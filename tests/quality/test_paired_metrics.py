@@ -14,7 +14,7 @@ from scipy import stats
 
 import mfdiag
 from mfdiag.quality.metrics import metrics
-from mfdiag.quality.metrics._neighbours import NEIGHBOURS as K
+from mfdiag.quality.metrics._neighbors import NEIGHBORS as K
 
 PAIRED = [name for name, metric in metrics().items() if metric.paired]
 
@@ -120,16 +120,16 @@ def truth_in_one_dimension(mean: float, std: float, scale: float) -> dict[str, f
 
 def test_intervals_cover() -> None:
     """The closed form where there is one; else the mean over all seeds, since the truth depends on the subsamples."""
-    found = []
+    frames = []
     closed: dict[str, list[float]] = {"energy_distance": [], "mmd2": []}
     for seed in range(40):
         prepared = mfdiag.prepare_quality("gaussian:1,0,1", metrics=PAIRED, subsample=48, seed=seed)
-        found.append(prepared.measure(lambda z: 0.4 + 1.3 * z).set_index("metric"))
-        for metric, truth in truth_in_one_dimension(0.4, 1.3, prepared.replicates[0].scale).items():
+        frames.append(prepared.measure(lambda z: 0.4 + 1.3 * z).set_index("metric"))
+        for metric, truth in truth_in_one_dimension(0.4, 1.3, prepared.metrics.subsamples[0].scale).items():
             closed[metric].append(truth)
     for metric in PAIRED:
-        truths = closed.get(metric) or [np.mean([frame.value[metric] for frame in found])] * len(found)
-        inside = [f.ci_low[metric] <= truth <= f.ci_high[metric] for f, truth in zip(found, truths, strict=True)]
+        truths = closed.get(metric) or [np.mean([frame.value[metric] for frame in frames])] * len(frames)
+        inside = [f.ci_low[metric] <= truth <= f.ci_high[metric] for f, truth in zip(frames, truths, strict=True)]
         assert 34 <= sum(inside) <= 40, metric
 
 
@@ -137,8 +137,8 @@ def test_equal_laws() -> None:
     """For m samples of each of two equal laws, density is 1 and coverage what counting gives (arXiv 2002.09797)."""
     m = 24
     prepared = mfdiag.prepare_quality("gaussian:3,0,1", metrics=["coverage", "density"], subsample=m)
-    found = prepared.measure(lambda z: z).set_index("metric")
+    frame = prepared.measure(lambda z: z).set_index("metric")
     expected = 1 - np.prod([(m - 1 - k) / (2 * m - 1 - k) for k in range(K)])
     for metric, truth in (("coverage", expected), ("density", 1.0)):
-        row = found.loc[metric]
+        row = frame.loc[metric]
         assert abs(row.value - truth) < 4 * row.std_error and row.std_error < 0.05

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mfdiag.quality.intervals import of_replicates
-from mfdiag.quality.points import REPLICATES, independent, spread
+from mfdiag.quality.intervals import estimate_from_replicates
+from mfdiag.quality.points import REPLICATES, independent_uniforms, sobol_uniforms
 
 Draw = Callable[[int, str, int, int, int], np.ndarray]
-both = pytest.mark.parametrize("draw", [independent, spread])
+both = pytest.mark.parametrize("draw", [independent_uniforms, sobol_uniforms])
 
 
 @both
@@ -36,12 +36,14 @@ def test_each_row_is_uniform_over_replicates(draw: Draw) -> None:
 def test_even_rows_make_means_far_less_noisy() -> None:
     def error(draw: Draw) -> float:
         means = [np.exp(draw(0, "noise", b, 256, 2).sum(1)).mean() for b in range(REPLICATES)]
-        found = of_replicates(np.array(means), 256 * REPLICATES)
-        assert abs(found.value - (np.e - 1) ** 2) < 4 * found.std_error
-        return float(found.std_error)
+        estimate = estimate_from_replicates(np.array(means), 256 * REPLICATES)
+        assert abs(estimate.value - (np.e - 1) ** 2) < 4 * estimate.std_error
+        return float(estimate.std_error)
 
-    assert error(spread) < error(independent) / 20
+    assert error(sobol_uniforms) < error(independent_uniforms) / 20
 
 
 def test_beyond_the_tabulated_dimensions_rows_are_independent_ones() -> None:
-    np.testing.assert_array_equal(spread(0, "noise", 1, 3, 30_000), independent(0, "noise", 1, 3, 30_000))
+    np.testing.assert_array_equal(
+        sobol_uniforms(0, "noise", 1, 3, 30_000), independent_uniforms(0, "noise", 1, 3, 30_000)
+    )

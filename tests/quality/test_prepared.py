@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import mfdiag
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import FiniteData, GaussianData
+from mfdiag.measures.run.quality_api import Prepared
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.quality.metrics import metrics
-from mfdiag.quality.prepared import Prepared
 
 QUICK: dict[str, Any] = {"samples": 128, "subsample": 16}
 
@@ -43,8 +43,8 @@ def test_a_row_for_each_metric_and_number_of_steps(prepared: Prepared, model: nn
     assert len(frame) == 2 * len(metrics()) and set(frame["nfe"]) == {1, 3} and set(frame["status"]) == {"ok"}
     assert set(frame["metric"]) == set(metrics()) and set(frame["quantity"]) == {"value"}
     assert (frame["ci_low"] <= frame["value"]).all() and (frame["value"] <= frame["ci_high"] + 1e-12).all()
-    told = frame[["run", "checkpoint", "step", "weights", "dataset", "seed"]].drop_duplicates()
-    assert told.values.tolist() == [["a", "b", 7, "ema", "array", 0]]
+    columns = frame[["run", "checkpoint", "step", "weights", "dataset", "seed"]].drop_duplicates()
+    assert columns.values.tolist() == [["a", "b", 7, "ema", "array", 0]]
     assert frame[["features", "times", "proxy", "checkpoint_sha256"]].isna().all(axis=None)
 
 
@@ -69,16 +69,16 @@ def test_one_call_is_the_same_as_prepared(prepared: Prepared, model: nn.Module) 
 
 
 def test_the_size_of_chunks_changes_nothing(model: nn.Module) -> None:
-    found = [
+    frames = [
         mfdiag.measure_quality(model, "gaussian:2,0,1", nfe=[2], chunk=chunk, dtype=torch.float64, **QUICK)
         for chunk in (None, 50)
     ]
-    np.testing.assert_allclose(values(found[0]), values(found[1]), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(values(frames[0]), values(frames[1]), rtol=1e-9, atol=1e-12)
 
 
 def test_the_seed_draws_other_samples(model: nn.Module) -> None:
-    found = [mfdiag.measure_quality(model, "gaussian:2,0,1", nfe=[1], seed=seed, **QUICK) for seed in (0, 1)]
-    assert (found[0]["value"] != found[1]["value"]).all()
+    frames = [mfdiag.measure_quality(model, "gaussian:2,0,1", nfe=[1], seed=seed, **QUICK) for seed in (0, 1)]
+    assert (frames[0]["value"] != frames[1]["value"]).all()
 
 
 def test_more_samples_begin_with_the_fewer() -> None:
@@ -98,10 +98,10 @@ def test_more_samples_begin_with_the_fewer() -> None:
 def test_the_exact_model_is_as_good_as_its_data() -> None:
     data = GaussianData(2, 0.5, 0.7)
     exact = GaussianAverageVelocity(0.5, 0.7)
-    found = mfdiag.measure_quality(exact, data, nfe=[3], samples=8192, subsample=64).set_index("metric")
-    assert found.value["sliced_wasserstein"] < 4e-3 and found.value["frechet_distance"] < 1e-4
+    frame = mfdiag.measure_quality(exact, data, nfe=[3], samples=8192, subsample=64).set_index("metric")
+    assert frame.value["sliced_wasserstein"] < 4e-3 and frame.value["frechet_distance"] < 1e-4
     for metric in ("energy_distance", "mmd2", "density"):
-        assert abs(found.value[metric] - (metric == "density")) < 4 * found.std_error[metric]
+        assert abs(frame.value[metric] - (metric == "density")) < 4 * frame.std_error[metric]
 
 
 def test_all_points_of_a_finite_set_are_the_reference() -> None:
@@ -127,10 +127,10 @@ def test_features_are_what_is_compared(model: nn.Module) -> None:
     def radius(x: Tensor) -> Tensor:
         return x.norm(dim=1, keepdim=True)
 
-    found = mfdiag.measure_quality(lambda z: z, points, features=radius, features_name="radius", **QUICK)
+    plain = mfdiag.measure_quality(lambda z: z, points, features=radius, features_name="radius", **QUICK)
     turned = mfdiag.measure_quality(lambda z: z.flip(1), points, features=radius, **QUICK)
-    assert set(found["features"]) == {"radius"} and set(turned["features"]) == {turned["features"].iloc[0]}
-    np.testing.assert_allclose(values(found), values(turned), rtol=1e-5, atol=1e-6)
+    assert set(plain["features"]) == {"radius"} and set(turned["features"]) == {turned["features"].iloc[0]}
+    np.testing.assert_allclose(values(plain), values(turned), rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match="--features must map"):
         mfdiag.prepare_quality(points, features=lambda x: x.mean(), **QUICK)
 

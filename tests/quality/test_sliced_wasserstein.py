@@ -13,8 +13,8 @@ import mfdiag
 from mfdiag.gradients.moments import Estimate
 from mfdiag.models.checkpoint import bundled, load_model
 from mfdiag.quality import reference as reference_module
+from mfdiag.quality.metrics import Reference
 from mfdiag.quality.metrics.sliced_wasserstein import ANGLES, METRIC, directions
-from mfdiag.quality.reference import Reference
 
 
 def distance(x: np.ndarray, y: np.ndarray, whole: bool = True) -> Estimate:
@@ -44,8 +44,8 @@ def test_scipys_distance_direction_by_direction(dim: int, n: int, size: int) -> 
 
 def test_equal_points_are_no_distance_apart() -> None:
     y = blocks(0, 1, 40, 2)
-    found = distance(y[0, ::-1].reshape(4, 10, 2).copy(), y)
-    assert float(found.value) == pytest.approx(0, abs=1e-15)
+    estimate = distance(y[0, ::-1].reshape(4, 10, 2).copy(), y)
+    assert float(estimate.value) == pytest.approx(0, abs=1e-15)
 
 
 @settings(max_examples=20, deadline=None)
@@ -62,8 +62,8 @@ def test_moving_both_changes_nothing_and_scale_multiplies(seed: int, shift: tupl
 def test_a_shift_in_the_plane_is_two_over_pi_of_its_length(x: float, y: float) -> None:
     """The mean of |cos| over all angles; what the quadrature over finitely many leaves is below 1e-3."""
     points, shift = blocks(0, 4, 8, 2), np.array([x, y])
-    found = float(distance(points + shift, points.reshape(1, 32, 2)).value)
-    assert found == pytest.approx(2 / np.pi * np.hypot(x, y), rel=1e-3, abs=1e-12)
+    actual = float(distance(points + shift, points.reshape(1, 32, 2)).value)
+    assert actual == pytest.approx(2 / np.pi * np.hypot(x, y), rel=1e-3, abs=1e-12)
 
 
 @pytest.mark.parametrize("dim", [3, 10, 100])
@@ -82,12 +82,12 @@ def test_standard_error_is_that_of_numerical_influences(dim: int) -> None:
 
     def influences(own: np.ndarray, other: np.ndarray) -> np.ndarray:
         b, n = own.shape[:2]
-        step, found = 1e-6, []
+        step, influences = 1e-6, []
         for k in range(b):
             weights = np.full((b, n), (1 - step) / (b * n))
             weights[k] += step / n
-            found.append((slowly(own, other, weights.ravel()) - slowly(own, other)) / step)
-        return np.array(found)
+            influences.append((slowly(own, other, weights.ravel()) - slowly(own, other)) / step)
+        return np.array(influences)
 
     mine, theirs = influences(x, y), influences(y, x)
     assert float(distance(x, y.reshape(1, -1, dim)).std_error) == pytest.approx(mine.std(ddof=1) / 2, rel=1e-4)
@@ -110,7 +110,7 @@ def gaussian_truth(shift: float, std: float, dim: int) -> float:
 def test_intervals_cover_the_distance_of_gaussians(
     dim: int, samples: int, seeds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference_module, "_SAMPLED", 2**10)
+    monkeypatch.setattr(reference_module, "_DRAWN_POINTS", 2**10)
     truth, hits = gaussian_truth(0.3, 1.5, dim), 0
     for seed in range(seeds):
         prepared = mfdiag.prepare_quality(
@@ -125,7 +125,7 @@ def test_default_error_is_below_two_percent_of_the_distance() -> None:
     """On the bundled checkpoint, against four times as many samples of another seed."""
     model = load_model(bundled()).module
     chosen = {"metrics": ["sliced_wasserstein"], "nfe": [1]}
-    found = mfdiag.measure_quality(model, "eight_gaussians", **chosen).iloc[0]
+    row = mfdiag.measure_quality(model, "eight_gaussians", **chosen).iloc[0]
     truth = mfdiag.measure_quality(model, "eight_gaussians", samples=2**17, seed=1, **chosen).iloc[0]
-    assert 0.03 < truth.value < 0.2 and abs(found.value / truth.value - 1) < 0.01
-    assert found.std_error < 0.005 * found.value
+    assert 0.03 < truth.value < 0.2 and abs(row.value / truth.value - 1) < 0.01
+    assert row.std_error < 0.005 * row.value

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from mfdiag.flow.data.datasets import load_data
 from mfdiag.training import ensemble
-from mfdiag.training.draws import Feed
-from mfdiag.training.ensemble import Ensemble, State, rates_of, start, together, update
+from mfdiag.training.draws import BatchFeed
+from mfdiag.training.ensemble import Ensemble, TrainState, ensemble_key, initial_state, stack_rates, train_step
 from mfdiag.training.loss import TrainBatch
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import initial_module
@@ -34,11 +34,11 @@ def _double() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-def trained(specs: list[TrainSpec], steps: int, *, compiled: bool = False) -> list[State]:
-    feed = Feed(specs, [load_data(spec.data) for spec in specs], "cpu")
+def trained(specs: list[TrainSpec], steps: int, *, compiled: bool = False) -> list[TrainState]:
+    feed = BatchFeed(specs, [load_data(spec.data) for spec in specs], "cpu")
     modules = [initial_module(spec) for spec in specs]
     models = Ensemble(
-        modules[0], specs, [start(m) for m in modules], feed, device="cpu", compiled=compiled, say=pytest.fail
+        modules[0], specs, [initial_state(m) for m in modules], feed, device="cpu", compiled=compiled, say=pytest.fail
     )
     models.advance(steps)
     assert models.steps_done == steps
@@ -46,8 +46,8 @@ def trained(specs: list[TrainSpec], steps: int, *, compiled: bool = False) -> li
     return models.states()
 
 
-def assert_same(found: State, expected: State) -> None:
-    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+def assert_same(actual: TrainState, expected: TrainState) -> None:
+    for one, other in zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
@@ -62,7 +62,7 @@ def assert_same(found: State, expected: State) -> None:
 )
 def test_together_as_alone(changes: dict[str, Any]) -> None:
     specs = [TrainSpec.model_validate(spec.model_dump(by_alias=True) | changes) for spec in SPECS]
-    assert len({together(spec) for spec in specs}) == 1
+    assert len({ensemble_key(spec) for spec in specs}) == 1
     for state, spec in zip(trained(specs, 6), specs, strict=True):
         assert_same(state, trained([spec], 6)[0])
 
@@ -71,11 +71,11 @@ def test_vectorised_as_a_plain_loop() -> None:
     """One model at a time, without vmap: the function that vmap maps, in a loop over steps."""
     for state, spec in zip(trained(SPECS, 5), SPECS, strict=True):
         module = initial_module(spec)
-        single, feed = start(module), Feed([spec], [load_data(spec.data)], "cpu")
+        single, feed = initial_state(module), BatchFeed([spec], [load_data(spec.data)], "cpu")
         for step in range(5):
             batch = TrainBatch._make(None if values is None else values[0] for values in feed.batch(step))
-            rates = pytree.tree_map(lambda value: None if value is None else value[0], rates_of([spec], "cpu"))
-            single = update(module, spec, single, batch, rates)
+            rates = pytree.tree_map(lambda value: None if value is None else value[0], stack_rates([spec], "cpu"))
+            single = train_step(module, spec, single, batch, rates)
         assert_same(state, single)
         feed.close()
 
@@ -93,16 +93,16 @@ def test_where_compilation_fails_training_goes_on(monkeypatch: pytest.MonkeyPatc
 
         return step
 
-    monkeypatch.setattr(ensemble, "compiled_step", failing)
+    monkeypatch.setattr(ensemble, "compile_step", failing)
     said: list[str] = []
     spec = SPECS[0]
-    feed = Feed([spec], [load_data(spec.data)], "cpu")
+    feed = BatchFeed([spec], [load_data(spec.data)], "cpu")
     module = initial_module(spec)
-    models = Ensemble(module, [spec], [start(module)], feed, device="cpu", compiled=True, say=said.append)
+    models = Ensemble(module, [spec], [initial_state(module)], feed, device="cpu", compiled=True, say=said.append)
     models.advance(2)
     models.advance(1)
     feed.close()
-    assert said == ["Training runs uncompiled, and slower, because compilation failed (no compiler here)."]
+    assert said == ["Compilation failed (no compiler here); training runs uncompiled, which is slower."]
     assert_same(models.states()[0], trained([spec], 3)[0])
 
 
@@ -110,23 +110,23 @@ def test_recorded_steps_and_single_ones_mix(monkeypatch: pytest.MonkeyPatch) -> 
     """What CUDA graphs do, without CUDA: a recording works on the tensors it was made with, whatever came since."""
 
     def record(self: Ensemble) -> Any:
-        kept, buffer = self.state, self._buffer
+        recorded, buffer = self.state, self._buffer
         assert buffer is not None
 
         def replay() -> None:
-            state = kept
+            state = recorded
             for number in range(ensemble._GRAPH_STEPS):
                 state = self._step(state, TrainBatch._make(None if v is None else v[number] for v in buffer))
-            ensemble._copy(kept, state)
+            ensemble._copy(recorded, state)
 
         return SimpleNamespace(replay=replay)
 
     monkeypatch.setattr(ensemble, "_GRAPH_STEPS", 2)
     monkeypatch.setattr(Ensemble, "_record", record)
     spec = SPECS[0]
-    feed = Feed([spec], [load_data(spec.data)], "cpu")
+    feed = BatchFeed([spec], [load_data(spec.data)], "cpu")
     module = initial_module(spec)
-    models = Ensemble(module, [spec], [start(module)], feed, device="cpu", compiled=False, say=pytest.fail)
+    models = Ensemble(module, [spec], [initial_state(module)], feed, device="cpu", compiled=False, say=pytest.fail)
     models._graph = True
     for steps in (3, 1, 4, 1):
         models.advance(steps)
@@ -136,13 +136,13 @@ def test_recorded_steps_and_single_ones_mix(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_model_that_diverges_leaves_the_others_alone() -> None:
     wild = spec_of(learning_rate=1e200)
-    found = trained([SPECS[0], wild], 4)
-    assert not all(p.isfinite().all() for p in found[1].params.values())
-    assert_same(found[0], trained([SPECS[0]], 4)[0])
+    states = trained([SPECS[0], wild], 4)
+    assert not all(p.isfinite().all() for p in states[1].params.values())
+    assert_same(states[0], trained([SPECS[0]], 4)[0])
 
 
 @pytest.mark.parametrize(
     "changes", [{"batch_size": 8}, {"loss": {}}, {"loss": {"weighting": "adaptive:1,1"}}, {"steps": 9}], ids=str
 )
 def test_what_cannot_train_together(changes: dict[str, Any]) -> None:
-    assert together(spec_of(**changes)) != together(spec_of())
+    assert ensemble_key(spec_of(**changes)) != ensemble_key(spec_of())

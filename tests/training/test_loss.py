@@ -12,11 +12,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mfdiag.flow.weighting import Weighting
 from mfdiag.models.networks.dit import DiT
 from mfdiag.models.networks.mlp import MLP
-from mfdiag.training.loss import Params, Point, TrainBatch, loss_of
+from mfdiag.training.loss import LossCoefficients, Params, TrainBatch, training_loss
 
 LOSSES = list(
     itertools.product(
-        [Point(), Point(0.0, 0.0), Point(beta=1), Point(gamma=0.3), Point(0.4, 0.7), Point(0.4, 0.7, 0.5)],
+        [
+            LossCoefficients(),
+            LossCoefficients(0.0, 0.0),
+            LossCoefficients(beta=1),
+            LossCoefficients(gamma=0.3),
+            LossCoefficients(0.4, 0.7),
+            LossCoefficients(0.4, 0.7, 0.5),
+        ],
         [Weighting(), Weighting(0.5, 0.01)],
     )
 )
@@ -44,8 +51,10 @@ def averaged(module: nn.Module) -> nn.Module:
     return other
 
 
-def plain_loss(module: nn.Module, ema: nn.Module, batch: TrainBatch, point: Point, weighting: Weighting) -> Tensor:
-    """Theory, section 2, one sample at a time, with the whole Jacobian."""
+def plain_loss(
+    module: nn.Module, ema: nn.Module, batch: TrainBatch, point: LossCoefficients, weighting: Weighting
+) -> Tensor:
+    """docs/theory.md#plane, one sample at a time, with the whole Jacobian."""
     total = torch.zeros((), dtype=torch.float64)
     beta, gamma, anchor = (value or 0.0 for value in point)
     for i in range(len(batch.t)):
@@ -69,19 +78,19 @@ def params_of(module: nn.Module) -> Params:
 
 @pytest.mark.parametrize(("point", "weighting"), LOSSES, ids=str)
 def test_loss_and_gradient_equal_the_plain_twin(
-    module: nn.Module, batch: TrainBatch, point: Point, weighting: Weighting
+    module: nn.Module, batch: TrainBatch, point: LossCoefficients, weighting: Weighting
 ) -> None:
     ema = averaged(module)
     expected = plain_loss(module, ema, batch, point, weighting)
     gradients = torch.autograd.grad(expected, list(module.parameters()))
 
     def ours(params: Params) -> Tensor:
-        return loss_of(module, params, params_of(ema), batch, point, weighting)
+        return training_loss(module, params, params_of(ema), batch, point, weighting)
 
-    found, value = torch.func.grad_and_value(ours)(params_of(module))
+    actual, value = torch.func.grad_and_value(ours)(params_of(module))
     torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=0)
-    for name, gradient in zip(found, gradients, strict=True):
-        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+    for name, gradient in zip(actual, gradients, strict=True):
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_attention_and_stacked_models() -> None:
@@ -90,10 +99,10 @@ def test_attention_and_stacked_models() -> None:
     models = [DiT(1, size=4, width=8, depth=1, heads=2).double() for _ in range(2)]
     x_t, v_c = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
     r, t = torch.rand(3, 2, dtype=torch.float64).sort(dim=1).values.T
-    batch, point = TrainBatch(x_t, v_c, r, t), Point(beta=0.5)
+    batch, point = TrainBatch(x_t, v_c, r, t), LossCoefficients(beta=0.5)
 
     def loss(params: Params) -> Tensor:
-        return loss_of(models[0], params, params, batch, point, Weighting())
+        return training_loss(models[0], params, params, batch, point, Weighting())
 
     stacked, _ = torch.func.stack_module_state(models)
     with sdpa_kernel(SDPBackend.MATH):

@@ -8,21 +8,21 @@ import pytest
 import torch
 
 from mfdiag.training.optimizers import OptimizerMoments, schedule_factor, step_parameters
-from mfdiag.training.spec import Optimizer, Schedule
+from mfdiag.training.spec import OptimizerSpec, ScheduleSpec
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (Optimizer(), lambda p: torch.optim.Adam(p, lr=0.01)),
-        (Optimizer(betas=(0.5, 0.9), eps=1e-3), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3)),
-        (Optimizer(name="adamw", weight_decay=0.3), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.3)),
-        (Optimizer(name="sgd", betas=(0.8, 0)), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8)),
-        (Optimizer(name="sgd", betas=(0, 0), clip=0.5), lambda p: torch.optim.SGD(p, lr=0.01)),
+        (OptimizerSpec(), lambda p: torch.optim.Adam(p, lr=0.01)),
+        (OptimizerSpec(betas=(0.5, 0.9), eps=1e-3), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3)),
+        (OptimizerSpec(name="adamw", weight_decay=0.3), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.3)),
+        (OptimizerSpec(name="sgd", betas=(0.8, 0)), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8)),
+        (OptimizerSpec(name="sgd", betas=(0, 0), clip=0.5), lambda p: torch.optim.SGD(p, lr=0.01)),
     ],
     ids=["adam", "adam-arguments", "adamw", "momentum", "clipped"],
 )
-def test_equals_torch(ours: Optimizer, theirs: Any) -> None:
+def test_equals_torch(ours: OptimizerSpec, theirs: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {"weight": (3, 2), "bias": (3,)}
     params = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
@@ -48,11 +48,11 @@ def test_equals_torch(ours: Optimizer, theirs: Any) -> None:
 def test_schedules() -> None:
     counts = torch.arange(1, 11, dtype=torch.float64)
     factors = {
-        name: torch.stack([schedule_factor(Schedule(name=name, warmup=2), 10, count) for count in counts])
+        name: torch.stack([schedule_factor(ScheduleSpec(name=name, warmup=2), 10, count) for count in counts])
         for name in ("constant", "cosine", "linear")
     }
     expected = torch.tensor([0.5, *[1] * 9]).double()
     torch.testing.assert_close(factors["constant"], expected)
     torch.testing.assert_close(factors["linear"][2:], torch.arange(8, 0, -1).double() / 8)
     torch.testing.assert_close(factors["cosine"][2:], (1 + torch.cos(torch.pi * torch.arange(8).double() / 8)) / 2)
-    assert schedule_factor(Schedule(), 10, counts[0]) == 1
+    assert schedule_factor(ScheduleSpec(), 10, counts[0]) == 1

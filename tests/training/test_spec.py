@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import bundled, load_model
 from mfdiag.training.grid import load_grid
-from mfdiag.training.spec import Anchor, Loss, TrainSpec
+from mfdiag.training.spec import AnchorSpec, LossSpec, TrainSpec
 
 BUNDLED = Path(__file__).parents[2] / "sweeps" / "bundled.yaml"
 VALID = """\
@@ -41,7 +41,7 @@ def load_spec(path: Path) -> TrainSpec:
 
 def test_valid(tmp_path: Path) -> None:
     spec = load_spec(written(tmp_path))
-    assert spec.loss == Loss(beta=1.0, anchor=Anchor.model_validate({"lambda": 0.5, "delta_max": 0.01}))
+    assert spec.loss == LossSpec(beta=1.0, anchor=AnchorSpec.model_validate({"lambda": 0.5, "delta_max": 0.01}))
     assert (spec.steps, spec.batch_size, spec.seed) == (10, 1024, 0)
     assert TrainSpec.model_validate(spec.model_dump(mode="json", by_alias=True)) == spec
     assert load_spec(written(tmp_path, "{lambda: 0.5, delta_max: 1.0e-2}", "none")).loss.anchor is None
@@ -78,7 +78,7 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
             "line 7, optimizer.name: It should be 'adam', 'adamw' or 'sgd', but got 'sdg'",
         ),
         ("steps: 10", "steps: 10\noptimizer: {betas: [0.9, 1]}", "line 7, optimizer.betas: betas must lie in [0, 1)"),
-        ("steps: 10", "steps: 10\noptimizer: {weight_decay: 1}", "line 7, optimizer.weight_decay: weight_decay is"),
+        ("steps: 10", "steps: 10\noptimizer: {weight_decay: 1}", "line 7, optimizer.weight_decay: weight_decay needs"),
         ("steps: 10", "steps: 10\nschedule: cosin", "line 7, schedule.name: It should be 'constant', 'cosine' or"),
         ("1.0e-2}", "1.0e-3, delta_min: 0.1}", "line 9, loss.anchor.delta_max: delta_max must not be below delta_min"),
         (
@@ -135,7 +135,7 @@ def test_axes_expand_to_cells(tmp_path: Path) -> None:
         (0.5, "mixture:2,3", 7),
         (0.5, "two_moons", 8),
     ]
-    assert cells[0].spec.loss.anchor == Anchor.model_validate({"lambda": 0.5, "delta_max": 0.01}), (
+    assert cells[0].spec.loss.anchor == AnchorSpec.model_validate({"lambda": 0.5, "delta_max": 0.01}), (
         "the rest of a section stays"
     )
 
@@ -146,12 +146,12 @@ def test_axes_expand_to_cells(tmp_path: Path) -> None:
         ("axes: [1]", "line 7, axes: expected a mapping of fields to lists"),
         ("axes: {seed: 1}", "line 7, axes.seed: expected a list of values"),
         ("axes: {seed: []}", "line 7, axes.seed: expected a list of values"),
-        ("axes: {seed: [1, 1]}", "line 7, axes.seed: a value is there twice"),
+        ("axes: {seed: [1, 1]}", "line 7, axes.seed: a value appears twice"),
         ("axes:\n  seed: [0, 1]\n  loss.btea: [0]", "line 9, axes.loss.btea: Unknown field 'btea'. Did you mean"),
         ("axes:\n  batch_size: [1, 0]", "line 8, axes.batch_size: It should be greater than or equal to 1"),
         ('axes: {"data, seed": [[two_moons]]}', "expected a list of lists of 2 values"),
         ("axes: {data: ['mixture:2,3', 'mixture:2:3']}", "two cells would both be called 'data=mixture_2_3'"),
-        (f"axes: {{seed: [0, 1], batch_size: {list(range(1, 6000))}}}", "11,998 cells"),
+        (f"axes: {{seed: [0, 1], batch_size: {list(range(1, 6000))}}}", "the axes make 11,998"),
     ],
 )
 def test_bad_axes(tmp_path: Path, axes: str, expected: str) -> None:
@@ -163,4 +163,4 @@ def test_bad_axes(tmp_path: Path, axes: str, expected: str) -> None:
 
 def test_specifications_are_strict_in_python_too() -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
-        Loss.model_validate({"alpha": 1})
+        LossSpec.model_validate({"alpha": 1})

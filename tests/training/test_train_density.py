@@ -16,10 +16,10 @@ from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.density import cell_shares, density_cells
 from mfdiag.flow.times import parse_times
 from mfdiag.flow.weighting import Weighting
-from mfdiag.training.draws import Feed, Law, Stream
-from mfdiag.training.ensemble import together
+from mfdiag.training.draws import BatchFeed, BatchStream, SamplingKey
+from mfdiag.training.ensemble import ensemble_key
 from mfdiag.training.grid import load_grid
-from mfdiag.training.loss import Point, TrainBatch, loss_of
+from mfdiag.training.loss import LossCoefficients, TrainBatch, training_loss
 from mfdiag.training.trainer import initial_module, train
 
 BASE = "uniform:0.3"
@@ -39,7 +39,7 @@ def density(tmp_path: Path) -> str:
 
 def test_batches_have_the_weights(density: str) -> None:
     spec = spec_of(times=density)
-    block = Stream(Law.of(spec), load_data(spec.data), 16).block(0)
+    block = BatchStream(SamplingKey.of(spec), load_data(spec.data), 16).block(0)
     times = parse_times(density)
     assert block.weight is not None
     expected = times.weight(block.r.double().numpy(), block.t.double().numpy())
@@ -55,15 +55,15 @@ def test_expected_gradient_is_that_of_the_trained_times(density: str) -> None:
         spec = spec_of(times=times, loss=loss)
         module = initial_module(spec)
         params = {name: p.detach() for name, p in module.named_parameters()}
-        batch = Stream(Law.of(spec), load_data(spec.data), 16).block(0)
+        batch = BatchStream(SamplingKey.of(spec), load_data(spec.data), 16).block(0)
 
         def one(*values: torch.Tensor | None, module: torch.nn.Module = module, params: dict = params) -> dict:
             alone = TrainBatch(*(None if value is None else value[None] for value in values))
-            point = Point(0.5, None, 0.5)
-            return grad(lambda given: loss_of(module, given, params, alone, point, Weighting()))(params)
+            point = LossCoefficients(0.5, None, 0.5)
+            return grad(lambda given: training_loss(module, given, params, alone, point, Weighting()))(params)
 
-        found = vmap(one, in_dims=tuple(None if value is None else 0 for value in batch))(*batch)
-        flat = torch.cat([values.flatten(1) for values in found.values()], 1).double()
+        per_sample = vmap(one, in_dims=tuple(None if value is None else 0 for value in batch))(*batch)
+        flat = torch.cat([values.flatten(1) for values in per_sample.values()], 1).double()
         means.append(flat.mean(0))
         errors.append(flat.var(0) / len(flat))
     assert ((means[0] - means[1]).abs() <= 4 * (errors[0] + errors[1]).sqrt()).all()
@@ -72,8 +72,8 @@ def test_expected_gradient_is_that_of_the_trained_times(density: str) -> None:
 
 def test_models_with_and_without_weights_keep_apart(density: str) -> None:
     plain, other, weighted = spec_of(), spec_of(times=BASE), spec_of(times=density)
-    assert together(plain) == together(other) != together(weighted)
-    feed = Feed([weighted, spec_of(times=density, seed=9)], [load_data(plain.data)] * 2, "cpu")
+    assert ensemble_key(plain) == ensemble_key(other) != ensemble_key(weighted)
+    feed = BatchFeed([weighted, spec_of(times=density, seed=9)], [load_data(plain.data)] * 2, "cpu")
     weight = feed.batch(0).weight
     feed.close()
     assert weight is not None and weight.shape == (2, 16) and not torch.equal(weight[0], weight[1])

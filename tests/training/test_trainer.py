@@ -14,19 +14,19 @@ from mfdiag.flow.draw import Draws
 from mfdiag.models.checkpoint import load_model
 from mfdiag.training import trainer
 from mfdiag.training.ensemble import Ensemble
-from mfdiag.training.grid import Cell
+from mfdiag.training.grid import GridCell
 from mfdiag.training.saved import CHECKPOINT, STATE, LogEntry
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import TrainedCell, TrainOptions, estimate_seconds, initial_module, train
 
 
-def grid(**changes: Any) -> list[Cell]:
+def grid(**changes: Any) -> list[GridCell]:
     """Three cells of one shape and one of another."""
-    cells = [Cell(f"seed={seed}", spec_of(seed=seed, **changes)) for seed in (3, 4, 5)]
-    return [*cells, Cell("wide", spec_of(model={"name": "mlp", "arguments": {"dim": 2, "hidden": 12}}, **changes))]
+    cells = [GridCell(f"seed={seed}", spec_of(seed=seed, **changes)) for seed in (3, 4, 5)]
+    return [*cells, GridCell("wide", spec_of(model={"name": "mlp", "arguments": {"dim": 2, "hidden": 12}}, **changes))]
 
 
-def run(cells: list[Cell], out: Path, **changes: Any) -> list[TrainedCell]:
+def run(cells: list[GridCell], out: Path, **changes: Any) -> list[TrainedCell]:
     return train(cells, out, TrainOptions(**changes), say=pytest.fail)
 
 
@@ -86,7 +86,7 @@ def test_finished_cells_are_not_trained_again(tmp_path: Path, monkeypatch: pytes
 def test_a_changed_specification_names_what_it_invalidates(tmp_path: Path) -> None:
     run(grid(), tmp_path)
     changed = grid()
-    changed[1] = Cell("seed=4", spec_of(seed=4, learning_rate=0.5, steps=13))
+    changed[1] = GridCell("seed=4", spec_of(seed=4, learning_rate=0.5, steps=13))
     before = (tmp_path / "seed=4" / CHECKPOINT).read_bytes()
     with pytest.raises(InputError, match=r"1 of 4 models.*seed=4 \(steps: 12 -> 13, learning_rate: 0.01 -> 0.5\)"):
         run(changed, tmp_path)
@@ -112,21 +112,21 @@ def test_more_steps_go_on_from_the_state(tmp_path: Path) -> None:
     ],
 )
 def test_other_changes_of_the_steps_invalidate(tmp_path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
-    run([Cell("", spec_of(**before))], tmp_path)
+    run([GridCell("", spec_of(**before))], tmp_path)
     with pytest.raises(InputError, match=f"steps: {before['steps']} -> {after['steps']}"):
-        run([Cell("", spec_of(**after))], tmp_path)
+        run([GridCell("", spec_of(**after))], tmp_path)
 
 
 def test_without_a_state_nothing_goes_on(tmp_path: Path) -> None:
-    run([Cell("", spec_of(steps=7))], tmp_path)
+    run([GridCell("", spec_of(steps=7))], tmp_path)
     (tmp_path / STATE).unlink()
     with pytest.raises(InputError, match="steps: 7 -> 12"):
-        run([Cell("", spec_of(steps=12))], tmp_path)
+        run([GridCell("", spec_of(steps=12))], tmp_path)
 
 
 def test_checkpoint_describes_the_run(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    (result,) = train([Cell("", spec_of())], tmp_path, progress=lambda *now: seen.append(now), say=pytest.fail)
+    (result,) = train([GridCell("", spec_of())], tmp_path, progress=lambda *now: seen.append(now), say=pytest.fail)
     assert seen == [("training", step, 12) for step in (4, 5, 8, 10, 12)]
     assert result.checkpoint == tmp_path / CHECKPOINT
     loaded = load_model(result.checkpoint)
@@ -138,7 +138,7 @@ def test_checkpoint_describes_the_run(tmp_path: Path) -> None:
 def test_log_holds_means_over_the_steps_between(tmp_path: Path) -> None:
     def losses(every: int, save: int) -> list[float]:
         spec = spec_of(log_every=every, save_every=save)
-        (result,) = run([Cell("", spec)], tmp_path / f"{every}-{save}")
+        (result,) = run([GridCell("", spec)], tmp_path / f"{every}-{save}")
         return [entry.value for entry in result.log if entry.quantity == "loss"]
 
     each = losses(1, 100)
@@ -155,21 +155,21 @@ def test_measuring_on_the_way(tmp_path: Path) -> None:
         return [LogEntry(0, "variance", weights[0], 0, 0, 0, 1, "ok")]
 
     spec = spec_of(measure_every=8)
-    (result,) = train([Cell("", spec)], tmp_path, measure=measure, say=pytest.fail)
-    found = [entry for entry in result.log if entry.quantity == "variance"]
-    assert [entry.step for entry in found] == [8, 12]
+    (result,) = train([GridCell("", spec)], tmp_path, measure=measure, say=pytest.fail)
+    entries = [entry for entry in result.log if entry.quantity == "variance"]
+    assert [entry.step for entry in entries] == [8, 12]
     assert result.checkpoint is not None
-    assert found[-1].value == load_model(result.checkpoint).state["raw"]["layers.0.weight"][0, 0]
+    assert entries[-1].value == load_model(result.checkpoint).state["raw"]["layers.0.weight"][0, 0]
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    (result,) = run([Cell("", spec_of(loss={}, steps=300, log_every=30, batch_size=128))], tmp_path)
+    (result,) = run([GridCell("", spec_of(loss={}, steps=300, log_every=30, batch_size=128))], tmp_path)
     losses = [entry.value for entry in result.log if entry.quantity == "loss"]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_diverged_cells_end_without_a_checkpoint(tmp_path: Path) -> None:
-    cells = [Cell("good", spec_of()), Cell("wild", spec_of(learning_rate=1e38))]
+    cells = [GridCell("good", spec_of()), GridCell("wild", spec_of(learning_rate=1e38))]
     for _ in range(2):  # the second time nothing is left to do
         good, wild = run(cells, tmp_path)
         assert good.checkpoint is not None and wild.checkpoint is None
@@ -187,14 +187,14 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 def test_images_with_labels_train(tmp_path: Path) -> None:
     arguments = {"channels": 1, "size": 8, "width": 16, "depth": 1, "heads": 2, "num_classes": 10}
     spec = spec_of(data="digits", model={"name": "dit", "arguments": arguments}, steps=3)
-    (result,) = run([Cell("", spec)], tmp_path)
+    (result,) = run([GridCell("", spec)], tmp_path)
     assert result.checkpoint is not None
     assert load_model(result.checkpoint, weights="ema").module.label is not None
 
 
 def test_large_grids_are_cut_into_programs_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(grid(), tmp_path / "whole")
-    monkeypatch.setattr(trainer, "_TOGETHER", {"cpu": 2})
+    monkeypatch.setattr(trainer, "_MODELS_TOGETHER", {"cpu": 2})
     for one, other in zip(run(grid(), tmp_path / "parts"), whole, strict=True):
         assert one.checkpoint is not None and other.checkpoint is not None
         raw, expected = (load_model(path).state["raw"] for path in (one.checkpoint, other.checkpoint))
@@ -212,7 +212,7 @@ def test_estimate_trains_nothing(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(InputError, match=match):
-            run([Cell("", spec_of(**changes))], tmp_path)
+            run([GridCell("", spec_of(**changes))], tmp_path)
 
     refused(r"shape \[2\], to the same shape, but got mat1", model={"name": "mlp", "arguments": {"dim": 3}})
     labelled = {"name": "mlp", "arguments": {"dim": 2, "num_classes": 3}}

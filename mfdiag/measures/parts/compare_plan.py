@@ -23,7 +23,7 @@ Draw = Literal["own", "mean", "second"]
 _DRAWN: dict[Draw, Callable[[Fields], Fields]] = {
     "own": lambda fields: fields,
     "mean": Fields.mean_field,
-    "second": Fields.other_draw,
+    "second": Fields.second_draw,
 }
 
 

@@ -95,7 +95,7 @@ class EstimatorPlan:
     def cotangents(self, fields: Fields) -> Tensor:
         other = None
         if self.known:
-            other = fields.mean_field() if self.affine else fields.other_draw()
+            other = fields.mean_field() if self.affine else fields.second_draw()
         cotangents = []
         for estimator in self.estimators:
             assert estimator.residual is not None
@@ -105,10 +105,10 @@ class EstimatorPlan:
                 second = self.weighting(estimator.residual(other))
                 cotangents.append(second if self.affine else (weighted - second) / 2**0.5)
         if self.meanflow is not None:
-            along = fields.along_v if other is None or not self.affine else other.along_v
+            along = fields.jvp_v_c if other is None or not self.affine else other.jvp_v_c
             cotangents.append(self.weighting(fields.plane[0], fields.gap * along))
         if self.guided:
-            plain = fields.unguided()
+            plain = fields.without_guidance()
             cotangents += [self.weighting(e.residual(plain)) for e in self.estimators if e.residual is not None]
         return 2 * torch.stack(cotangents)
 
@@ -119,7 +119,9 @@ class EstimatorPlan:
         residuals = {e.name: e.residual(fields) for e in self.estimators if e.residual is not None}
         squares = {name: e.flatten(1).square().sum(1) for name, e in residuals.items()}
         dim = fields.u[0].numel()
-        losses = {f"loss/{name}": fields.weighed(self.weighting.loss(square, dim)) for name, square in squares.items()}
+        losses = {
+            f"loss/{name}": fields.apply_weight(self.weighting.loss(square, dim)) for name, square in squares.items()
+        }
         residuals2 = {f"residual2/{name}": square for name, square in squares.items()}
         with_velocity = fields.u[0].numel() <= EXACT_DIM or "divergence" in self.extras
         return {

@@ -20,7 +20,7 @@ def guidance_parts(fields: Fields) -> Tensor:
     assert fields.context is not None and fields.context.guidance_affine is not None
     shift = fields.context.guidance_affine[1]
     parts = [fields.v_c - shift, shift]
-    if fields.known is not None:
+    if fields.posterior is not None:
         parts.append(fields.mean_field().v_c - shift)
     return torch.stack(parts)
 

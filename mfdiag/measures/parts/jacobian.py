@@ -18,9 +18,9 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
     """
     jacobian = fields.jacobian
     assert jacobian is not None
-    z, az = jacobian.probes, jacobian.a_probes  # [m, n, d]
+    z, az = jacobian.probes, jacobian.products  # [m, n, d]
     m = len(az)
-    share = 1 if jacobian.full else m
+    share = 1 if jacobian.is_full else m
     hits = z * az  # its sum over a basis, or mean over signs, is the diagonal of A
     diagonal = hits.sum(0) / share
     jz = az - z
@@ -28,12 +28,12 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
         "kappa": diagonal.mean(1) - 1,
         "jacobi_fro2": jz.square().sum((0, 2)) / share,
     }
-    if jacobian.full:
+    if jacobian.is_full:
         scalars["jacobi_spectral"] = torch.linalg.matrix_norm(jz.transpose(0, 1), ord=2)
-    if fields.known is not None:
-        sigma, bias2 = fields.known.variance.flatten(1), fields.known.bias.flatten(1).square()
+    if fields.posterior is not None:
+        sigma, bias2 = fields.posterior.variance.flatten(1), fields.posterior.bias.flatten(1).square()
         squared = diagonal**2
-        if not jacobian.full:  # unbiased: pairs of different probes only
+        if not jacobian.is_full:  # unbiased: pairs of different probes only
             squared = (hits.sum(0) ** 2 - hits.square().sum(0)) / (m * (m - 1))
         scalars["sigma2d"] = sigma.sum(1)
         scalars["bias2"] = bias2.sum(1)

@@ -26,9 +26,9 @@ def plane_basis(fields: Fields, target: bool = True) -> Tensor:
     gamma = 0: e_0, e_b and, where v is known, the conditional means of both.
     """
     parts = list(fields.plane if target else fields.plane[:2])
-    if fields.known is not None:
-        a_bias = fields.gap * fields.known.along_bias
-        parts += [a_bias, -fields.known.bias] if target else [fields.mean_field().plane[0], a_bias]
+    if fields.posterior is not None:
+        a_bias = fields.gap * fields.posterior.jvp_bias
+        parts += [a_bias, -fields.posterior.bias] if target else [fields.mean_field().plane[0], a_bias]
     return torch.stack(parts)
 
 
@@ -95,7 +95,7 @@ class WeightedGridPlan:
         return FieldNeeds(posterior=self.known, second_draw=self.known)
 
     def cotangents(self, fields: Fields) -> Tensor:
-        draws = [fields, fields.other_draw()] if self.known else [fields]
+        draws = [fields, fields.second_draw()] if self.known else [fields]
         planes = [draw.plane for draw in draws]
         corner = self.weighting(planes[0][0])
         cotangents = []

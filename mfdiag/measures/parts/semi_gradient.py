@@ -54,7 +54,7 @@ def _pulled(
     fields: Fields, network: DifferentiableNetwork, cotangent: Tensor, tangent: Tensor, dt: float = 1.0
 ) -> Tensor:
     """Loss [n] of the gradient 2 (t-r) d_theta(du/dx tangent + du/dt dt)^T cotangent."""
-    along = network.along(fields.x, fields.r, fields.t, dx=tangent, dt=dt)[1]
+    along = network.jvp(fields.x, fields.r, fields.t, dx=tangent, dt=dt)[1]
     return 2 * (fields.gap * along * cotangent).flatten(1).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""The metrics of sample quality: one file each, found by name. Importing this package does not import torch."""
+"""The metrics of sample quality: one file each, looked up by name. Importing this package does not import torch."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import importlib
 import pkgutil
 
 from mfdiag.errors import did_you_mean
-from mfdiag.quality.metrics._base import Metric, PairedSamples, Replicate
+from mfdiag.quality.metrics._base import DataSubsample, Metric, PairedSamples, Reference
 
-__all__ = ["Metric", "PairedSamples", "Replicate", "find_metric", "metrics"]
+__all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference", "find_metric", "metrics"]
 
 
 def metrics() -> dict[str, Metric]:
     """Name -> metric, one for each public file of this package."""
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    found = (importlib.import_module(f"{__name__}.{name}").METRIC for name in names)
-    return {metric.name: metric for metric in found}
+    loaded = (importlib.import_module(f"{__name__}.{name}").METRIC for name in names)
+    return {metric.name: metric for metric in loaded}
 
 
 def find_metric(name: str) -> Metric:
-    """The metric called `name`; InputError with 'did you mean' for unknown names."""
+    """The metric called `name`; an unknown name raises InputError with 'did you mean'."""
     known = metrics()
     if name not in known:
         raise did_you_mean("metric", name, known)

@@ -6,18 +6,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # metric files stay importable without torch, so that listing them is instant
+if TYPE_CHECKING:  # files of metrics stay importable without torch, so that listing them is fast
     from torch import Tensor
 
     from mfdiag.gradients.moments import Estimate
-    from mfdiag.quality.reference import Reference
 
-__all__ = ["Metric", "PairedSamples", "Replicate"]
+__all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference"]
 
 
 @dataclass(frozen=True)
-class Replicate:
-    """One subsample of the data: y [m, d], its distances yy [m, m], and the median distance of points of the data."""
+class Reference:
+    """The data in feature space, for metrics of all samples.
+
+    Attributes:
+        points: [1, N, d], all points of a finite data set, or [B, N/B, d], B independent replicates of evenly spread
+            draws.
+        whole: Whether `points` are all there is, so that the data add no noise.
+        samples: Number of samples of each model.
+        seed: Seed of the run.
+    """
+
+    points: Tensor
+    whole: bool
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class DataSubsample:
+    """One subsample of the data in feature space, for metrics of pairs.
+
+    Attributes:
+        y: Points [m, d].
+        yy: Distances between them, [m, m].
+        scale: Median distance between two points of the data.
+    """
 
     y: Tensor
     yy: Tensor
@@ -26,7 +49,13 @@ class Replicate:
 
 @dataclass(frozen=True)
 class PairedSamples:
-    """As many samples of a model beside it: x [m, d], distances xx [m, m] and xy [m, m] (model by data)."""
+    """Samples of a model, as many as the data subsample has.
+
+    Attributes:
+        x: Samples [m, d].
+        xx: Distances between them, [m, m].
+        xy: Distances from each sample to each data point, [m, m].
+    """
 
     x: Tensor
     xx: Tensor
@@ -35,12 +64,19 @@ class PairedSamples:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, given by `pooled` or by `paired`.
+    """One metric, defined by exactly one of `pooled` and `paired`.
 
-    `pooled` prepares a function of all samples of a model, [B, n/B, d], drawn with low discrepancy as B independent
-    replicates; it returns the estimate with its interval. `paired` prepares, from one subsample of the data, a function
-    of as many independent samples, which returns a number; the mean over replicates is the estimate.
-    `best` is the value of a model that equals the data; `share` says that values are shares of samples, in [0, 1].
+    Attributes:
+        name: Name on the command line and of its file.
+        title: One line for `mfdiag list metrics`.
+        paper: Where the metric comes from.
+        formula: Its definition in plain text.
+        best: Value of a model whose distribution is that of the data.
+        share: Whether the value is a share of samples, in [0, 1].
+        pooled: Prepares a function of all samples of a model, [B, n/B, d], which are drawn with low discrepancy as B
+            independent replicates. The function returns the estimate with its interval.
+        paired: Prepares a function of as many independent samples as one subsample of the data has. The function
+            returns a number; the estimate is the mean over replicates.
     """
 
     name: str
@@ -50,4 +86,4 @@ class Metric:
     best: float
     share: bool = False
     pooled: Callable[[Reference], Callable[[Tensor], Estimate]] | None = None
-    paired: Callable[[Replicate], Callable[[PairedSamples], float]] | None = None
+    paired: Callable[[DataSubsample], Callable[[PairedSamples], float]] | None = None

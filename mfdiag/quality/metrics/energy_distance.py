@@ -1,4 +1,4 @@
-"""Energy distance: zero only for equal laws, unbiased from samples, without a parameter to choose."""
+"""Energy distance: zero for equal distributions only, unbiased, without a parameter to choose."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mfdiag.quality.metrics._base import PairedSamples, Replicate
+    from mfdiag.quality.metrics._base import DataSubsample, PairedSamples
 
 __all__ = ["METRIC"]
 
 
-def _mean(distances: Tensor) -> float:
+def _mean_of_pairs(distances: Tensor) -> float:
     """Mean over pairs of different points."""
     m = len(distances)
     return float(distances.sum() / (m * (m - 1)))
 
 
-def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
-    within = _mean(data.yy)
-    # Szekely and Rizzo 2013, equation 5: 2 E|X-Y| - E|X-X'| - E|Y-Y'|, by U-statistics
-    return lambda pairs: float(2 * pairs.xy.mean()) - _mean(pairs.xx) - within
+def prepare(data: DataSubsample) -> Callable[[PairedSamples], float]:
+    within = _mean_of_pairs(data.yy)
+    # Székely and Rizzo 2013, equation 5: 2 E|X-Y| - E|X-X'| - E|Y-Y'|, by U-statistics (docs/theory.md#quality-paired)
+    return lambda pairs: float(2 * pairs.xy.mean()) - _mean_of_pairs(pairs.xx) - within
 
 
 METRIC = Metric(

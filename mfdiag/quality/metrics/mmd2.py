@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mfdiag.quality.metrics._base import PairedSamples, Replicate
+    from mfdiag.quality.metrics._base import DataSubsample, PairedSamples
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
+def prepare(data: DataSubsample) -> Callable[[PairedSamples], float]:
     def kernel(distances: Tensor) -> Tensor:
         return (-(distances**2) / (2 * data.scale**2)).exp()
 
@@ -26,7 +26,7 @@ def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
         return float((kernel(distances).sum() - m) / (m * (m - 1)))  # k(x, x) = 1
 
     within = mean(data.yy)
-    # Gretton et al. 2012, lemma 6: E k(X,X') + E k(Y,Y') - 2 E k(X,Y), by U-statistics
+    # Gretton et al. 2012, lemma 6: E k(X,X') + E k(Y,Y') - 2 E k(X,Y), by U-statistics (docs/theory.md#quality-paired)
     return lambda pairs: mean(pairs.xx) + within - float(2 * kernel(pairs.xy).mean())
 
 

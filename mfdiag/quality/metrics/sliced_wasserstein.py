@@ -1,4 +1,4 @@
-"""Sliced Wasserstein-1 distance: the mean over directions of W1 between projections, which sorting gives exactly."""
+"""Sliced Wasserstein-1 distance: the mean over directions of W1 between projections, exact by sorting."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mfdiag.gradients.moments import Estimate
-    from mfdiag.quality.reference import Reference
+    from mfdiag.quality.metrics._base import Reference
 
 __all__ = ["ANGLES", "DIRECTIONS", "METRIC", "directions"]
 
-ANGLES = 64  # equally spaced, in two dimensions: the rest of this quadrature is below 1e-3 of the distance
-DIRECTIONS = 512  # random ones, in more
-_FRAME = 64  # directions at right angles to each other, at most
-_AT_ONCE = 16  # directions, which bounds the memory
+ANGLES = 64
+"""Equally spaced directions in two dimensions; the error of this quadrature is below 1e-3 of the distance."""
+
+DIRECTIONS = 512
+"""Random directions in more dimensions."""
+
+_FRAME = 64  # orthogonal directions in a frame, at most
+_DIRECTIONS_AT_ONCE = 16  # bounds the memory
 
 
 def directions(dim: int, seed: int) -> Tensor:
-    """Unit vectors [F, k, d], float64, in F frames of k.
+    """Unit vectors [F, k, d] in float64, in F frames of k.
 
-    One for d = 1, ANGLES on half a circle for d = 2. In more dimensions, about DIRECTIONS random ones in independent
-    frames of vectors at right angles, whose mean is less noisy than that of single ones (Rowland et al. 2019, arXiv
-    1903.03784).
+    One for d = 1, ANGLES on half a circle for d = 2. In more dimensions about DIRECTIONS random ones, in independent
+    frames of orthogonal vectors: their mean is less noisy than that of independent vectors (Rowland et al. 2019,
+    arXiv 1903.03784).
     """
     import numpy as np
     import torch
@@ -45,14 +49,16 @@ def directions(dim: int, seed: int) -> Tensor:
 
 
 def _influence(own: Tensor, other: Tensor, block: Tensor, blocks: int) -> Tensor:
-    """Summed influence [B] on W1 of the samples `own` [L, n] in each block, given by `block` int64 [L, n].
+    """Summed influence [B] on W1 of the samples `own` [L, n] in each block.
 
-    Both are sorted; `other` [L, n - 1] holds the quantiles of the other law at 1/n ... (n-1)/n.
+    `own` is sorted, and `block` int64 [L, n] says which block each entry is from. `other` [L, n - 1] are the quantiles
+    of the other distribution at 1/n ... (n-1)/n.
     """
     import torch
 
-    # W1 = int |F - G|, so mass at x has the influence h(x) = int_x^inf sign(F - G) up to a constant. Between x_i and
-    # x_(i+1), where F = i/n, the sign changes from + to - at G^(-1)(i/n), or at the end next to it:
+    # docs/theory.md#quality-pooled: W1 = int |F - G|, so mass at x has the influence h(x) = int_x^inf sign(F - G) up to
+    # a constant. Between x_i and x_(i+1), where F = i/n, the sign changes from + to - at G^(-1)(i/n), or at the end
+    # that is next to it
     left, right = own[:, :-1].double(), own[:, 1:].double()
     change = other.double().clamp(left, right)
     step = (change - left) - (right - change)
@@ -65,19 +71,19 @@ def _influence(own: Tensor, other: Tensor, block: Tensor, blocks: int) -> Tensor
 def prepare(reference: Reference) -> Callable[[Tensor], Estimate]:
     import torch
 
-    from mfdiag.quality.intervals import of_influence
+    from mfdiag.quality.intervals import estimate_from_influence
 
     frames = directions(reference.points.shape[-1], reference.seed).to(reference.points)
-    ways = frames.flatten(0, 1).split(_AT_ONCE)
-    replicates, each = reference.points.shape[:2]
-    size, count, device = replicates * each, reference.samples, frames.device
+    groups = frames.flatten(0, 1).split(_DIRECTIONS_AT_ONCE)
+    replicates, per_replicate = reference.points.shape[:2]
+    size, count, device = replicates * per_replicate, reference.samples, frames.device
     data = []
-    for way in ways:
-        values, order = (way @ reference.points.flatten(0, 1).T).sort(1)
-        data.append((values, None if reference.whole else (order // each).to(torch.uint8)))
+    for group in groups:
+        values, order = (group @ reference.points.flatten(0, 1).T).sort(1)
+        data.append((values, None if reference.whole else (order // per_replicate).to(torch.uint8)))
 
     def quantiles(own: int, other: int) -> Tensor:
-        """Places, among `other` sorted samples, of the quantiles i/own, i = 1 ... own - 1."""
+        """Indices, among `other` sorted samples, of the quantiles i/own, i = 1 ... own - 1."""
         return (torch.arange(1, own, device=device) * other + own - 1) // own - 1
 
     # W1 = int_0^1 |F^(-1)(q) - G^(-1)(q)| dq, where both are constant between the cuts i/n and j/N (here times n N)
@@ -87,23 +93,23 @@ def prepare(reference: Reference) -> Callable[[Tensor], Estimate]:
     at_model, at_data = quantiles(count, size), quantiles(size, count)
 
     def distance(samples: Tensor) -> Estimate:
-        blocks, own = samples.shape[:2]
-        found = []
+        blocks, per_block = samples.shape[:2]
+        per_direction = []
         model_side = torch.zeros(blocks, dtype=torch.float64, device=device)
         data_side = torch.zeros(replicates, dtype=torch.float64, device=device)
-        for way, (target, block) in zip(ways, data, strict=True):
-            values, order = (way @ samples.flatten(0, 1).T).sort(1)
-            found.append((values[:, of_model] - target[:, of_data]).abs().double() @ width)
-            model_side += _influence(values, target[:, at_model], order // own, blocks)
+        for group, (target, block) in zip(groups, data, strict=True):
+            values, order = (group @ samples.flatten(0, 1).T).sort(1)
+            per_direction.append((values[:, of_model] - target[:, of_data]).abs().double() @ width)
+            model_side += _influence(values, target[:, at_model], order // per_block, blocks)
             if block is not None:
                 data_side += _influence(target, values[:, at_data], block.long(), replicates)
-        distances = torch.cat(found)
-        parts = [model_side / (own * len(distances))]
+        distances = torch.cat(per_direction)
+        parts = [model_side / (per_block * len(distances))]
         if not reference.whole:
-            parts.append(data_side / (each * len(distances)))
+            parts.append(data_side / (per_replicate * len(distances)))
         if len(frames) > 1:
             parts.append(distances.view(len(frames), -1).mean(1))
-        return of_influence(float(distances.mean()), parts, count)
+        return estimate_from_influence(float(distances.mean()), parts, count)
 
     return distance
 

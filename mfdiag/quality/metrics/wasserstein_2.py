@@ -1,4 +1,4 @@
-"""Wasserstein-2 distance between subsamples, by the best assignment."""
+"""Wasserstein-2 distance between subsamples, by optimal assignment."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mfdiag.quality.metrics._base import Metric
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mfdiag.quality.metrics._base import PairedSamples, Replicate
+    from mfdiag.quality.metrics._base import DataSubsample, PairedSamples
 
 __all__ = ["METRIC"]
 
 
-def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
+def prepare(data: DataSubsample) -> Callable[[PairedSamples], float]:
     from scipy.optimize import linear_sum_assignment
 
     def distance(pairs: PairedSamples) -> float:
-        # between m equally weighted points each, an optimal coupling is a permutation (Birkhoff)
+        # between two sets of m equally weighted points, an optimal coupling is a permutation (Birkhoff)
         cost = (pairs.xy**2).cpu().numpy()
         return float(cost[linear_sum_assignment(cost)].mean() ** 0.5)
 
@@ -27,7 +27,7 @@ def prepare(data: Replicate) -> Callable[[PairedSamples], float]:
 
 METRIC = Metric(
     name="wasserstein_2",
-    title="Wasserstein-2 distance between subsamples, exact; equal laws too are some way apart",
+    title="exact Wasserstein-2 distance between subsamples; above zero also for equal distributions",
     paper="Peyré and Cuturi 2019, arXiv 1803.00567, section 2.2",
     formula="E sqrt(min over permutations s of mean_i |x_i - y_s(i)|^2)",
     best=0.0,

@@ -9,7 +9,7 @@ from scipy import stats
 
 from mfdiag.errors import InputError
 from mfdiag.gradients.moments import Estimate
-from mfdiag.quality.tidy import _braces, mean_over_seeds, quality_frame
+from mfdiag.measures.parts.quality_rows import _braces, mean_over_seeds, quality_frame
 
 
 def table(values: np.ndarray, std_error: float = 0.0) -> pd.DataFrame:

@@ -1,0 +1,156 @@
+"""Table `quality` of models in memory: the library's entrance to sample quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mfdiag.errors import InputError
+from mfdiag.flow.data.datasets import Data, FiniteData, load_data
+from mfdiag.flow.sources import Source, parse_source
+from mfdiag.measures.parts.quality_rows import quality_frame
+from mfdiag.quality.features import Features
+from mfdiag.quality.metrics import find_metric
+from mfdiag.quality.metrics import metrics as all_metrics
+from mfdiag.quality.points import REPLICATES
+from mfdiag.quality.prepared import FeatureSampler, PreparedMetrics, SampleModel, prepare_metrics
+
+__all__ = ["Prepared", "measure_quality", "prepare_quality"]
+
+_LEAST_POINTS = 8  # some metrics use 5 neighbors, which must be a part of the points
+_LARGEST_SEED = 2**62
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Metrics prepared for one data set; `measure` takes any number of models, all on the same noise."""
+
+    metrics: PreparedMetrics
+    features_name: str | None
+
+    def measure(
+        self,
+        model: SampleModel,
+        *,
+        nfe: Sequence[int] = (1, 2, 4),
+        run: str = "model",
+        checkpoint: str = "model",
+        checkpoint_sha256: str | None = None,
+        step: int | None = None,
+        weights: str | None = None,
+    ) -> pd.DataFrame:
+        """Table `quality` of one model: each metric at each number of steps.
+
+        Args:
+            model: A module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u, which is copied and
+                measured in eval mode, or a function from noise to samples, both [n, *shape].
+            nfe: Numbers of steps; a function has none, and its column `nfe` is null.
+            run: For the column of this name.
+            checkpoint: For the column of this name.
+            checkpoint_sha256: For the column of this name.
+            step: For the column of this name.
+            weights: For the column of this name.
+
+        Returns:
+            The table; samples that are not finite give the status `nonfinite`.
+
+        Raises:
+            InputError: A number of steps is below 1, or the model fails or returns samples of another shape.
+        """
+        sampler = self.metrics.sampler
+        common = {
+            "run": run,
+            "checkpoint": checkpoint,
+            "checkpoint_sha256": checkpoint_sha256,
+            "step": step,
+            "dataset": sampler.data.name,
+            "seed": sampler.seed,
+            "weights": weights,
+            "features": self.features_name,
+        }
+        return quality_frame(common, self.metrics.estimate(model, nfe))
+
+
+# Eleven parameters, because they are the options of `mfdiag quality` and users pass them by keyword.
+def prepare_quality(
+    data: str | Data | np.ndarray,
+    *,
+    metrics: Sequence[str] | None = None,
+    samples: int = 32768,
+    subsample: int = 512,
+    seed: int = 0,
+    source: str | Source = "gaussian",
+    features: Features | None = None,
+    features_name: str | None = None,
+    device: str = "cpu",
+    dtype: Any = None,
+    chunk: int | None = None,
+) -> Prepared:
+    """Prepare metrics for a data set, so that many models are measured fast.
+
+    Args:
+        data: A specification ("eight_gaussians", "mixture:8,4", a file), a `Data`, or an array [N, *shape]. All points
+            of a finite data set are the reference.
+        metrics: Names of metrics; all of them by default.
+        samples: Samples of each model behind pooled metrics (sliced Wasserstein, Fréchet), in 32 replicates.
+        subsample: Metrics of pairs use 32 subsamples of so many points, of the model and of the data.
+        seed: Seed of noise and subsamples.
+        source: The distribution of the noise.
+        features: Map from samples [n, *shape] to features [n, ...], in which all metrics are computed.
+        features_name: Name of the map for the column `features`; the name of the function by default.
+        device: Where models run.
+        dtype: Their dtype; torch.float32 by default.
+        chunk: Samples that a model gets at once.
+
+    Returns:
+        The prepared metrics, with a method `measure`.
+
+    Raises:
+        InputError: A name is unknown, a number is out of range, or the data set has fewer than 8 points.
+    """
+    if isinstance(data, str):
+        data = load_data(data)
+    elif isinstance(data, np.ndarray):
+        data = FiniteData("array", data)
+    if samples < 2 * REPLICATES:
+        raise InputError(f"--samples must be at least {2 * REPLICATES}, two for each replicate; got {samples}.")
+    samples = -(-samples // REPLICATES) * REPLICATES
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise InputError(f"--seed must be at least 0 and at most 2^62, got {seed}.")
+    if subsample < _LEAST_POINTS:
+        raise InputError(
+            f"--subsample must be at least {_LEAST_POINTS}, because some metrics use 5 neighbors; got {subsample}."
+        )
+    if isinstance(data, FiniteData) and len(data.points) < _LEAST_POINTS:
+        raise InputError(
+            f"Sample quality needs at least {_LEAST_POINTS} points of data, but {data.name} has {len(data.points)}."
+        )
+    selected = list(all_metrics().values()) if metrics is None else [find_metric(name) for name in metrics]
+    noise = parse_source(source, data) if isinstance(source, str) else source
+    sampler = FeatureSampler(data, noise, seed, features, device, dtype or torch.float32, chunk)
+    if features is not None and features_name is None:
+        features_name = getattr(features, "__qualname__", type(features).__name__)
+    return Prepared(prepare_metrics(sampler, selected, samples, subsample), features_name)
+
+
+def measure_quality(
+    model: SampleModel, data: str | Data | np.ndarray | Prepared, *, nfe: Sequence[int] = (1, 2, 4), **options: Any
+) -> pd.DataFrame:
+    """Table `quality` of a model in memory, with the same numbers as `mfdiag quality`.
+
+    Args:
+        model: As `Prepared.measure` takes it.
+        data: As `prepare_quality` takes it, or what it returned, which saves time over many models.
+        nfe: Numbers of steps.
+        **options: Further arguments of `prepare_quality`.
+
+    Returns:
+        The table.
+    """
+    prepared = data if isinstance(data, Prepared) else prepare_quality(data, **options)
+    return prepared.measure(model, nfe=nfe)
