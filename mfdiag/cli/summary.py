@@ -9,9 +9,9 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from mfdiag.figures.select import overall
-from mfdiag.figures.style import share
 from mfdiag.measures.variance import worst_samples
+from mfdiag.numbers import percent
+from mfdiag.tables.selection import overall
 
 __all__ = ["summary", "worst"]
 
@@ -44,7 +44,7 @@ def worst(samples: pd.DataFrame) -> Table:
         found.add_column(name, justify="right")
     for row in rows.to_dict("records"):
         names = ["" if pd.isna(row[k]) else str(row[k]) for k in keys]
-        found.add_row(*names, *(_digits(row[k]) for k in ("r", "t", "value")), share(row["share"]))
+        found.add_row(*names, *(_digits(row[k]) for k in ("r", "t", "value")), percent(row["share"]))
     return found
 
 

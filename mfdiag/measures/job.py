@@ -16,7 +16,7 @@ import torch
 
 from mfdiag._version import __version__
 from mfdiag.errors import InputError
-from mfdiag.figures.render import save_figures
+from mfdiag.figures import save_figures
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.chosen import chosen_estimators
 from mfdiag.measures.measure import measure_subject

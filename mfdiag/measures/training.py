@@ -13,7 +13,7 @@ import pandas as pd
 from torch import nn
 
 from mfdiag.errors import MfdiagError
-from mfdiag.figures.render import save_figures
+from mfdiag.figures import save_figures
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings

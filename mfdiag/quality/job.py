@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from mfdiag.figures.render import save_figures
+from mfdiag.figures import save_figures
 from mfdiag.measures.job import Mode, Outcome, device_name, same_request
 from mfdiag.measures.request import Progress, Subject
 from mfdiag.models.inspection import inspect_checkpoint
