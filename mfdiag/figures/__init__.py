@@ -37,7 +37,7 @@ def save_figures(tables: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
     the order of `figures`. The same tables give the same SVG. Raises InputError where the folder cannot be written.
     """
     drawn = drawable(tables)
-    written = []
+    written: list[Path] = []
     for spec in figures().values():
         paths = {suffix: out / "figures" / f"{spec.name}.{suffix}" for suffix in ("svg", "png")}
         if spec in drawn:

@@ -76,7 +76,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         selection.context,
         f"{str(optima['form'].iloc[0]).capitalize()} form",
         f"Uncertain: status not ok, or 95 % interval wider than {WIDE:g}",
-        "One-step sampling uses the upper left corner, r = 0 and t = 1",
+        "One-step sampling uses the upper left corner",
         selection.note,
     )
 

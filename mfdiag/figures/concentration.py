@@ -61,7 +61,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         figure,
         "Concentration of the gradient on few samples",
         selection.context,
-        "Markers: 99 % of the samples",
+        "Markers: all samples but the largest 1 %",
         f"{omitted} more estimators not shown" if omitted > 0 else "",
         selection.note,
     )

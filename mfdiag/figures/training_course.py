@@ -45,7 +45,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
     `frame` is table `training`. Raises InputError where there is nothing to draw.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     courses = nonempty(rows(frame))
     quantities = [name for name in _YLABELS if name in set(courses["quantity"])]
@@ -61,6 +61,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             )
         panel.set(xlabel="step", ylabel=_YLABELS[quantity])
         panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=4)
     shown, total = courses["cell"].nunique(), frame["cell"].nunique()

@@ -46,6 +46,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         column[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     for panel, name in zip(axes[:, 0], _LABELS.values(), strict=True):
         panel.set_ylabel(name)
+    figure.align_ylabels(axes[:, 0])
     return finish(
         figure,
         "Divergence and rotation of the velocity field",

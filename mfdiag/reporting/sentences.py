@@ -63,5 +63,5 @@ def change(row: pd.Series, subject: str) -> str:
         value, low, high = 1 / value, 1 / high, 1 / low
     if value >= _AS_FACTOR:
         return f"{'divides' if lowers else 'multiplies'} {subject} by {with_interval(value, low, high)}{_doubt(row)}"
-    relative = [1 - 1 / factor if lowers else factor - 1 for factor in (value, low, high)]
-    return f"{'lowers' if lowers else 'raises'} {subject} by {with_interval(*relative, percent)}{_doubt(row)}"
+    share, least, most = (1 - 1 / factor if lowers else factor - 1 for factor in (value, low, high))
+    return f"{'lowers' if lowers else 'raises'} {subject} by {with_interval(share, least, most, percent)}{_doubt(row)}"

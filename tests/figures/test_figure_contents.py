@@ -253,7 +253,7 @@ def test_time_density_prints_the_shares_of_both_densities(times: Make) -> None:
     below = [patch for patch in new.patches if (np.diff(patch.get_path().vertices[:4], axis=1)[2:] < 0).all()]
     assert len(below) == 3, "the pairs with r = t lie in a band of their own"
     luminance = [to_rgb(patch.get_facecolor()) @ np.array([0.2126, 0.7152, 0.0722]) for patch in new.patches]
-    assert luminance[0] < min(luminance[1:]) - 0.2, "told apart in grey"
+    assert luminance[0] < min(luminance[1:]) - 0.2, "distinct in gray"
     gain = "trained over new density: predicted 1.30 [1.20, 1.40], measured 1.25 [1.15, 1.35] on new samples"
     assert gain in caption(figure)
     assert time_density.rows(times().query("pairs == 'all'")).empty
@@ -336,7 +336,7 @@ def test_velocity_field_draws_divergence_above_rotation(variance: Make) -> None:
     assert share.get_ylim()[0] == 0 and "does not rotate" in caption(figure)
 
 
-def test_loss_by_time_draws_both_tangents_at_bin_centres(variance: Make) -> None:
+def test_loss_by_time_draws_both_tangents_at_bin_centers(variance: Make) -> None:
     panel = loss_by_time.draw(variance()).axes[0]
     t, conditional = xy(line(panel, "conditional"))
     np.testing.assert_allclose(t, np.arange(0.05, 1, 0.1))
@@ -371,7 +371,7 @@ def test_concentration_annotates_the_top_share(samples: Make) -> None:
     assert (np.diff(y) >= 0).all() and (y <= x + 1e-9).all() and np.interp(0.99, x, y) == pytest.approx(1 - share)
 
 
-def test_lines_differ_in_colour_dashes_and_marker(coefficient: Make) -> None:
+def test_lines_differ_in_color_dashes_and_marker(coefficient: Make) -> None:
     drawn = [
         found
         for found in batch_optimum.draw(coefficient(steps=(1, 2, 3, 4))).axes[0].lines
