@@ -12,9 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mfdiag.figures.style import share
 from mfdiag.measures.parts.concentration import largest_samples
-from mfdiag.measures.parts.summary import Summarize, Summary, significant, summaries
+from mfdiag.measures.parts.summary import Summarize, Summary, summaries
+from mfdiag.numbers import percent, plain
 
 __all__ = ["print_outcome"]
 
@@ -93,7 +93,7 @@ def _largest_samples(samples: pd.DataFrame) -> Summary:
     lines = []
     for row in rows.to_dict("records"):
         names = ["" if pd.isna(row[k]) else str(row[k]) for k in keys]
-        lines.append((*names, *(significant(row[k]) for k in ("r", "t", "value")), share(row["share"])))
+        lines.append((*names, *(plain(row[k]) for k in ("r", "t", "value")), percent(row["share"])))
     return Summary("samples with the largest |G|^2", (*keys, *numbers), lines, numeric=numbers)
 
 

@@ -6,19 +6,22 @@ in a file is passed as FILE.py:name.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
-from importlib.metadata import entry_points
+import sys
+from types import ModuleType
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators._base import Estimator, Needs
+from mfdiag.plugins import files_of, installed
 from mfdiag.usercode import load_user_object
 
-__all__ = ["GROUP", "Estimator", "Needs", "estimators", "find_estimator"]
+__all__ = ["DEFAULT_ESTIMATORS", "GROUP", "Estimator", "Needs", "estimators", "find_estimator"]
 
 GROUP = "mfdiag.estimators"
 """Group of the entry points by which other packages add estimators."""
+
+
+DEFAULT_ESTIMATORS = ("meanflow", "ema_tangent")
+"""Names of the estimators that are measured if none are requested: before and after the paper's remedy."""
 
 
 def estimators() -> dict[str, Estimator]:
@@ -27,34 +30,8 @@ def estimators() -> dict[str, Estimator]:
     Raises:
         InputError: An entry point cannot be loaded, is not an estimator, or has a name that is already in use.
     """
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    built_in = {e.name: e for e in (importlib.import_module(f"{__name__}.{name}").ESTIMATOR for name in names)}
-    return built_in | {e.name: e for e in _installed(frozenset(built_in))}
-
-
-@cache
-def _installed(taken: frozenset[str]) -> tuple[Estimator, ...]:
-    """The estimators of other packages; names in `taken` are not allowed."""
-    installed: dict[str, Estimator] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        where = f"The entry point {entry.name} = {entry.value} of {GROUP}"
-        try:
-            estimator = entry.load()
-        except Exception as error:  # whatever the other package raises
-            raise InputError(
-                f"{where} cannot be loaded: {type(error).__name__}: {error}; correct or uninstall its package."
-            ) from error
-        if not isinstance(estimator, Estimator):
-            actual = type(estimator).__name__
-        elif estimator.name in taken | installed.keys():
-            actual = f"the name {estimator.name!r} again"
-        else:
-            installed[estimator.name] = estimator
-            continue
-        raise InputError(
-            f"{where} must name an Estimator with a new name, but gives {actual}; correct or uninstall its package."
-        )
-    return tuple(installed.values())
+    built_in = {estimator.name: estimator for estimator in files_of(__name__, "ESTIMATOR")}
+    return built_in | {e.name: e for e in installed(GROUP, Estimator, frozenset(built_in))}
 
 
 def find_estimator(spec: str) -> Estimator:
@@ -81,3 +58,13 @@ def find_estimator(spec: str) -> Estimator:
     if arguments:
         raise InputError(f"Estimator {estimator.name!r} takes no arguments; got {arguments!r}.")
     return estimator
+
+
+class _CallablePackage(ModuleType):
+    """`mfdiag.estimators` is a public function and this package: importing the package must not take the call away."""
+
+    def __call__(self) -> dict[str, Estimator]:
+        return estimators()
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -1,44 +1,51 @@
-"""Every estimator's variance, bias and error, as ratios to MeanFlow's."""
+"""Variance and error of every estimator, relative to MeanFlow (docs/theory.md#family)."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from mfdiag.figures.select import of_quantity, overall, select
-from mfdiag.figures.style import LINES, finish, grid_of_axes, styled
+from mfdiag.figures._base import FigureSpec
+from mfdiag.figures._select import select
+from mfdiag.figures._style import LINES, Line, finish, grid_of_axes, styled
+from mfdiag.tables.selection import of_quantity, overall
 
-__all__ = ["draw", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_RATIOS = {"variance_ratio": "all", "conditional_variance_ratio": "given $x_t$"}
+__all__ = ["FIGURE", "draw", "rows"]
+
+_RATIOS = {"variance_ratio": "total", "conditional_variance_ratio": "given $x_t$"}
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of table `compare` this figure draws: ratios to MeanFlow, over the whole network and all times."""
+    """The rows of table `compare` with ratios to MeanFlow, of the whole network over all times."""
     return overall(of_quantity(frame, *_RATIOS, "mse_ratio"))
 
 
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """A line per estimator, in the order of its variance; left variance ratios, right the ratio of MSE_n by batch n.
+    """A row per estimator, in the order of variance; left variance ratios, right the ratio of MSE_n at three n.
 
     `frame` is table `compare`. Raises InputError where there is nothing to draw.
     """
-    chosen = select(rows(frame), within=("estimator",), limit=1)
-    _, part = chosen.items[0]
-    first = part[part["quantity"] == "variance_ratio"].sort_values("value", ascending=False)
-    names = first["estimator"].tolist()
-    figure, axes = grid_of_axes(1, 2, 4.6, 0.8 + 0.26 * len(names), sharey=True)
+    selection = select(rows(frame), within=("estimator",), limit=1)
+    _, part = selection.items[0]
+    variances = part[part["quantity"] == "variance_ratio"].sort_values("value", ascending=False)
+    estimators = variances["estimator"].tolist()
+    figure, axes = grid_of_axes(1, 2, 4.6, 0.8 + 0.26 * len(estimators), sharey=True)
+    left, right = axes[0]
     for line, (quantity, label) in zip(LINES, _RATIOS.items(), strict=False):
-        _points(axes[0, 0], part[part["quantity"] == quantity], names, line.color, line.marker, label)
-    axes[0, 0].set(xlabel="variance / MeanFlow's", yticks=range(len(names)), yticklabels=names)
+        _draw_points(left, part[part["quantity"] == quantity], estimators, line, label)
+    left.set(xlabel="variance relative to MeanFlow", yticks=range(len(estimators)), yticklabels=estimators)
     errors = part[part["quantity"] == "mse_ratio"]
     sizes = sorted(errors["batch_size"].unique())
     for line, n in zip(LINES, dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1])), strict=False):
-        _points(axes[0, 1], errors[errors["batch_size"] == n], names, line.color, line.marker, f"n = {n:,}")
-    axes[0, 1].set(xlabel="mean squared error of a batch of n / MeanFlow's")
+        _draw_points(right, errors[errors["batch_size"] == n], estimators, line, f"n = {n:,}")
+    right.set(xlabel="mean squared error at batch size n, relative to MeanFlow")
     for panel in axes[0]:
         panel.axvline(1, color="black", linewidth=0.8)
         panel.set_xscale("log")
@@ -46,16 +53,27 @@ def draw(frame: pd.DataFrame) -> Figure:
         panel.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.3)
     return finish(
         figure,
-        "Estimators against MeanFlow",
-        chosen.context,
-        "Lines: paired 95 % intervals; an estimate below zero has no place on the scale",
-        chosen.note,
+        "Estimators compared with MeanFlow",
+        selection.context,
+        "Lines: paired 95 % intervals. Estimates below zero are not shown",
+        selection.note,
     )
 
 
-def _points(axes: Axes, found: pd.DataFrame, names: list[str], color: str, marker: str, label: str) -> None:
-    line = found.set_index("estimator").reindex(names)
-    line = line.where(line["value"] > 0)
-    place, smallest = np.arange(len(names)), line["value"].min()
-    axes.hlines(place, line["ci_low"].clip(lower=smallest / 3), line["ci_high"], color=color, linewidth=1.1)
-    axes.plot(line["value"], place, linestyle="", marker=marker, color=color, markerfacecolor="white", label=label)
+def _draw_points(axes: Axes, ratios: pd.DataFrame, estimators: list[str], line: Line, label: str) -> None:
+    points = ratios.set_index("estimator").reindex(estimators)
+    points = points.where(points["value"] > 0)
+    place, smallest = np.arange(len(estimators)), points["value"].min()
+    axes.hlines(place, points["ci_low"].clip(lower=smallest / 3), points["ci_high"], color=line.color, linewidth=1.1)
+    axes.plot(
+        points["value"],
+        place,
+        linestyle="",
+        marker=line.marker,
+        color=line.color,
+        markerfacecolor="white",
+        label=label,
+    )
+
+
+FIGURE = FigureSpec("compare", "compare", rows, draw, says="variance and error of every method, relative to MeanFlow")

@@ -1,26 +1,36 @@
-"""How few samples carry the gradient: Lorenz curves of the per-sample squared gradient norm."""
+"""How much of the gradient a few samples carry: Lorenz curves of squared norms (docs/theory.md#concentration)."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from mfdiag.figures.select import of_quantity, select
-from mfdiag.figures.style import GREY, LINES, finish, grid_of_axes, heading, share, styled
+from mfdiag.figures._base import FigureSpec
+from mfdiag.figures._select import select
+from mfdiag.figures._style import GRAY, LINES, Line, finish, grid_of_axes, heading, styled
+from mfdiag.numbers import percent
+from mfdiag.tables.selection import of_quantity
 
-__all__ = ["draw", "lorenz", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+__all__ = ["FIGURE", "draw", "lorenz", "rows"]
+
+_TOP = 0.99  # the top 1 % lie beyond
+_BEND = 0.9  # the curve bends beyond it, so that half of its points are drawn there
 _POINTS = 400
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of table `samples` this figure draws: squared gradient norms."""
+    """The rows of table `samples` with squared gradient norms."""
     return of_quantity(frame, "grad_norm2")
 
 
 def lorenz(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of samples [N+1] and of their sum [N+1], from the smallest sample on; both run from 0 to 1.
+    """Fractions of samples [N+1] and of their sum [N+1], from the smallest sample on; both run from 0 to 1.
 
     `values` [N] must be non-negative with a positive sum.
     """
@@ -34,34 +44,43 @@ def draw(frame: pd.DataFrame) -> Figure:
 
     `frame` is table `samples`. Raises InputError where there is nothing to draw.
     """
-    chosen = select(rows(frame), within=("estimator", "proxy"))
-    figure, axes = grid_of_axes(1, len(chosen.items), 4.4 if len(chosen.items) == 1 else 3.3, 4.0)
-    dropped = 0
-    for (label, part), panel in zip(chosen.items, axes[0], strict=True):
-        lines = select(part, limit=len(part))
-        dropped = max(dropped, len(lines.items) - len(LINES))
-        for (name, curve), line in zip(lines.items, LINES, strict=False):
-            x, y = lorenz(curve["value"].to_numpy(dtype=float))
-            top = 1 - np.interp(0.99, x, y)
-            named = name or str(curve["estimator"].iloc[0])
-            grid = np.unique(np.concatenate([np.linspace(0, 0.9, _POINTS), np.linspace(0.9, 1, _POINTS), [0.99]]))
-            panel.plot(
-                grid,
-                np.interp(grid, x, y),
-                color=line.color,
-                linestyle=line.dashes,
-                label=f"{named}: top 1 % carry {share(top)}",
-            )
-            panel.plot(0.99, 1 - top, line.marker, color=line.color, markerfacecolor="white", zorder=4)
-        panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, label="equal norms")
-        panel.set(xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal", xlabel="share of samples, smallest norm first")
+    selection = select(rows(frame), within=("estimator", "proxy"))
+    figure, axes = grid_of_axes(1, len(selection.items), 4.4 if len(selection.items) == 1 else 3.3, 4.0)
+    omitted = 0
+    for (label, part), panel in zip(selection.items, axes[0], strict=True):
+        curves = select(part, limit=len(part)).items
+        omitted = max(omitted, len(curves) - len(LINES))
+        for (name, samples), line in zip(curves, LINES, strict=False):
+            norms = samples["value"].to_numpy(dtype=float)
+            _draw_lorenz(panel, norms, line, name or str(samples["estimator"].iloc[0]))
+        panel.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8, label="equal norms")
+        panel.set(xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal", xlabel="fraction of samples, smallest norm first")
         heading(panel, label)
-    axes[0, 0].set_ylabel("share of the squared gradient norms")
+    axes[0, 0].set_ylabel("fraction of the squared gradient norm")
     return finish(
         figure,
         "Concentration of the gradient on few samples",
-        chosen.context,
-        "Markers: all but the top 1 % of samples",
-        f"{dropped} further estimators not drawn" if dropped > 0 else "",
-        chosen.note,
+        selection.context,
+        "Markers: all samples but the largest 1 %",
+        f"{omitted} more estimators not shown" if omitted > 0 else "",
+        selection.note,
     )
+
+
+def _draw_lorenz(axes: Axes, norms: np.ndarray, line: Line, name: str) -> None:
+    x, y = lorenz(norms)
+    below = np.interp(_TOP, x, y)
+    shown = np.unique(np.concatenate([np.linspace(0, _BEND, _POINTS), np.linspace(_BEND, 1, _POINTS), [_TOP]]))
+    axes.plot(
+        shown,
+        np.interp(shown, x, y),
+        color=line.color,
+        linestyle=line.dashes,
+        label=f"{name}: top 1 % carry {percent(1 - below)}",
+    )
+    axes.plot(_TOP, below, line.marker, color=line.color, markerfacecolor="white", zorder=4)
+
+
+FIGURE = FigureSpec(
+    "concentration", "samples", rows, draw, says="the share of the squared gradient norm that the largest samples carry"
+)

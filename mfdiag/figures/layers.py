@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from mfdiag.figures.select import of_quantity, over_all_times, select
-from mfdiag.figures.style import LINES, finish, grid_of_axes, share, styled
+from mfdiag.figures._base import FigureSpec
+from mfdiag.figures._select import select
+from mfdiag.figures._style import LINES, finish, grid_of_axes, styled
+from mfdiag.numbers import percent
+from mfdiag.tables.selection import of_quantity, over_all_times
 
-__all__ = ["MOST_LAYERS", "draw", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURE", "MOST_LAYERS", "draw", "rows"]
 
 MOST_LAYERS = 30
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of table `variance` this figure draws: variance of each layer, over all times."""
-    kept = over_all_times(of_quantity(frame, "variance"))
-    return kept[kept["layer"] != "all"]
+    """The rows of table `variance` with the variance of each layer, over all times."""
+    variances = over_all_times(of_quantity(frame, "variance"))
+    return variances[variances["layer"] != "all"]
 
 
 @styled
@@ -28,18 +35,18 @@ def draw(frame: pd.DataFrame) -> Figure:
     the whole gradient. Above MOST_LAYERS layers the smallest are drawn as one bar. Raises InputError where there is
     nothing to draw.
     """
-    chosen = select(rows(frame))
-    panels = [part.set_index("layer")[["value", "ci_low", "ci_high"]] for _, part in chosen.items]
-    names = list(dict.fromkeys(name for panel in panels for name in panel.index))
+    selection = select(rows(frame))
+    by_panel = [part.set_index("layer")[["value", "ci_low", "ci_high"]] for _, part in selection.items]
+    names = list(dict.fromkeys(name for layers in by_panel for name in layers.index))
     shown = names
     if len(names) > MOST_LAYERS:
-        weight = pd.concat([panel["value"] / panel["value"].sum() for panel in panels], axis=1).sum(axis=1)
+        weight = pd.concat([layers["value"] / layers["value"].sum() for layers in by_panel], axis=1).sum(axis=1)
         large = set(weight.nlargest(MOST_LAYERS - 1).index)
         shown = [name for name in names if name in large]
-    width = 3.2 if len(panels) > 1 else 6.0
-    figure, axes = grid_of_axes(1, len(panels), width, 0.9 + 0.24 * len(shown), sharey=True)
-    for (label, _), panel, bars in zip(chosen.items, axes[0], panels, strict=True):
-        _bars(panel, bars, shown)
+    width = 3.2 if len(by_panel) > 1 else 6.0
+    figure, axes = grid_of_axes(1, len(by_panel), width, 0.9 + 0.24 * len(shown), sharey=True)
+    for (label, _), panel, layers in zip(selection.items, axes[0], by_panel, strict=True):
+        _draw_bars(panel, layers, shown)
         panel.set_title(label, loc="left", fontweight="bold")
     widest = max(panel.get_xlim()[1] for panel in axes[0])  # bars of different panels are compared by eye
     for panel in axes[0]:
@@ -47,14 +54,14 @@ def draw(frame: pd.DataFrame) -> Figure:
     return finish(
         figure,
         "Gradient variance by layer",
-        chosen.context,
+        selection.context,
         "Lines: 95 % intervals. Percentages: share of the sum over layers",
-        f"The smallest of {len(names)} layers are one bar" if len(shown) < len(names) else "",
-        chosen.note,
+        f"The smallest of the {len(names)} layers share one bar" if len(shown) < len(names) else "",
+        selection.note,
     )
 
 
-def _bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
+def _draw_bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
     bars = layers.reindex(shown)
     rest = layers.drop(index=shown, errors="ignore")
     if not rest.empty:
@@ -63,11 +70,14 @@ def _bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
     axes.barh(place, bars["value"], height=0.7, color="#8FA9C8", edgecolor=LINES[0].color, linewidth=0.6)
     axes.hlines(place, bars["ci_low"], bars["ci_high"], color="black", linewidth=1.2)
     ends = bars[["value", "ci_high"]].max(axis=1)
-    for y, end, part in zip(place, ends, bars["value"] / layers["value"].sum(), strict=True):
-        if pd.notna(part):
-            axes.annotate(share(part), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    for y, end, share in zip(place, ends, bars["value"] / layers["value"].sum(), strict=True):
+        if pd.notna(share):
+            axes.annotate(percent(share), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
     axes.set_yticks(place, bars.index.tolist())
     axes.set(xlabel="variance, (loss/parameter)²", xlim=(0, 1.25 * ends.max()))
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
+
+
+FIGURE = FigureSpec("layers", "variance", rows, draw, says="each layer's share of the gradient variance")

@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from mfdiag.figures.select import by_time, midpoint, of_quantity, select
-from mfdiag.figures.style import LINES, estimate, finish, grid_of_axes, heading, number, styled
+from mfdiag.figures._base import FigureSpec
+from mfdiag.figures._select import select
+from mfdiag.figures._style import LINES, estimate, finish, grid_of_axes, heading, styled
+from mfdiag.numbers import significant
+from mfdiag.tables.selection import by_time, midpoint, of_quantity
 
-__all__ = ["draw", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURE", "draw", "rows"]
 
 _TANGENTS = {"meanflow": "conditional", "ema_tangent": "deterministic"}
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of table `variance` this figure draws: loss variance by t alone, of the two tangents."""
-    kept = by_time(of_quantity(frame, "loss_variance"), "t")
-    return kept[kept["estimator"].isin(list(_TANGENTS))].sort_values("t_low", kind="stable")
+    """The rows of table `variance` with the loss variance of the two tangents, by t alone."""
+    variances = by_time(of_quantity(frame, "loss_variance"), "t")
+    return variances[variances["estimator"].isin(list(_TANGENTS))].sort_values("t_low", kind="stable")
 
 
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """One panel per checkpoint: both tangents' loss variance at the centres of the t bins, and their largest ratio.
+    """One panel per checkpoint: both tangents' loss variance at the centers of the t bins, and their largest ratio.
 
     `frame` is table `variance`. Raises InputError where there is nothing to draw.
     """
-    chosen = select(rows(frame), within=("estimator", "proxy"))
-    figure, axes = grid_of_axes(1, len(chosen.items), 4.6 if len(chosen.items) == 1 else 3.5, 3.4, sharey=True)
-    for (label, part), panel in zip(chosen.items, axes[0], strict=True):
-        mixed = part["proxy"].nunique(dropna=False) > 1
+    selection = select(rows(frame), within=("estimator", "proxy"))
+    width = 4.6 if len(selection.items) == 1 else 3.5
+    figure, axes = grid_of_axes(1, len(selection.items), width, 3.4, sharey=True)
+    for (label, part), panel in zip(selection.items, axes[0], strict=True):
+        several_proxies = part["proxy"].nunique(dropna=False) > 1
         for (estimator, tangent), line in zip(_TANGENTS.items(), LINES, strict=False):
             for proxy, curve in part[part["estimator"] == estimator].groupby("proxy", dropna=False, sort=False):
-                source = f", proxy {proxy!s}" if mixed and pd.notna(proxy) else ""
+                source = f", proxy {proxy!s}" if several_proxies and pd.notna(proxy) else ""
                 estimate(panel, midpoint(curve, "t"), curve, line, f"{tangent} ({estimator}{source})")
         panel.set(xlabel="t", xlim=(0, 1), yscale="log")
-        _ratio(panel, part)
+        _add_largest_ratio(panel, part)
         heading(panel, label)
     axes[0, 0].set_ylabel("variance of the loss, loss²")
     return finish(
         figure,
         "Loss variance against t, by tangent",
-        chosen.context,
-        "Points: centres of the bins of t. Bands: 95 % intervals",
-        chosen.note,
+        selection.context,
+        "Points: centers of the bins of t. Bands: 95 % intervals",
+        selection.note,
     )
 
 
-def _ratio(axes: Axes, part: pd.DataFrame) -> None:
-    """Adds to the legend the largest ratio of the two tangents' loss variances, and the bin it is found in."""
+def _add_largest_ratio(axes: Axes, part: pd.DataFrame) -> None:
+    """Adds to the legend the largest ratio of the two tangents' loss variances, and its bin."""
     conditional, deterministic = (
         part[part["estimator"] == name].drop_duplicates(["t_low", "t_high"])[["t_low", "t_high", "value"]]
         for name in _TANGENTS
@@ -56,6 +64,15 @@ def _ratio(axes: Axes, part: pd.DataFrame) -> None:
     both = conditional.merge(deterministic, on=["t_low", "t_high"])
     if not both.empty:
         ratio = both["value_x"] / both["value_y"]
-        best = both.iloc[int(ratio.argmax())]
-        text = f"largest ratio {number(ratio.max())}× at t in [{best['t_low']:.3g}, {best['t_high']:.3g}]"
+        largest = both.iloc[int(ratio.argmax())]
+        text = f"largest ratio {significant(ratio.max())}× at t in [{largest['t_low']:.3g}, {largest['t_high']:.3g}]"
         axes.plot([], [], " ", label=text)
+
+
+FIGURE = FigureSpec(
+    "loss_by_time",
+    "variance",
+    rows,
+    draw,
+    says="variance of the loss against t, for the conditional and the proxy tangent",
+)

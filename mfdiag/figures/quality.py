@@ -1,53 +1,58 @@
-"""Sample quality: each metric against the number of steps, or, of many models, model by model."""
+"""Sample quality: each metric against the number of steps or, for many models, model by model."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from mfdiag.figures.select import of_quantity, select
-from mfdiag.figures.style import LINES, Line, finish, grid_of_axes, styled
+from mfdiag.figures._base import FigureSpec
+from mfdiag.figures._select import select
+from mfdiag.figures._style import LINES, Line, finish, grid_of_axes, styled
+from mfdiag.tables.selection import of_quantity
 
-__all__ = ["MOST_MODELS", "draw", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FIGURE", "MOST_MODELS", "draw", "rows"]
 
 MOST_MODELS = 40
 _COLUMNS = 3
-_LETTER = 0.06  # inches of a row's label
+_LETTER_WIDTH = 0.06  # inches, in the label of a row
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of table `quality` this figure draws: means over seeds where there are any, else each model's values."""
+    """The rows of table `quality` with means over seeds where there are any, else with each model's values."""
     means = of_quantity(frame, "mean_over_seeds")
-    kept = of_quantity(frame, "value") if means.empty else means
-    return kept[kept["nfe"].notna()].sort_values("nfe", kind="stable")
+    values = of_quantity(frame, "value") if means.empty else means
+    return values[values["nfe"].notna()].sort_values("nfe", kind="stable")
 
 
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """One panel for each metric. Up to four models and sets of weights: lines over NFE; above, a row for each of them.
+    """One panel for each metric: a line over NFE for each model and set of weights, or, above four, a row for each.
 
     `frame` is table `quality`. Raises InputError where there is nothing to draw.
     """
-    chosen = select(rows(frame), limit=MOST_MODELS)
+    selection = select(rows(frame), limit=MOST_MODELS)
     series = [
         (", ".join(filter(None, [label, str(weights)])), part)
-        for label, found in chosen.items
-        for weights, part in found.groupby("weights", dropna=False, sort=False)
+        for label, model in selection.items
+        for weights, part in model.groupby("weights", dropna=False, sort=False)
     ]
     metrics = list(dict.fromkeys(frame["metric"]))
     columns = min(_COLUMNS, len(metrics))
-    lines = len(series) <= len(LINES)
-    height = 2.1 if lines else 0.8 + 0.17 * len(series)
-    figure, axes = grid_of_axes(-(-len(metrics) // columns), columns, 2.7, height, least=5.4 * lines, sharey=not lines)
-    if not lines:
-        figure.set_figwidth(figure.get_figwidth() + _LETTER * max(len(label) for label, _ in series))
+    as_lines = len(series) <= len(LINES)
+    height = 2.1 if as_lines else 0.8 + 0.17 * len(series)
+    least = 5.4 if as_lines else 0
+    figure, axes = grid_of_axes(-(-len(metrics) // columns), columns, 2.7, height, least=least, sharey=not as_lines)
+    if not as_lines:
+        figure.set_figwidth(figure.get_figwidth() + _LETTER_WIDTH * max(len(label) for label, _ in series))
     for panel, metric in zip(axes.flat, metrics, strict=False):
-        found = [(label, part[part["metric"] == metric]) for label, part in series]
-        (_against_steps if lines else _by_model)(panel, found)
+        of_metric = [(label, part[part["metric"] == metric]) for label, part in series]
+        (_draw_by_steps if as_lines else _draw_by_model)(panel, of_metric)
         panel.set_title(metric.replace("_", " "), loc="left", fontweight="bold")
     for panel in axes.flat[len(metrics) :]:
         panel.set_visible(False)
@@ -56,14 +61,14 @@ def draw(frame: pd.DataFrame) -> Figure:
     return finish(
         figure,
         "Sample quality",
-        chosen.context,
+        selection.context,
         "Bars: 95 % intervals" + (" over seeds" if (frame["quantity"] == "mean_over_seeds").any() else ""),
-        "Distances: 0 is best; precision, recall, density and coverage: 1",
-        chosen.note,
+        "Best value: 0 for distances, 1 for precision, recall, density and coverage",
+        selection.note,
     )
 
 
-def _against_steps(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
+def _draw_by_steps(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
     """A line for each series, side by side at each number of steps."""
     steps = sorted({int(nfe) for _, part in series for nfe in part["nfe"]})
     for k, ((label, part), line) in enumerate(zip(series, LINES, strict=False)):
@@ -75,7 +80,7 @@ def _against_steps(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
     axes.set(xlabel="NFE", xlim=(-0.4, len(steps) - 0.6))
 
 
-def _by_model(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
+def _draw_by_model(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
     """A row for each series, a mark for each of the first numbers of steps."""
     together = pd.concat([part.assign(row=k) for k, (_, part) in enumerate(series)])
     for (nfe, part), line in zip(together.groupby("nfe"), LINES, strict=False):
@@ -101,3 +106,12 @@ def _errors(rows: pd.DataFrame) -> np.ndarray:
     """Lengths [2, n] of the two sides of each interval."""
     sides = np.stack([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]])
     return sides.clip(0)  # rounding may leave a value of 1 just outside
+
+
+FIGURE = FigureSpec(
+    "quality",
+    "quality",
+    rows,
+    draw,
+    says="distances between samples and data against the number of steps, or model by model",
+)

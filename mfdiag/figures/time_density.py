@@ -1,86 +1,96 @@
-"""The density of (r, t) of least gradient variance beside the trained one, as shares of cells."""
+"""The density of (r, t) with the lowest gradient variance beside the trained one (docs/theory.md#times-density)."""
 
 from __future__ import annotations
 
-import matplotlib as mpl
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
 
-from mfdiag.figures.beta_map import corners
-from mfdiag.figures.select import of_quantity, select
-from mfdiag.figures.style import finish, grid_of_axes, number, styled
+from mfdiag.figures._base import FigureSpec
+from mfdiag.figures._cells import corners, draw_cell
+from mfdiag.figures._select import select
+from mfdiag.figures._style import finish, grid_of_axes, styled
+from mfdiag.numbers import with_interval
+from mfdiag.tables.selection import of_quantity
 
-__all__ = ["draw", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
-_PANELS = {"trained_share": "trained", "drawn_share": "least variance"}
-_STRIP = 0.11  # how far below the line r = t its own cells are drawn
-_EDGE = "#999999"
-_LEAST_LEGIBLE = 3.0  # points
+__all__ = ["FIGURE", "draw", "rows"]
+
+_PANELS = {"trained_share": "trained", "drawn_share": "lowest variance"}
+_STRIP = 0.11  # height of the band below the diagonal, which holds the pairs with r = t
+_LARGEST_FONT = 7.0
+_FONT_PER_HEIGHT = 34.0  # points, for a cell of height 1
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of table `times` this figure draws: shares of cells, and the gains of its caption."""
-    kept = of_quantity(frame, *_PANELS, "predicted_gain", "measured_gain")
-    return kept if kept["quantity"].isin(_PANELS).any() else kept.iloc[:0]
+    """The rows of table `times` with shares of cells, and the gains of the caption."""
+    shares = of_quantity(frame, *_PANELS, "predicted_gain", "measured_gain")
+    return shares if shares["quantity"].isin(_PANELS).any() else shares.iloc[:0]
 
 
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
     """Two triangles per checkpoint, trained and new density; `frame` is table `times`.
 
-    Each cell has its share of the samples in percent, the darker the more; the band below the line r = t is the pairs
-    on it. Raises InputError where there is nothing to draw.
+    Each cell shows its share of the samples in percent; darker is more. The band below the diagonal holds the pairs
+    with r = t. Raises InputError where there is nothing to draw.
     """
-    chosen = select(rows(frame))
-    figure, axes = grid_of_axes(len(chosen.items), 2, 4.0, 3.6)
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    selection = select(rows(frame))
+    figure, axes = grid_of_axes(len(selection.items), 2, 4.0, 3.6)
     shares = frame.loc[frame["quantity"].isin(_PANELS), "value"]
     scale = ScalarMappable(Normalize(0, shares.max()), mpl.colormaps["cividis_r"])
     gains = []
-    for (label, part), panels in zip(chosen.items, axes, strict=True):
+    for (label, part), panels in zip(selection.items, axes, strict=True):
         for (quantity, name), panel in zip(_PANELS.items(), panels, strict=True):
             for cell in part[part["quantity"] == quantity].to_dict("records"):
-                _cell(panel, cell, scale)
+                _draw_share(panel, cell, scale)
             panel.set(xlim=(0, 1), ylim=(-_STRIP, 1), xlabel="r", ylabel="t", aspect="equal")
             panel.set_title(", ".join(filter(None, (label, name))), loc="left", fontweight="bold")
             panel.grid(False)
-        told = (
-            f"variance is divided by {_gain(part, 'predicted')} as predicted, by {_gain(part, 'measured')} as measured "
-        )
-        gains.append(f"{label + ', ' if label else 'Gradient '}{told}on fresh samples")
+        predicted, measured = (_gain(part, kind) for kind in ("predicted", "measured"))
+        subject = f"{label}: variance" if label else "Gradient variance"
+        gains.append(f"{subject}, trained over new density: predicted {predicted}, measured {measured} on new samples")
     bar = figure.colorbar(scale, ax=axes, shrink=0.85, pad=0.02)
     bar.set_label("share of samples")
     return finish(
         figure,
-        "Density of (r, t): as trained, and for the least gradient variance",
-        chosen.context,
+        "Density of (r, t): trained, and with the lowest gradient variance",
+        selection.context,
         *gains,
-        "Numbers are shares in %; the band below the line r = t holds the pairs on it",
-        chosen.note,
+        "Numbers: share of samples in %. Band below the diagonal: pairs with r = t",
+        selection.note,
     )
 
 
 def _gain(part: pd.DataFrame, kind: str) -> str:
     row = part[part["quantity"] == f"{kind}_gain"].iloc[0]
-    return f"{number(row['value'])} [{number(row['ci_low'])}, {number(row['ci_high'])}]"
+    return with_interval(row["value"], row["ci_low"], row["ci_high"])
 
 
-def _cell(axes: Axes, cell: dict, scale: ScalarMappable) -> None:
+def _draw_share(axes: Axes, cell: dict, scale: ScalarMappable) -> None:
     low, high = cell["t_low"], cell["t_high"]
     if cell["pairs"] == "diagonal":
         outline = np.array([(low, low), (high, high), (high, high - _STRIP), (low, low - _STRIP)])
     else:
         outline = corners((cell["r_low"], cell["r_high"]), (low, high))
     color = scale.to_rgba(np.array([cell["value"]]))[0]
-    axes.add_patch(Polygon(outline, facecolor=color, edgecolor=_EDGE, linewidth=0.8))
-    size = min(7.0, 34 * (high - low))
-    if size < _LEAST_LEGIBLE:
-        return
-    luminance = float(color[:3] @ [0.2126, 0.7152, 0.0722])
-    x, y = outline.mean(axis=0)
-    ink = "black" if luminance > 0.45 else "white"
-    axes.text(x, y, f"{100 * cell['value']:.1f}", ha="center", va="center", fontsize=size, color=ink)
+    font_size = min(_LARGEST_FONT, _FONT_PER_HEIGHT * (high - low))
+    draw_cell(axes, outline, color, f"{100 * cell['value']:.1f}", font_size)
+
+
+FIGURE = FigureSpec(
+    "time_density",
+    "times",
+    rows,
+    draw,
+    says="the density of (r, t) with the lowest gradient variance beside the trained one, and its gain",
+)

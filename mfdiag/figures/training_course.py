@@ -1,61 +1,83 @@
-"""The course of training: loss, gradient norm, and, where they were measured, gradient variance and optimal beta."""
+"""Loss, gradient norm and, if measured, gradient variance and optimal beta against the training step."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from mfdiag.figures.select import of_quantity, present
-from mfdiag.figures.style import LINES, finish, grid_of_axes, styled
+from mfdiag.figures._base import FigureSpec
+from mfdiag.figures._select import nonempty
+from mfdiag.figures._style import LINES, finish, grid_of_axes, styled
+from mfdiag.tables.selection import of_quantity
 
-__all__ = ["draw", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_PANELS = {
+__all__ = ["FIGURE", "draw", "rows"]
+
+_YLABELS = {
     "loss": "loss",
     "grad_norm": "gradient norm",
-    "variance": "gradient variance, tr Cov G",
+    "variance": "gradient variance",
     "optimum": "optimal tangent coefficient β*",
 }
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of table `training` this figure draws: the first data set and loss, at most four coefficients."""
-    kept = of_quantity(frame, *_PANELS)
-    if kept.empty:
-        return kept
-    kept = kept[(kept["dataset"] == kept["dataset"].iloc[0]) & (kept["gamma"] == kept["gamma"].iloc[0])]
-    kept = kept[kept["anchor"] == kept["anchor"].iloc[0]]
-    betas = sorted(kept["beta"].unique())
-    spread = sorted({round(i * (len(betas) - 1) / (len(LINES) - 1)) for i in range(len(LINES))})
-    kept = kept[kept["beta"].isin([betas[i] for i in spread])]
-    return kept if kept["step"].nunique() > 1 else kept.iloc[:0]
+    """The rows of table `training` of the first data set and loss, at no more than four coefficients."""
+    courses = of_quantity(frame, *_YLABELS)
+    if courses.empty:
+        return courses
+    courses = courses[
+        (courses["dataset"] == courses["dataset"].iloc[0]) & (courses["gamma"] == courses["gamma"].iloc[0])
+    ]
+    courses = courses[courses["anchor"] == courses["anchor"].iloc[0]]
+    betas = sorted(courses["beta"].unique())
+    evenly = sorted({round(i * (len(betas) - 1) / (len(LINES) - 1)) for i in range(len(LINES))})
+    courses = courses[courses["beta"].isin([betas[i] for i in evenly])]
+    return courses if courses["step"].nunique() > 1 else courses.iloc[:0]
 
 
 @styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """A panel for each quantity; a line for each beta, the mean over seeds, with the band from least to largest."""
-    found = present(rows(frame))
-    quantities = [name for name in _PANELS if name in set(found["quantity"])]
+    """A panel for each quantity; for each beta a line, the mean over seeds, and a band, their range.
+
+    `frame` is table `training`. Raises InputError where there is nothing to draw.
+    """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    courses = nonempty(rows(frame))
+    quantities = [name for name in _YLABELS if name in set(courses["quantity"])]
     figure, axes = grid_of_axes(1, len(quantities), 2.9, 2.5)
     for panel, quantity in zip(axes[0], quantities, strict=True):
-        part = found[found["quantity"] == quantity]
-        for (beta, course), line in zip(part.groupby("beta"), LINES, strict=False):
-            over = course.groupby("step")["value"]
-            mean = over.mean()
+        by_beta = courses[courses["quantity"] == quantity].groupby("beta")
+        for (beta, course), line in zip(by_beta, LINES, strict=False):
+            over_seeds = course.groupby("step")["value"]
+            mean = over_seeds.mean()
             panel.plot(mean.index, mean, color=line.color, linestyle=line.dashes, label=f"β = {beta:g}")
-            panel.fill_between(mean.index, over.min(), over.max(), color=line.color, alpha=0.18, linewidth=0)
-        panel.set(xlabel="step", ylabel=_PANELS[quantity])
+            panel.fill_between(
+                mean.index, over_seeds.min(), over_seeds.max(), color=line.color, alpha=0.18, linewidth=0
+            )
+        panel.set(xlabel="step", ylabel=_YLABELS[quantity])
         panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=4)
-    count = found["cell"].nunique()
-    note = "Bands: least to largest over training seeds" if found["seed"].nunique() > 1 else ""
-    left = frame["cell"].nunique() - count
+    shown, total = courses["cell"].nunique(), frame["cell"].nunique()
     return finish(
         figure,
         "Course of training",
-        str(found["dataset"].iloc[0]),
-        note,
-        f"Showing {count} of {count + left} models" if left else "",
+        str(courses["dataset"].iloc[0]),
+        "Lines: means over training seeds. Bands: their range" if courses["seed"].nunique() > 1 else "",
+        f"Showing {shown} of {total} models" if shown < total else "",
     )
+
+
+FIGURE = FigureSpec(
+    "training_course",
+    "training",
+    rows,
+    draw,
+    says="loss, gradient norm, gradient variance and optimal beta against the training step",
+)

@@ -160,7 +160,8 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
     """A line per estimator; then the gain of the best mixture by batch size."""
     import pandas as pd
 
-    from mfdiag.measures.parts.summary import Summary, plain_summary, significant, with_error
+    from mfdiag.measures.parts.summary import Summary, plain_summary
+    from mfdiag.numbers import plain, with_error
 
     largest = rows.loc[rows["quantity"] == "mse_ratio", "batch_size"].max()
     headings: dict[tuple[str, Any], str] = {
@@ -188,7 +189,7 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
                 continue
             vague = bool(cell["std_error"] > abs(cell["value"]) / 2)
             uncertain = uncertain or vague
-            line.append(("~" if vague else "") + significant(cell["value"], 3))
+            line.append(("~" if vague else "") + plain(cell["value"], 3))
         lines.append(line)
     table = Summary(
         title,

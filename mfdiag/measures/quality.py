@@ -183,7 +183,8 @@ class QualityJob(Job[WeightsSubject]):
 
 def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
     """A line per metric, a column per set of weights and number of steps."""
-    from mfdiag.measures.parts.summary import Summary, with_error
+    from mfdiag.measures.parts.summary import Summary
+    from mfdiag.numbers import with_error
 
     columns = rows[["weights", "nfe"]].drop_duplicates()
     several = columns["weights"].nunique() > 1

@@ -200,7 +200,8 @@ def _add_optima(rows: Rows, place: _Place, form: Quadratic, batch_sizes: Sequenc
 
 def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
     """A line per (beta, gamma): variance, bias and MSE at the largest batch."""
-    from mfdiag.measures.parts.summary import Summary, with_error
+    from mfdiag.measures.parts.summary import Summary
+    from mfdiag.numbers import with_error
 
     rows = rows[rows["space"] == "gradient"]
     keys = ["beta"] if rows["gamma"].nunique() == 1 else ["beta", "gamma"]

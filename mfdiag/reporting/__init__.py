@@ -1,4 +1,4 @@
-"""What tables show: in words, and as one page."""
+"""What tables show, in sentences and as one page."""
 
 from mfdiag.reporting.findings import findings
 from mfdiag.reporting.page import write_page

@@ -1,4 +1,4 @@
-"""What the tables of a folder show, a sentence for each table, with the numbers and intervals it rests on."""
+"""What the tables of a folder show: sentences for each table, with the numbers and intervals they rest on."""
 
 from __future__ import annotations
 
@@ -7,57 +7,76 @@ from typing import Any
 
 import pandas as pd
 
-from mfdiag.figures.select import by_time, of_quantity, over_all_times, overall
-from mfdiag.figures.style import share
+from mfdiag.numbers import percent
 from mfdiag.reporting.grids import grid_findings
-from mfdiag.reporting.sentences import Findings, with_interval
+from mfdiag.reporting.sentences import Findings, change, is_measurable, not_measurable, number
+from mfdiag.tables.selection import by_time, of_quantity, over_all_times, overall
 
 __all__ = ["Findings", "findings"]
 
 _SETTINGS = ["checkpoint", "step", "dataset", "proxy", "weighting", "times", "seed"]
+_Setting = tuple[Any, ...]  # a value for each of _SETTINGS, None where null
 
 
 def findings(tables: Mapping[str, pd.DataFrame]) -> list[Findings]:
-    """Sentences for each model and setting in the tables (by name, tidy); none where a table lacks their rows.
+    """Sentences for each model and setting in the tables (tidy, by name); none where a table lacks their rows.
 
-    Of a grid of models, sentences for each data set instead.
+    For a grid of models, sentences for each data set instead.
     """
     if "grid" in tables:
         return grid_findings(tables["grid"])
-    tables = {name: frame for name, frame in tables.items() if name in _TELL}
-    keys = {name: _keys(frame) for name, frame in tables.items()}
-    known = list(dict.fromkeys(key for found in keys.values() for key in found))
-    fullest = {key: _fullest(key, known) for key in known}
-    keys = {name: [fullest[key] for key in found] for name, found in keys.items()}
-    subjects = list(dict.fromkeys(fullest.values()))
-    told = [len(set(values)) > 1 for values in zip(*subjects, strict=True)]
-    found = []
+    tables = {name: frame for name, frame in tables.items() if name in _SENTENCES}
+    settings = {name: _settings_of(frame) for name, frame in tables.items()}
+    distinct = list(dict.fromkeys(setting for of_table in settings.values() for setting in of_table))
+    completed = {setting: _completed(setting, distinct) for setting in distinct}
+    settings = {name: [completed[setting] for setting in of_table] for name, of_table in settings.items()}
+    subjects = list(dict.fromkeys(completed.values()))
+    differs = [len(set(values)) > 1 for values in zip(*subjects, strict=True)]
+    statements = []
     for subject in subjects:
         sentences = [
-            tell(tables[name][[key == subject for key in keys[name]]]) for name, tell in _TELL.items() if name in tables
-        ]
-        checkpoint, step, *settings = subject
-        parts = [checkpoint, *([] if step is None else [f"step {step:,}"])]
-        parts += [
-            f"{name} {value}"
-            for name, value, tell in zip(_SETTINGS[2:], settings, told[2:], strict=True)
-            if tell and value is not None
+            write(tables[name][[setting == subject for setting in settings[name]]])
+            for name, write in _SENTENCES.items()
+            if name in tables
         ]
         if any(sentences):
-            found.append(Findings(", ".join(map(str, parts)), list(filter(None, sentences))))
-    return found
+            statements.append(Findings(_subject(subject, differs), list(filter(None, sentences))))
+    return statements
 
 
-def _fullest(key: tuple[Any, ...], known: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The settings with the fewest nulls that agree with `key` where it has none: sample quality needs no times."""
-    agreeing = [other for other in known if all(a is None or a == b for a, b in zip(key, other, strict=True))]
+def _settings_of(frame: pd.DataFrame) -> list[_Setting]:
+    """The setting of each row."""
+    settings = frame[_SETTINGS].astype(object)
+    return list(settings.where(settings.notna(), None).itertuples(index=False, name=None))
+
+
+def _completed(setting: _Setting, known: Sequence[_Setting]) -> _Setting:
+    """The setting with the fewest nulls that agrees with `setting` where that has a value.
+
+    Sample quality, for one, has no times; its sentence belongs to the model's other tables.
+    """
+    agreeing = [other for other in known if all(a is None or a == b for a, b in zip(setting, other, strict=True))]
     return min(agreeing, key=lambda other: other.count(None))
 
 
-def _keys(frame: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """The settings of each row, None where null."""
-    settings = frame[_SETTINGS].astype(object)
-    return list(settings.where(settings.notna(), None).itertuples(index=False, name=None))
+def _subject(setting: _Setting, differs: Sequence[bool]) -> str:
+    """Checkpoint and step, and those other settings that differ between subjects."""
+    checkpoint, step, *others = setting
+    parts = [str(checkpoint), *([] if step is None else [f"step {step:,}"])]
+    parts += [
+        f"{name} {value}"
+        for name, value, named in zip(_SETTINGS[2:], others, differs[2:], strict=True)
+        if named and value is not None
+    ]
+    return ", ".join(parts)
+
+
+def _lowest(rows: pd.DataFrame) -> pd.Series:
+    return rows.iloc[int(rows["value"].to_numpy().argmin())]
+
+
+def _largest(rows: pd.DataFrame) -> pd.Series:
+    return rows.iloc[int(rows["value"].to_numpy().argmax())]
 
 
 def _sweep(frame: pd.DataFrame) -> str:
@@ -67,118 +86,133 @@ def _sweep(frame: pd.DataFrame) -> str:
     if variance.empty:
         return ""
     first, last = variance.iloc[0], variance.iloc[-1]
+    text = f"The gradient variance of one sample is {number(first)} at beta = {first['beta']:g}"
     if len(variance) == 1:
-        return f"The gradient of one sample has variance {with_interval(first)} at beta = {first['beta']:g}."
-    text = (
-        f"The gradient of one sample has variance {with_interval(first)} at beta = {first['beta']:g} and "
-        f"{with_interval(last)} at beta = {last['beta']:g}, the least of {len(variance)} values of beta being at "
-        f"{_argmin(variance)}"
+        return f"{text}."
+    text += (
+        f" and {number(last)} at beta = {last['beta']:g}; of {len(variance)} values of beta, it is lowest at "
+        f"{_lowest(variance)['beta']:g}."
     )
     errors = rows[rows["quantity"] == "mse"]
     if errors.empty:
-        return text + "."
-    least = [
-        f"at {_argmin(errors[errors['batch_size'] == n])} for a batch of {n:,}"
-        for n in dict.fromkeys((errors["batch_size"].min(), errors["batch_size"].max()))
-    ]
+        return text
     bias = rows[(rows["quantity"] == "bias2") & (rows["beta"] == last["beta"])].iloc[0]
+    size = number(bias) if is_measurable(bias, 0) else not_measurable(bias)
+    sizes = dict.fromkeys((errors["batch_size"].min(), errors["batch_size"].max()))
+    minima = [f"{_where_lowest(errors[errors['batch_size'] == n])} for a batch of {n:,}" for n in sizes]
     return (
-        f"{text}; squared bias grows to {with_interval(bias)}, so that the mean squared error is least "
-        f"{' and '.join(least)}."
+        f"{text} The squared bias at beta = {last['beta']:g} is {size}. "
+        f"The mean squared error is lowest {' and '.join(minima)}."
     )
 
 
-def _argmin(rows: pd.DataFrame) -> str:
-    best = rows.iloc[int(rows["value"].to_numpy().argmin())]
-    return f"{best['beta']:g}" if best["value"] > 0 else "a beta that is not resolved (estimate below zero)"
+def _where_lowest(errors: pd.DataFrame) -> str:
+    lowest = _lowest(errors)
+    return f"at beta = {lowest['beta']:g}" if lowest["value"] > 0 else f"at a beta {not_measurable(lowest)}"
 
 
 def _variance(frame: pd.DataFrame) -> str:
     shares = over_all_times(of_quantity(frame, "top1_share"))
     if shares.empty:
         return ""
-    carried = [f"{with_interval(row, share)} ({row['estimator']})" for _, row in shares.iterrows()]
-    text = f"One sample in a hundred carries {' or '.join(carried)} of the squared gradient norm"
-    main = shares["estimator"].iloc[0]
-    own = frame[frame["estimator"] == main]
-    layers = over_all_times(of_quantity(own, "variance"))
+    first, *others = (number(row, percent) for _, row in shares.iterrows())
+    main, *methods = shares["estimator"]
+    carried = [f"{first} of the squared gradient norm with {main}"]
+    carried += [f"{share} with {method}" for share, method in zip(others, methods, strict=True)]
+    text = f"The largest 1 % of samples carry {' and '.join(carried)}."
+    rows = frame[frame["estimator"] == main]
+    places = []
+    layers = over_all_times(of_quantity(rows, "variance"))
     layers = layers[layers["layer"] != "all"]
     if not layers.empty:
-        top = layers.iloc[int(layers["value"].to_numpy().argmax())]
-        part = share(top["value"] / layers["value"].sum())
-        text += f"; with {main}, layer {top['layer']} has {part} of the variance"
-    times = by_time(of_quantity(own, "variance"), "t")
-    times = times[times["status"] == "ok"]
-    if not times.empty:
-        top = times.iloc[int(times["value"].to_numpy().argmax())]
-        text += f"; the variance is largest for t in [{top['t_low']:g}, {top['t_high']:g}], {with_interval(top)}"
-    return text + "."
+        layer = _largest(layers)
+        places.append(f"layer {layer['layer']} has {percent(layer['value'] / layers['value'].sum())} of the variance")
+    bins = by_time(of_quantity(rows, "variance"), "t")
+    bins = bins[bins["status"] == "ok"]
+    if not bins.empty and is_measurable(top := _largest(bins)):
+        places.append(f"the variance is largest for t in [{top['t_low']:g}, {top['t_high']:g}]: {number(top)}")
+    return f"{text} With {main}, {', and '.join(places)}." if places else text
 
 
 def _coefficient(frame: pd.DataFrame) -> str:
     rows = overall(of_quantity(frame, "optimum", "critical_batch", "variance_reduction"))
     rows = rows[(rows["form"] == "gradient") & (rows["role"] == "tangent")]
-    one = {name: part.iloc[0] for name, part in rows[rows["batch_size"].isna()].groupby("quantity")}
-    if "optimum" not in one:
+    first = {name: part.iloc[0] for name, part in rows[rows["batch_size"].isna()].groupby("quantity")}
+    optimum, reduction, critical = (first.get(name) for name in ("optimum", "variance_reduction", "critical_batch"))
+    if optimum is None:
         return ""
-    text = f"For a small batch the gradient's variance is least at beta* = {with_interval(one['optimum'])}"
-    if "variance_reduction" in one:
-        text += f", which divides it by {with_interval(one['variance_reduction'])} on held-out samples"
-    if "critical_batch" in one:
-        text += f"; bias halves this optimum at a batch of {with_interval(one['critical_batch'])} samples"
-    return text + "."
+    if not is_measurable(optimum, 0):
+        return f"The beta of the lowest gradient variance is {not_measurable(optimum)}."
+    sentences = [f"For a small batch, the gradient variance is lowest at beta* = {number(optimum)}."]
+    if reduction is not None:
+        sentences.append(
+            f"Using beta* {change(reduction, 'the variance')} on held-out samples."
+            if is_measurable(reduction, 1)
+            else f"The effect of beta* on the variance is {not_measurable(reduction)}."
+        )
+    if critical is not None:
+        sentences.append(
+            f"Above {number(critical)} samples per batch, use half this beta."
+            if is_measurable(critical) and critical["value"] > 0
+            else f"The batch size from which bias halves beta* is {not_measurable(critical)}."
+        )
+    return " ".join(sentences)
 
 
 def _quality(frame: pd.DataFrame) -> str:
     rows = of_quantity(frame, "value", "mean_over_seeds")
     rows = rows[rows["features"].isna() & (rows["metric"] == "sliced_wasserstein")].sort_values("nfe", kind="stable")
-    found = []
+    distances = []
     for weights, part in rows.groupby("weights", dropna=False, sort=False):
         ends = part.iloc[[0, -1]].drop_duplicates("nfe")
-        told = [f"{with_interval(row)} at {_steps(row['nfe'])}" for _, row in ends.iterrows()]
-        found.append(" and ".join(told) + ("" if pd.isna(weights) else f" with {weights!s} weights"))
-    return f"The sliced Wasserstein distance of the samples to the data is {'; '.join(found)}." if found else ""
+        at_steps = [f"{number(row)} {_at_steps(row['nfe'])}" for _, row in ends.iterrows()]
+        distances.append(" and ".join(at_steps) + ("" if pd.isna(weights) else f" with {weights!s} weights"))
+    if not distances:
+        return ""
+    return f"The sliced Wasserstein distance between samples and data is {'; '.join(distances)}."
 
 
-def _steps(nfe: Any) -> str:
-    return "its own steps" if pd.isna(nfe) else f"NFE {nfe}"
+def _at_steps(nfe: Any) -> str:
+    return "with the sampler's own steps" if pd.isna(nfe) else f"at NFE {nfe}"
 
 
 def _compare(frame: pd.DataFrame) -> str:
     rows = overall(of_quantity(frame, "variance_ratio", "mse_ratio"))
     rows = rows[rows["estimator"] != "meanflow"]
-    ratios = rows[rows["quantity"] == "variance_ratio"]
-    if ratios.empty:
+    variances = rows[rows["quantity"] == "variance_ratio"]
+    if variances.empty:
         return ""
-    quietest = ratios.iloc[int(ratios["value"].to_numpy().argmin())]
-    text = (
-        f"Of {len(ratios)} estimators, {quietest['estimator']} has the least gradient variance, "
-        f"{with_interval(quietest)} of MeanFlow's"
-    )
+    count = f"{len(variances)} other estimator{'' if len(variances) == 1 else 's'}"
+    sentences = [f"Of {count}, {_lowest_ratio(_lowest(variances), 'gradient variance')}."]
     errors = rows[(rows["quantity"] == "mse_ratio") & (rows["value"] > 0)]
     if not errors.empty:
         n = errors["batch_size"].max()
-        nearest = errors[errors["batch_size"] == n]
-        nearest = nearest.iloc[int(nearest["value"].to_numpy().argmin())]
-        text += (
-            f"; for a batch of {n:,} the mean squared error is least with {nearest['estimator']}, "
-            f"{with_interval(nearest)} of MeanFlow's"
-        )
-    return text + "."
+        lowest = _lowest(errors[errors["batch_size"] == n])
+        sentences.append(f"For a batch of {n:,}, {_lowest_ratio(lowest, 'mean squared error')}.")
+    return " ".join(sentences)
+
+
+def _lowest_ratio(row: pd.Series, what: str) -> str:
+    if is_measurable(row, 1):
+        return f"{row['estimator']} has the lowest {what}, {number(row)} times MeanFlow's"
+    return f"{row['estimator']} has the lowest {what}, but its difference from MeanFlow's is {not_measurable(row)}"
 
 
 def _times(frame: pd.DataFrame) -> str:
     gains = {row["quantity"]: row for _, row in of_quantity(frame, "predicted_gain", "measured_gain").iterrows()}
     if len(gains) < 2:
         return ""
-    predicted, measured = (with_interval(gains[f"{name}_gain"]) for name in ("predicted", "measured"))
-    return (
-        "Drawing (r, t) with the density of least variance and weighing the loss divides the gradient's variance by "
-        f"{measured} on fresh samples; predicted was {predicted}."
+    predicted, measured = gains["predicted_gain"], gains["measured_gain"]
+    drawing = "Drawing (r, t) from the density of lowest variance, with the loss reweighted,"
+    effect = (
+        f"{drawing} {change(measured, 'the gradient variance')} on new samples"
+        if is_measurable(measured, 1)
+        else f"{drawing} has an effect on the gradient variance that is {not_measurable(measured)}"
     )
+    return f"{effect} (predicted: {change(predicted, 'it')})."
 
 
-_TELL: dict[str, Callable[[pd.DataFrame], str]] = {
+_SENTENCES: dict[str, Callable[[pd.DataFrame], str]] = {
     "sweep": _sweep,
     "variance": _variance,
     "coefficient": _coefficient,

@@ -1,4 +1,4 @@
-"""A folder of tables reported: the table derived from a grid's, the figures, the page."""
+"""Reports on a folder of tables: derives table `grid`, draws the figures and writes the page."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from mfdiag.figures.render import save_figures
+from mfdiag.figures import save_figures
 from mfdiag.reporting.findings import Findings, findings
-from mfdiag.reporting.grid_table import NEEDED, grid_table
+from mfdiag.reporting.grid_table import TRAINING, grid_table
 from mfdiag.reporting.page import write_page
 from mfdiag.tables.schema import TABLES
 from mfdiag.tables.store import read_table, table_path, write_table
@@ -18,7 +18,7 @@ __all__ = ["FolderReport", "report_folder", "tables_below"]
 
 
 class FolderReport(NamedTuple):
-    """What the tables show, and the files there are now: tables, figures, page."""
+    """What the tables show, and the files of the folder: tables, figures, page."""
 
     findings: list[Findings]
     files: list[Path]
@@ -26,18 +26,18 @@ class FolderReport(NamedTuple):
 
 def tables_below(folder: Path) -> list[Path]:
     """`folder` if it holds tables, else those of its subfolders that do, in order of name."""
-    inside = [folder] if _names(folder) else sorted(path for path in folder.glob("*") if path.is_dir())
-    return [path for path in inside if _names(path)]
+    candidates = [folder] if _names(folder) else sorted(path for path in folder.glob("*") if path.is_dir())
+    return [path for path in candidates if _names(path)]
 
 
 def report_folder(folder: Path) -> FolderReport:
     """Derives table `grid` where the folder holds a grid of models, draws every figure and writes the page."""
     tables: dict[str, pd.DataFrame] = {name: read_table(name, folder) for name in _names(folder) if name != "grid"}
-    if NEEDED in tables:
+    if TRAINING in tables:
         derived = grid_table(tables)
         if len(derived):
             write_table("grid", derived, folder)
-            tables = {NEEDED: tables[NEEDED], "grid": derived}  # its models one by one would be too many to read
+            tables = {TRAINING: tables[TRAINING], "grid": derived}  # single models would be too many to read
     figures = save_figures(tables, folder)
     page = write_page(tables, figures, folder)
     return FolderReport(findings(tables), [*(table_path(name, folder) for name in tables), *figures, page])

@@ -4,74 +4,104 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mfdiag.figures.style import number
-from mfdiag.reporting.sentences import Findings, with_interval
+from mfdiag.numbers import percent, with_interval
+from mfdiag.reporting.sentences import Findings, change, is_measurable, not_measurable, number
 
 __all__ = ["grid_findings"]
 
 _METRIC = "sliced_wasserstein"
+_ALL = "all"  # data set of the rows over all of them
 
 
 def grid_findings(frame: pd.DataFrame) -> list[Findings]:
     """Sentences from table `grid`."""
-    found = []
-    for dataset, part in frame.groupby("dataset", sort=False):
-        tell = _over_all if dataset == "all" else _dataset
-        found.append(Findings("all data sets" if dataset == "all" else str(dataset), tell(part)))
-    return [item for item in found if item.sentences]
+    statements = [
+        Findings("all data sets", _over_datasets(part)) if dataset == _ALL else Findings(str(dataset), _dataset(part))
+        for dataset, part in frame.groupby("dataset", sort=False)
+    ]
+    return [statement for statement in statements if statement.sentences]
 
 
 def _dataset(part: pd.DataFrame) -> list[str]:
-    sentences = []
-    ratios = part[part["quantity"] == "variance_ratio"]
-    if len(ratios):
-        last = ratios.sort_values("beta").iloc[-1]
-        sentences.append(
-            f"Training at beta = {last['beta']:g} instead of 0 divides the gradient variance by {with_interval(last)}."
-        )
+    sentences = _variance(part, "seed")
     quality = part[(part["metric"] == _METRIC) & (part["nfe"] == part["nfe"].min())]
     for weights, rows in quality.groupby("weights", sort=False):
         means = rows[rows["quantity"] == "quality"].sort_values("beta")
+        ends = " and ".join(f"{number(row)} at beta = {row['beta']:g}" for _, row in means.iloc[[0, -1]].iterrows())
         best = rows[rows["quantity"] == "best_beta"].iloc[0]
-        ends = " and ".join(f"{with_interval(row)} at {row['beta']:g}" for _, row in means.iloc[[0, -1]].iterrows())
-        spread = (
-            "the others are worse by a paired t test"
-            if best["ci_low"] == best["ci_high"]
-            else f"not told from it by a paired t test: beta from {best['ci_low']:g} to {best['ci_high']:g}"
-        )
-        steps = f"NFE {rows['nfe'].iloc[0]}"
-        sentences.append(
-            f"Sliced Wasserstein-1 at {steps} with {weights} weights is {ends}; best at {best['value']:g} ({spread})."
-        )
+        samples = f"at NFE {rows['nfe'].iloc[0]} with {weights} weights"
+        sentences.append(f"Sliced Wasserstein-1 {samples} is {ends}; {_best(best, means['beta'])}.")
     optima = part[part["quantity"] == "optimum"].sort_values("batch_size")
     if len(optima):
-        told = ", ".join(f"{with_interval(row)} for n = {number(row['batch_size'])}" for _, row in optima.iterrows())
-        sentences.append(f"The models trained at beta = 0 give the optimum {told}.")
+        by_size = [f"{_optimum(row)} for n = {int(row['batch_size']):,}" for _, row in optima.iterrows()]
+        sentences.append(f"The models trained at beta = 0 predict an optimal beta of {', '.join(by_size)}.")
     return sentences
 
 
-def _over_all(part: pd.DataFrame) -> list[str]:
-    """Geometric means over data sets, and how far each predicted optimum is from the best trained beta."""
-    sentences = []
+def _variance(part: pd.DataFrame, unit: str, note: str = "") -> list[str]:
+    """The effect of the largest trained beta on the gradient variance; `unit` is what n_samples counts."""
     ratios = part[part["quantity"] == "variance_ratio"].sort_values("beta")
-    if len(ratios):
-        last = ratios.iloc[-1]
-        sentences.append(
-            f"Training at beta = {last['beta']:g} instead of 0 divides the gradient variance by {with_interval(last)}, "
-            "geometric mean over data sets."
-        )
+    if ratios.empty:
+        return []
+    last = ratios.iloc[-1]
+    training = f"Training at beta = {last['beta']:g} instead of 0"
+    if is_measurable(last, 1):
+        return [f"{training} {change(last, 'the gradient variance')}{note}."]
+    return [f"{training} has an effect on the gradient variance that is {not_measurable(last, unit)}."]
+
+
+def _best(best: pd.Series, betas: pd.Series) -> str:
+    """Which beta has the lowest distance, and which do not differ from it by the paired t test over seeds."""
+    lowest = f"lowest at beta = {best['value']:g}"
+    if best["n_samples"] < 2:
+        return f"{lowest}, a difference {not_measurable(best, 'seed')}"
+    if best["ci_low"] == best["ci_high"]:
+        return f"{lowest}, and every other beta is significantly worse"
+    if best["ci_low"] <= betas.min() and best["ci_high"] >= betas.max():
+        return f"{lowest}, but no beta differs significantly"
+    return f"{lowest}, but no beta from {best['ci_low']:g} to {best['ci_high']:g} differs significantly"
+
+
+def _optimum(row: pd.Series) -> str:
+    return number(row) if is_measurable(row, 0) else not_measurable(row, "seed")
+
+
+def _over_datasets(part: pd.DataFrame) -> list[str]:
+    """Geometric means over data sets, and the distance from each predicted optimum to the best trained beta."""
+    sentences = _variance(part, "data set", ", geometric mean over data sets")
     quality = part[part["metric"] == _METRIC]
-    for (nfe, weights), found in quality.groupby(["nfe", "weights"], sort=False):
-        told = [
-            f"{with_interval(row)} at beta = {row['beta']:g}"
-            for _, row in found[found["quantity"] == "quality_ratio"].sort_values("beta").iterrows()
-        ]
-        errors = [
-            f"{with_interval(row)} for n = {number(row['batch_size'])}"
-            for _, row in found[found["quantity"] == "prediction_error"].sort_values("batch_size").iterrows()
-        ]
-        text = f"Sliced Wasserstein-1 at NFE {nfe} with {weights} weights, against beta = 0: {', '.join(told)}"
-        if errors:
-            text += f"; distance from the predicted to the best beta: {', '.join(errors)}"
-        sentences.append(f"{text}.")
+    for (nfe, weights), rows in quality.groupby(["nfe", "weights"], sort=False):
+        samples = f"at NFE {nfe} with {weights} weights"
+        ratios = rows[rows["quantity"] == "quality_ratio"].sort_values("beta")
+        if len(ratios):
+            sentences.append(f"Change of sliced Wasserstein-1 {samples} relative to beta = 0: {_changes(ratios)}.")
+        errors = rows[rows["quantity"] == "prediction_error"].sort_values("batch_size")
+        if len(errors):
+            sentences.append(f"Distance from the predicted to the best beta {samples}: {_errors(errors)}.")
     return sentences
+
+
+def _changes(ratios: pd.DataFrame) -> str:
+    """Relative change of the distance at each beta."""
+    texts = [
+        f"{with_interval(row['value'] - 1, row['ci_low'] - 1, row['ci_high'] - 1, percent)} at beta = {row['beta']:g}"
+        for _, row in ratios.iterrows()
+        if is_measurable(row, 1)
+    ]
+    others = [row for _, row in ratios.iterrows() if not is_measurable(row, 1)]
+    if others:
+        betas = ", ".join(f"{row['beta']:g}" for row in others)
+        texts.append(f"{not_measurable(others[0], 'data set')} at {f'beta = {betas}' if texts else 'any beta'}")
+    return "; ".join(texts)
+
+
+def _errors(errors: pd.DataFrame) -> str:
+    """Distance between two betas for each batch size of the prediction."""
+    texts = [
+        f"{number(row)} for n = {int(row['batch_size']):,}" for _, row in errors.iterrows() if is_measurable(row, 0)
+    ]
+    others = [row for _, row in errors.iterrows() if not is_measurable(row, 0)]
+    if others:
+        sizes = ", ".join(f"{int(row['batch_size']):,}" for row in others)
+        texts.append(f"{not_measurable(others[0], 'data set')} for {f'n = {sizes}' if texts else 'any n'}")
+    return "; ".join(texts)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a folder of tables: what they show, the figures, the main numbers, how it was run."""
+"""One self-contained HTML page for a folder of tables: sentences, figures, main values, and commands."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mfdiag._version import __version__
-from mfdiag.figures.select import overall
-from mfdiag.figures.style import number
+from mfdiag.numbers import significant
 from mfdiag.reporting.findings import findings
 from mfdiag.storage import atomic_write
 from mfdiag.tables.schema import STATUSES, TABLES
+from mfdiag.tables.selection import overall
 from mfdiag.tables.store import MANIFEST, read_json
 
 __all__ = ["write_page"]
 
+_NOT_SHOWN = ("samples", "training")  # a row per sample or per step, far too many to read
+_CLOSED = "sweep"  # a row per beta, gamma and batch size: shown on demand
 _KEYS = (
     "checkpoint",
     "step",
@@ -44,25 +46,34 @@ class _Table(NamedTuple):
     doc: str
     columns: list[str]
     rows: list[list[str]]
-    keys: int  # leading columns that are no numbers
+    keys: int  # leading columns, which hold text
     open: bool  # shown at once, not on demand
 
 
 def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out: Path) -> Path:
-    """Writes `out/report.html`, which needs no other file; `figures` are paths of which the SVG ones are put into it.
+    """Writes `out/report.html`, which needs no other file.
 
-    Raises InputError where it cannot be written or the manifest is no JSON.
+    Args:
+        tables: tidy frames by name.
+        figures: files of figures; those in SVG become part of the page.
+        out: folder of the tables, which may hold a manifest.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: the page cannot be written, or the manifest is not valid JSON.
     """
     environment = Environment(loader=PackageLoader("mfdiag.reporting", "."), autoescape=True, undefined=StrictUndefined)
     shown = [table for name, frame in tables.items() if (table := _table(name, frame)) is not None]
-    doubts = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
+    caution = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
     datasets = sorted({str(name) for frame in tables.values() for name in frame["dataset"].unique()})
     text = environment.get_template("page.html.j2").render(
         title=f"{out.resolve().name}: {', '.join(datasets)}",
         findings=findings(tables),
         figures=[(path.stem, _inline(path)) for path in figures if path.suffix == ".svg"],
         tables=shown,
-        statuses=[STATUSES[name] for name in doubts],
+        statuses=[STATUSES[name] for name in caution],
         runs=dict(_runs(out)),
         version=__version__,
     )
@@ -73,17 +84,17 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
 
 
 def _inline(path: Path) -> Markup:
-    """The drawing without its XML head; names inside it get the file's stem, since a page holds several drawings."""
+    """The drawing without its XML head; the file's stem makes its identifiers unique within the page."""
     text = path.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]
-    for before in ('id="', 'href="#', "url(#"):
-        text = text.replace(before, f"{before}{path.stem}-")
+    for prefix in ('id="', 'href="#', "url(#"):
+        text = text.replace(prefix, f"{prefix}{path.stem}-")
     return Markup(text)  # drawn by this project from numbers and escaped text
 
 
 def _table(name: str, frame: pd.DataFrame) -> _Table | None:
-    """The rows over everything; None where there are none (stratified maps), or far too many to read."""
-    if name in ("samples", "training"):
+    """The rows over everything; None where there are none, as in maps over (r, t)."""
+    if name in _NOT_SHOWN:
         return None
     rows = overall(frame)
     if rows.empty:
@@ -93,12 +104,12 @@ def _table(name: str, frame: pd.DataFrame) -> _Table | None:
         [*(_text(row[key]) for key in keys), row["quantity"], *_interval(row), row["status"].replace("ok", "")]
         for row in rows.to_dict("records")
     ]
-    columns = [*keys, "quantity", "value", "from", "to", "status"]
-    return _Table(name, TABLES[name].doc, columns, cells, len(keys) + 1, name != "sweep")
+    columns = [*keys, "quantity", "value", "95 % low", "95 % high", "status"]
+    return _Table(name, TABLES[name].doc, columns, cells, len(keys) + 1, name != _CLOSED)
 
 
 def _interval(row: Mapping[Any, Any]) -> list[str]:
-    return ["" if pd.isna(row[key]) else number(row[key]) for key in ("value", "ci_low", "ci_high")]
+    return ["" if pd.isna(row[key]) else significant(row[key]) for key in ("value", "ci_low", "ci_high")]
 
 
 def _text(value: Any) -> str:
@@ -108,7 +119,7 @@ def _text(value: Any) -> str:
 
 
 def _runs(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """What the manifest says of each command."""
+    """For each command of the manifest: its words, when and how long it ran, hardware and versions."""
     if not (out / MANIFEST).exists():
         return
     for name, entry in read_json(out / MANIFEST).items():

@@ -1,4 +1,4 @@
-"""What sentences about tables are made of."""
+"""What sentences about tables are made of: numbers with their intervals, or the admission that they say nothing."""
 
 from __future__ import annotations
 
@@ -8,21 +8,60 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mfdiag.figures.style import number
+from mfdiag.numbers import percent, with_interval
 
-__all__ = ["Findings", "with_interval"]
+__all__ = ["Findings", "change", "is_measurable", "not_measurable", "number"]
+
+_ORDERS_OF_MAGNITUDE = 100  # largest ratio of the interval's ends that still says something
+_AS_FACTOR = 10  # factor from which a change is no longer given in percent
+_TRUSTED = ("ok", "outside_unit_interval")  # statuses that are not repeated beside the number
 
 
 class Findings(NamedTuple):
-    """A model under one setting, or a data set of a grid, and what was found about it."""
+    """Sentences about one subject: a model with its settings, or a data set of a grid."""
 
     subject: str
     sentences: list[str]
 
 
-def with_interval(row: pd.Series, write: Callable[[float], str] = number) -> str:
-    """`1.15 [1.09, 1.22]`, and the status where it casts doubt on the number."""
-    text = write(row["value"])
-    if np.isfinite([row["ci_low"], row["ci_high"]]).any():
-        text += f" [{write(row['ci_low'])}, {write(row['ci_high'])}]"
-    return text if row["status"] in ("ok", "outside_unit_interval") else f"{text} ({row['status']})"
+def number(row: pd.Series, write: Callable[[float], str] | None = None) -> str:
+    """`1.15 [1.09, 1.22]`, with the status where it casts doubt; `write` as in `numbers.with_interval`."""
+    return with_interval(row["value"], row["ci_low"], row["ci_high"], write) + _doubt(row)
+
+
+def _doubt(row: pd.Series) -> str:
+    return "" if row["status"] in _TRUSTED else f" ({row['status']})"
+
+
+def is_measurable(row: pd.Series, no_effect: float | None = None) -> bool:
+    """Whether the estimate says anything.
+
+    It does not if it is negative where it cannot be, or if its interval has an infinite end, spans two orders of
+    magnitude, or holds `no_effect`, such as 1 for a ratio. A row without an interval counts as measurable.
+    """
+    low, high = row["ci_low"], row["ci_high"]
+    if row["status"] == "negative_estimate":
+        return False
+    if pd.isna(low) and pd.isna(high):
+        return True
+    if not np.isfinite([low, high]).all() or (low > 0 and high >= _ORDERS_OF_MAGNITUDE * low):
+        return False
+    return no_effect is None or not low <= no_effect <= high
+
+
+def not_measurable(row: pd.Series, unit: str = "sample") -> str:
+    """`not measurable with 4,096 samples`; `unit` is what the row's n_samples counts."""
+    count = int(row["n_samples"])
+    return f"not measurable with {count:,} {unit}{'' if count == 1 else 's'}{_doubt(row)}"
+
+
+def change(row: pd.Series, subject: str) -> str:
+    """`lowers the loss by 38 % [21 %, 48 %]`, for a row whose value is the ratio of `subject` before to after."""
+    value, low, high = (float(row[name]) for name in ("value", "ci_low", "ci_high"))
+    lowers = value >= 1
+    if not lowers:
+        value, low, high = 1 / value, 1 / high, 1 / low
+    if value >= _AS_FACTOR:
+        return f"{'divides' if lowers else 'multiplies'} {subject} by {with_interval(value, low, high)}{_doubt(row)}"
+    share, least, most = (1 - 1 / factor if lowers else factor - 1 for factor in (value, low, high))
+    return f"{'lowers' if lowers else 'raises'} {subject} by {with_interval(share, least, most, percent)}{_doubt(row)}"

@@ -1,4 +1,4 @@
-"""Which rows of a tidy table a figure, a sentence or a summary is about."""
+"""Rows of a tidy table: by quantity, over everything, or by bin of time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _BIN_EDGES = ("r_low", "r_high", "t_low", "t_high")
 
 
 def of_quantity(frame: pd.DataFrame, *quantities: str) -> pd.DataFrame:
-    """Rows that hold one of the quantities and a finite value."""
+    """Rows with one of the quantities and a finite value."""
     return frame[frame["quantity"].isin(quantities) & frame["value"].abs().lt(float("inf"))]
 
 
 def overall(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows over the whole network and all times."""
-    kept = over_all_times(frame)
-    return kept[kept["layer"] == "all"] if "layer" in kept else kept
+    """Rows of the whole network over all times."""
+    rows = over_all_times(frame)
+    return rows[rows["layer"] == "all"] if "layer" in rows else rows
 
 
 def over_all_times(frame: pd.DataFrame) -> pd.DataFrame:
@@ -26,13 +26,12 @@ def over_all_times(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_time(frame: pd.DataFrame, *times: str) -> pd.DataFrame:
-    """Rows over the whole network, binned in exactly the named times ("r", "t")."""
+    """Rows of the whole network that are binned in exactly the given times ("r", "t")."""
     binned = [edge for edge in _BIN_EDGES if edge[0] in times]
     null = [edge for edge in _BIN_EDGES if edge[0] not in times]
-    kept = (frame["layer"] == "all") & frame[binned].notna().all(axis=1) & frame[null].isna().all(axis=1)
-    return frame[kept]
+    return frame[(frame["layer"] == "all") & frame[binned].notna().all(axis=1) & frame[null].isna().all(axis=1)]
 
 
 def midpoint(frame: pd.DataFrame, time: str) -> pd.Series:
-    """Centre of each row's bin of `time`."""
+    """Center of each row's bin of `time` ("r" or "t")."""
     return (frame[f"{time}_low"] + frame[f"{time}_high"]) / 2

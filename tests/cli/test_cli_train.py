@@ -131,7 +131,7 @@ def test_the_quick_experiment_runs(cli: Run, tmp_path: Path) -> None:
     sweep = ["--beta", "0:1:0.5", "--by", "none", "--samples", "128", "--posterior", "none"]
     assert cli("sweep", *some, *sweep, *options).code == 0
     result = cli("report", tmp_path)
-    assert result.code == 0 and "divides the gradient variance by" in result.out, result.err
+    assert result.code == 0 and "- Training at beta = 1 instead of 0 " in result.out, result.err
     frame = read_table("grid", out)
     assert set(frame["quantity"]) >= {"variance", "variance_ratio", "quality", "quality_ratio", "best_beta"}
     assert {path.stem for path in (out / "figures").iterdir()} >= {"grid_variance", "grid_quality"}

@@ -16,13 +16,15 @@ from matplotlib.text import Annotation
 
 from mfdiag.errors import InputError
 from mfdiag.figures import (
-    FIGURES,
     batch_optimum,
     beta_map,
     bias_variance,
     compare,
     concentration,
+    figures,
     grid_optimum,
+    grid_quality,
+    grid_variance,
     layers,
     loss_by_time,
     plane,
@@ -31,8 +33,7 @@ from mfdiag.figures import (
     training_course,
     velocity_field,
 )
-from mfdiag.figures import grid as grids
-from mfdiag.figures.beta_map import corners
+from mfdiag.figures._cells import corners
 
 Make = Callable[..., pd.DataFrame]
 
@@ -67,12 +68,12 @@ def test_bias_variance_draws_the_rows_and_marks_each_minimum(sweep: Make) -> Non
     left, middle, right = bias_variance.draw(sweep()).axes
     beta, value = xy(line(left, "total"))
     np.testing.assert_allclose(value, 700 - 2 * 309 * beta + 300 * beta**2)
-    assert legend(left) == ["total (least at β = 1)", "given $x_t, r, t$ (least at β = 1)"]
+    assert legend(left) == ["total (lowest at β = 1)", "given $x_t, r, t$ (lowest at β = 1)"]
     np.testing.assert_allclose(xy(line(middle, "bias²"))[1], 0.0018 * beta**2)
     assert legend(right) == [
-        "n = 256 (least at β = 1)",
-        "n = 4,096 (least at β = 1)",
-        "n = 1,000,000 (least at β = 0.15)",
+        "n = 256 (lowest at β = 1)",
+        "n = 4,096 (lowest at β = 1)",
+        "n = 1,000,000 (lowest at β = 0.15)",
     ]
     assert [round(x, 2) for x, _ in stars(right)] == [1.0, 1.0, 0.15]
     np.testing.assert_allclose(xy(line(right, "n = 1,000,000"))[1], value + 1800 * beta**2)
@@ -91,7 +92,7 @@ def test_bias_variance_shows_a_negative_bias_where_it_is_and_no_minimum(sweep: M
     figure = bias_variance.draw(sweep(noise=-0.004))
     _, middle, right = figure.axes
     assert xy(line(middle, "bias²"))[1].min() == pytest.approx(-0.0022)
-    assert "n = 1,000,000 (minimum not resolved)" in legend(right)
+    assert "n = 1,000,000 (minimum not measurable)" in legend(right)
     assert len(stars(right)) == 2 and right.get_yscale() == "linear"
 
 
@@ -102,7 +103,7 @@ def test_bias_variance_takes_a_log_axis_for_a_wide_range(sweep: Make) -> None:
 def test_bias_variance_does_with_the_quantities_there_are(sweep: Make) -> None:
     frame = sweep()
     left, middle, right = bias_variance.draw(frame[frame["quantity"] == "variance"]).axes
-    assert legend(left) == ["total (least at β = 1)"] and legend(right) == []
+    assert legend(left) == ["total (lowest at β = 1)"] and legend(right) == []
     assert not any(len(xy(found)[0]) > 2 for found in (*middle.lines, *right.lines))
 
 
@@ -150,7 +151,7 @@ def test_plane_marks_the_least_and_names_the_corners(sweep: Make) -> None:
         values = quadratic(frame, "mse", n)(beta, gamma)
         ((x, y),) = stars(panel)
         assert (x, y) == pytest.approx((beta[values.argmin()], gamma[values.argmin()]), abs=0.01)
-        assert legend(panel) == [f"least at β = {x:.2f}, γ = {y:.2f}"]
+        assert legend(panel) == [f"lowest at β = {x:.2f}, γ = {y:.2f}"]
         assert {text.get_text(): text.xy for text in panel.texts if isinstance(text, Annotation)} == {
             name: corner for corner, name in plane.CORNERS.items()
         }
@@ -166,7 +167,7 @@ def test_plane_draws_the_path_of_the_optimum_with_its_intervals(sweep: Make) -> 
     across, along = (np.array(lines.get_segments()) for lines in bars.lines[2])
     np.testing.assert_allclose(np.ptp(across[:, :, 0], axis=1), 0.1)
     np.testing.assert_allclose(np.ptp(along[:, :, 1], axis=1), 0.1)
-    assert legend(middle) == ["best (β, γ) for n = 1 to 1,000,000"]
+    assert legend(middle) == ["optimum (β, γ) for n = 1 to 1,000,000"]
     named = {text.get_text(): text.xy for text in middle.texts if isinstance(text, Annotation)}
     assert named["1,000,000"] == pytest.approx((beta.iloc[-1], gamma.iloc[-1])) and "10" not in named
     doubted = frame.assign(status=frame["status"].where(frame["batch_size"] != 10**6, "negative_estimate"))
@@ -185,7 +186,7 @@ def test_plane_hatches_what_is_below_zero_and_marks_no_minimum_there(sweep: Make
     figure = plane.draw(frame[frame["beta"].notna()])
     _, middle, right = figure.axes
     assert "Hatched" in caption(figure) and "Hatched" not in caption(plane.draw(sweep()))
-    assert stars(right) == [] and legend(right) == ["minimum not resolved"]
+    assert stars(right) == [] and legend(right) == ["minimum not measurable"]
     hatched = [found for found in middle.collections if isinstance(found, ContourSet) and any(found.hatches)]
     value = quadratic(frame, "bias2")
     assert len(hatched) == 1 and (value(*np.concatenate([p.vertices for p in hatched[0].get_paths()]).T) < 1e-5).all()
@@ -245,16 +246,16 @@ def test_cells_are_clipped_to_r_below_t(r: tuple[float, float], t: tuple[float, 
 def test_time_density_prints_the_shares_of_both_densities(times: Make) -> None:
     figure = time_density.draw(times())
     trained, new, _ = figure.axes
-    assert (title(trained), title(new)) == ("trained", "least variance")
+    assert (title(trained), title(new)) == ("trained", "lowest variance")
     assert len(trained.texts) == len(new.texts) == len(trained.patches) == 9
     assert {text.get_text() for text in trained.texts} == {"11.1"}
     assert [text.get_text() for text in new.texts] == ["22.2"] + ["9.7"] * 8
     below = [patch for patch in new.patches if (np.diff(patch.get_path().vertices[:4], axis=1)[2:] < 0).all()]
     assert len(below) == 3, "the pairs with r = t lie in a band of their own"
     luminance = [to_rgb(patch.get_facecolor()) @ np.array([0.2126, 0.7152, 0.0722]) for patch in new.patches]
-    assert luminance[0] < min(luminance[1:]) - 0.2, "told apart in grey"
-    told = "divided by 1.3 [1.2, 1.4] as predicted, by 1.25 [1.15, 1.35] as measured on fresh samples"
-    assert told in caption(figure)
+    assert luminance[0] < min(luminance[1:]) - 0.2, "distinct in gray"
+    gain = "trained over new density: predicted 1.30 [1.20, 1.40], measured 1.25 [1.15, 1.35] on new samples"
+    assert gain in caption(figure)
     assert time_density.rows(times().query("pairs == 'all'")).empty
 
 
@@ -275,7 +276,7 @@ def test_batch_optimum_has_a_line_per_checkpoint(coefficient: Make) -> None:
 @pytest.mark.parametrize(
     ("change", "label", "marks"),
     [
-        ({"value": -5.0, "status": "negative_estimate"}, "n₀ not resolved", ""),
+        ({"value": -5.0, "status": "negative_estimate"}, "n₀ not measurable", ""),
         ({"ci_high": np.inf, "ci_low": -1e3}, "n₀ = 167,000 [−1,000, ∞]", "<>"),
         ({"status": "too_few_samples"}, "n₀ = 167,000 [91,700, 242,000], too_few_samples", "||"),
     ],
@@ -335,7 +336,7 @@ def test_velocity_field_draws_divergence_above_rotation(variance: Make) -> None:
     assert share.get_ylim()[0] == 0 and "does not rotate" in caption(figure)
 
 
-def test_loss_by_time_draws_both_tangents_at_bin_centres(variance: Make) -> None:
+def test_loss_by_time_draws_both_tangents_at_bin_centers(variance: Make) -> None:
     panel = loss_by_time.draw(variance()).axes[0]
     t, conditional = xy(line(panel, "conditional"))
     np.testing.assert_allclose(t, np.arange(0.05, 1, 0.1))
@@ -370,7 +371,7 @@ def test_concentration_annotates_the_top_share(samples: Make) -> None:
     assert (np.diff(y) >= 0).all() and (y <= x + 1e-9).all() and np.interp(0.99, x, y) == pytest.approx(1 - share)
 
 
-def test_lines_differ_in_colour_dashes_and_marker(coefficient: Make) -> None:
+def test_lines_differ_in_color_dashes_and_marker(coefficient: Make) -> None:
     drawn = [
         found
         for found in batch_optimum.draw(coefficient(steps=(1, 2, 3, 4))).axes[0].lines
@@ -385,7 +386,7 @@ def test_compare_orders_estimators_and_drops_what_is_below_zero(request: pytest.
     left, right = compare.draw(frame).axes
     names = ["meanflow", "alpha_flow", "stable_velocity", "teacher"]
     assert [label.get_text() for label in left.get_yticklabels()] == names
-    np.testing.assert_allclose(xy(line(left, "all"))[0], [1, 0.8, 0.2, 0.01])
+    np.testing.assert_allclose(xy(line(left, "total"))[0], [1, 0.8, 0.2, 0.01])
     assert legend(right) == ["n = 1", "n = 4,096", "n = 1,000,000"]
     largest = xy(line(right, "n = 1,000,000"))[0]
     np.testing.assert_allclose(largest, [1, 0.8 + 100 / 700, np.nan, 0.01 + 20_000 / 700])
@@ -441,11 +442,11 @@ def test_training_course_shows_the_first_data_set_with_means_over_seeds(training
 
 def test_grid_figures_have_a_panel_for_each_data_set(grid: Make) -> None:
     frame = grid()
-    variance = grids.draw_variance(frame)
+    variance = grid_variance.draw(frame)
     assert [title(panel) for panel in variance.axes] == ["two_moons", "pinwheel"]
     np.testing.assert_allclose(xy(line(variance.axes[0], "trained and measured"))[1], [180, 135, 90])
-    np.testing.assert_allclose(xy(line(variance.axes[0], "trained at 0"))[1], [200, 150, 100])
-    quality_figure = grids.draw_quality(frame)
+    np.testing.assert_allclose(xy(line(variance.axes[0], "trained at β = 0"))[1], [200, 150, 100])
+    quality_figure = grid_quality.draw(frame)
     np.testing.assert_allclose(xy(line(quality_figure.axes[1], "ema"))[1], [0.03, 0.035, 0.04])
 
 
@@ -454,12 +455,12 @@ def test_grid_optimum_marks_predictions_and_the_best(grid: Make) -> None:
     assert [text.get_text() for text in panel.get_yticklabels()] == ["two_moons", "pinwheel"]
     np.testing.assert_allclose(xy(line(panel, "predicted, n = 1"))[0], 1.3, rtol=1e-5)
     np.testing.assert_allclose(xy(line(panel, "predicted, n = 512,000"))[0], 1.3 / 2.024)
-    np.testing.assert_allclose(xy(line(panel, "best by samples, ema"))[0], 0.5)
+    np.testing.assert_allclose(xy(line(panel, "best samples, ema"))[0], 0.5)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", figures())
 def test_a_table_without_the_rows_is_refused(name: str, request: pytest.FixtureRequest) -> None:
-    kind = FIGURES[name]
-    frame = request.getfixturevalue(kind.table)()
+    figure = figures()[name]
+    frame = request.getfixturevalue(figure.table)()
     with pytest.raises(InputError, match="no rows to draw"):
-        kind.draw(frame.iloc[:0])
+        figure.draw(frame.iloc[:0])

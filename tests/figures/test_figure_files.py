@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,18 +11,17 @@ import pandas as pd
 import pytest
 
 from mfdiag.errors import InputError
-from mfdiag.figures import FIGURES, save_figures
-from mfdiag.figures.select import select
-from mfdiag.figures.style import number
+from mfdiag.figures import drawable, figures, save_figures
+from mfdiag.figures._select import select
 
 Make = Callable[..., pd.DataFrame]
 
 
 def test_every_figure_with_data_is_saved_as_svg_and_png(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    tables = {name: request.getfixturevalue(name)() for name in {kind.table for kind in FIGURES.values()}}
+    tables = {name: request.getfixturevalue(name)() for name in {figure.table for figure in figures().values()}}
     before = dict(mpl.rcParams)
     written = save_figures(tables, tmp_path)
-    assert written == [tmp_path / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+    assert written == [tmp_path / "figures" / f"{name}.{kind}" for name in figures() for kind in ("svg", "png")]
     assert sorted((tmp_path / "figures").iterdir()) == sorted(written)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written if path.suffix == ".png")
     assert dict(mpl.rcParams) == before
@@ -41,9 +43,9 @@ def test_svg_is_deterministic_and_its_text_is_text(sweep: Make, tmp_path: Path) 
 
 def test_nothing_overlaps_and_nothing_is_cut(request: pytest.FixtureRequest) -> None:
     steps = (3000, 12_000)
-    tables = {name: request.getfixturevalue(name)(steps) for name in {kind.table for kind in FIGURES.values()}}
-    for name, kind in FIGURES.items():
-        figure = kind.draw(tables[kind.table])
+    tables = {name: request.getfixturevalue(name)(steps) for name in {figure.table for figure in figures().values()}}
+    for name, spec in figures().items():
+        figure = spec.draw(tables[spec.table])
         figure.draw_without_rendering()
         boxes = [axes.get_tightbbox() for axes in figure.axes]
         page = figure.bbox
@@ -70,9 +72,23 @@ def test_select_labels_by_what_differs(sweep: Make) -> None:
         select(frame.iloc[:0])
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.01512, "0.0151"), (166_667.0, "167,000"), (-1234.0, "−1,230"), (2.5e9, "2.5e+09"), (float("inf"), "∞")],
-)
-def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert number(value) == text
+def test_asking_what_can_be_drawn_imports_no_heavy_library(sweep: Make, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.parquet"
+    sweep().to_parquet(path)
+    code = (
+        "import sys, pandas; from mfdiag.figures import drawable\n"
+        f"print([figure.name for figure in drawable({{'sweep': pandas.read_parquet({str(path)!r})}})])\n"
+        "print(sorted({'matplotlib', 'scipy', 'torch'} & sys.modules.keys()))"
+    )
+    lines = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert lines == ["['bias_variance', 'plane']", "[]"]
+
+
+def test_figures_are_named_after_their_files_and_the_docs_list_them() -> None:
+    for name, figure in figures().items():
+        assert importlib.import_module(f"mfdiag.figures.{name}").FIGURE is figure
+    root = Path(__file__).parents[2]
+    pages = [path.read_text(encoding="utf-8") for path in (*root.glob("*.md"), *(root / "docs").rglob("*.md"))]
+    documented = {line for page in pages for line in page.splitlines()}
+    assert {f"| `{name}` | {figure.says} |" for name, figure in figures().items()} <= documented
+    assert drawable({}) == []

@@ -18,7 +18,7 @@ BEST = {"two_moons": 0.5, "pinwheel": 1.0}
 
 
 def value_of(dataset: str, beta: float, seed: int) -> float:
-    """Distances with a clear least at BEST, and an offset for each seed that pairing takes out."""
+    """Distances with a clear minimum at BEST, and an offset for each seed that pairing takes out."""
     return 0.03 + 0.02 * abs(beta - BEST[dataset]) + 0.01 * seed + 1e-5 * ((7 * seed + int(4 * beta)) % 3)
 
 
@@ -78,7 +78,7 @@ def test_variance_is_that_at_the_models_own_coefficient(tables: dict[str, pd.Dat
     np.testing.assert_allclose(ratio[["value", "ci_low", "ci_high"]], 2 / 2.25, err_msg="pairing leaves no spread")
 
 
-def test_the_best_beta_and_what_is_not_told_from_it(tables: dict[str, pd.DataFrame]) -> None:
+def test_the_best_beta_and_those_that_do_not_differ_from_it(tables: dict[str, pd.DataFrame]) -> None:
     rows = picked(grid_table(tables), "best_beta").set_index("dataset")
     assert rows["value"].to_dict() == BEST
     assert (rows["ci_low"] == rows["value"]).all() and (rows["ci_high"] == rows["value"]).all()

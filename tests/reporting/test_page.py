@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from mfdiag import measure
-from mfdiag.figures.render import save_figures
-from mfdiag.figures.style import number
+from mfdiag.figures import save_figures
 from mfdiag.models.networks.mlp import MLP
+from mfdiag.numbers import significant
 from mfdiag.reporting import write_page
 
 
@@ -57,7 +57,7 @@ def test_page_holds_everything(tables: dict[str, pd.DataFrame], tmp_path: Path) 
     chosen = variance[(variance["layer"] == "all") & variance["t_low"].isna() & (variance["quantity"] == "variance")]
     assert len(chosen) == 2
     for value in chosen["value"]:
-        assert number(value) in page.cells
+        assert significant(value) in page.cells
 
 
 def test_names_from_outside_are_escaped(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mfdiag.numbers import plain
 from mfdiag.tables.selection import overall
 
-__all__ = ["Summarize", "Summary", "plain_summary", "significant", "summaries", "with_error"]
+__all__ = ["Summarize", "Summary", "plain_summary", "summaries"]
 
 _KEYS = ("estimator", "form", "role", "kappa_kind", "batch_size")
 _SETTINGS = ("dataset", "proxy", "times")
@@ -68,18 +69,8 @@ def plain_summary(title: str, rows: pd.DataFrame) -> list[Summary]:
     lines = []
     for row in rows.to_dict("records"):
         names = ["" if pd.isna(row[key]) else str(row[key]) for key in keys]
-        interval = "" if pd.isna(row["ci_low"]) else f"{significant(row['ci_low'])} … {significant(row['ci_high'])}"
+        interval = "" if pd.isna(row["ci_low"]) else f"{plain(row['ci_low'])} … {plain(row['ci_high'])}"
         status = "" if row["status"] == "ok" else row["status"]
-        lines.append((*names, row["quantity"], significant(row["value"]), interval, status))
+        lines.append((*names, row["quantity"], plain(row["value"]), interval, status))
     columns = (*keys, "quantity", "value", "95 % interval", "status")
     return [Summary(title, columns, lines, numeric=("value", "95 % interval"))]
-
-
-def with_error(value: float, error: float, digits: int = 4) -> str:
-    """A value and its standard error, 654.1 ± 46; the value alone where there is no error."""
-    return significant(value, digits) if pd.isna(error) else f"{significant(value, digits)} ± {significant(error, 2)}"
-
-
-def significant(value: float, digits: int = 4) -> str:
-    """Significant digits without an exponent up to a million: 9086, 767 -> 770, 0.000324."""
-    return f"{float(f'{value:.{digits}g}'):g}"

@@ -10,14 +10,13 @@ from typing import Literal
 import numpy as np
 
 from mfdiag.errors import InputError
-from mfdiag.estimators import find_estimator
+from mfdiag.estimators import DEFAULT_ESTIMATORS, find_estimator
 from mfdiag.flow.weighting import Weighting
 from mfdiag.gradients.sample_pass import PassSettings
 
-__all__ = ["DEFAULT_ESTIMATORS", "Progress", "Request"]
+__all__ = ["Progress", "Request"]
 
 _LARGEST = 2**62  # tables hold 64-bit integers
-DEFAULT_ESTIMATORS = ("meanflow", "ema_tangent")
 
 Progress = Callable[[str, int, int], None]
 """(what is measured, samples done, samples in all)."""

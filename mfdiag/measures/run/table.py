@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mfdiag.estimators import DEFAULT_ESTIMATORS
 from mfdiag.tables.fields import Table
 
 if TYPE_CHECKING:  # table files stay importable without torch and pandas, so that --help is instant
@@ -50,7 +51,7 @@ class MeasuredTable:
     summary: Summarize | None = None
     also: tuple[Table, ...] = ()
     options: tuple[str, ...] = ()
-    default_estimators: tuple[str, ...] = ("meanflow", "ema_tangent")
+    default_estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
     default_by: By = "none"
     default_bins: tuple[int, int] | None = None
     one_estimator: bool = False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from mfdiag.errors import did_you_mean
+from mfdiag.plugins import files_of
 from mfdiag.quality.metrics._base import DataSubsample, Metric, PairedSamples, Reference
 
 __all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference", "find_metric", "metrics"]
@@ -13,9 +11,7 @@ __all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference", "find_metric
 
 def metrics() -> dict[str, Metric]:
     """Name -> metric, one for each public file of this package."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    loaded = (importlib.import_module(f"{__name__}.{name}").METRIC for name in names)
-    return {metric.name: metric for metric in loaded}
+    return {metric.name: metric for metric in files_of(__name__, "METRIC")}
 
 
 def find_metric(name: str) -> Metric:

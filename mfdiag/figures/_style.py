@@ -1,4 +1,7 @@
-"""One look for all figures: legible in grey, colour-blind safe, the same bytes for the same table."""
+"""One look for all figures: readable in gray and with color blindness, the same bytes for the same table.
+
+matplotlib takes half a second to import, so it is imported by what draws, not by this module.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,18 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-__all__ = [
-    "GREY",
-    "LINES",
-    "Line",
-    "estimate",
-    "finish",
-    "grid_of_axes",
-    "heading",
-    "number",
-    "save",
-    "share",
-    "styled",
-]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-GREY = "#666666"
+__all__ = ["GRAY", "LINES", "Line", "estimate", "finish", "grid_of_axes", "heading", "save", "styled"]
+
+GRAY = "#666666"
 _RC: dict[Any, Any] = {  # the stubs of matplotlib list every key as a literal
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -52,18 +43,22 @@ _RC: dict[Any, Any] = {  # the stubs of matplotlib list every key as a literal
     "svg.hashsalt": "mfdiag",
     "hatch.linewidth": 0.7,
 }
+_TITLE_HEIGHT = 0.6  # inches, for title and caption
+_DENSE = 12  # points from which markers are thinned out
+_CAPTION_SIZE = 7.5
+_CAPTION_LETTERS = 16.5  # per inch, at _CAPTION_SIZE
 
 
 @dataclass(frozen=True)
 class Line:
-    """Colour, dashes and marker of one series; each alone tells the series apart."""
+    """Color, dashes and marker of one series; each of them alone distinguishes the series."""
 
     color: str
     dashes: str
     marker: str
 
 
-# Luminance L* of 29, 50, 65 and 0: the colours stay apart in print, and under every colour-vision deficiency.
+# Luminance L* of 29, 50, 65 and 0: the colors differ in print and with every kind of color blindness.
 LINES = (
     Line("#004488", "-", "o"),
     Line("#BB5566", "--", "s"),
@@ -75,10 +70,12 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Runs `draw` under the shared style; the caller's own settings are left as they were."""
+    """Runs `draw` with the shared style; the caller's own settings stay unchanged."""
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib as mpl
+
         with mpl.rc_context(_RC):
             return draw(*args, **kwargs)
 
@@ -88,20 +85,40 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def grid_of_axes(
     rows: int, columns: int, width: float, height: float, *, least: float = 0, sharey: bool | Literal["row"] = False
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of panels of about `width` x `height` inches each, and its axes as an object array [rows, columns].
+    """A figure with a grid of panels.
 
-    `least` is the figure's own least width, where title and legend stand side by side.
+    Args:
+        rows: panels from top to bottom.
+        columns: panels from left to right.
+        width: approximate width of a panel in inches.
+        height: approximate height of a panel in inches.
+        least: minimum width of the figure in inches, where title and legend stand side by side.
+        sharey: as in `Figure.subplots`.
+
+    Returns:
+        The figure, and its axes as an object array [rows, columns].
     """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     figure = Figure(
-        figsize=(max(columns * width, least), rows * height + 0.6),
+        figsize=(max(columns * width, least), rows * height + _TITLE_HEIGHT),
         layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
     )
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey)
 
 
 def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: str) -> None:
-    """A series: its values as a line with markers, its 95 % interval as a band. `rows` are in the order of `x`."""
-    stride = 1 if len(rows) <= 12 else 3  # apart from series to series, so that equal curves both show
+    """Draws a series: values as a line with markers, 95 % intervals as a band.
+
+    Args:
+        axes: the panel.
+        x: positions, one for each row.
+        rows: tidy rows in the order of `x`.
+        line: color, dashes and marker.
+        label: text for the legend.
+    """
+    stride = 1 if len(rows) <= _DENSE else 3  # offset from series to series, so that equal curves both show
     axes.plot(
         x.to_numpy(),
         rows["value"].to_numpy(),
@@ -119,7 +136,13 @@ def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: st
 
 
 def heading(axes: Axes, title: str, columns: int = 1) -> None:
-    """The legend of a panel above it, where it can hide no data, with the panel's title as its head."""
+    """Puts the legend above the panel, where it hides no data, under the panel's title.
+
+    Args:
+        axes: the panel.
+        title: title of the panel; "" for none.
+        columns: columns of the legend.
+    """
     handles, labels = axes.get_legend_handles_labels()
     legend = axes.legend(
         handles,
@@ -135,28 +158,23 @@ def heading(axes: Axes, title: str, columns: int = 1) -> None:
 
 
 def finish(figure: Figure, title: str, *notes: str) -> Figure:
-    """Title above, and below it all the caption: what the rows have in common and how to read the marks."""
+    """Adds the title above and, below, a caption: what the rows have in common and how to read the marks."""
     figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
     text = ". ".join(note for note in notes if note)
-    width = int(figure.get_figwidth() * 16.5)  # characters of 7.5 pt that fit in one line
-    figure.supxlabel(textwrap.fill(text + ".", width), x=0.012, ha="left", fontsize=7.5, color=GREY)
+    width = int(figure.get_figwidth() * _CAPTION_LETTERS)
+    figure.supxlabel(textwrap.fill(text + ".", width), x=0.012, ha="left", fontsize=_CAPTION_SIZE, color=GRAY)
     return figure
 
 
 def save(figure: Figure, path: Path, kind: str) -> None:
-    """Writes the figure as "svg" or "png"; the same figure gives the same SVG, which carries no date."""
+    """Writes the figure.
+
+    Args:
+        figure: a finished figure.
+        path: the file to write.
+        kind: "svg" or "png". The same figure gives the same SVG, which carries no date.
+    """
+    import matplotlib as mpl
+
     with mpl.rc_context(_RC):
         figure.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
-
-
-def share(part: float) -> str:
-    """A share as a percentage with one decimal: 19.6 %."""
-    return f"{100 * part:.1f} %"
-
-
-def number(value: float) -> str:
-    """Three significant digits, thousands separated: 0.015, 1.71, 167,000; an exponent from 1e9 on; ∞ and ? (NaN)."""
-    if not np.isfinite(value):
-        return "∞" if value > 0 else "?"
-    rounded = float(f"{value:.3g}")
-    return (f"{rounded:,.0f}" if 100 <= abs(rounded) < 1e9 else f"{rounded:.3g}").replace("-", "−")
