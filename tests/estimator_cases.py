@@ -82,5 +82,5 @@ def gradients(
     inputs, fields, opened = evaluate_batch(maker, engine, derivative, law.batch(np.arange(samples)))
     general = LossEngine(module, engine, plan.losses, some, lambda note: None)
     factors = engine.factors(inputs, plan.cotangents(fields), opened)
-    parts = {name: found.dense(0, samples) for name, found in general.beside(factors, fields)}
+    parts = {name: found.dense(0, samples) for name, found in general.append_losses(factors, fields)}
     return plan, torch.cat([parts[name] for name, _ in module.named_parameters()], 2)

@@ -68,8 +68,9 @@ def test_a_wrong_guess_of_a_bare_parameter_leaves_the_derivative_right() -> None
     module = _Summed().double().eval().requires_grad_(False)
     x, (r, t) = torch.randn(2, 2).double(), torch.tensor([[0.1, 0.2], [0.6, 0.9]]).double()
     engine = prepare_engine(module, (x, r, t, None), "fast", lambda note: None)
-    assert engine.checked_jvp is not None
-    dx, dt, along = engine.checked_jvp
+    checked = engine.capabilities.checked_jvp
+    assert checked is not None
+    _, dx, dt, along = checked
     truth = jvp(lambda x, t: module(x, r, t), (x, t), (dx[0], dt[0]))[1]
     torch.testing.assert_close(along[0], truth)
 

@@ -62,7 +62,7 @@ def test_all_at_once_is_one_at_a_time(name: str) -> None:
     general, fields, said = engine_of(name)
     for k, loss in enumerate(LOSSES):
         found = general.factors(k, fields)
-        truth = general._one_by_one(general.losses[k], fields, list(general.state))
+        truth = general._sample_by_sample(general.losses[k], fields, list(general.state))
         assert found.keys() == truth.keys() == general.state.keys()
         for parameter, factors in found.items():
             got, want = factors.dense(0, N), truth[parameter].dense(0, N)
