@@ -20,6 +20,8 @@ from mfdiag.gradients.recorder import RecordedForward
 
 __all__ = ["ReferenceEngine", "per_sample_gradients"]
 
+_VMAP_REFUSES = ("functorch", "vmap", "transform")  # words in torch's errors
+
 
 def per_sample_gradients(
     module: nn.Module, inputs: Inputs, cotangents: Tensor, names: Iterable[str] | None = None
@@ -53,7 +55,7 @@ def per_sample_gradients(
         try:
             gradients = vmap(of_sample, in_dims=in_dims, randomness="error")(x, r, t, labels, cotangents)
         except RuntimeError as error:
-            if not any(word in str(error) for word in ("functorch", "vmap")):
+            if not any(word in str(error) for word in _VMAP_REFUSES):
                 raise
             return _one_by_one(module, inputs, cotangents, parameters)
     return {name: values.transpose(0, 1) for name, values in gradients.items()}  # out_dims=1 fails on unused parameters

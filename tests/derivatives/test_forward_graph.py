@@ -1,4 +1,4 @@
-"""Derivatives had from the backward pass: equal to torch.func.jvp, and given up where a network does not allow them."""
+"""Derivatives by double backward: equal to torch.func.jvp, and not used where a network does not allow them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_derivatives_equal_forward_mode(name: str, dtype: torch.dtype) -> None:
     graph = engine.forward_graph(inputs)
     u, along = graph.derivatives(dx, dt)
     expected_u, expected = forward_mode_derivatives(module, x, r, t, y, dx, dt)
-    for found, truth in ((u, expected_u), (along, expected)):
-        assert (found - truth).norm() <= TOLERANCE[dtype] * truth.norm()
+    for actual, truth in ((u, expected_u), (along, expected)):
+        assert (actual - truth).norm() <= TOLERANCE[dtype] * truth.norm()
     shared = {k: f.gram(2) for k, f in engine.factors(inputs, cotangents, graph)}  # the graph is still good
     fresh = {k: f.gram(2) for k, f in engine.factors(inputs, cotangents)}
     assert all(torch.equal(shared[k], fresh[k]) for k in fresh)
@@ -92,8 +92,8 @@ def test_a_backward_pass_that_cannot_be_trusted_is_found_out(
 
 def test_without_any_derivative_there_is_the_difference() -> None:
     """Neither the backward pass nor forward mode: asked for all the same, what remains is one clear sentence."""
-    given = {"data": "gaussian:2,0,1", "samples": 32, "tables": ("sweep",)}
+    options = {"data": "gaussian:2,0,1", "samples": 32, "tables": ("sweep",)}
     with pytest.raises(InputError, match="forward-mode derivative"):
-        measure(_Squared(_Wrong.apply), derivative="jvp", **given)  # type: ignore[arg-type]
-    frame = measure(_Squared(_Wrong.apply), **given)["sweep"]  # type: ignore[arg-type]
+        measure(_Squared(_Wrong.apply), derivative="jvp", **options)  # type: ignore[arg-type]
+    frame = measure(_Squared(_Wrong.apply), **options)["sweep"]  # type: ignore[arg-type]
     assert frame["derivative"].str.startswith("difference:").all()

@@ -1,4 +1,4 @@
-"""Layers kept as linear maps: the same values, J^T w and J v as torch's own, and given up where they cannot serve."""
+"""Linearized layers: the same values, J^T w and J v as torch's own, and not used where a network forbids them."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_network_that_differentiates_itself_is_measured_without_them() -> None
     ]
     wanted = "quantity == 'variance' and space == 'gradient' and layer == 'all'"
     values = [frame["sweep"].query(wanted)["value"] for frame in frames]
-    for found in values[1:]:
-        np.testing.assert_allclose(found, values[0], rtol=1e-4)
+    for actual in values[1:]:
+        np.testing.assert_allclose(actual, values[0], rtol=1e-4)
 
 
 def test_a_network_that_overwrites_what_is_kept_is_measured_without_them() -> None:
