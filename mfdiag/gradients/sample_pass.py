@@ -160,7 +160,7 @@ def _prepare(
         first = draws.batch(cells.order[:_ENGINE_SAMPLES])
         _, fields, graph = evaluate_batch(builder, engine, derivative, first)
         losses = LossEngine(measured, engine, plan.losses, fields, say, derivative.jvp)
-        if graph is not None:
+        if graph is not None:  # of the layers that the engine settled on
             activation_bytes = graph.bytes_per_sample
     at_once = plan.groups * plan.size + 2  # cotangents, and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (activation_bytes * at_once + 1), cells)
@@ -213,6 +213,7 @@ def evaluate_batch(
     """
     inputs = builder.inputs(batch)
     graph = engine.forward_graph(inputs)
+    # with a `jvp` of its own the derivative is a difference, which double backward must not replace
     shared = graph.derivatives if graph is not None and graph.reversible and derivative.jvp is None else None
     return inputs, builder.fields(batch, inputs, derivative.differentiate, shared), graph
 

@@ -42,9 +42,7 @@ def find_capabilities(
     shapes = {name: p.shape for name, p in module.named_parameters()}
     names = {id(p): name for name, p in module.named_parameters()}
     layers = {name: layer for name, layer in module.named_modules() if rule_for(layer) is not None}
-    parameters = {
-        name: {names[id(p)] for p in layer.parameters(recurse=False)} for name, layer in layers.items()
-    }  # by layer
+    parameters = {name: {names[id(p)] for p in layer.parameters(recurse=False)} for name, layer in layers.items()}
     unruled = frozenset(shapes).difference(*parameters.values())
 
     # a parameter [1, ...] usually broadcasts without further axes
