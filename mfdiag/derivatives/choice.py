@@ -56,8 +56,8 @@ def parse_derivative(spec: str) -> tuple[str, float | None]:
         step = math.nan
     if kind != "difference" or not 0 < step <= _LARGEST_STEP:
         raise InputError(
-            f"--derivative takes auto, jvp, difference, or difference:h with a step 0 < h <= {_LARGEST_STEP}, such as "
-            f"difference:0.005; got {spec!r}."
+            "--derivative takes auto, jvp, difference, or difference:h with a step h above 0 and at most "
+            f"{_LARGEST_STEP}, such as difference:0.005; got {spec!r}."
         )
     return kind, step
 

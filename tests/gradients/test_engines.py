@@ -11,12 +11,12 @@ from networks import NETWORKS, Network
 from torch import Tensor, nn
 from torch.func import jvp
 
+from mfdiag import measure
 from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import make_cells
 from mfdiag.gradients.engine import Engine, prepare_engine
 from mfdiag.gradients.reference_engine import per_sample_gradients
-from mfdiag.measures.run.api import measure
 
 
 def engines(module: nn.Module, inputs: Inputs) -> tuple[Engine, Engine, list[str]]:
