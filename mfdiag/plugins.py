@@ -55,8 +55,8 @@ def installed(group: str, kind: type[T], taken: frozenset[str]) -> tuple[T, ...]
             article = "an" if kind.__name__[0] in "AEIOU" else "a"
             actual = f"the name {name!r} again" if isinstance(plugin, kind) else type(plugin).__name__
             raise InputError(
-                f"{place} must name {article} {kind.__name__} with a new name, but gives {actual}; correct or uninstall its "
-                "package."
+                f"{place} must name {article} {kind.__name__} with a new name, but gives {actual}; correct or "
+                "uninstall its package."
             )
         plugins[str(name)] = plugin
     return tuple(plugins.values())

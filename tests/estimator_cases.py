@@ -50,14 +50,14 @@ def draws(times: str = "uniform", shape: tuple[int, ...] = (3,), seed: int = 7) 
 def networks() -> tuple[Headed, nn.Module, nn.Module]:
     """The measured network, its average and a teacher."""
     torch.manual_seed(0)
-    found = [randomised(Headed(3), seed=k).double().eval().requires_grad_(False) for k in range(3)]
-    return found[0], found[1], found[2]
+    headed = [randomised(Headed(3), seed=k).double().eval().requires_grad_(False) for k in range(3)]
+    return headed[0], headed[1], headed[2]
 
 
 def gradients(
     specs: Sequence[str],
     module: nn.Module,
-    law: Draws,
+    draws: Draws,
     kind: str = "fast",
     others: dict[str, nn.Module] | None = None,
     weighting: Weighting | None = None,
@@ -70,17 +70,17 @@ def gradients(
     plan = ComparePlan(
         [find_estimator(spec) for spec in dict.fromkeys(["meanflow", *specs])],
         weighting or Weighting(),
-        law.posterior is not None,
+        draws.posterior is not None,
     )
     others = others or {}
     guide = others.get("ema", module)
     proxy = "ema" if "ema" in others else "self"
-    builder = FieldBuilder(module, guide, law, plan.needs, proxy, lambda a: a.double(), others)  # type: ignore[arg-type]
-    engine: Engine = prepare_engine(module, builder.inputs(law.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
+    builder = FieldBuilder(module, guide, draws, plan.needs, proxy, lambda a: a.double(), others)  # type: ignore[arg-type]
+    engine: Engine = prepare_engine(module, builder.inputs(draws.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
     derivative = forward_mode(module)
-    some = evaluate_batch(builder, engine, derivative, law.batch(np.arange(2)))[1]
-    inputs, fields, opened = evaluate_batch(builder, engine, derivative, law.batch(np.arange(samples)))
-    general = LossEngine(module, engine, plan.losses, some, lambda note: None)
-    factors = engine.factors(inputs, plan.cotangents(fields), opened)
-    parts = {name: found.dense(0, samples) for name, found in general.beside(factors, fields)}
+    first_fields = evaluate_batch(builder, engine, derivative, draws.batch(np.arange(2)))[1]
+    inputs, fields, graph = evaluate_batch(builder, engine, derivative, draws.batch(np.arange(samples)))
+    losses = LossEngine(module, engine, plan.losses, first_fields, lambda note: None)
+    factors = engine.factors(inputs, plan.cotangents(fields), graph)
+    parts = {name: joined.dense(0, samples) for name, joined in losses.append_losses(factors, fields)}
     return plan, torch.cat([parts[name] for name, _ in module.named_parameters()], 2)

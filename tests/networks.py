@@ -1,4 +1,4 @@
-"""Networks u(x, r, t, y) that between them use every rule of the fast engine, and many ways around a rule."""
+"""Networks u(x, r, t, y) that between them use every rule of the fast engine, and many uses that no rule expects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t**2 + 0.1 * t * (1 - t
 class Network(NamedTuple):
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    ruled: bool = True  # every parameter has a fast way
+    ruled: bool = True  # every parameter has a fast path
 
 
 class Timed(nn.Module):

@@ -1,21 +1,19 @@
-"""How a run differentiates the network along tangents: exactly where it can, else by differences."""
+"""How a run differentiates the network along tangents: exactly where it can, else by central differences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from mfdiag.derivatives.attention import twice_differentiable
+from mfdiag.derivatives.attention import FusedAttentionDetector
 from mfdiag.derivatives.differentiable_jvp import DifferentiableJvp
-from mfdiag.derivatives.finite_difference import difference_of, differences
-from mfdiag.derivatives.forward_graph import CheckedJvp, ForwardGraph
+from mfdiag.derivatives.finite_difference import central_difference, difference_quotients
+from mfdiag.derivatives.forward_graph import CheckedJvp, forward_graph
 from mfdiag.derivatives.forward_mode import NoForwardModeError, forward_mode_derivatives
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.inputs import Differentiate, Inputs
@@ -23,15 +21,17 @@ from mfdiag.fields.inputs import Differentiate, Inputs
 __all__ = ["Derivative", "choose_derivative", "forward_mode", "parse_derivative"]
 
 _KINDS = ("auto", "jvp", "difference")
+_LARGEST_STEP = 0.5  # of times in [0, 1]
 _WRONG = 0.01  # a relative error that rounding does not explain
-_TRIED_STEP = 2.0**-16  # small enough for times multiplied by 1000, large enough for float64
 _QUICK_STEPS = (2.0**-7, 2.0**-14)  # for times as they are and multiplied by 1000, in the run's own precision
+_CAREFUL_STEP = 2.0**-16  # in float64: small enough for times multiplied by 1000, large enough for rounding
 
 
 class Derivative(NamedTuple):
-    """What differentiates, and its `name` in tables: jvp, or difference:h.
+    """What differentiates the network, and its `name` in tables: jvp, or difference:h.
 
-    `jvp` does it with a gradient to the parameters; None where derivatives are exact, and an engine's own ways serve.
+    `jvp` is the same with a gradient to the parameters. It is None where derivatives are exact; then exact methods with
+    a gradient serve.
     """
 
     name: str
@@ -40,7 +40,11 @@ class Derivative(NamedTuple):
 
 
 def parse_derivative(spec: str) -> tuple[str, float | None]:
-    """Kind and step of `auto`, `jvp`, `difference` or `difference:h`. Raises InputError for anything else."""
+    """Kind and step of `auto`, `jvp`, `difference` or `difference:h`.
+
+    Raises:
+        InputError: `spec` is anything else.
+    """
     kind, _, text = spec.partition(":")
     if kind not in _KINDS:
         raise did_you_mean("derivative", kind, _KINDS)
@@ -50,17 +54,12 @@ def parse_derivative(spec: str) -> tuple[str, float | None]:
         step = float(text)
     except ValueError:
         step = math.nan
-    if kind != "difference" or not 0 < step <= 0.5:
+    if kind != "difference" or not 0 < step <= _LARGEST_STEP:
         raise InputError(
-            f"--derivative takes auto, jvp, difference or difference:h with a step h above 0 and at most 0.5, as in "
-            f"difference:0.005; got {spec!r}."
+            "--derivative takes auto, jvp, difference, or difference:h with a step h above 0 and at most "
+            f"{_LARGEST_STEP}, such as difference:0.005; got {spec!r}."
         )
     return kind, step
-
-
-def forward_mode(module: nn.Module) -> Derivative:
-    """By dual numbers, whether or not the module knows them."""
-    return Derivative("jvp", partial(forward_mode_derivatives, module))
 
 
 def choose_derivative(
@@ -70,122 +69,120 @@ def choose_derivative(
     dx: Tensor,
     dt: Tensor,
     say: Callable[[str], None],
-    tried: tuple[Inputs, CheckedJvp] | None = None,
+    checked: CheckedJvp | None = None,
 ) -> Derivative:
-    """What `spec` asks for, tried at `inputs` along the tangents dx [m, n, *shape], dt [m, n].
+    """Choose how to differentiate a network, and check it on a few samples.
 
-    `auto` is forward mode; without it the backward pass differentiated, if that can be done rightly, as an engine's was
-    when it was `tried` (at inputs of its own); without both central differences, which it says. Raises InputError where
-    `jvp` is asked for and cannot be had, and where the derivative is wrong by a difference quotient, which under `jvp`
-    is but said.
+    `auto` takes the first that works: forward mode, double backward, central differences.
+
+    Args:
+        spec: A derivative as `parse_derivative` takes it.
+        module: The network, u(x, r, t, labels).
+        inputs: The samples to check on.
+        dx: Tangents of x to check along, [m, n, *shape].
+        dt: Tangents of t, [m, n], each 0 or 1.
+        say: Receives notes.
+        checked: Derivatives that an engine has computed by double backward and found right. Forward mode is not tried
+            then; these are compared with difference quotients instead.
+
+    Returns:
+        The derivative.
+
+    Raises:
+        InputError: `spec` is jvp, and the network has no exact derivative; or `spec` is auto, and the exact derivative
+            differs from a difference quotient. Under jvp the latter is only a note.
     """
     kind, step = parse_derivative(spec)
     if kind != "difference":
         try:
-            if tried is not None:
-                found, checked = Derivative("jvp", partial(_by_either, module)), tried
-            else:
-                found, along = _exact(module, inputs, dx, dt)
-                checked = inputs, CheckedJvp(dx, dt, along)
+            derivative, checked = _exact_derivative(module, inputs, dx, dt, checked)
         except NoForwardModeError as missing:
             if kind == "jvp":
                 raise
-            say(f"no derivative by forward mode or by double backward: {missing.reason}.")
+            say(f"the network supports neither forward mode nor double backward: {missing.reason}.")
         else:
-            with _Fused() as attention:
-                _require_right(module, *checked, None if kind == "auto" else say)
+            with FusedAttentionDetector() as attention:
+                _require_agreement(module, checked, None if kind == "auto" else say)
             if attention.seen:
                 say("attention runs in elementary steps (MATH backend): fused kernels cannot be differentiated twice.")
-            return found
-    quotient = difference_of(module, inputs, dx, dt, step)
-    say(f"derivatives by central differences of step {quotient.step:g}, relative error about {quotient.error:.1g}.")
-    return Derivative(quotient.name, quotient, quotient.jvp)
+            return derivative
+    difference = central_difference(module, inputs, dx, dt, step)
+    say(f"derivatives by central differences of step {difference.step:g}, relative error about {difference.error:.1g}.")
+    return Derivative(difference.name, difference, difference.jvp)
 
 
-def _exact(module: nn.Module, inputs: Inputs, dx: Tensor, dt: Tensor) -> tuple[Derivative, Tensor]:
-    """The exact derivative, and what it gives. Raises NoForwardModeError where there is none."""
+def forward_mode(module: nn.Module) -> Derivative:
+    """Forward mode, without a check that the network supports it."""
+    return Derivative("jvp", partial(forward_mode_derivatives, module))
+
+
+def _exact_derivative(
+    module: nn.Module, inputs: Inputs, dx: Tensor, dt: Tensor, checked: CheckedJvp | None
+) -> tuple[Derivative, CheckedJvp]:
+    """The exact derivative, and values of it. Raises NoForwardModeError where the network has none."""
+    if checked is not None:
+        return Derivative("jvp", partial(_forward_mode_or_double_backward, module)), checked
     try:
-        return forward_mode(module), forward_mode_derivatives(module, *inputs, dx, dt)[1]
+        derivatives = forward_mode_derivatives(module, *inputs, dx, dt)[1]
+        return forward_mode(module), CheckedJvp(inputs, dx, dt, derivatives)
     except NoForwardModeError:
         if not _reversible(module, inputs):
             raise
-        return Derivative("jvp", partial(_by_reverse, module)), _by_reverse(module, *inputs, dx, dt)[1]
-
-
-def _require_right(module: nn.Module, inputs: Inputs, tried: CheckedJvp, say: Callable[[str], None] | None) -> None:
-    """InputError, or a note where `say` takes it, if the derivatives tried differ from a trusted quotient."""
-    x, r, t, _ = inputs
-    dx, dt, along = tried
-    gap = (t - r).view(-1, *[1] * (x.ndim - 1))  # as they enter the residual
-
-    def error_against(found: Tensor) -> float:
-        off, size = ((gap * part).flatten(2).norm(dim=2) for part in (along[: len(found)] - found, along[: len(found)]))
-        return float((off / (off + size).clamp_min(torch.finfo(x.dtype).tiny)).max())
-
-    # a quick quotient that agrees settles it; one that does not may itself be the wrong one
-    with torch.no_grad():
-        if any(error_against(differences(module, x.dtype, inputs, dx[:1], dt[:1], h)) <= _WRONG for h in _QUICK_STEPS):
-            return
-    quotient = difference_of(module, inputs, dx, dt, _TRIED_STEP)
-    error = error_against(quotient(*inputs, dx, dt)[1])
-    if not (quotient.error < _WRONG / 10 and error > _WRONG):
-        return
-    text = (
-        f"the model's own derivative is {error:.0%} off its difference quotient, so something in it (detach, a view as "
-        "another type, a kernel) cuts its graph, and gradients of parameters may be wrong too"
-    )
-    if say is None:
-        raise InputError(
-            f"{text[0].upper()}{text[1:]}: replace that part, or pass --derivative jvp to measure with it, or "
-            "--derivative difference to go round it."
-        )
-    say(f"{text}.")
-
-
-class _Fused(TorchFunctionMode):
-    """Notes whether fused attention is called."""
-
-    seen = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or func in _FUSED
-        return func(*args, **(kwargs or {}))
-
-
-_FUSED = {
-    F.scaled_dot_product_attention,
-    F.multi_head_attention_forward,  # nn.MultiheadAttention
-    torch._transformer_encoder_layer_fwd,
-}
-
-
-def _opened(module: nn.Module, inputs: Inputs) -> ForwardGraph:
-    """A forward pass with a graph to x and t."""
-    x, r, t, labels = inputs
-    x, t = (a.detach().requires_grad_() for a in (x, t))
-    with torch.enable_grad(), twice_differentiable():
-        return ForwardGraph(module(x, r, t, labels), x, t, [], {})
-
-
-def _by_either(
-    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Forward mode, which is cheaper for many tangents, else reverse; both are right."""
-    try:
-        return forward_mode_derivatives(module, x, r, t, labels, dx, dt)
-    except NoForwardModeError:
-        return _by_reverse(module, x, r, t, labels, dx, dt)
-
-
-def _by_reverse(
-    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
-) -> tuple[Tensor, Tensor]:
-    return _opened(module, (x, r, t, labels)).derivatives(dx, dt)
+        derivatives = _double_backward(module, *inputs, dx, dt)[1]
+        return Derivative("jvp", partial(_double_backward, module)), CheckedJvp(inputs, dx, dt, derivatives)
 
 
 def _reversible(module: nn.Module, inputs: Inputs) -> bool:
-    """Whether the backward pass can be differentiated, and rightly."""
+    """Whether double backward works and is right."""
     try:
-        return _opened(module, inputs).check_jvp() is not None
+        return forward_graph(module, inputs).check_jvp() is not None
     except (RuntimeError, NotImplementedError):
         return False
+
+
+def _forward_mode_or_double_backward(
+    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Forward mode, which is cheaper for many tangents, where the network supports it. Both are right."""
+    try:
+        return forward_mode_derivatives(module, x, r, t, labels, dx, dt)
+    except NoForwardModeError:
+        return _double_backward(module, x, r, t, labels, dx, dt)
+
+
+def _double_backward(
+    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+) -> tuple[Tensor, Tensor]:
+    return forward_graph(module, (x, r, t, labels)).derivatives(dx, dt)
+
+
+def _require_agreement(module: nn.Module, checked: CheckedJvp, say: Callable[[str], None] | None) -> None:
+    """InputError, or a note where `say` takes it, if the derivatives differ from a difference quotient."""
+    inputs, dx, dt, derivatives = checked
+    x, r, t, _ = inputs
+    gap = (t - r).view(-1, *[1] * (x.ndim - 1))  # derivatives enter the residual times t - r
+
+    def error_against(quotients: Tensor) -> float:
+        exact = derivatives[: len(quotients)]
+        distance, size = ((gap * part).flatten(2).norm(dim=2) for part in (exact - quotients, exact))
+        return float((distance / (distance + size).clamp_min(torch.finfo(x.dtype).tiny)).max())
+
+    # a quick quotient that agrees settles it; one that disagrees may be wrong itself
+    with torch.no_grad():
+        for step in _QUICK_STEPS:
+            if error_against(difference_quotients(module, x.dtype, inputs, dx[:1], dt[:1], step)) <= _WRONG:
+                return
+    difference = central_difference(module, inputs, dx, dt, _CAREFUL_STEP)
+    error = error_against(difference(*inputs, dx, dt)[1])
+    if not (difference.error < _WRONG / 10 and error > _WRONG):
+        return
+    text = (
+        f"the model's own derivative differs by {error:.0%} from its difference quotient, so some operation (detach, a "
+        "view as another type, a kernel) cuts the graph, and parameter gradients may be wrong too"
+    )
+    if say is None:
+        raise InputError(
+            f"{text[0].upper()}{text[1:]}: replace that operation, or pass --derivative jvp to measure with it, or "
+            "--derivative difference to avoid it."
+        )
+    say(f"{text}.")

@@ -1,4 +1,4 @@
-"""Derivatives of the network that carry a gradient to its parameters: on dual numbers, or by reverse mode."""
+"""Derivatives of the network that carry a gradient to its parameters: on dual numbers, or by double backward."""
 
 from __future__ import annotations
 
@@ -13,42 +13,56 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from mfdiag.derivatives.attention import is_plain_attention, twice_differentiable
-from mfdiag.derivatives.vector_jacobian import vjp
+from mfdiag.derivatives.reverse_mode import jvps_by_double_backward
 
-__all__ = ["DifferentiableJvp", "Times", "jvp_by_double_backward", "jvp_by_dual_numbers"]
+__all__ = ["DifferentiableJvp", "Point", "jvp_by_double_backward", "jvp_by_dual_numbers"]
 
-Times = tuple[Tensor, Tensor, Tensor]
+Point = tuple[Tensor, Tensor, Tensor]
 """x [n, *shape], r [n], t [n], or tangents of the same shapes."""
 
-DifferentiableJvp = Callable[[Callable[..., Tensor], Times, Times], tuple[Tensor, Tensor]]
-"""(evaluate, at, tangents) -> u = evaluate(*at) and its derivative along them, both with a gradient to parameters."""
+DifferentiableJvp = Callable[[Callable[..., Tensor], Point, Point], tuple[Tensor, Tensor]]
+"""(evaluate, point, tangents) -> u = evaluate(*point) and its derivative, both with a gradient to the parameters."""
 
 
-def jvp_by_dual_numbers(evaluate: Callable[..., Tensor], at: Times, tangents: Times) -> tuple[Tensor, Tensor]:
-    """u = evaluate(x, r, t) and its derivative along the tangents, each shaped as x, from one pass on dual numbers."""
+def jvp_by_dual_numbers(evaluate: Callable[..., Tensor], point: Point, tangents: Point) -> tuple[Tensor, Tensor]:
+    """Compute u and its derivative in one pass on dual numbers.
+
+    Args:
+        evaluate: The network, evaluate(x, r, t) -> u.
+        point: Where it is evaluated.
+        tangents: Tangents of x, r and t.
+
+    Returns:
+        u and its derivative along the tangents, both [n, *shape] with a gradient to the parameters.
+    """
     with twice_differentiable(), _Elementary(), forward_ad.dual_level():
-        found = forward_ad.unpack_dual(evaluate(*map(forward_ad.make_dual, at, tangents)))
-    return found.primal, torch.zeros_like(found.primal) if found.tangent is None else found.tangent
+        u = forward_ad.unpack_dual(evaluate(*map(forward_ad.make_dual, point, tangents)))
+    return u.primal, torch.zeros_like(u.primal) if u.tangent is None else u.tangent
 
 
-def jvp_by_double_backward(evaluate: Callable[..., Tensor], at: Times, tangents: Times) -> tuple[Tensor, Tensor]:
-    """The same from reverse mode alone: w -> J^T w is linear, and its derivative in w along a tangent is J times it."""
-    x, r, t = (a.detach().requires_grad_() for a in at)
+def jvp_by_double_backward(evaluate: Callable[..., Tensor], point: Point, tangents: Point) -> tuple[Tensor, Tensor]:
+    """Compute u and its derivative from reverse mode alone.
+
+    Args:
+        evaluate: The network, evaluate(x, r, t) -> u.
+        point: Where it is evaluated.
+        tangents: Tangents of x, r and t.
+
+    Returns:
+        u and its derivative along the tangents, both [n, *shape] with a gradient to the parameters.
+    """
+    inputs = [a.detach().requires_grad_() for a in point]
     with twice_differentiable(), _Elementary():
-        u = evaluate(x, r, t)
-        w = torch.zeros_like(u, requires_grad=True)
-        pulled = vjp([u], [w], [x, r, t], create_graph=True)
-        kept = [(p, tangent) for p, tangent in zip(pulled, tangents, strict=True) if p.requires_grad]
-        outputs, directions = [p for p, _ in kept], [tangent for _, tangent in kept]
-        (found,) = vjp(outputs, directions, [w], create_graph=True)
-    return u, found
+        u = evaluate(*inputs)
+        (derivative,) = jvps_by_double_backward(u, inputs, [tangents], create_graph=True)
+    return u, derivative
 
 
 class _Elementary(TorchFunctionMode):
-    """Functions whose derivative has no right gradient of its own, in elementary steps.
+    """Replaces functions whose derivative has a wrong gradient of its own by elementary steps.
 
-    Softmax on dual numbers overwrites what reverse mode kept (https://github.com/pytorch/pytorch/issues/162350); the
-    derivative of layer normalisation takes its mean and scale for constants.
+    Softmax on dual numbers overwrites what reverse mode saved (https://github.com/pytorch/pytorch/issues/162350). The
+    derivative of layer normalization treats its mean and scale as constants.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,7 +77,7 @@ class _Elementary(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _softmax(input: Tensor, dim: int = -1, **ignored: Any) -> Tensor:
+def _softmax(input: Tensor, dim: int = -1, **options: Any) -> Tensor:
     weights = (input - input.detach().amax(dim, keepdim=True)).exp()
     return weights / weights.sum(dim, keepdim=True)
 
@@ -74,11 +88,11 @@ def _layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    *ignored: Any,
+    *options: Any,
 ) -> Tensor:
     axes = tuple(range(-len(normalized_shape), 0))
-    centred = input - input.mean(axes, keepdim=True)
-    normal = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    centered = input - input.mean(axes, keepdim=True)
+    normal = centered * (centered.square().mean(axes, keepdim=True) + eps).rsqrt()
     normal = normal if weight is None else normal * weight
     return normal if bias is None else normal + bias
 

@@ -15,8 +15,8 @@ from mfdiag.fields.inputs import VelocityFunction
 __all__ = ["NoForwardModeError", "forward_mode_derivatives"]
 
 _TANGENTS_AT_ONCE = 16  # more would hold that many copies of every activation
-_NO_FORWARD_MODE = ("forward AD", "forward-mode", "forward mode", "functorch", "vmap")  # in what torch says
-_SHARED_PRIMAL: Any = (None, 0)  # u once, its derivatives tangent by tangent
+_NO_FORWARD_MODE = ("forward AD", "forward-mode", "forward mode", "functorch", "vmap")  # words in torch's errors
+_SHARED_PRIMAL: Any = (None, 0)  # u once, its derivatives stacked over tangents
 
 
 class NoForwardModeError(InputError):
@@ -24,8 +24,8 @@ class NoForwardModeError(InputError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}. Leave --derivative at "
-            "auto, or pass --derivative difference."
+            f"The model has no forward-mode derivative, which du/dx v + du/dt needs: {reason}. Pass --derivative auto "
+            "or --derivative difference."
         )
         self.reason = reason
 
@@ -33,7 +33,7 @@ class NoForwardModeError(InputError):
 def forward_mode_derivatives(
     model: VelocityFunction, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """u and its derivatives along tangents in x and t, with dr = 0.
+    """Compute u and its derivatives along tangents in x and t, with dr = 0.
 
     Args:
         model: The network, u(x, r, t, labels).
@@ -51,14 +51,14 @@ def forward_mode_derivatives(
         NoForwardModeError: A layer of the network does not implement forward mode.
     """
 
-    def one(dx_: Tensor, dt_: Tensor) -> tuple[Tensor, ...]:
-        return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_, dt_))
+    def along(dx_one: Tensor, dt_one: Tensor) -> tuple[Tensor, ...]:
+        return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_one, dt_one))
 
     chunks = zip(dx.split(_TANGENTS_AT_ONCE), dt.split(_TANGENTS_AT_ONCE), strict=True)
     with torch.no_grad(), twice_differentiable():
         try:
-            parts = [vmap(one, out_dims=_SHARED_PRIMAL)(*chunk) for chunk in chunks]
-            return parts[0][0], torch.cat([along for _, along in parts])
+            parts = [vmap(along, out_dims=_SHARED_PRIMAL)(*chunk) for chunk in chunks]
+            return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
         except (RuntimeError, NotImplementedError) as error:
             if not any(words in str(error) for words in _NO_FORWARD_MODE):
                 raise

@@ -1,14 +1,14 @@
 """From chunks of factors to block moments, per layer and per cell of times, in one pass.
 
-Samples arrive ordered by cell, so that only the cells now open hold summed gradients: a cell that is complete leaves
-its block moments behind and hands its sums to the cell above it (time bin, then everything).
+Samples arrive ordered by cell, so that only incomplete cells hold summed gradients. A complete cell is reduced to its
+block moments, and its sums are added to its parent's (the bin of t, then the root).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -22,31 +22,46 @@ from mfdiag.gradients.moments import BlockMoments
 
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
 
-_EXACT_BYTES = 512 << 20  # block sums up to this size are kept whole
-_FOLDED_BYTES = 48 << 20  # beyond it, they are sketched to this size
+_EXACT_BYTES = 512 << 20  # block sums up to this size are stored exactly
+_FOLDED_BYTES = 48 << 20  # larger ones are sketched down to this size
+_FOLD_WIDTHS = (256, 128, 64, 32, 16, 8)
+_FLOAT_BYTES = 4
 
 
 def layer_of(parameter: str) -> str:
-    """Layer of a parameter: its name without the last part; a bare parameter is its own layer."""
+    """The layer of a parameter: its name without the last part. A parameter of the model itself is its own layer."""
     return parameter.rpartition(".")[0] or parameter
 
 
 @dataclass
-class _Open:
-    """Sums of one open cell: per parameter, block sums [B, C, s] and, where these are folded, the exact sum [C, P]."""
+class _CellSums:
+    """Sums of one incomplete cell. A pass checkpoint stores the fields under these names.
 
-    waiting: int  # samples (or, above the leaves, children) still to come
+    Attributes:
+        waiting: Samples (or, above the leaves, children) still to come.
+        blocks: By parameter, block sums of the gradients, [B, C, s]; s is P, or less where they are folded.
+        exact: By parameter, the sum of the gradients, [C, P]; only where `blocks` are folded.
+        gram: By layer, block sums of the Gram matrices, [B, groups, K, K].
+        count: Block sizes, [B]; None before the first sample.
+    """
+
+    waiting: int
     blocks: dict[str, Tensor] = field(default_factory=dict)
     exact: dict[str, Tensor] = field(default_factory=dict)
-    gram: dict[str, Tensor] = field(default_factory=dict)  # per layer [B, groups, K, K]
+    gram: dict[str, Tensor] = field(default_factory=dict)
     count: np.ndarray | None = None
 
 
 class Accumulator:
-    """Takes (parameter, factors) of consecutive samples in `cells.order`; yields `moments[cell][layer]`.
+    """Takes (parameter, factors) of consecutive samples in `cells.order`, and leaves `moments[cell][layer]`.
 
-    `parameters` maps names to their number of entries. `diagonal` [N, groups, K] keeps each sample's squared gradient
-    norm over all layers (in the samples' own numbering).
+    `diagonal` [N, groups, K] holds each sample's squared gradient norm over all layers, by sample number.
+
+    Args:
+        cells: The samples' cells and blocks.
+        parameters: Number of entries by name.
+        groups: Number of groups of cotangents.
+        size: K, cotangents in a group.
     """
 
     def __init__(self, cells: Cells, parameters: dict[str, int], groups: int, size: int) -> None:
@@ -55,95 +70,87 @@ class Accumulator:
         self.position = 0
         self.diagonal = torch.zeros(len(cells.leaf), groups, size, dtype=torch.float64)
         self.moments: dict[int, dict[str, BlockMoments]] = {}
-        self._everything: _Open | None = None
-        per_entry = cells.blocks * groups * size * 4
-        self.folding = sum(parameters.values()) * per_entry > _EXACT_BYTES
-        self.width = self._fold_width(parameters, per_entry) if self.folding else 0
+        self._root_sums: _CellSums | None = None
+        entry_bytes = cells.blocks * groups * size * _FLOAT_BYTES
+        self.folding = sum(parameters.values()) * entry_bytes > _EXACT_BYTES
+        self.width = _fold_width(parameters, entry_bytes) if self.folding else 0
         self._folds: dict[str, tuple[Fold, Fold]] = {}
         children = np.bincount([p for p in cells.parent if p >= 0], minlength=len(cells.parent))
         samples = np.bincount(cells.leaf, minlength=len(cells.parent))
-        self._open = {c: _Open(int(children[c] or samples[c])) for c in range(len(cells.parent))}
-        for cell, node in list(self._open.items()):
-            if cell in self._open and not node.waiting:
-                self._close(cell)
-
-    @staticmethod
-    def _fold_width(parameters: dict[str, int], per_entry: int) -> int:
-        """Widest power of two whose square per parameter keeps all folded block sums within the budget."""
-        width = 256
-        while width > 8 and sum(min(p, width**2) for p in parameters.values()) * per_entry > _FOLDED_BYTES:
-            width //= 2
-        return width
+        self._incomplete = {c: _CellSums(int(children[c] or samples[c])) for c in range(len(cells.parent))}
+        for cell, sums in list(self._incomplete.items()):
+            if cell in self._incomplete and not sums.waiting:
+                self._complete(cell)
 
     def add(self, samples: int, factors: Iterable[tuple[str, Factors]]) -> None:
-        """The next `samples` of the order; `factors` hold them along their sample axis."""
+        """Add the next `samples` samples of the order; `factors` hold them along their sample axis."""
         rows = self.order[self.position : self.position + samples]
         self.position += samples
         leaf, block = self.cells.leaf[rows], self.cells.block[rows]
-        runs = _runs(leaf)
-        segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]
+        runs = _runs(leaf)  # samples of one cell
+        segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]  # and block
         begins = np.array([start for start, _ in segments], dtype=int)
+        # of each cell: its first segment, the one after its last, and their blocks
         cells = [(int(leaf[begins[a]]), a, b, _rows(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
         norms = torch.zeros(samples, self.groups, self.size, dtype=torch.float64)
         grams: dict[str, Tensor] = {}
-        for name, found in factors:
-            gram = found.gram(self.groups).cpu()
-            _add(grams, layer_of(name), gram)
+        for name, gradients in factors:
+            _add(grams, layer_of(name), gradients.gram(self.groups).cpu())
             for start, stop in runs if self.folding else ():
-                exact = self._open[int(leaf[start])].exact
-                if name in exact and isinstance(found, Outer):
-                    found.add_total(exact[name], start, stop)
+                exact = self._incomplete[int(leaf[start])].exact
+                if name in exact and isinstance(gradients, Outer):
+                    gradients.add_total(exact[name], start, stop)
                 else:
-                    _add(exact, name, found.total(start, stop))
-            folded = self._fold(name, found) if self.folding else found
-            totals = folded.totals(segments)
-            for cell, first, last, at in cells:
-                node = self._open[cell]
-                if name not in node.blocks:
-                    node.blocks[name] = totals.new_zeros(self.cells.blocks, *totals.shape[1:])
-                node.blocks[name][at] += totals[first:last]
+                    _add(exact, name, gradients.total(start, stop))
+            totals = (self._fold(name, gradients) if self.folding else gradients).totals(segments)
+            for cell, first, stop, block_rows in cells:
+                blocks = self._incomplete[cell].blocks
+                if name not in blocks:
+                    blocks[name] = totals.new_zeros(self.cells.blocks, *totals.shape[1:])
+                blocks[name][block_rows] += totals[first:stop]
         for gram in grams.values():
             norms += gram.diagonal(dim1=-2, dim2=-1)
         self.diagonal[torch.as_tensor(rows)] = norms
         for start, stop in runs:
-            node = self._open[int(leaf[start])]
+            sums = self._incomplete[int(leaf[start])]
             for layer, gram in grams.items():
-                if layer not in node.gram:
-                    node.gram[layer] = gram.new_zeros(self.cells.blocks, *gram.shape[1:])
-                node.gram[layer].index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
-            counted = np.bincount(block[start:stop], minlength=self.cells.blocks)
-            node.count = counted if node.count is None else node.count + counted
-            node.waiting -= stop - start
-            if not node.waiting:
-                self._close(int(leaf[start]))
+                if layer not in sums.gram:
+                    sums.gram[layer] = gram.new_zeros(self.cells.blocks, *gram.shape[1:])
+                sums.gram[layer].index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
+            count = np.bincount(block[start:stop], minlength=self.cells.blocks)
+            sums.count = count if sums.count is None else sums.count + count
+            sums.waiting -= stop - start
+            if not sums.waiting:
+                self._complete(int(leaf[start]))
 
     def state(self) -> dict[str, Any]:
-        """Everything gathered so far, as tensors and numbers; `restore` on a new accumulator goes on from it."""
-        opened = {
-            cell: {**asdict(node), "count": None if node.count is None else torch.as_tensor(node.count)}
-            for cell, node in self._open.items()
+        """Everything accumulated so far, as tensors and numbers. After `restore`, a new accumulator continues."""
+        incomplete = {
+            cell: {**asdict(sums), "count": None if sums.count is None else torch.as_tensor(sums.count)}
+            for cell, sums in self._incomplete.items()
         }
-        closed = {
-            cell: {layer: moments.state() for layer, moments in layers.items()} for cell, layers in self.moments.items()
+        complete = {
+            cell: {layer: _to_tensors(moments) for layer, moments in layers.items()}
+            for cell, layers in self.moments.items()
         }
-        return {"position": self.position, "diagonal": self.diagonal, "open": opened, "closed": closed}
+        return {"position": self.position, "diagonal": self.diagonal, "open": incomplete, "closed": complete}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over a `state` of the same cells, parameters and cotangents."""
+        """Continue from a `state` of the same cells, parameters and cotangents."""
         self.position, self.diagonal = state["position"], state["diagonal"]
-        self._open = {
-            cell: _Open(**{**node, "count": None if node["count"] is None else node["count"].numpy()})
-            for cell, node in state["open"].items()
+        self._incomplete = {
+            cell: _CellSums(**{**sums, "count": None if sums["count"] is None else sums["count"].numpy()})
+            for cell, sums in state["open"].items()
         }
         self.moments = {
-            cell: {layer: BlockMoments.of_state(kept) for layer, kept in layers.items()}
+            cell: {layer: _from_tensors(tensors) for layer, tensors in layers.items()}
             for cell, layers in state["closed"].items()
         }
 
     def halves(self) -> tuple[BlockMoments, BlockMoments]:
-        """All parameters' moments on every second block and on the others, once every sample is in."""
-        assert self._everything is not None
-        even, odd = (sum_layers(self._moments(self._everything, slice(k, None, 2))) for k in (0, 1))
+        """Moments of all parameters on the even and on the odd blocks, once every sample is in."""
+        assert self._root_sums is not None
+        even, odd = (sum_layers(self._moments(self._root_sums, slice(k, None, 2))) for k in (0, 1))
         return even, odd
 
     def _fold(self, name: str, factors: Factors) -> Factors:
@@ -159,51 +166,70 @@ class Accumulator:
             self._folds[name] = left, right
         return factors.folded(*self._folds[name])
 
-    def _close(self, cell: int) -> None:
-        node, parent = self._open.pop(cell), self.cells.parent[cell]
-        if node.count is not None:
-            self.moments[cell] = self._moments(node, slice(None))
+    def _complete(self, cell: int) -> None:
+        """Reduces the sums of a cell to its moments, and adds them to its parent's."""
+        sums, parent = self._incomplete.pop(cell), self.cells.parent[cell]
+        if sums.count is not None:
+            self.moments[cell] = self._moments(sums, slice(None))
         if parent < 0:
-            self._everything = node
+            self._root_sums = sums
             return
-        above = self._open[parent]
-        if node.count is not None:
-            for mine, theirs in ((node.blocks, above.blocks), (node.exact, above.exact), (node.gram, above.gram)):
-                for name, sums in mine.items():
-                    _add(theirs, name, sums)
-            above.count = node.count if above.count is None else above.count + node.count
+        above = self._incomplete[parent]
+        if sums.count is not None:
+            for own, parents in ((sums.blocks, above.blocks), (sums.exact, above.exact), (sums.gram, above.gram)):
+                for name, value in own.items():
+                    _add(parents, name, value)
+            above.count = sums.count if above.count is None else above.count + sums.count
         above.waiting -= 1
         if not above.waiting:
-            self._close(parent)
+            self._complete(parent)
 
-    def _moments(self, node: _Open, chosen: slice) -> dict[str, BlockMoments]:
-        """Block moments by layer of the `chosen` blocks of a cell."""
-        assert node.count is not None
-        found: dict[str, BlockMoments] = {}
-        for name, sums in node.blocks.items():
-            split = sums[chosen].view(-1, self.groups, self.size, sums.shape[-1])
+    def _moments(self, sums: _CellSums, selection: slice) -> dict[str, BlockMoments]:
+        """Moments by layer of some of a cell's blocks."""
+        assert sums.count is not None
+        moments: dict[str, BlockMoments] = {}
+        for name, blocks in sums.blocks.items():
+            split = blocks[selection].view(-1, self.groups, self.size, blocks.shape[-1])
             total = split.sum(0)
             cross = torch.einsum("bgks,gls->bgkl", split, total).double()
             own = (split @ split.transpose(-1, -2)).double()
-            if name in node.exact and chosen == slice(None):
-                total = node.exact[name].view(self.groups, self.size, -1)
+            if name in sums.exact and selection == slice(None):
+                total = sums.exact[name].view(self.groups, self.size, -1)
             norm = total.double() @ total.double().transpose(-1, -2)
             layer = layer_of(name)
-            # the layer's Gram sums cover all its parameters: they come with the first
-            gram = np.zeros(()) if layer in found else node.gram[layer][chosen].clone().numpy()
-            one = BlockMoments(node.count[chosen], gram, *(a.cpu().numpy() for a in (own, cross, norm)))
-            found[layer] = found[layer] + one if layer in found else one
-        return found
+            # the layer's Gram sums cover all its parameters: they are added with the first
+            gram = np.zeros(()) if layer in moments else sums.gram[layer][selection].clone().numpy()
+            of_parameter = BlockMoments(sums.count[selection], gram, *(a.cpu().numpy() for a in (own, cross, norm)))
+            moments[layer] = moments[layer] + of_parameter if layer in moments else of_parameter
+        return moments
 
 
 def sum_layers(layers: dict[str, BlockMoments]) -> BlockMoments:
-    """All parameters together."""
+    """The moments of all parameters together."""
     first, *rest = layers.values()
     return sum(rest, start=first)
 
 
+def _fold_width(parameters: dict[str, int], entry_bytes: int) -> int:
+    """The largest width whose square per parameter fits all folded block sums into the budget, else the least."""
+
+    def fits(width: int) -> bool:
+        return sum(min(p, width**2) for p in parameters.values()) * entry_bytes <= _FOLDED_BYTES
+
+    return next(filter(fits, _FOLD_WIDTHS), _FOLD_WIDTHS[-1])
+
+
+def _to_tensors(moments: BlockMoments) -> list[Tensor]:
+    """The arrays of `moments` in a form that `torch.load(weights_only=True)` accepts."""
+    return [torch.as_tensor(getattr(moments, entry.name)) for entry in fields(moments)]
+
+
+def _from_tensors(tensors: list[Tensor]) -> BlockMoments:
+    return BlockMoments(*(tensor.numpy() for tensor in tensors))
+
+
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    """Adds `value`, which the caller gives away."""
+    """Adds `value`, which the caller must not use afterwards."""
     if name in sums:
         sums[name] += value
     else:
@@ -211,7 +237,7 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 
 
 def _rows(blocks: np.ndarray) -> slice | list[int]:
-    """An index of different `blocks` in ascending order: a slice, which costs nothing, where none is left out."""
+    """An index of distinct, ascending `blocks`: a slice, which copies nothing, where none is left out."""
     first, last = int(blocks[0]), int(blocks[-1])
     return slice(first, last + 1) if last - first + 1 == len(blocks) else blocks.tolist()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["Box", "Cells", "make_cells"]
 
-_BLOCKS = 64  # 32 in each half when a coefficient is fitted on one and tried on the other
+_BLOCKS = 64  # 32 in each half when a coefficient is fitted on one half and tested on the other
 
 
 class Box(NamedTuple):
@@ -24,10 +24,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """A tree of cells over N samples; the last cell holds everything.
+    """A tree of cells over N samples; the last cell is the root and contains every sample.
 
-    `leaf` [N]: each sample's cell; `parent`: each cell's parent (-1 for the last), children of one parent being
-    consecutive; `boxes`: each cell's bounds; `block` [N]: jackknife block, a run of consecutive sample numbers.
+    Attributes:
+        leaf: Each sample's cell, [N].
+        parent: Each cell's parent, -1 for the root. Children of one parent are consecutive.
+        boxes: Each cell's bounds.
+        block: Each sample's jackknife block, [N]: a run of consecutive sample numbers.
+        blocks: The number of blocks.
     """
 
     leaf: np.ndarray
@@ -42,7 +46,7 @@ class Cells:
         return np.argsort(self.leaf, kind="stable")
 
     def members(self, cell: int) -> np.ndarray:
-        """Mask [N] of the samples in a cell, however deep."""
+        """Mask [N] of the samples in a cell and the cells below it."""
         inside = {cell}
         for child in range(cell - 1, -1, -1):
             if self.parent[child] in inside:
@@ -51,7 +55,16 @@ class Cells:
 
 
 def make_cells(r: np.ndarray, t: np.ndarray, bins: tuple[int, int] | None) -> Cells:
-    """Cells of samples at r, t [N]: R x T bins (those with some r < t), the T bins of t alone, and everything."""
+    """Sort samples into R x T bins (those with some r < t), the T bins of t alone, and one cell for everything.
+
+    Args:
+        r: Start times in [0, 1], [N].
+        t: End times in [r, 1], [N].
+        bins: R and T; None makes the one cell for everything.
+
+    Returns:
+        The cells.
+    """
     n = len(r)
     blocks = min(_BLOCKS, n)
     block = np.arange(n) * blocks // n
@@ -61,7 +74,7 @@ def make_cells(r: np.ndarray, t: np.ndarray, bins: tuple[int, int] | None) -> Ce
     pairs = [(i, j) for j in range(t_bins) for i in range(r_bins) if i * t_bins < (j + 1) * r_bins]
     number = {pair: k for k, pair in enumerate(pairs)}
     j = np.minimum((t * t_bins).astype(int), t_bins - 1)
-    i = np.minimum((r * r_bins).astype(int), ((j + 1) * r_bins - 1) // t_bins)  # where rounding would put r above t
+    i = np.minimum((r * r_bins).astype(int), ((j + 1) * r_bins - 1) // t_bins)  # rounding must not put r above t
     leaf = np.array([number[pair] for pair in zip(i.tolist(), j.tolist(), strict=True)])
     columns = [Box(None, None, j / t_bins, (j + 1) / t_bins) for j in range(t_bins)]
     if r_bins == 1:

@@ -1,4 +1,4 @@
-"""Gradients of one parameter from several sources, side by side along the cotangent axis, as one group."""
+"""Gradients of one parameter from several uses, added; and from several sources, concatenated along cotangents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ __all__ = ["Concatenated", "sum_over_uses"]
 
 
 def sum_over_uses(parts: Sequence[Factors], samples: int, entries: int) -> Factors:
-    """The sum of gradients [C, n, P] over the uses of one parameter; `entries` is C P."""
+    """Add the gradients [C, n, P] of the uses of one parameter.
+
+    Args:
+        parts: The factors of each use.
+        samples: n.
+        entries: C P.
+
+    Returns:
+        The sum, in factored form where all uses are of one kind.
+    """
     if len(parts) == 1:
         return parts[0]
     dense = [part for part in parts if isinstance(part, Dense)]
@@ -28,7 +37,7 @@ def sum_over_uses(parts: Sequence[Factors], samples: int, entries: int) -> Facto
 
 
 @dataclass(frozen=True)
-class Concatenated:
+class Concatenated(Factors):
     """Factors [C_1, n, P], [C_2, n, P], ... as one of [C_1 + C_2 + ..., n, P]; `samples` is n, `entries` P."""
 
     parts: tuple[Factors, ...]
@@ -36,7 +45,7 @@ class Concatenated:
     entries: int
 
     def gram(self, groups: int) -> Tensor:
-        assert groups == 1, "sources are joined inside one group"
+        assert groups == 1, "sources are concatenated within one group"
         blocks: list[list[Tensor]] = [[] for _ in self.parts]
         for i, left in enumerate(self.parts):
             for j, right in enumerate(self.parts):
@@ -59,10 +68,10 @@ class Concatenated:
 
     @property
     def outer(self) -> Outer | None:
-        """The first part where all of them are outer products of one orientation, which fold alike."""
+        """The first part if all are outer products of one orientation, which take the same folds; else None."""
         outer = [part for part in self.parts if isinstance(part, Outer)]
-        alike = len(outer) == len(self.parts) and len({part.inputs_first for part in outer}) == 1
-        return outer[0] if alike else None
+        same_folds = len(outer) == len(self.parts) and len({part.inputs_first for part in outer}) == 1
+        return outer[0] if same_folds else None
 
     def folded(self, left: Fold, right: Fold) -> Factors:
         if self.outer is not None:
@@ -72,25 +81,25 @@ class Concatenated:
         return Dense(torch.cat([right(self.dense(*run)) for run in runs], 1))
 
     def _cross(self, left: Factors, right: Factors) -> Tensor:
-        """<G_k, G_l> for k of the left and l of the right: [n, C_left, C_right], float64."""
+        """<G_k, G_l> for k in the left part and l in the right part: [n, C_left, C_right], float64."""
         if isinstance(left, Outer) and isinstance(right, Outer) and _by_tokens(left, right):
             # sum over token pairs of (a a'^T) * (g_k g'_l^T), without either gradient
             mixed = (left.inputs @ right.inputs.transpose(1, 2)) @ right.cotangents
             rows, columns = (g.transpose(0, 1).flatten(2) for g in (left.cotangents, mixed))
             return (rows @ columns.transpose(1, 2)).double()
         cotangents = sum(len(part.total(0, 1)) for part in (left, right))
-        found = []
+        products = []
         for start, stop in slices(self.samples, 4 * self.entries * cotangents):
             rows, columns = (part.dense(start, stop).transpose(0, 1) for part in (left, right))
-            found.append((rows @ columns.transpose(1, 2)).double())
-        return torch.cat(found)
+            products.append((rows @ columns.transpose(1, 2)).double())
+        return torch.cat(products)
 
 
 def _by_tokens(left: Outer, right: Outer) -> bool:
-    """Whether the products of tokens serve, and cost less than both gradients multiplied out."""
+    """Whether products of token pairs apply, and cost less than multiplying out both gradients."""
     if left.inputs_first != right.inputs_first:
         return False
-    (rows, _, many, q), (columns, _, others, _) = left.cotangents.shape, right.cotangents.shape
+    (rows, _, left_tokens, q), (columns, _, right_tokens, _) = left.cotangents.shape, right.cotangents.shape
     p = left.inputs.shape[-1]
-    pairs = many * others * (p + columns * q) + rows * columns * many * q
-    return pairs <= (rows * many + columns * others + rows * columns) * p * q
+    pairs = left_tokens * right_tokens * (p + columns * q) + rows * columns * left_tokens * q
+    return pairs <= (rows * left_tokens + columns * right_tokens + rows * columns) * p * q

@@ -2,79 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from mfdiag.derivatives.forward_graph import CheckedJvp, ForwardGraph
-from mfdiag.derivatives.vector_jacobian import vjp
+from mfdiag.derivatives.reverse_mode import vjp
 from mfdiag.errors import InputError
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
-from mfdiag.gradients.factors import Factors
+from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.fast_engine import FastEngine
 from mfdiag.gradients.functional import call, parameter_places
 from mfdiag.gradients.reference_engine import ReferenceEngine
 from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
+from mfdiag.gradients.trials import find_capabilities
 
 __all__ = ["Engine", "prepare_engine", "single_gradients"]
 
-
-class Engine(Protocol):
-    """Turns inputs and cotangents [C, n, *shape] into the factors of every parameter's per-sample gradients."""
-
-    bytes_per_sample: int
-    checked_jvp: CheckedJvp | None
-    """Derivatives by its own graph at the samples it was prepared with, where these are right."""
-
-    def forward_graph(self, inputs: Inputs) -> ForwardGraph | None:
-        """A forward pass for `factors` to share, if it also gives directional derivatives."""
-        ...
-
-    def factors(
-        self, inputs: Inputs, cotangents: Tensor, graph: ForwardGraph | None = None
-    ) -> Iterator[tuple[str, Factors]]: ...
+_LISTED = 4  # parameters that a note names
+_SUM_TOLERANCE = 1e-3  # relative; float32 kernels for one sample and for a batch round differently
 
 
 def prepare_engine(
     module: nn.Module, inputs: Inputs, kind: Literal["auto", "fast", "reference"], say: Callable[[str], None]
 ) -> Engine:
-    """The engine for `module`, tried on the few samples of `inputs`; `auto` is fast.
+    """Choose the engine for a network, and try it on a few samples.
 
-    Raises InputError for a model that cannot be called as u(x, r, t, labels), that is random or not finite, or that
-    mixes the samples of a batch.
+    Args:
+        module: The network, u(x, r, t, labels), without gradients and in eval mode.
+        inputs: The few samples.
+        kind: `auto` is fast.
+        say: Receives a note about parameters that no fast path serves.
+
+    Returns:
+        The engine.
+
+    Raises:
+        InputError: The model cannot be called as u(x, r, t, labels), is random or not finite, or mixes the samples of a
+            batch.
     """
     signs = torch.randint(0, 2, inputs[0].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cotangent = signs.to(inputs[0])
     try:
         require_repeatable(module, inputs)
-        truth = single_gradients(module, inputs, cotangent)
+        singles = single_gradients(module, inputs, cotangent)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {tuple(inputs[0].shape[1:])}: "
-            f"{str(error).splitlines()[0]}. Check that --data fits the model, and --model."
+            f"{str(error).splitlines()[0]}. Check that --data fits the model, and check --model."
         ) from error
     if kind == "reference":
-        _require_sum(module, inputs, cotangent, truth)
+        _require_sum(module, inputs, cotangent, singles)
         return ReferenceEngine(module)
-    notes: list[str] = []
-    engine = FastEngine(module, inputs, cotangent[None], truth, notes.append)
-    if engine.fallback:  # without, all that it reads off the batch's own gradient has been found equal to the truth
-        _require_sum(module, inputs, cotangent, truth)
-    for note in notes:
-        say(note)
-    return engine
+    capabilities = find_capabilities(module, inputs, cotangent[None], singles)
+    if capabilities.fallback:  # otherwise every gradient comes from the batch's own, and agrees with the singles
+        _require_sum(module, inputs, cotangent, singles)
+        say(_fallback_note(sorted(capabilities.fallback)))
+    return FastEngine(module, capabilities)
+
+
+def _fallback_note(names: list[str]) -> str:
+    count = f"{len(names)} parameter{'s' * (len(names) > 1)}"
+    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return f"{count} computed by the slower reference method, with the same result: {listed}."
 
 
 def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """(du_i/dtheta)^T e_i of each sample, from a batch of it alone, by plain reverse mode: name -> n tensors [*shape].
+    """Compute (du_i/dtheta)^T e_i for each sample, from a batch of that sample alone, by plain reverse mode.
 
-    `cotangent` [n, *shape]. Raises InputError where they are not finite.
+    Args:
+        module: The network.
+        inputs: n samples.
+        cotangent: e, [n, *shape].
+
+    Returns:
+        Name of each parameter -> n gradients, each of the parameter's shape.
+
+    Raises:
+        InputError: A gradient is not finite.
     """
-    each = (slice(i, i + 1) for i in range(len(cotangent)))
-    singles = [_gradient(module, select_samples(inputs, one), cotangent[one]) for one in each]
+    selections = [slice(i, i + 1) for i in range(len(cotangent))]
+    singles = [_gradient(module, select_samples(inputs, one), cotangent[one]) for one in selections]
     if not get_total_norm([gradient for single in singles for gradient in single.values()]).isfinite():
         raise InputError(
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
@@ -95,12 +105,12 @@ def _gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str,
 def _require_sum(module: nn.Module, inputs: Inputs, cotangent: Tensor, singles: dict[str, tuple[Tensor, ...]]) -> None:
     """InputError where the gradients of single samples do not sum to that of the batch."""
     whole = _gradient(module, inputs, cotangent)
-    off = torch.stack([torch.dist(whole[name], sum(parts[1:], parts[0])) for name, parts in singles.items()]).norm()
+    error = torch.stack([torch.dist(whole[name], sum(parts[1:], parts[0])) for name, parts in singles.items()]).norm()
     scale = get_total_norm([part for parts in singles.values() for part in parts])
-    if not off <= 1e-3 * scale:  # NaN too
+    if not error <= _SUM_TOLERANCE * scale:  # NaN too
         layer = mixing_layer(module, inputs)
         raise InputError(
-            f"The gradients of single samples do not sum to the batch gradient (off by {float(off / scale):.0%}): the "
-            f"model mixes the samples of a batch{'' if layer is None else f', first in {layer}'}, so switch off its "
-            "batch normalisation or other batch-dependent layers."
+            f"The gradients of single samples do not sum to the batch gradient (off by {float(error / scale):.0%}): "
+            f"the model mixes the samples of a batch{'' if layer is None else f', first in {layer}'}. Switch off batch "
+            "normalization and other layers that depend on the batch."
         )

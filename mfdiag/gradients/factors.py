@@ -1,8 +1,8 @@
-"""Per-sample gradients of one parameter in the form the chain rule leaves them, never multiplied out for a whole batch.
+"""Per-sample gradients of one parameter as the factors of the chain rule, never multiplied out for a whole batch.
 
-A `Factors` holds, for n samples and C cotangents, gradients G[c, i]; it can give the per-sample Gram matrices
-<G[c, i], G[c', i]> and sums of G over a run of samples. Cotangents come in `groups` of equal size: Gram matrices are
-taken inside a group only, shape [n, groups, K, K] with C = groups * K.
+A `Factors` holds the gradients G[c, i] of n samples and C cotangents. It gives the per-sample Gram matrices
+<G[c, i], G[c', i]> (docs/theory.md#layer-gram) and sums of G over a run of samples. Cotangents come in `groups` of
+equal size. Gram matrices stay within a group: their shape is [n, groups, K, K] with C = groups * K.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of", "slices"]
 
-_DENSE_BYTES = 64 << 20  # what a multiplied-out slice of samples may take
-_MATRIX_ENTRIES = 1 << 20  # of a fold
+_DENSE_BYTES = 64 << 20  # memory of the samples that are multiplied out at a time
+_MATRIX_ENTRIES = 1 << 20  # size up to which a fold is a matrix product
 
 
 def gram_of(flat: Tensor, groups: int) -> Tensor:
@@ -27,9 +27,9 @@ def gram_of(flat: Tensor, groups: int) -> Tensor:
 
 
 class Fold:
-    """Sum of randomly signed segments of the last axis: an inner-product sketch of `width` numbers, unbiased.
+    """Sum of randomly signed segments of the last axis: `width` numbers whose inner products are unbiased.
 
-    Used for standard errors alone, where the block sums of a large layer would not fit in memory.
+    Used only for standard errors of layers whose block sums would not fit in memory.
     """
 
     def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
@@ -37,7 +37,7 @@ class Fold:
         segments = -(-size // self.width)
         self.signs = torch.randint(0, 2, (segments, self.width), generator=generator) * 2 - 1
         self.matrix: Tensor | None = None
-        if size * self.width <= _MATRIX_ENTRIES:  # a product leaves no signed copy of what is folded
+        if size * self.width <= _MATRIX_ENTRIES:  # a product makes no signed copy of its input
             entry = torch.arange(size)
             self.matrix = torch.zeros(size, self.width)
             self.matrix[entry, entry % self.width] = self.signs.flatten()[:size].float()
@@ -55,7 +55,9 @@ class Fold:
 class Factors(Protocol):
     """Gradients [C, n, *parameter shape] of one parameter."""
 
-    def gram(self, groups: int) -> Tensor: ...
+    def gram(self, groups: int) -> Tensor:
+        """Per-sample Gram matrices [n, groups, K, K], float64."""
+        ...
 
     def total(self, start: int, stop: int) -> Tensor:
         """Sum over samples start..stop, flattened: [C, P]."""
@@ -69,12 +71,14 @@ class Factors(Protocol):
         """Multiplied out: [C, stop - start, P]."""
         ...
 
-    def folded(self, left: Fold, right: Fold) -> Factors: ...
+    def folded(self, left: Fold, right: Fold) -> Factors:
+        """Sketches of the gradients: `left` folds rows and `right` columns, or `right` alone the flat gradient."""
+        ...
 
 
 @dataclass(frozen=True)
-class Dense:
-    """Gradients as they are, [C, n, P]: biases, norms, bare parameters, and whatever the reference computed."""
+class Dense(Factors):
+    """Gradients multiplied out, [C, n, P]: of biases, norms and bare parameters, and from the reference."""
 
     values: Tensor
 
@@ -86,7 +90,7 @@ class Dense:
 
     def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
         if (length := _common_length(bounds)) is None:
-            return _one_by_one(self, bounds)
+            return _run_by_run(self, bounds)
         run = self.values[:, bounds[0][0] : bounds[-1][1]]
         return run.unflatten(1, (-1, length)).sum(2).transpose(0, 1)
 
@@ -98,7 +102,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Outer:
+class Outer(Factors):
     """Sums over tokens of outer products: G[c, i] = sum_T g[c, i, T] (x) a[i, T], flattened rows first.
 
     inputs a [n, T, p], cotangents g [C, n, T, q]; parameter shape [q, p], or [p, q] where `inputs_first` (embeddings).
@@ -111,7 +115,7 @@ class Outer:
 
     def __post_init__(self) -> None:
         if self.inputs.shape[1] != self.cotangents.shape[2]:
-            raise ValueError("inputs and cotangents are of different tokens")
+            raise ValueError("inputs and cotangents must have the same tokens")
 
     def gram(self, groups: int) -> Tensor:
         a, g = self.inputs, self.cotangents
@@ -124,8 +128,7 @@ class Outer:
             return _sliced_gram(self, groups, n, len(g) * p * q * a.element_size())
         flat = g.view(groups, k, n, tokens, q)
         paired = (a @ a.transpose(1, 2)) @ flat
-        rows = (x.permute(2, 0, 1, 3, 4).flatten(3) for x in (flat, paired))
-        left, right = rows
+        left, right = (x.permute(2, 0, 1, 3, 4).flatten(3) for x in (flat, paired))
         return (left @ right.transpose(-1, -2)).double()
 
     def total(self, start: int, stop: int) -> Tensor:
@@ -134,7 +137,13 @@ class Outer:
         return (a.T @ g if self.inputs_first else g.transpose(1, 2) @ a).flatten(1)
 
     def add_total(self, sums: Tensor, start: int, stop: int) -> None:
-        """Adds `total` to sums [C, P] in place: a large weight's sums are written once."""
+        """Add `total` to sums [C, P] in place, so that a large weight's sums are written once.
+
+        Args:
+            sums: The sums so far, [C, P].
+            start: First sample.
+            stop: The sample after the last.
+        """
         a = self.inputs[start:stop].flatten(0, 1).expand(len(self.cotangents), -1, -1)
         g = self.cotangents[:, start:stop].flatten(1, 2)
         left, right = (a, g) if self.inputs_first else (g, a)
@@ -142,12 +151,12 @@ class Outer:
 
     def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
         if (length := _common_length(bounds)) is None:
-            return _one_by_one(self, bounds)
+            return _run_by_run(self, bounds)
         run = slice(bounds[0][0], bounds[-1][1])
         a = self.inputs[run].unflatten(0, (-1, length)).flatten(1, 2)  # [S, length * T, p]
         g = self.cotangents[:, run].unflatten(1, (-1, length)).flatten(2, 3)
-        found = a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a
-        return found.flatten(2).transpose(0, 1)
+        sums = a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a
+        return sums.flatten(2).transpose(0, 1)
 
     def dense(self, start: int, stop: int) -> Tensor:
         a, g = self.inputs[start:stop], self.cotangents[:, start:stop]
@@ -158,12 +167,15 @@ class Outer:
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """One parameter used several times in unlike ways (tied weights): the gradients of its uses add up."""
+class Mixed(Factors):
+    """One parameter with several uses of different kinds (tied weights): the sum of their gradients.
+
+    `sample_bytes` is the size of one sample's gradients for all cotangents, multiplied out.
+    """
 
     parts: tuple[Factors, ...]
     samples: int
-    sample_bytes: int  # of the gradients of one sample for all cotangents, multiplied out
+    sample_bytes: int
 
     def gram(self, groups: int) -> Tensor:
         return _sliced_gram(self, groups, self.samples, self.sample_bytes)
@@ -182,12 +194,12 @@ class Mixed:
 
 
 def _common_length(bounds: Sequence[tuple[int, int]]) -> int | None:
-    """Length of the runs where it is the same for all, so that they can be summed at once."""
+    """The length of the runs if it is the same for all, so that they can be summed at once."""
     lengths = {stop - start for start, stop in bounds}
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _one_by_one(factors: Factors, bounds: Sequence[tuple[int, int]]) -> Tensor:
+def _run_by_run(factors: Factors, bounds: Sequence[tuple[int, int]]) -> Tensor:
     return torch.stack([factors.total(start, stop) for start, stop in bounds])
 
 

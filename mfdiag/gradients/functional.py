@@ -1,4 +1,4 @@
-"""Calling a module with other tensors in the place of its parameters, wherever these are used."""
+"""Calling a module with other tensors in place of its parameters, and hooks on its layers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["call", "hooked", "parameter_places"]
+__all__ = ["call", "expand_over_samples", "hooked", "parameter_places"]
 
 
 def parameter_places(module: nn.Module) -> dict[str, str]:
-    """Every place a parameter is kept in -> the name `named_parameters` gives it: tied weights have several places.
+    """Every place that holds a parameter -> its name in `named_parameters`. A tied weight has several places.
 
-    A module registered under two names is one place.
+    A module registered under two names counts once.
     """
     names = {id(p): name for name, p in module.named_parameters()}
     return {
@@ -25,21 +25,48 @@ def parameter_places(module: nn.Module) -> dict[str, str]:
 
 
 def call(module: nn.Module, places: Mapping[str, str], tensors: Mapping[str, Tensor], inputs: tuple) -> Tensor:
-    """module(*inputs) with `tensors`, by parameter name, in all their places.
+    """Evaluate module(*inputs) with other tensors in place of its parameters.
 
-    Naming every place once replaces functional_call's own tying, which leaves a module registered under two names with
-    the replaced tensors.
+    functional_call has its own handling of tied weights, but that leaves the replaced tensors in a module registered
+    under two names. Every place is named here instead.
+
+    Args:
+        module: The network; it is left as it was.
+        places: `parameter_places(module)`.
+        tensors: Name of a parameter -> tensor, for every parameter.
+        inputs: Arguments of the network.
+
+    Returns:
+        What the network returns.
     """
-    there = {place: tensors[name] for place, name in places.items()}
-    return functional_call(module, there, inputs, tie_weights=False)
+    tensors_by_place = {place: tensors[name] for place, name in places.items()}
+    return functional_call(module, tensors_by_place, inputs, tie_weights=False)
 
 
 @contextmanager
 def hooked(layers: Mapping[str, nn.Module], hook_for: Callable[[str], Callable[..., Tensor | None]]) -> Iterator[None]:
-    """Within, the output of each layer passes through hook_for(name)(module, args, out) on its way; None lets it be."""
+    """Within this context, hook_for(name)(layer, args, output) sees each output of each layer, and may replace it."""
     handles = [module.register_forward_hook(hook_for(name)) for name, module in layers.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def expand_over_samples(parameter: Tensor, n: int, axes: int) -> Tensor:
+    """Give each sample its own copy of a parameter that broadcasts over the batch.
+
+    Args:
+        parameter: A parameter that no layer with a rule holds.
+        n: The number of samples.
+        axes: 0 for [1, *rest] -> [n, *rest]. Else how many axes the parameter lacks in front:
+            [*shape] -> [n, 1, ..., *shape] with `axes` - 1 axes of size 1.
+
+    Returns:
+        The copies, contiguous.
+    """
+    if axes == 0 and parameter.shape[:1] == (1,):
+        return parameter.expand(n, *parameter.shape[1:]).clone()
+    ones = [1] * max(axes - 1, 0)
+    return parameter.view(1, *ones, *parameter.shape).expand(n, *ones, *parameter.shape).clone()

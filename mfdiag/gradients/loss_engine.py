@@ -1,55 +1,48 @@
-"""The general path: per-sample gradients of any loss, for estimators that are no cotangent of u(x_t, r, t).
+"""Per-sample gradients of any loss, for estimators whose gradient is no cotangent of u(x_t, r, t).
 
-The loss of a chunk is computed once with every use of every layer recorded. Samples do not mix, so the gradient of the
-summed loss with respect to a layer's output holds each sample's own cotangent, and the layer's rule turns it into
-factors as in the fast engine. Where the loss holds a directional derivative, the network runs on dual numbers
-(y, y'): a layer that is linear in its input has y = W a and y' = W a', so that its gradient is g (x) a + g' (x) a'.
-The slow, obvious twin takes the gradient of one sample's loss at a time; parameters on which the two disagree on a few
-samples are left to it.
+The loss of a chunk is computed once, and every use of every layer is recorded. Samples do not mix, so the gradient of
+the summed loss with respect to a layer's output holds each sample's own cotangent, and the layer's rule turns it into
+factors as in the fast engine. Where the loss contains a directional derivative, the network runs on dual numbers
+(y, y'). A layer that is linear in its input has y = W a and y' = W a', so its gradient is g (x) a + g' (x) a'.
+
+The slow, obvious twin takes the gradient of one sample's loss at a time. Each loss is tried both ways on a few samples,
+and parameters on which the two disagree are left to the twin.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.func import jvp
 
 from mfdiag.derivatives.differentiable_jvp import DifferentiableJvp, jvp_by_double_backward, jvp_by_dual_numbers
 from mfdiag.fields.differentiable_network import DifferentiableNetwork, Loss
 from mfdiag.fields.fields import Fields
+from mfdiag.gradients.agreement import disagreeing_parameters
 from mfdiag.gradients.concatenated import Concatenated, sum_over_uses
-from mfdiag.gradients.engine import Engine
+from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
-from mfdiag.gradients.fast_engine import FastEngine, _expanded
-from mfdiag.gradients.functional import call, hooked, parameter_places
-from mfdiag.gradients.rules import convolution, linear, rule_for, same_convolution
+from mfdiag.gradients.functional import call, expand_over_samples, parameter_places
+from mfdiag.gradients.recorder import record_uses
+from mfdiag.gradients.rules import LINEAR_RULES, rule_for
 
 __all__ = ["LossEngine"]
 
 
-class _Use(NamedTuple):
-    """One use of a layer while a loss was computed: its output y, or, on dual numbers, the tangent y' of that.
-
-    `tangent` is that of the input, where `output` is y'.
-    """
-
-    layer: str
-    input: Tensor
-    tangent: Tensor | None
-    output: Tensor
-
-
 class LossEngine:
-    """Factors of the per-sample gradients of losses; `engine` says which parameters have a fast way.
+    """Factors of the per-sample gradients of losses, by the layers and bare parameters that serve the run's engine.
 
-    `fields` hold a few samples on which each loss tries it; `say` receives a note where one cannot. `along` replaces
-    exact derivatives where the network has none.
+    Args:
+        module: The network.
+        engine: The run's engine for the same network.
+        losses: The losses to differentiate.
+        fields: Fields of a few samples on which each loss is tried.
+        say: Receives a note where a fast path fails.
+        jvp: Replaces exact derivatives where the network has none.
     """
 
     def __init__(
@@ -65,133 +58,110 @@ class LossEngine:
         self.places = parameter_places(module)
         self.state = {name: p.detach() for name, p in module.named_parameters()}
         self.names = {id(p): name for name, p in module.named_parameters()}
-        self.fast = isinstance(engine, FastEngine)
-        self.layers = engine.layers if isinstance(engine, FastEngine) else {}
-        self.bare = engine.bare if isinstance(engine, FastEngine) else {}
-        self.slow = [self._disagreeing(loss, fields) for loss in losses]
-        if self.fast and (left := {name for slow in self.slow for name in slow}):
-            say(f"{len(left)} parameters measured one sample at a time for some estimators, first {min(left)}.")
+        self.layers = {name: module.get_submodule(name) for name in sorted(engine.capabilities.layers)}
+        self.bare = engine.capabilities.bare
+        self.slow = [self._slow_parameters(loss, fields) if engine.uses_rules else list(self.state) for loss in losses]
+        if engine.uses_rules and (slow := {name for names in self.slow for name in names}):
+            some = f"{len(slow)} parameter{'s' * (len(slow) > 1)}"
+            say(f"{some} computed one sample at a time for some estimators, with the same result: first {min(slow)}.")
 
-    def beside(self, factors: Iterator[tuple[str, Factors]], fields: Fields) -> Iterator[tuple[str, Factors]]:
-        """`factors` of the cotangents, joined by parameter with those of each loss."""
+    def append_losses(self, factors: Iterator[tuple[str, Factors]], fields: Fields) -> Iterator[tuple[str, Factors]]:
+        """Each parameter's `factors` of the cotangents, followed by those of each loss, as one group."""
         n = len(fields.u)
-        own = [self.factors(k, fields) for k in range(len(self.losses))]
-        for name, found in factors:
-            yield name, Concatenated((found, *(loss.pop(name) for loss in own)), n, self.state[name].numel())
+        of_losses = [self.factors(k, fields) for k in range(len(self.losses))]
+        for name, of_cotangents in factors:
+            parts = (of_cotangents, *(by_name.pop(name) for by_name in of_losses))
+            yield name, Concatenated(parts, n, self.state[name].numel())
 
-    def factors(self, which: int, fields: Fields) -> dict[str, Factors]:
-        """Factors [1, n, ...] of every parameter for one of the losses."""
-        loss, slow = self.losses[which], self.slow[which]
-        found = {} if len(slow) == len(self.state) else self._at_once(loss, fields)
-        return found | (self._one_by_one(loss, fields, slow) if slow else {})
+    def factors(self, index: int, fields: Fields) -> dict[str, Factors]:
+        """Factors [1, n, P] of every parameter for the loss number `index`."""
+        loss, slow = self.losses[index], self.slow[index]
+        fast = {} if len(slow) == len(self.state) else self._batched(loss, fields)
+        return fast | (self._sample_by_sample(loss, fields, slow) if slow else {})
 
     # -- one sample at a time -----------------------------------------------------------------------------------
 
-    def _one_by_one(self, loss: Loss, fields: Fields, names: Sequence[str]) -> dict[str, Factors]:
+    def _sample_by_sample(self, loss: Loss, fields: Fields, names: Sequence[str]) -> dict[str, Dense]:
         """The gradient of each sample's loss by plain reverse mode."""
         gradients = []
         for i in range(len(fields.u)):
             state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
-            one = fields.select(slice(i, i + 1))
+            sample = fields.select(slice(i, i + 1))
             with torch.enable_grad():
-                value = one.apply_weight(loss(one, self._network(state, one, self.jvp or jvp_by_double_backward))).sum()
-                wanted = [state[name] for name in names]
-                gradients.append(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True))
+                network = self._network(state, sample, self.jvp or jvp_by_double_backward)
+                value = sample.apply_weight(loss(sample, network)).sum()
+                inputs = [state[name] for name in names]
+                gradients.append(torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True))
         columns = zip(names, zip(*gradients, strict=True), strict=True)
-        return {name: Dense(torch.stack([g.flatten() for g in parts])[None]) for name, parts in columns}
+        return {name: Dense(torch.stack([g.flatten() for g in column])[None]) for name, column in columns}
 
     def _network(
-        self, state: Mapping[str, Tensor], fields: Fields, along: Callable[..., Any], copies: Mapping[str, Tensor] = {}
+        self, state: Mapping[str, Tensor], fields: Fields, jvp: Callable[..., Any], copies: Mapping[str, Tensor] = {}
     ) -> DifferentiableNetwork:
         """The network with the parameters of `state`, and `copies` [n, ...] of some, one for each sample."""
         assert fields.context is not None
 
         def evaluate(x: Tensor, *others: Tensor | None) -> Tensor:
-            each = len(x) // len(fields.u)
-            own = {name: p if each == 1 else p.repeat_interleave(each, 0) for name, p in copies.items()}
-            return call(self.module, self.places, {**state, **own}, (x, *others))
+            points = len(x) // len(fields.u)  # a loss may evaluate several points for each sample
+            repeated = {name: p if points == 1 else p.repeat_interleave(points, 0) for name, p in copies.items()}
+            return call(self.module, self.places, {**state, **repeated}, (x, *others))
 
-        return DifferentiableNetwork(self.module, evaluate, fields.context.labels, along)
+        return DifferentiableNetwork(self.module, evaluate, fields.context.labels, jvp)
 
     # -- all samples at once ------------------------------------------------------------------------------------
 
-    def _at_once(self, loss: Loss, fields: Fields) -> dict[str, Factors]:
+    def _batched(self, loss: Loss, fields: Fields) -> dict[str, Factors]:
+        """The same from one backward pass, for the parameters that fast paths serve."""
         n = len(fields.u)
-        bare = {name: _expanded(self.state[name], n, axes).requires_grad_() for name, axes in self.bare.items()}
-        with self._recorded() as uses, torch.enable_grad():
-            values = fields.apply_weight(
-                loss(fields, self._network(self.state, fields, self.jvp or jvp_by_dual_numbers, bare))
-            )
+        bare = {
+            name: expand_over_samples(self.state[name], n, axes).requires_grad_() for name, axes in self.bare.items()
+        }
+        # every layer passes on a copy of its output: a loss may overwrite what the engine's forward pass does not
+        with record_uses(self.layers, self.layers, of_loss=True) as uses, torch.enable_grad():
+            network = self._network(self.state, fields, self.jvp or jvp_by_dual_numbers, bare)
+            values = fields.apply_weight(loss(fields, network))
         targets = [*(use.output for use in uses), *bare.values()]
         gradients = torch.autograd.grad(values.sum(), targets, allow_unused=True, materialize_grads=True)
         parts: dict[str, list[Factors]] = defaultdict(list)
         for use, g in zip(uses, gradients, strict=False):
-            each = len(g) // n  # a loss may evaluate several points for a sample
-            for k in range(each):
-                tangent = None if use.tangent is None else use.tangent[k::each]
-                made = _made(self.layers[use.layer], use.input[k::each], tangent, g[None, k::each])
-                for local, p in self.layers[use.layer].named_parameters(recurse=False):
-                    if local in made:
-                        parts[self.names[id(p)]].append(made[local])
-        found = {name: sum_over_uses(some, n, self.state[name].numel()) for name, some in parts.items()}
-        own = zip(bare, gradients[len(uses) :], strict=True)
-        return {**found, **{name: Dense(g.reshape(1, n, -1)) for name, g in own}}
+            layer = self.layers[use.layer]
+            points = len(g) // n  # point k of every sample is a use of its own
+            for k in range(points):
+                tangent = None if use.tangent is None else use.tangent[k::points]
+                by_parameter = _rule_factors(layer, use.input[k::points], tangent, g[None, k::points])
+                for local, p in layer.named_parameters(recurse=False):
+                    if local in by_parameter:
+                        parts[self.names[id(p)]].append(by_parameter[local])
+        ruled = {name: sum_over_uses(uses_of, n, self.state[name].numel()) for name, uses_of in parts.items()}
+        of_copies = zip(bare, gradients[len(uses) :], strict=True)
+        return {**ruled, **{name: Dense(g.reshape(1, n, -1)) for name, g in of_copies}}
 
-    @contextmanager
-    def _recorded(self) -> Iterator[list[_Use]]:
-        """Records every use of every layer that has a rule, wherever gradients are wanted."""
-        record: list[_Use] = []
-
-        def noted(layer: str, input: Tensor, tangent: Tensor | None, output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.detach().requires_grad_()
-            record.append(_Use(layer, input.detach(), None if tangent is None else tangent.detach(), output))
-            return output.clone()  # what follows may overwrite it
-
-        def hook_for(layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-                if not torch.is_grad_enabled():
-                    return out
-                (a, da), (y, dy) = forward_ad.unpack_dual(args[0]), forward_ad.unpack_dual(out)
-                y = noted(layer, a, None, y)
-                if da is None or dy is None:
-                    return y
-                return forward_ad.make_dual(y, noted(layer, a, da, dy))
-
-            return hook
-
-        with hooked(self.layers, hook_for):
-            yield record
-
-    def _disagreeing(self, loss: Loss, fields: Fields) -> list[str]:
-        """Parameters whose fast gradients are not the slow ones."""
-        names, n = list(self.state), len(fields.u)
-        if not self.fast:
-            return names
-        truth = self._one_by_one(loss, fields, names)
-        tolerance = 1e-9 if fields.u.dtype == torch.float64 else 1e-3
+    def _slow_parameters(self, loss: Loss, fields: Fields) -> list[str]:
+        """Parameters whose gradients from `_batched` disagree with those of `_sample_by_sample`."""
+        reference = self._sample_by_sample(loss, fields, list(self.state))
+        gradients = {name: factors.values[0].unbind() for name, factors in reference.items()}
         try:
-            found = self._at_once(loss, fields)
-            return [name for name in names if name not in found or not _close(found[name], truth[name], n, tolerance)]
+            slow = disagreeing_parameters(self._batched(loss, fields).items(), gradients)
         except (RuntimeError, ValueError, IndexError):  # the network is not what its layers' rules expect
-            return names
+            return list(self.state)
+        return [name for name in self.state if name in slow]
 
 
-def _made(module: nn.Module, a: Tensor, tangent: Tensor | None, g: Tensor) -> dict[str, Factors]:
-    """The rule's factors for the cotangent of y = f(a), or of y' = df/da a', for a layer f."""
+def _rule_factors(module: nn.Module, a: Tensor, tangent: Tensor | None, g: Tensor) -> dict[str, Factors]:
+    """The rule's factors for the cotangent g of y = f(a), or of y' = df/da a' if there is a tangent a', for a layer f.
+
+    a and a' are [n, ...], g is [1, n, ...].
+    """
     rule = rule_for(module)
     assert rule is not None
     if tangent is None:
         return rule(module, a, g)
-    if rule in (linear, convolution, same_convolution):  # y' = W a', whatever the bias
-        made = rule(module, tangent, g)
-        return {name: factors for name, factors in made.items() if name != "bias"}
-    # <g, y'> is the derivative of <g, f(a)> along a', and so is its gradient of the rule's
-    slope = jvp(
-        lambda at: {name: made.dense(0, len(a)) for name, made in rule(module, at, g).items()}, (a,), (tangent,)
-    )
-    return {name: Dense(values) for name, values in slope[1].items()}
-
-
-def _close(found: Factors, truth: Factors, samples: int, tolerance: float) -> bool:
-    got, want = found.dense(0, samples), truth.dense(0, samples)
-    return got.shape == want.shape and bool((got - want).norm() <= tolerance * (want.norm() + 1e-30))
+    if rule in LINEAR_RULES:  # y' = W a', whatever the bias
+        return {name: factors for name, factors in rule(module, tangent, g).items() if name != "bias"}
+    # <g, y'> is the derivative of <g, f(a)> along a', so its gradient is the derivative of the rule's gradient
+    derivatives = jvp(
+        lambda point: {name: factors.dense(0, len(a)) for name, factors in rule(module, point, g).items()},
+        (a,),
+        (tangent,),
+    )[1]
+    return {name: Dense(values) for name, values in derivatives.items()}

@@ -1,20 +1,21 @@
 """Unbiased covariance traces and mean products of K gradients from block sums, and the block jackknife.
 
-theory, section 3:
+docs/theory.md#moments:
     S[k,l] = N/(N-1) (mean_i Q_i[k,l] - <Gbar_k, Gbar_l>)                          trace of the (cross-)covariance
     M[k,l] = (<sum_i G_ik, sum_i G_il> - sum_i Q_i[k,l]) / (N (N-1))               unbiased <E G_k, E G_l>
-Both are functions of N, sum Q and the products of sums, so both have exact leave-one-block-out values. Any statistic
-computed from a `Moments` whose leading axis holds [full sample, without block 1, without block 2, ...] gets its
-standard error from that axis: write the formula once, broadcast over the first axis, call `jackknife`.
+Both are functions of N, sum Q and the products of sums, so their values without one block are exact. The leading axis
+of a `Moments` holds [full sample, without block 1, without block 2, ...]. A statistic gets its standard error from that
+axis: write its formula once, broadcast over the first axis, and call `jackknife`.
+
+This module does not import torch, so code that only reads moments starts fast.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import stdtrit
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 
 
 class Estimate(NamedTuple):
-    """Value, standard error and 95 % interval, each of the statistic's own shape; n_samples behind it."""
+    """Value, standard error and 95 % interval, each of the statistic's own shape, from `n_samples` samples."""
 
     value: np.ndarray
     std_error: np.ndarray
@@ -38,15 +39,15 @@ class Estimate(NamedTuple):
     n_samples: int
 
     def inverse(self) -> Estimate:
-        """The reciprocal: its interval is the interval inverted, open to infinity where that holds zero.
+        """The reciprocal. Its interval is the interval inverted, and unbounded where that contains zero.
 
-        A ratio whose denominator is lost in noise has no finite standard error; its reciprocal has.
+        A ratio whose denominator is lost in noise has no finite standard error, but its reciprocal does.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             value = 1 / self.value
-            inside = (self.low <= 0) & (self.high >= 0)
-            low = np.where(inside, np.where(self.high > 0, 1 / self.high, -np.inf), 1 / self.high)
-            high = np.where(inside, np.inf, 1 / self.low)
+            contains_zero = (self.low <= 0) & (self.high >= 0)
+            low = np.where(contains_zero, np.where(self.high > 0, 1 / self.high, -np.inf), 1 / self.high)
+            high = np.where(contains_zero, np.inf, 1 / self.low)
             return Estimate(value, self.std_error * value**2, low, high, self.n_samples)
 
 
@@ -54,8 +55,8 @@ class Estimate(NamedTuple):
 class Moments:
     """Replicates [R] of the moments of `groups` sets of K gradients; entry 0 is the full sample.
 
-    S, M, Q [R, groups, K, K] float64: covariance trace, mean product, mean of the per-sample Gram. `count` [R - 1] are
-    the sizes of the blocks left out.
+    S, M, Q [R, groups, K, K] float64: covariance trace, mean product, mean of the per-sample Gram matrix. `count`
+    [R - 1] are the sizes of the blocks left out.
     """
 
     S: np.ndarray
@@ -66,10 +67,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class BlockMoments:
-    """What a set of samples split in B blocks leaves behind; additive over layers.
+    """Sums over the B blocks of a set of samples, from which all moments follow; additive over layers.
 
-    count [B]; gram = sum of Q_i over each block, own = <s_bk, s_bl>, cross = <s_bk, S_l>, all [B, groups, K, K], with
-    s_b the block's summed gradient and S their total; norm = <S_k, S_l> [groups, K, K].
+    Attributes:
+        count: Block sizes, [B].
+        gram: Sum of Q_i over each block, [B, groups, K, K].
+        own: <T_bk, T_bl>, [B, groups, K, K], for the block's summed gradient T_b.
+        cross: <T_bk, T_l>, [B, groups, K, K], for the total T of all blocks.
+        norm: <T_k, T_l>, [groups, K, K].
     """
 
     count: np.ndarray
@@ -88,24 +93,15 @@ class BlockMoments:
             self.norm + other.norm,
         )
 
-    def state(self) -> list[torch.Tensor]:
-        """The arrays as tensors, for `of_state`."""
-        return [torch.as_tensor(getattr(self, entry.name)) for entry in fields(self)]
-
-    @classmethod
-    def of_state(cls, state: list[torch.Tensor]) -> BlockMoments:
-        """The inverse of `state`."""
-        return cls(*(tensor.numpy() for tensor in state))
-
     def replicates(self) -> Moments:
         """S, M and Q on the full sample and without each non-empty block."""
-        kept = self.count > 0
-        count = self.count[kept]
+        filled = self.count > 0
+        count = self.count[filled]
         gram = self.gram.sum(0)
-        cross, own = self.cross[kept], self.own[kept]
-        # |S - s_b|^2 = |S|^2 - <s_b, S> - <S, s_b> + |s_b|^2
+        cross, own = self.cross[filled], self.own[filled]
+        # docs/theory.md#jackknife: |T - T_b|^2 = |T|^2 - <T_b, T> - <T, T_b> + |T_b|^2
         norms = np.concatenate([self.norm[None], self.norm - cross - cross.swapaxes(-1, -2) + own])
-        grams = np.concatenate([gram[None], gram - self.gram[kept]])
+        grams = np.concatenate([gram[None], gram - self.gram[filled]])
         n = replicate_sizes(count)[:, None, None, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = grams / n
@@ -115,26 +111,44 @@ class BlockMoments:
 
 
 def replicate_sizes(count: np.ndarray) -> np.ndarray:
-    """Number of samples behind each replicate [1 + g]: all of them, then all but each block of sizes `count` [g]."""
+    """Number of samples of each replicate [1 + g]: all of them, then all but one of the blocks of sizes `count` [g]."""
     return np.concatenate([[count.sum()], count.sum() - count]).astype(float)
 
 
 def scalar_replicates(values: np.ndarray, block: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of per-sample values [n, ...] on the full sample and without each non-empty block; and block sizes."""
+    """Compute means of per-sample values on the full sample and without each non-empty block.
+
+    Args:
+        values: Per-sample values, [n, ...].
+        block: Each sample's block, [n].
+        blocks: The number of blocks.
+
+    Returns:
+        Replicates [1 + g, ...] and the sizes [g] of the non-empty blocks, as `jackknife` takes them.
+    """
     count = np.bincount(block, minlength=blocks)
     sums = np.zeros((blocks, *values.shape[1:]))
     np.add.at(sums, block, values)
-    kept = count > 0
-    n = replicate_sizes(count[kept])
-    totals = np.concatenate([sums.sum(0)[None], sums.sum(0) - sums[kept]])
+    filled = count > 0
+    n = replicate_sizes(count[filled])
+    totals = np.concatenate([sums.sum(0)[None], sums.sum(0) - sums[filled]])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return totals / n.reshape(-1, *[1] * (values.ndim - 1)), count[kept]
+        return totals / n.reshape(-1, *[1] * (values.ndim - 1)), count[filled]
 
 
 def positive_jackknife(replicates: np.ndarray, count: np.ndarray, level: float = 0.95) -> Estimate:
-    """`jackknife` of a quantity that cannot be negative, on its logarithm: estimates of a variance are skewed.
+    """Apply `jackknife` to the logarithm of a quantity that cannot be negative (docs/theory.md#intervals).
 
-    Entries of which some replicate is not positive keep the plain interval.
+    Estimates of a variance are skewed, and their logarithm is less so. Entries with a replicate that is not positive
+    keep the plain interval.
+
+    Args:
+        replicates: The quantity on the full sample and without each of g blocks, [1 + g, ...].
+        count: Block sizes, [g].
+        level: Coverage of the interval, between 0 and 1.
+
+    Returns:
+        The estimate.
     """
     plain = jackknife(replicates, count, level)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -146,12 +160,19 @@ def positive_jackknife(replicates: np.ndarray, count: np.ndarray, level: float =
 
 
 def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = 0.95) -> Estimate:
-    """Estimate from replicates [1 + g, ...]: the full sample's value, then the values without each of g blocks.
+    """Estimate a statistic by the delete-a-block jackknife for blocks of unequal size (docs/theory.md#jackknife).
 
-    Delete-a-block jackknife for blocks of unequal size (Busing, Meijer and van der Leeden 1999), Student's t on g - 1
-    degrees of freedom. No normality of the data is assumed. For M of a mean that vanishes in d dimensions the interval
-    covers 81 % (d = 1), 94 % (d = 3) to 99 % (d = 30): the jackknife of a degenerate U-statistic is wide on average,
-    but narrow where the estimate happens to be lowest.
+    The interval is Student's t on g - 1 degrees of freedom; the data need not be normal. For M of a mean that vanishes
+    in d dimensions the interval covers 81 % (d = 1), 94 % (d = 3) to 99 % (d = 30): the jackknife of a degenerate
+    U-statistic is wide on average, but narrow where the estimate happens to be lowest.
+
+    Args:
+        replicates: The statistic on the full sample and without each of g blocks, [1 + g, ...].
+        count: Block sizes, [g].
+        level: Coverage of the interval, between 0 and 1.
+
+    Returns:
+        The estimate; its error and interval are NaN for fewer than two blocks.
     """
     value, left_out = replicates[0], replicates[1:]
     g, n = len(count), int(count.sum())
@@ -161,7 +182,7 @@ def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = 0.95) ->
     h = (n / count).reshape(-1, *[1] * (left_out.ndim - 1))
     with np.errstate(invalid="ignore"):
         pseudo = h * value - (h - 1) * left_out
-        centre = (pseudo / h).sum(0)
-        std_error = np.sqrt(((pseudo - centre) ** 2 / (h - 1)).sum(0) / g)
+        center = (pseudo / h).sum(0)
+        std_error = np.sqrt(((pseudo - center) ** 2 / (h - 1)).sum(0) / g)
     half = stdtrit(g - 1, 0.5 + level / 2) * std_error
     return Estimate(value, std_error, value - half, value + half, n)

@@ -1,4 +1,4 @@
-"""A pass that was interrupted: what it had gathered, on disk, so that the next run goes on from there."""
+"""The state of an interrupted pass on disk, from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from mfdiag.storage import atomic_write
 
 __all__ = ["PassCheckpoint"]
 
-_SECONDS = 30.0
+_SECONDS_BETWEEN_SAVES = 30.0
 
 
 @dataclass
 class PassCheckpoint:
-    """State of one pass at `path`, valid for the request that `key` stands for; written every half minute."""
+    """State of one pass at `path`, valid for the request that `key` identifies; saved every half minute."""
 
     path: Path
     key: str
     written: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any] | None:
-        """The state an earlier run of the same request left; None if there is none, or it cannot be read."""
+        """The state that an earlier run of the same request saved; None without one, or if it cannot be read."""
         try:
-            kept = torch.load(self.path, weights_only=True)
-        except Exception:  # a damaged state costs its samples again, nothing else
+            saved = torch.load(self.path, weights_only=True)
+        except Exception:  # a damaged file costs its samples again, nothing else
             return None
-        return kept["state"] if isinstance(kept, dict) and kept.get("key") == self.key else None
+        return saved["state"] if isinstance(saved, dict) and saved.get("key") == self.key else None
 
     def due(self) -> bool:
         """Whether it is time to save."""
-        return time.monotonic() - self.written > _SECONDS
+        return time.monotonic() - self.written > _SECONDS_BETWEEN_SAVES
 
     def save(self, state: dict[str, Any]) -> None:
-        """Writes the state, atomically."""
+        """Write the state atomically."""
         with atomic_write(self.path) as temporary:
             torch.save({"key": self.key, "state": state}, temporary)
         self.written = time.monotonic()
 
     def clear(self) -> None:
-        """Removes the state and, when empty, its folder."""
+        """Remove the state and, when empty, its folder."""
         self.path.unlink(missing_ok=True)
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()

@@ -1,8 +1,9 @@
-"""How each kind of layer leaves its parameters' per-sample gradients: input and output cotangent -> factors.
+"""Rules of layers: from input and output cotangents to the factors of the parameters' per-sample gradients.
 
 One rule per layer type, all of one signature. A layer of another class, as many repositories write their own, gets the
-rule of the layer it resembles; the engine compares every way with the reference, so that a wrong guess costs nothing. A
-layer without a rule is no error: its parameters go to the reference.
+rule of the layer type that its parameters resemble. Every rule is compared with the reference before it is used
+(`trials.py`), so a wrong guess costs nothing. A layer without a rule is no error: its parameters are left to the
+reference.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mfdiag.gradients.factors import Dense, Factors, Outer
 
-__all__ = ["RULES", "Rule", "convolution", "is_guess", "linear", "rule_for", "same_convolution"]
+__all__ = ["LINEAR_RULES", "RULES", "Rule", "is_guess", "rule_for"]
 
 Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Factors]]
 """(module, input [n, ...], output cotangents [C, n, ...]) -> parameter name within the module -> factors."""
@@ -32,15 +33,15 @@ def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def rule_for(module: nn.Module) -> Rule | None:
-    """The rule of a module whose forward is that of a known layer type, else of the type its parameters look like."""
+    """The rule of a module whose forward is a known layer type's, else of the type that its parameters resemble."""
     kind = _known_kind(module)
     if kind is None:
         return _likely_rule(module)
-    return RULES[kind] if rule_applies(module) else None
+    return RULES[kind] if _rule_applies(module) else None
 
 
 def is_guess(module: nn.Module) -> bool:
-    """Whether the rule of a module goes by its looks alone."""
+    """Whether the rule of a module follows from the shapes of its parameters alone."""
     return _known_kind(module) is None
 
 
@@ -49,17 +50,17 @@ def _known_kind(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _likely_rule(module: nn.Module) -> Rule | None:
-    own = dict(module.named_parameters(recurse=False))
-    if "weight" not in own or own.keys() - {"weight", "bias"} or [*module.children()]:
+    parameters = dict(module.named_parameters(recurse=False))
+    if "weight" not in parameters or parameters.keys() - {"weight", "bias"} or [*module.children()]:
         return None
-    axes = own["weight"].ndim
+    axes = parameters["weight"].ndim
     if axes == 1:
         return group_norm if hasattr(module, "num_groups") and hasattr(module, "eps") else None
     return {2: linear, 3: same_convolution, 4: same_convolution, 5: same_convolution}.get(axes)
 
 
-def rule_applies(module: nn.Module) -> bool:
-    """Embeddings that renormalise or rescale their own gradient do not follow the chain rule below."""
+def _rule_applies(module: nn.Module) -> bool:
+    """Embeddings that renormalize their rows or rescale their gradient do not follow the chain rule."""
     return not (isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq))
 
 
@@ -78,7 +79,7 @@ def convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
 
 
 def same_convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
-    """Of a layer of unknown class: stride 1, and zeros around that keep the size."""
+    """A convolution of unknown class: stride 1, and padding with zeros that keeps the size."""
     assert isinstance(module.weight, Tensor)
     _, channels, *kernel = module.weight.shape
     ones = [1] * len(kernel)
@@ -99,10 +100,14 @@ def _convolution(
     bias = Dense(g.sum(2))
     if groups == 1:
         return {"weight": Outer(a[:, 0], g), "bias": bias}
-    # each group of channels meets its own patches: lay the groups' gradients side by side
+    # each group of channels sees its own patches; the groups' gradients are concatenated
     g = g.unflatten(3, (groups, -1))
     values = torch.einsum("cntgo,ngtp->cngop", g, a)
     return {"weight": Dense(values.flatten(2)), "bias": bias}
+
+
+LINEAR_RULES = (linear, convolution, same_convolution)
+"""Rules of layers y = W a + b."""
 
 
 @_rule(nn.Embedding)

@@ -1,4 +1,4 @@
-"""What keeps a network from being a function of each sample alone: randomness, and layers that see the batch."""
+"""Checks that a network is a function of each sample alone: no randomness, and no layer that sees the batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from mfdiag.gradients.functional import hooked
 __all__ = ["mixing_layer", "require_repeatable"]
 
 _CLOSE = 1e-4  # relative; other kernels, or another order of summation, stay far below
-_COPIES = 16  # a label that is dropped now and then is to show
+_COPIES = 16  # enough for an occasional label drop to occur
 
 
 class _Call(NamedTuple):
-    """One call of a module: its `name` in the model, norms [n] by sample of its first input, if known, and output."""
+    """One call of a module: its `name` in the model, and the norms [n] of each sample in its input and output.
+
+    The input is the first argument; None where its norms are not known.
+    """
 
     name: str
     input: Tensor | None
@@ -29,12 +32,16 @@ class _Call(NamedTuple):
 
 
 def require_repeatable(module: nn.Module, inputs: Inputs) -> None:
-    """InputError, naming the layer, where equal calls of `module` differ, or a layer normalises over the batch."""
+    """Check that equal calls of `module` give equal results, and that no layer normalizes over the batch.
+
+    Raises:
+        InputError: One does; the error names the layer.
+    """
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
             raise InputError(
-                f"{_place(module, name)} normalises over the batch even in eval mode, so the model mixes its samples: "
-                "let it use its running statistics."
+                f"{_place(module, name)} normalizes over the batch even in eval mode, so the model mixes its samples: "
+                "make it use running statistics."
             )
     if not _looks_random(module, inputs):
         return
@@ -43,7 +50,7 @@ def require_repeatable(module: nn.Module, inputs: Inputs) -> None:
     if layer is not None:
         raise InputError(
             f"Equal calls of the model give different results, first in {layer}: switch off its dropout, label drop or "
-            "noise, which eval mode leaves on."
+            "noise that eval mode leaves on."
         )
 
 
@@ -53,25 +60,25 @@ def _looks_random(module: nn.Module, inputs: Inputs) -> bool:
     before = _generators(device)
     with torch.no_grad():
         u = module(*inputs)
-        drawn = any(a != b for a, b in zip(before, _generators(device), strict=True))
-        return drawn or not torch.equal(u, module(*inputs))
+        draws = any(a != b for a, b in zip(before, _generators(device), strict=True))
+        return draws or not torch.equal(u, module(*inputs))
 
 
 def _generators(device: torch.device) -> list[object]:
-    """States of the generators that networks draw from."""
-    numpys = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that others' code draws from
-    own = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-    return [random.getstate(), str(numpys), *(state.numpy().tobytes() for state in own)]
+    """States of the global generators that networks draw from."""
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that others' code draws from
+    of_torch = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [random.getstate(), str(of_numpy), *(state.numpy().tobytes() for state in of_torch)]
 
 
 def mixing_layer(module: nn.Module, inputs: Inputs) -> str | None:
-    """The layer whose output for the first sample depends on the others, where one can be named."""
+    """The first layer whose output for one sample depends on the others; None if no single layer shows it."""
     return _first_difference(module, _calls(module, select_samples(inputs, slice(1))), _calls(module, inputs))
 
 
 def _calls(module: nn.Module, inputs: Inputs) -> list[_Call]:
     """Each call of each module, inner ones first."""
-    found: list[_Call] = []
+    calls: list[_Call] = []
     n = len(inputs[0])
 
     def norms(values: object) -> Tensor | None:
@@ -82,21 +89,21 @@ def _calls(module: nn.Module, inputs: Inputs) -> list[_Call]:
     def hook_for(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
         def hook(layer: nn.Module, args: tuple[object, ...], out: object) -> None:
             if (output := norms(out)) is not None:
-                found.append(_Call(name, norms(args[0]) if args else None, output))
+                calls.append(_Call(name, norms(args[0]) if args else None, output))
 
         return hook
 
     with hooked(dict(module.named_modules()), hook_for), torch.no_grad():
         module(*inputs)
-    return found
+    return calls
 
 
 def _first_difference(module: nn.Module, calls: list[_Call], others: list[_Call]) -> str | None:
-    """Where results first differ in the samples that both have: in a layer, or in what its owner hands to it."""
-    for one, other in zip(calls, others, strict=False):
-        if _differ(one.output, other.output):
-            inherited = one.input is not None and other.input is not None and _differ(one.input, other.input)
-            return _place(module, one.name.rpartition(".")[0] if inherited else one.name)
+    """Where results first differ in the samples that both have: in a layer, or in what its parent passes to it."""
+    for call, other in zip(calls, others, strict=False):
+        if _differ(call.output, other.output):
+            inherited = call.input is not None and other.input is not None and _differ(call.input, other.input)
+            return _place(module, call.name.rpartition(".")[0] if inherited else call.name)
     return None
 
 

@@ -2,131 +2,38 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfdiag.derivatives.choice import Derivative, choose_derivative, parse_derivative
-from mfdiag.derivatives.forward_graph import ForwardGraph
-from mfdiag.errors import InputError, did_you_mean
-from mfdiag.fields.builder import FieldBuilder, FieldNeeds, Proxy
-from mfdiag.fields.differentiable_network import Loss
+from mfdiag.derivatives.choice import Derivative, choose_derivative
+from mfdiag.errors import InputError
+from mfdiag.fields.builder import FieldBuilder
 from mfdiag.fields.fields import Fields
 from mfdiag.fields.inputs import Inputs, select_samples
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.times import GridTimes
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
-from mfdiag.gradients.engine import Engine, prepare_engine
+from mfdiag.gradients.engine import prepare_engine
+from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.loss_engine import LossEngine
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
-from mfdiag.models.precision import in_precision
+from mfdiag.gradients.pass_types import PassResult, PassSettings, Plan, SupportNetworks
+from mfdiag.gradients.recorder import RecordedForward
 from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks", "evaluate_batch", "run_pass"]
 
-_ENGINE_SAMPLES = 2  # on which the engine is checked before a pass starts: single gradients are computed for each
-_DERIVATIVE_SAMPLES = 4  # on which derivatives are checked
-_CHUNK_BYTES = 288 << 20  # activations of a chunk: larger was no faster on a DiT of 4M parameters
-_LARGEST_CHUNK = 1024  # beyond it a small network gains nothing
-
-Engines = Literal["auto", "fast", "reference"]
-
-
-class Plan(Protocol):
-    """What is regressed on u: `groups` sets of `size` cotangents each, and numbers kept per sample."""
-
-    @property
-    def groups(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def needs(self) -> FieldNeeds: ...
-
-    @property
-    def losses(self) -> Sequence[Loss]:
-        """Losses whose per-sample gradients follow the cotangents' in the one group; none where there are several."""
-        ...
-
-    def cotangents(self, fields: Fields) -> Tensor:
-        """[C, n, *shape] with C = groups * size less the losses; the gradient is (du/dtheta)^T times a cotangent."""
-        ...
-
-    def outputs(self, fields: Fields) -> Tensor | None:
-        """Residuals [C, n, *shape] whose own moments (output space) are wanted."""
-        ...
-
-    def scalars(self, fields: Fields) -> dict[str, Tensor]:
-        """Numbers [n] kept for each sample."""
-        ...
-
-
-@dataclass(frozen=True)
-class PassSettings:
-    """How a pass is run; none of it changes the numbers beyond rounding, except samples, bins and dtype."""
-
-    samples: int = 4096
-    bins: tuple[int, int] | None = None
-    chunk: int | None = None  # samples at once; None chooses by memory
-    engine: Engines = "auto"
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    derivative: str = "auto"  # as `parse_derivative` takes it
-
-    def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise InputError(f"--samples must be at least 2, got {self.samples}.")
-        if self.chunk is not None and self.chunk < 1:
-            raise InputError(f"--chunk must be at least 1, got {self.chunk}.")
-        if self.bins is not None and not all(1 <= count <= 100 for count in self.bins):
-            raise InputError(f"--bins takes two whole numbers from 1 to 100, got {self.bins}.")
-        if self.engine not in get_args(Engines):
-            raise did_you_mean("engine", self.engine, get_args(Engines))
-        parse_derivative(self.derivative)
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """What a pass leaves: gradient (and output) moments by cell and layer, and arrays over samples."""
-
-    cells: Cells
-    gradient: Accumulator
-    output: Accumulator | None
-    scalars: dict[str, np.ndarray]  # name -> [N]
-    r: np.ndarray
-    t: np.ndarray
-    labels: np.ndarray | None
-    stratified: bool  # the sampler fills every cell alike, so only single cells mean anything
-    derivative: str = "jvp"  # how the network was differentiated, as the tables say it
-
-    def reported(self, cell: int) -> bool:
-        """Whether the cell's moments estimate something of the model."""
-        return not self.stratified or cell in self.cells.leaf
-
-
-@dataclass(frozen=True)
-class SupportNetworks:
-    """The networks a pass evaluates beside the measured one.
-
-    `proxy_module` gives vhat = its u(x_t, t, t) for the proxies `ema` and `teacher`; `by_name` are "ema" and "teacher",
-    for the estimators that ask for one.
-    """
-
-    proxy: Proxy = "self"
-    proxy_module: nn.Module | None = None
-    by_name: Mapping[str, nn.Module] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.proxy not in get_args(Proxy):
-            raise did_you_mean("proxy", self.proxy, get_args(Proxy))
+_ENGINE_SAMPLES = 2  # samples the engine is tried on before a pass starts; each costs a gradient of its own
+_DERIVATIVE_SAMPLES = 4  # samples the derivative is checked on
+_CHUNK_BYTES = 288 << 20  # activations of a chunk; a larger chunk was no faster on a DiT of 4M parameters
+_LARGEST_CHUNK = 1024  # a larger chunk was no faster on a small network
 
 
 def run_pass(
@@ -145,12 +52,12 @@ def run_pass(
     Args:
         plan: The cotangents, losses and per-sample numbers to measure.
         module: The network whose gradient is measured.
-        draws: The law of the samples.
+        draws: The distribution of the samples.
         settings: Number of samples, bins, engine, precision.
-        support: Proxy, and networks that estimators name.
+        support: The proxy, and the networks that estimators ask for.
         progress: Receives (samples done, N).
         say: Receives one-line notes.
-        checkpoint: Where an interrupted pass keeps its state; the pass resumes from what is there.
+        checkpoint: Where an interrupted pass saves its state, and from where it resumes.
 
     Returns:
         Moments by cell and layer, and numbers by sample.
@@ -172,10 +79,10 @@ def run_pass(
             prepared.measure(plan, index)
             if progress is not None:
                 progress(start + len(index), len(order))
-            if checkpoint is not None and checkpoint.due():
+            if checkpoint is not None and checkpoint.due() and totals.resumable:
                 checkpoint.save(totals.state())
     except KeyboardInterrupt:
-        if checkpoint is not None and totals.whole:
+        if checkpoint is not None and totals.resumable:
             checkpoint.save(totals.state())
         raise
     if checkpoint is not None:
@@ -185,7 +92,7 @@ def run_pass(
 
 @dataclass(frozen=True)
 class _PreparedPass:
-    """Everything that is made once: samples' cells, fields, engine, derivative and running totals."""
+    """Everything that is prepared once: cells of the samples, fields, engine, derivative and running totals."""
 
     module: nn.Module
     draws: Draws
@@ -200,34 +107,32 @@ class _PreparedPass:
     totals: _Totals
 
     def measure(self, plan: Plan, index: np.ndarray) -> None:
-        """Adds the samples `index`. A function of its own, so that a chunk's tensors are freed before the next one."""
+        """Adds the samples `index`. On return the chunk's tensors are freed, before the next chunk needs them."""
         inputs, fields, graph = evaluate_batch(self.builder, self.engine, self.derivative, self.draws.batch(index))
         cotangents = fields.apply_weight(plan.cotangents(fields), axis=1)
         _require_finite(cotangents, fields, inputs, index)
         factors = self.engine.factors(inputs, cotangents, graph)
         if self.losses is not None:
-            factors = self.losses.beside(factors, fields)
+            factors = self.losses.append_losses(factors, fields)
         outputs = plan.outputs(fields)
         if outputs is not None:
             outputs = fields.apply_weight(outputs, axis=1)
         prefix = prefix_of(self.module)
-        named = ((name.removeprefix(prefix), one) for name, one in factors)
-        self.totals.add(index, plan.scalars(fields), outputs, named)
+        by_own_name = ((name.removeprefix(prefix), gradients) for name, gradients in factors)
+        self.totals.add(index, plan.scalars(fields), outputs, by_own_name)
 
     def result(self) -> PassResult:
         """What the pass measured, once every sample is in."""
-        labels = self.draws.labels_of(np.arange(len(self.r)))
-        scalars = {name: values.numpy() for name, values in self.totals.scalars.items()}
         return PassResult(
-            self.cells,
-            self.totals.gradient,
-            self.totals.output,
-            scalars,
-            self.r,
-            self.t,
-            labels,
-            self.draws.times.stratified,
-            self.derivative.name,
+            cells=self.cells,
+            gradient=self.totals.gradient,
+            output=self.totals.output,
+            scalars={name: values.numpy() for name, values in self.totals.scalars.items()},
+            r=self.r,
+            t=self.t,
+            labels=self.draws.labels_of(np.arange(len(self.r))),
+            stratified=self.draws.times.stratified,
+            derivative=self.derivative.name,
         )
 
 
@@ -240,58 +145,76 @@ def _prepare(
     say: Callable[[str], None],
 ) -> _PreparedPass:
     """Copies the networks, sorts the samples into cells, and tries engine and derivative on the first samples."""
-
-    def frozen(network: nn.Module) -> nn.Module:
-        copied = in_precision(copy.deepcopy(network).to(settings.device), settings.dtype)
-        return copied.eval().requires_grad_(False)
-
-    def cast(values: Tensor) -> Tensor:
-        return values.to(settings.device, settings.dtype)
-
-    measured = frozen(module)
-    use_proxy = support.proxy_module is not None and support.proxy != "self"
-    proxy_module = frozen(support.proxy_module) if use_proxy and support.proxy_module is not None else measured
-    others = {name: frozen(network) for name, network in support.by_name.items()}
-    numbers = np.arange(settings.samples)
-    r, t = draws.times_of(numbers)
+    r, t = draws.times_of(np.arange(settings.samples))
     bins = settings.bins
-    if isinstance(draws.times, GridTimes):  # only its own cells are samples of one law
+    if isinstance(draws.times, GridTimes):  # only its own cells hold samples of one law
         bins = (draws.times.r_bins, draws.times.t_bins)
     cells = make_cells(r, t, bins)
-    builder = FieldBuilder(measured, proxy_module, draws, plan.needs, support.proxy, cast, others)
-    # checked where derivatives count, which is not at r = t
-    apart = np.flatnonzero(r < t) if (r < t).any() else numbers
-    batch = draws.batch(apart[:_DERIVATIVE_SAMPLES])
-    inputs = builder.inputs(batch)
-    first = select_samples(inputs, slice(_ENGINE_SAMPLES))
-    if draws.guidance is not None:
-        builder.require_null_label(first)
-    engine = prepare_engine(measured, first, settings.engine, say)
-    dx = cast(batch.velocity)
-    dx, dt = dx.expand(2, *dx.shape), torch.tensor([[1.0], [0.0]]).to(dx).expand(2, len(dx))
-    checked = None if engine.checked_jvp is None else (first, engine.checked_jvp)
-    derivative = choose_derivative(settings.derivative, measured, inputs, dx, dt, say, checked)
-    losses = None
+    builder = _field_builder(plan, module, draws, settings, support)
+    measured = builder.module
+    # derivatives are checked where they matter, which is not at r = t
+    candidates = np.flatnonzero(r < t) if (r < t).any() else np.arange(settings.samples)
+    engine, derivative = _try_engine_and_derivative(builder, candidates[:_DERIVATIVE_SAMPLES], settings, say)
+    activation_bytes, losses = engine.capabilities.bytes_per_sample, None
     if plan.losses:
-        fields = evaluate_batch(builder, engine, derivative, draws.batch(cells.order[:_ENGINE_SAMPLES]))[1]
+        first = draws.batch(cells.order[:_ENGINE_SAMPLES])
+        _, fields, graph = evaluate_batch(builder, engine, derivative, first)
         losses = LossEngine(measured, engine, plan.losses, fields, say, derivative.jvp)
+        if graph is not None:  # of the layers that the engine settled on
+            activation_bytes = graph.bytes_per_sample
     at_once = plan.groups * plan.size + 2  # cotangents, and the activations themselves, forward and backward
-    chunk = settings.chunk or _chunk(_CHUNK_BYTES // (engine.bytes_per_sample * at_once + 1), cells)
+    chunk = settings.chunk or _chunk(_CHUNK_BYTES // (activation_bytes * at_once + 1), cells)
     prefix = prefix_of(measured)
     parameters = {name.removeprefix(prefix): p.numel() for name, p in measured.named_parameters()}
     totals = _Totals(cells, parameters, plan)
     return _PreparedPass(measured, draws, r, t, cells, builder, engine, derivative, losses, chunk, totals)
 
 
+def _field_builder(
+    plan: Plan, module: nn.Module, draws: Draws, settings: PassSettings, support: SupportNetworks
+) -> FieldBuilder:
+    """The builder of fields on copies of the networks."""
+    measured = proxy_module = settings.cast_network(module)
+    if support.proxy_module is not None and support.proxy != "self":
+        proxy_module = settings.cast_network(support.proxy_module)
+    by_name = {name: settings.cast_network(network) for name, network in support.by_name.items()}
+    return FieldBuilder(measured, proxy_module, draws, plan.needs, support.proxy, settings.cast, by_name)
+
+
+def _try_engine_and_derivative(
+    builder: FieldBuilder, index: np.ndarray, settings: PassSettings, say: Callable[[str], None]
+) -> tuple[Engine, Derivative]:
+    """The engine and the derivative of a pass, checked on the samples `index`."""
+    batch = builder.draws.batch(index)
+    inputs = builder.inputs(batch)
+    first = select_samples(inputs, slice(_ENGINE_SAMPLES))
+    if builder.draws.guidance is not None:
+        builder.require_null_label(first)
+    engine = prepare_engine(builder.module, first, settings.engine, say)
+    v_c = settings.cast(batch.velocity)
+    dx, dt = v_c.expand(2, *v_c.shape), torch.tensor([[1.0], [0.0]]).to(v_c).expand(2, len(v_c))  # (v_c, 1), (v_c, 0)
+    checked = engine.capabilities.checked_jvp
+    return engine, choose_derivative(settings.derivative, builder.module, inputs, dx, dt, say, checked)
+
+
 def evaluate_batch(
     builder: FieldBuilder, engine: Engine, derivative: Derivative, batch: Batch
-) -> tuple[Inputs, Fields, ForwardGraph | None]:
-    """The network's inputs, the fields, and the forward pass that derivatives and gradients share."""
+) -> tuple[Inputs, Fields, RecordedForward | None]:
+    """Evaluate the network on a batch.
+
+    Args:
+        builder: Makes inputs and fields of samples.
+        engine: The run's engine.
+        derivative: The run's derivative.
+        batch: Samples of the draws.
+
+    Returns:
+        The network's inputs, the fields, and the forward pass that derivatives and gradients share.
+    """
     inputs = builder.inputs(batch)
     graph = engine.forward_graph(inputs)
-    shared = None
-    if graph is not None and graph.x.requires_grad and derivative.jvp is None:
-        shared = graph.derivatives
+    # with a `jvp` of its own the derivative is a difference, which double backward must not replace
+    shared = graph.derivatives if graph is not None and graph.reversible and derivative.jvp is None else None
     return inputs, builder.fields(batch, inputs, derivative.differentiate, shared), graph
 
 
@@ -307,7 +230,7 @@ class _Totals:
         self.gradient = Accumulator(cells, parameters, plan.groups, plan.size)
         self.output: Accumulator | None = None
         self.scalars: dict[str, Tensor] = {}
-        self.whole = True  # False in the middle of a chunk
+        self._within_chunk = False
 
     def add(
         self,
@@ -316,7 +239,7 @@ class _Totals:
         outputs: Tensor | None,
         factors: Iterable[tuple[str, Factors]],
     ) -> None:
-        self.whole = False
+        self._within_chunk = True
         for name, values in scalars.items():
             if name not in self.scalars:
                 self.scalars[name] = torch.full((len(self.cells.leaf),), torch.nan, dtype=torch.float64)
@@ -324,12 +247,17 @@ class _Totals:
         if outputs is not None:
             self._output(outputs[0, 0].numel(), len(outputs)).add(len(index), [("output", Dense(outputs.flatten(2)))])
         self.gradient.add(len(index), factors)
-        self.whole = True
+        self._within_chunk = False
 
     def _output(self, dim: int, size: int) -> Accumulator:
         if self.output is None:
             self.output = Accumulator(self.cells, {"output": dim}, 1, size)
         return self.output
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `state` is consistent, and samples remain to resume with."""
+        return not self._within_chunk and self.gradient.position < len(self.cells.leaf)
 
     def state(self) -> dict[str, Any]:
         output = None
@@ -341,12 +269,12 @@ class _Totals:
         self.gradient.restore(state["gradient"])
         self.scalars = state["scalars"]
         if state["output"] is not None:
-            dim, size, kept = state["output"]
-            self._output(dim, size).restore(kept)
+            dim, size, accumulated = state["output"]
+            self._output(dim, size).restore(accumulated)
 
 
 def _chunk(fitting: int, cells: Cells) -> int:
-    """Samples at once: what fits, in chunks of one size, in whole jackknife blocks where these are smaller."""
+    """Samples at once: what fits, in chunks of equal size, which are whole jackknife blocks if these are smaller."""
     n = len(cells.leaf)
     block = max(1, n // cells.blocks)
     chunks = -(-n // int(np.clip(fitting, 1, _LARGEST_CHUNK)))
@@ -354,14 +282,14 @@ def _chunk(fitting: int, cells: Cells) -> int:
 
 
 def _require_finite(cotangents: Tensor, fields: Fields, inputs: Inputs, index: np.ndarray) -> None:
-    """InputError that names the first sample the model breaks on."""
+    """InputError that names the first sample with a cotangent that is not finite."""
     if cotangents.isfinite().all():
         return
     bad = ~cotangents.transpose(0, 1).flatten(1).isfinite().all(1)
     k = int(bad.nonzero()[0])
-    what = "its derivative" if fields.u[k].isfinite().all() else "u"
+    part = "its derivative" if fields.u[k].isfinite().all() else "u"
     raise InputError(
-        f"The model returns NaN or infinity in {what} for {int(bad.sum())} of {len(bad)} samples, first at sample "
+        f"The model returns NaN or infinity in {part} for {int(bad.sum())} of {len(bad)} samples, first at sample "
         f"{int(index[k])} (r={float(inputs[1][k]):.4g}, t={float(inputs[2][k]):.4g}): "
-        "check the weights and the time range, or try --dtype float64."
+        "check the weights and the range of times, or try --dtype float64."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from mfdiag.derivatives.choice import choose_derivative, parse_derivative
 from mfdiag.derivatives.differentiable_jvp import jvp_by_double_backward
-from mfdiag.derivatives.finite_difference import difference_of, jvp_by_difference
+from mfdiag.derivatives.finite_difference import central_difference, jvp_by_difference
 from mfdiag.derivatives.forward_mode import forward_mode_derivatives
 from mfdiag.errors import InputError
 from mfdiag.fields.inputs import Inputs
@@ -76,10 +78,10 @@ def case(shape: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float64) -> t
     return (x, r, t, torch.arange(N) % 3), torch.stack([v, w]), torch.tensor([[1.0], [0.0]]).to(dtype).expand(2, N)
 
 
-def relative(found: Tensor, exact: Tensor, inputs: Inputs) -> float:
+def relative(actual: Tensor, exact: Tensor, inputs: Inputs) -> float:
     """Of (t-r) times the derivative, over all samples, for the worse of the tangents."""
     gap = (inputs[2] - inputs[1]).view(-1, *[1] * (exact.ndim - 2))
-    return float(((gap * (found - exact)).flatten(1).norm(dim=1) / (gap * exact).flatten(1).norm(dim=1)).max())
+    return float(((gap * (actual - exact)).flatten(1).norm(dim=1) / (gap * exact).flatten(1).norm(dim=1)).max())
 
 
 NETWORKS = {
@@ -97,18 +99,18 @@ def test_a_difference_is_as_good_as_it_says(name: str, step: float | None) -> No
     torch.manual_seed(0)
     module = randomised(build()).double().requires_grad_(False)
     inputs, dx, dt = case(shape)
-    found = difference_of(module, inputs, dx, dt, step)
-    u, along = found(*inputs, dx, dt)
+    actual = central_difference(module, inputs, dx, dt, step)
+    u, along = actual(*inputs, dx, dt)
     exact_u, exact = forward_mode_derivatives(module, *inputs, dx, dt)
     torch.testing.assert_close(u, exact_u)
     off = relative(along, exact, inputs)
-    assert off <= 1.1 * found.error + 1e-14
+    assert off <= 1.1 * actual.error + 1e-14
     if step is None:
-        assert found.error < 1e-5
+        assert actual.error < 1e-5
     elif name == "fast_waves":
-        assert found.error > 0.5 and off > 0.5  # the embedding turns round several times within the step
+        assert actual.error > 0.5 and off > 0.5  # the embedding completes several periods within the step
     else:
-        assert found.error < 5e-3 and off > found.error / 10  # nor is it much better
+        assert actual.error < 5e-3 and off > actual.error / 10  # and the reported error is not far too large
 
 
 def test_the_step_follows_the_time_scale_in_the_precision_there_is() -> None:
@@ -125,11 +127,11 @@ def test_the_step_follows_the_time_scale_in_the_precision_there_is() -> None:
         torch.manual_seed(0)
         module = Single(scale=scale).requires_grad_(False)
         single = tuple(a.float() for a in inputs[:3])
-        found = difference_of(module, (*single, None), dx.float(), dt.float())
+        actual = central_difference(module, (*single, None), dx.float(), dt.float())
         exact = forward_mode_derivatives(waves(scale=scale), *inputs, dx, dt)[1]
-        near = found(*single, None, dx.float(), dt.float())[1]
-        assert found.dtype == torch.float32 and relative(near, exact, inputs) < max(0.05, 2 * found.error)
-        steps[scale] = found.step
+        near = actual(*single, None, dx.float(), dt.float())[1]
+        assert actual.dtype == torch.float32 and relative(near, exact, inputs) < max(0.05, 2 * actual.error)
+        steps[scale] = actual.step
     assert steps[1000.0] < steps[1.0] / 10
 
 
@@ -138,22 +140,22 @@ def test_times_stay_inside() -> None:
     module, r = waves(strict=True), torch.tensor([0.3, 0.0, 0.999, 1.0], dtype=torch.float64)
     t = torch.tensor([0.3, 1.0, 0.9995, 1.0], dtype=torch.float64)
     (x, _, _, y), dx, dt = case()
-    found = difference_of(module, (x, r, t, y), dx, dt)(x, r, t, y, dx, dt)[1]
+    actual = central_difference(module, (x, r, t, y), dx, dt)(x, r, t, y, dx, dt)[1]
     exact = forward_mode_derivatives(module, x, r, t, y, dx, dt)[1]
-    torch.testing.assert_close(found[:, :3], exact[:, :3], rtol=1e-4, atol=1e-4)
-    assert (found[0, 3] == 0).all() and found.isfinite().all()
+    torch.testing.assert_close(actual[:, :3], exact[:, :3], rtol=1e-4, atol=1e-4)
+    assert (actual[0, 3] == 0).all() and actual.isfinite().all()
 
 
 def test_a_step_that_is_given_goes_both_ways_as_in_training() -> None:
     module, h = waves(), 0.01
     (x, _, _, y), dx, dt = case()
     r, t = torch.full((2, N), 0.995, dtype=torch.float64).unbind()
-    found = difference_of(module, (x, r, t, y), dx, dt, h)(x, r, t, y, dx, dt)[1]
+    actual = central_difference(module, (x, r, t, y), dx, dt, h)(x, r, t, y, dx, dt)[1]
     literal = [
         (module(x + h * v, r, t + h * s) - module(x - h * v, r, t - h * s)) / (2 * h)
         for v, s in zip(dx, dt, strict=True)
     ]
-    torch.testing.assert_close(found, torch.stack(literal))
+    torch.testing.assert_close(actual, torch.stack(literal))
 
 
 @pytest.mark.parametrize("speeds", [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)], ids=["t", "r", "x"])
@@ -162,17 +164,17 @@ def test_a_difference_carries_its_gradient(speeds: tuple[float, float]) -> None:
     (x, r, t, _), dx, _ = case()
     tangents = (dx[0], torch.full_like(r, speeds[0]), torch.full_like(t, speeds[1]))
     pairs = []
-    for along in (jvp_by_double_backward, lambda *given: jvp_by_difference(*given, step=1e-5)):
-        u, found = along(module, (x, r, t), tangents)
+    for along in (jvp_by_double_backward, partial(jvp_by_difference, step=1e-5)):
+        u, actual = along(module, (x, r, t), tangents)
         weights = list(module.parameters())
-        slopes = torch.autograd.grad((found * dx[1]).sum(), weights, allow_unused=True, materialize_grads=True)
-        pairs.append((u, found, *slopes))
+        slopes = torch.autograd.grad((actual * dx[1]).sum(), weights, allow_unused=True, materialize_grads=True)
+        pairs.append((u, actual, *slopes))
     for exact, near in zip(*pairs, strict=True):
         torch.testing.assert_close(near, exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("activation", "spec", "name", "notes"),
+    ("activation", "spec", "name", "count"),
     [
         (torch.sin, "auto", "jvp", 0),
         (torch.sin, "difference:0.01", "difference:0.01", 1),
@@ -182,16 +184,16 @@ def test_a_difference_carries_its_gradient(speeds: tuple[float, float]) -> None:
         (Sine, "difference", "difference", 1),
     ],
 )
-def test_who_is_differentiated_how(activation: object, spec: str, name: str, notes: int) -> None:
-    said: list[str] = []
+def test_who_is_differentiated_how(activation: object, spec: str, name: str, count: int) -> None:
+    notes: list[str] = []
     inputs, dx, dt = case()
-    found = choose_derivative(spec, waves(activation), inputs, dx, dt, said.append)
-    assert found.name.startswith(name) and len(said) == notes, said
-    assert (found.jvp is None) == (name == "jvp")
+    actual = choose_derivative(spec, waves(activation), inputs, dx, dt, notes.append)
+    assert actual.name.startswith(name) and len(notes) == count, notes
+    assert (actual.jvp is None) == (name == "jvp")
     exact = forward_mode_derivatives(waves(), *inputs, dx, dt)[1]
-    torch.testing.assert_close(found.differentiate(*inputs, dx, dt)[1], exact, rtol=1e-3, atol=1e-3)
-    if spec == "auto" and notes:
-        assert "relative error" in said[1] and "double backward" in said[0]
+    torch.testing.assert_close(actual.differentiate(*inputs, dx, dt)[1], exact, rtol=1e-3, atol=1e-3)
+    if spec == "auto" and count:
+        assert "relative error" in notes[1] and "double backward" in notes[0]
 
 
 def test_a_wrong_double_backward_is_not_used() -> None:
@@ -206,10 +208,10 @@ def test_a_wrong_double_backward_is_not_used() -> None:
             return torch.where(g.detach().abs() > 0, g, 2 * g) * ctx.saved_tensors[0].detach().cos()
 
     inputs, dx, dt = case()
-    found = choose_derivative("auto", waves(Wrong), inputs, dx, dt, lambda note: None)
-    assert found.name.startswith("difference")
+    actual = choose_derivative("auto", waves(Wrong), inputs, dx, dt, lambda note: None)
+    assert actual.name.startswith("difference")
     exact = forward_mode_derivatives(waves(), *inputs, dx, dt)[1]
-    torch.testing.assert_close(found.differentiate(*inputs, dx, dt)[1], exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual.differentiate(*inputs, dx, dt)[1], exact, rtol=1e-6, atol=1e-6)
 
 
 class Viewed(Waves):
@@ -222,14 +224,14 @@ class Viewed(Waves):
 def test_a_cut_graph_is_refused() -> None:
     torch.manual_seed(0)
     module, (inputs, dx, dt) = Viewed().double().requires_grad_(False), case()
-    with pytest.raises(InputError, match=r"off its difference quotient, .* cuts its graph"):
+    with pytest.raises(InputError, match=r"from its difference quotient, .* cuts the graph"):
         choose_derivative("auto", module, inputs, dx, dt, lambda note: None)
-    said: list[str] = []
-    assert choose_derivative("jvp", module, inputs, dx, dt, said.append).name == "jvp"
-    assert len(said) == 1 and "cuts its graph" in said[0]
-    found = choose_derivative("difference", module, inputs, dx, dt, said.append)
+    notes: list[str] = []
+    assert choose_derivative("jvp", module, inputs, dx, dt, notes.append).name == "jvp"
+    assert len(notes) == 1 and "cuts the graph" in notes[0]
+    actual = choose_derivative("difference", module, inputs, dx, dt, notes.append)
     exact = forward_mode_derivatives(waves(), *inputs, dx, dt)[1]
-    torch.testing.assert_close(found.differentiate(*inputs, dx, dt)[1], exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.differentiate(*inputs, dx, dt)[1], exact, rtol=1e-5, atol=1e-5)
 
 
 def test_asking_for_what_cannot_be_had() -> None:
@@ -248,16 +250,16 @@ def test_fused_attention_is_said_where_it_is() -> None:
         build, shape = NETWORKS[name]
         inputs, dx, dt = case(shape)
         for spec, expected in (("auto", count), ("difference:0.01", 0)):
-            said: list[str] = []
-            choose_derivative(spec, build().double(), inputs, dx, dt, said.append)
-            assert sum("attention" in note for note in said) == expected
+            notes: list[str] = []
+            choose_derivative(spec, build().double(), inputs, dx, dt, notes.append)
+            assert sum("attention" in note for note in notes) == expected
 
 
 def test_the_reference_goes_one_by_one_where_vmap_cannot() -> None:
     inputs, _, _ = case()
     cotangents = torch.randn(3, N, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = per_sample_gradients(waves(), inputs, cotangents)
-    found = dict(ReferenceEngine(waves(Sine)).factors(inputs, cotangents))
+    actual = dict(ReferenceEngine(waves(Sine)).factors(inputs, cotangents))
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name].dense(0, N), gradient[..., None].flatten(2))
+        torch.testing.assert_close(actual[name].dense(0, N), gradient[..., None].flatten(2))
     assert list(per_sample_gradients(waves(Sine), inputs, cotangents, ["last.bias"])) == ["last.bias"]

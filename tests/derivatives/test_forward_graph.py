@@ -1,4 +1,4 @@
-"""Derivatives had from the backward pass: equal to torch.func.jvp, and given up where a network does not allow them."""
+"""Derivatives by double backward: equal to torch.func.jvp, and not used where a network does not allow them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def test_derivatives_equal_forward_mode(name: str, dtype: torch.dtype) -> None:
     module, inputs, cotangents = prepared(NETWORKS[name], dtype)
     x, r, t, y = inputs
     engine = prepare_engine(module, (x[:2], r[:2], t[:2], None if y is None else y[:2]), "fast", lambda _: None)
-    assert isinstance(engine, FastEngine) and engine.reversible
+    assert isinstance(engine, FastEngine) and engine.capabilities.reversible
     torch.manual_seed(1)
     dx, dt = torch.randn(3, *x.shape, dtype=dtype), torch.randn(3, len(t), dtype=dtype)
-    opened = engine.forward_graph(inputs)
-    u, along = opened.derivatives(dx, dt)
+    graph = engine.forward_graph(inputs)
+    u, along = graph.derivatives(dx, dt)
     expected_u, expected = forward_mode_derivatives(module, x, r, t, y, dx, dt)
-    for found, truth in ((u, expected_u), (along, expected)):
-        assert (found - truth).norm() <= TOLERANCE[dtype] * truth.norm()
-    shared = {k: f.gram(2) for k, f in engine.factors(inputs, cotangents, opened)}  # the graph is still good
+    for actual, truth in ((u, expected_u), (along, expected)):
+        assert (actual - truth).norm() <= TOLERANCE[dtype] * truth.norm()
+    shared = {k: f.gram(2) for k, f in engine.factors(inputs, cotangents, graph)}  # the graph is still good
     fresh = {k: f.gram(2) for k, f in engine.factors(inputs, cotangents)}
     assert all(torch.equal(shared[k], fresh[k]) for k in fresh)
 
@@ -87,13 +87,13 @@ def test_a_backward_pass_that_cannot_be_trusted_is_found_out(
     module = _Squared(square).double().requires_grad_(False)
     inputs = (torch.randn(2, 2).double(), torch.rand(2).double() / 2, torch.rand(2).double() / 2 + 0.5, None)
     engine = prepare_engine(module, inputs, "fast", lambda _: None)
-    assert isinstance(engine, FastEngine) and engine.reversible == reversible
+    assert isinstance(engine, FastEngine) and engine.capabilities.reversible == reversible
 
 
 def test_without_any_derivative_there_is_the_difference() -> None:
     """Neither the backward pass nor forward mode: asked for all the same, what remains is one clear sentence."""
-    given = {"data": "gaussian:2,0,1", "samples": 32, "tables": ("sweep",)}
+    options = {"data": "gaussian:2,0,1", "samples": 32, "tables": ("sweep",)}
     with pytest.raises(InputError, match="forward-mode derivative"):
-        measure(_Squared(_Wrong.apply), derivative="jvp", **given)  # type: ignore[arg-type]
-    frame = measure(_Squared(_Wrong.apply), **given)["sweep"]  # type: ignore[arg-type]
+        measure(_Squared(_Wrong.apply), derivative="jvp", **options)  # type: ignore[arg-type]
+    frame = measure(_Squared(_Wrong.apply), **options)["sweep"]  # type: ignore[arg-type]
     assert frame["derivative"].str.startswith("difference:").all()

@@ -11,16 +11,16 @@ from networks import NETWORKS, Network
 from torch import Tensor, nn
 from torch.func import jvp
 
+from mfdiag import measure
 from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import make_cells
 from mfdiag.gradients.engine import Engine, prepare_engine
 from mfdiag.gradients.reference_engine import per_sample_gradients
-from mfdiag.measures.run.api import measure
 
 
 def engines(module: nn.Module, inputs: Inputs) -> tuple[Engine, Engine, list[str]]:
-    """The fast engine, the reference, and what the fast one said."""
+    """The fast engine, the reference, and the notes of the fast one."""
     x, r, t, y = inputs
     notes: list[str] = []
     first = (x[:3], r[:3], t[:3], None if y is None else y[:3])
@@ -28,8 +28,8 @@ def engines(module: nn.Module, inputs: Inputs) -> tuple[Engine, Engine, list[str
     return fast, reference, notes
 
 
-def assert_near(found: Tensor | np.ndarray, expected: Tensor | np.ndarray, scale: float, tolerance: float) -> None:
-    error = np.abs(np.asarray(found) - np.asarray(expected)).max()
+def assert_near(actual: Tensor | np.ndarray, expected: Tensor | np.ndarray, scale: float, tolerance: float) -> None:
+    error = np.abs(np.asarray(actual) - np.asarray(expected)).max()
     assert error <= tolerance * scale, f"{error / scale:.1e} of the scale, tolerance {tolerance:.0e}"
 
 
@@ -39,16 +39,16 @@ def test_factors_of_both_engines_agree(name: str, dtype: torch.dtype) -> None:
     module, inputs, cotangents = prepared(NETWORKS[name], dtype)
     fast, reference, notes = engines(module, inputs)
     expected = dict(reference.factors(inputs, cotangents))
-    found = dict(fast.factors(inputs, cotangents))
-    assert found.keys() == expected.keys() == dict(module.named_parameters()).keys()
+    actual = dict(fast.factors(inputs, cotangents))
+    assert actual.keys() == expected.keys() == dict(module.named_parameters()).keys()
     for parameter, factors in expected.items():
         gram = factors.gram(GROUPS)
         assert "idle" in parameter or gram.abs().max() > 1e-6, f"{parameter} has no gradient to compare"
-        assert_near(found[parameter].gram(GROUPS), gram, max(float(gram.abs().max()), 1e-30), TOLERANCE[dtype])
+        assert_near(actual[parameter].gram(GROUPS), gram, max(float(gram.abs().max()), 1e-30), TOLERANCE[dtype])
         for start, stop in ((0, SAMPLES), (3, 7)):
             total = factors.total(start, stop)
             scale = max(float(factors.dense(start, stop).norm(dim=2).sum(1).max()), 1e-30)
-            assert_near(found[parameter].total(start, stop), total, scale, TOLERANCE[dtype])
+            assert_near(actual[parameter].total(start, stop), total, scale, TOLERANCE[dtype])
     assert (not notes) == NETWORKS[name].ruled
 
 
@@ -68,8 +68,9 @@ def test_a_wrong_guess_of_a_bare_parameter_leaves_the_derivative_right() -> None
     module = _Summed().double().eval().requires_grad_(False)
     x, (r, t) = torch.randn(2, 2).double(), torch.tensor([[0.1, 0.2], [0.6, 0.9]]).double()
     engine = prepare_engine(module, (x, r, t, None), "fast", lambda note: None)
-    assert engine.checked_jvp is not None
-    dx, dt, along = engine.checked_jvp
+    checked = engine.capabilities.checked_jvp
+    assert checked is not None
+    _, dx, dt, along = checked
     truth = jvp(lambda x, t: module(x, r, t), (x, t), (dx[0], dt[0]))[1]
     torch.testing.assert_close(along[0], truth)
 
@@ -82,21 +83,22 @@ def test_moments_of_both_engines_agree_by_layer_and_cell(name: str, dtype: torch
     cells = make_cells(inputs[1].numpy(), inputs[2].numpy(), (2, 2))
     x, r, t, y = (part[cells.order] for part in inputs if part is not None)
     sizes = {k: p.numel() for k, p in module.named_parameters()}
-    left = []
+    accumulators = []
     for engine in (fast, reference):
         accumulator = Accumulator(cells, sizes, GROUPS, SIZE)
         for part in torch.arange(SAMPLES).split(5):
             accumulator.add(
                 len(part), engine.factors((x[part], r[part], t[part], y[part]), cotangents[:, cells.order[part]])
             )
-        left.append(accumulator)
-    found, expected = (accumulator.moments for accumulator in left)
-    assert found.keys() == expected.keys() and len(found) > 3
-    assert_near(left[0].diagonal, left[1].diagonal, float(left[1].diagonal.max()), TOLERANCE[dtype])
+        accumulators.append(accumulator)
+    actual, expected = (accumulator.moments for accumulator in accumulators)
+    assert actual.keys() == expected.keys() and len(actual) > 3
+    first, second = (accumulator.diagonal for accumulator in accumulators)
+    assert_near(first, second, float(second.max()), TOLERANCE[dtype])
     for cell, layers in expected.items():
-        assert layers.keys() == found[cell].keys()
+        assert layers.keys() == actual[cell].keys()
         for layer, blocks in layers.items():
-            ours, theirs = found[cell][layer].replicates(), blocks.replicates()
+            ours, theirs = actual[cell][layer].replicates(), blocks.replicates()
             scale = max(float(theirs.Q[0].max()), 1e-30)
             for which in ("S", "M", "Q"):
                 one, other = getattr(ours, which)[0], getattr(theirs, which)[0]
@@ -110,7 +112,7 @@ def test_the_reference_is_a_backward_pass_per_sample(name: str) -> None:
     module, inputs, cotangents = prepared(NETWORKS[name], torch.float64)
     x, r, t, y = inputs
     assert y is not None
-    found = per_sample_gradients(module, inputs, cotangents)
+    actual = per_sample_gradients(module, inputs, cotangents)
     module.requires_grad_()
     parameters = dict(module.named_parameters())
     for i in range(0, SAMPLES, 5):
@@ -119,7 +121,7 @@ def test_the_reference_is_a_backward_pass_per_sample(name: str) -> None:
             u, list(parameters.values()), cotangents[1, i : i + 1], allow_unused=True, materialize_grads=True
         )
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            torch.testing.assert_close(found[parameter][1, i], gradient, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(actual[parameter][1, i], gradient, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +202,66 @@ def test_a_parameter_that_the_first_samples_do_not_use() -> None:
     module, (x, r, t, _), cotangents = prepared(Network(Dead, (2, 2)), torch.float64)
     inputs = (x, r, t, torch.arange(SAMPLES) // 2)
     fast = prepare_engine(module, (x[:2], r[:2], t[:2], inputs[3][:2]), "fast", lambda _: None)
-    found = {name: factors.gram(1) for name, factors in fast.factors(inputs, cotangents)}
+    actual = {name: factors.gram(1) for name, factors in fast.factors(inputs, cotangents)}
     truth = {k: f.gram(1) for k, f in prepare_engine(module, inputs, "reference", print).factors(inputs, cotangents)}
     assert truth["shift"].abs().max() > 1e-6
     for name, gram in truth.items():
-        assert_near(found[name], gram, float(gram.abs().max()), 1e-10)
+        assert_near(actual[name], gram, float(gram.abs().max()), 1e-10)
+
+
+class Clamps(nn.Module):
+    """Overwrites its input, which no layer with a rule has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.layer(torch.cat([x, r[:, None], t.clamp_(1e-3, 1)[:, None]], 1)).sin()
+
+
+class Joins(nn.Module):
+    """Looks like a linear layer, but takes a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        return torch.tanh(torch.cat(parts, 1) @ self.weight.T + self.bias)
+
+
+class Lists(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Joins(), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.last(self.first([x, r[:, None], t[:, None]]))
+
+
+class Asserts(Clamps):
+    """Checks the shape of a bare parameter, which a copy for each sample would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(1, 2))
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        assert self.scale.shape == (1, 2)
+        return self.layer(torch.cat([self.scale * x, r[:, None], t[:, None]], 1)).sin()
+
+
+@pytest.mark.parametrize(
+    ("network", "fallback", "reversible"),
+    [(Clamps, set(), False), (Lists, {"first.weight", "first.bias"}, True), (Asserts, {"scale"}, True)],
+)
+def test_a_network_that_refuses_a_trial_is_measured_without_it(
+    network: type[nn.Module], fallback: set[str], reversible: bool
+) -> None:
+    module, inputs, cotangents = prepared(Network(network, (2,)), torch.float64)
+    fast, reference, _ = engines(module, inputs)
+    assert fast.capabilities.fallback == fallback and fast.capabilities.reversible == reversible
+    actual = dict(fast.factors(inputs, cotangents))
+    for name, factors in reference.factors(inputs, cotangents):
+        torch.testing.assert_close(actual[name].gram(GROUPS), factors.gram(GROUPS), rtol=1e-9, atol=1e-12)

@@ -80,15 +80,15 @@ def test_folding_is_linear_and_keeps_what_fits(sizes: tuple[int, int], inputs_fi
     a, g = torch.randn(4, 6, p, dtype=torch.float64), torch.randn(2, 4, 6, q, dtype=torch.float64)
     outer = Outer(a, g, inputs_first)
     left, right = Fold(q, 4, generator), Fold(p, 4, generator)
-    found = outer.folded(left, right).dense(0, 4)
+    actual = outer.folded(left, right).dense(0, 4)
     shaped = outer.dense(0, 4).unflatten(2, (p, q) if inputs_first else (q, p))
     if inputs_first:
         shaped = shaped.transpose(-1, -2)
     expected = left(right(shaped).transpose(-1, -2))
     expected = expected if inputs_first else expected.transpose(-1, -2)
-    torch.testing.assert_close(found, expected.flatten(2))
+    torch.testing.assert_close(actual, expected.flatten(2))
     if max(sizes) <= 4:
-        assert torch.equal(found, outer.dense(0, 4))
+        assert torch.equal(actual, outer.dense(0, 4))
 
 
 @pytest.mark.parametrize("size", [7, 8, 12, 29])

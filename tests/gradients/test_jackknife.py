@@ -22,14 +22,14 @@ def test_mean_of_equal_blocks_has_the_textbook_error(size: int) -> None:
     blocks = 32
     values = np.random.default_rng(0).lognormal(size=(blocks * size, 3))
     replicates, count = scalar_replicates(values, np.repeat(np.arange(blocks), size), blocks)
-    found = jackknife(replicates, count)
+    actual = jackknife(replicates, count)
     means = values.reshape(blocks, size, 3).mean(1)
     error = means.std(0, ddof=1) / blocks**0.5
-    np.testing.assert_allclose(found.value, values.mean(0))
-    np.testing.assert_allclose(found.std_error, error)
-    np.testing.assert_allclose(found.high - found.value, stats.t.ppf(0.975, blocks - 1) * error)
-    np.testing.assert_allclose(found.value - found.low, found.high - found.value)
-    assert found.n_samples == len(values)
+    np.testing.assert_allclose(actual.value, values.mean(0))
+    np.testing.assert_allclose(actual.std_error, error)
+    np.testing.assert_allclose(actual.high - actual.value, stats.t.ppf(0.975, blocks - 1) * error)
+    np.testing.assert_allclose(actual.value - actual.low, actual.high - actual.value)
+    assert actual.n_samples == len(values)
 
 
 def test_mean_of_unequal_blocks_weighs_their_sizes() -> None:
@@ -37,8 +37,8 @@ def test_mean_of_unequal_blocks_weighs_their_sizes() -> None:
     sizes = np.random.default_rng(1).integers(1, 12, size=40)
     block = np.repeat(np.arange(40), sizes)
     values = np.random.default_rng(0).normal(size=(len(block), 4000))
-    found = jackknife(*scalar_replicates(values, block, 40))
-    assert np.mean(found.std_error**2) == pytest.approx(1 / len(block), rel=0.02)
+    actual = jackknife(*scalar_replicates(values, block, 40))
+    assert np.mean(actual.std_error**2) == pytest.approx(1 / len(block), rel=0.02)
 
 
 def test_empty_blocks_do_not_count() -> None:
@@ -51,8 +51,8 @@ def test_empty_blocks_do_not_count() -> None:
 
 
 def test_one_block_has_no_error() -> None:
-    found = jackknife(np.array([[2.0], [np.nan]]), np.array([5]))
-    assert found.value == 2 and np.isnan([found.std_error, found.low, found.high]).all()
+    actual = jackknife(np.array([[2.0], [np.nan]]), np.array([5]))
+    assert actual.value == 2 and np.isnan([actual.std_error, actual.low, actual.high]).all()
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_one_block_has_no_error() -> None:
 )
 def test_inverse_turns_the_interval_around(low: float, high: float, expected: tuple[float, float]) -> None:
     middle = (low + high) / 2
-    found = Estimate(*map(np.array, (middle, 0.5, low, high)), 9).inverse()
-    assert found.value == 1 / middle and (found.low, found.high) == expected and found.n_samples == 9
-    assert found.std_error == pytest.approx(0.5 / middle**2)
+    actual = Estimate(*map(np.array, (middle, 0.5, low, high)), 9).inverse()
+    assert actual.value == 1 / middle and (actual.low, actual.high) == expected and actual.n_samples == 9
+    assert actual.std_error == pytest.approx(0.5 / middle**2)
 
 
 def moments_of(values: np.ndarray, groups: int = REPEATS) -> Moments:
@@ -122,14 +122,14 @@ def test_the_log_scale_covers_better_where_tails_are_heavy(samples: int) -> None
 def test_a_positive_quantity_keeps_its_value_and_a_positive_interval() -> None:
     replicates = np.array([[3.0, 1.0], [0.5, 1.1], [9.0, -0.2], [1.0, 1.0]])
     count = np.array([4, 4, 4])
-    found, plain = positive_jackknife(replicates, count), jackknife(replicates, count)
-    np.testing.assert_array_equal(found.value, plain.value)
+    actual, plain = positive_jackknife(replicates, count), jackknife(replicates, count)
+    np.testing.assert_array_equal(actual.value, plain.value)
     log = jackknife(np.log(replicates[:, 0]), count)
-    assert plain.low[0] < 0 < found.low[0] and (found.low[0], found.high[0]) == pytest.approx(
+    assert plain.low[0] < 0 < actual.low[0] and (actual.low[0], actual.high[0]) == pytest.approx(
         (np.exp(log.low), np.exp(log.high))
     )
     for name in ("low", "high", "std_error"):
-        assert getattr(found, name)[1] == getattr(plain, name)[1], "a replicate below zero has no logarithm"
+        assert getattr(actual, name)[1] == getattr(plain, name)[1], "a replicate below zero has no logarithm"
 
 
 def test_coverage_of_a_squared_mean() -> None:
@@ -148,12 +148,12 @@ def test_coverage_of_a_squared_mean_at_zero(dim: int) -> None:
     """
     values = products(np.random.default_rng(3), (REPEATS, 1, 512, dim))[0]
     moments = moments_of(values)
-    found = jackknife(moments.M[:, :, 0, 0], moments.count)
+    actual = jackknife(moments.M[:, :, 0, 0], moments.count)
     t = stats.t.ppf(0.975, 63)
     expected = stats.chi2.sf((np.sqrt(t**2 + dim) - t) ** 2, dim)
-    assert coverage(found, 0.0) >= expected - 2 * (expected * (1 - expected) / REPEATS) ** 0.5
-    assert np.mean(found.low > 0) <= 0.01
-    assert 1.5 <= np.mean(found.std_error**2) / found.value.var() <= 2.5
+    assert coverage(actual, 0.0) >= expected - 2 * (expected * (1 - expected) / REPEATS) ** 0.5
+    assert np.mean(actual.low > 0) <= 0.01
+    assert 1.5 <= np.mean(actual.std_error**2) / actual.value.var() <= 2.5
 
 
 def test_coverage_of_a_coefficient() -> None:
@@ -170,7 +170,7 @@ def test_coverage_of_a_noise_scale(mean: float, dim: int) -> None:
     """tr Cov / |mean|^2 through its reciprocal; where the mean is lost, intervals are open above and still cover."""
     values = products(np.random.default_rng(5), (REPEATS, 1, 1024, dim))[0] + mean
     moments = moments_of(values)
-    found = jackknife(moments.M[:, :, 0, 0] / moments.S[:, :, 0, 0], moments.count).inverse()
-    assert coverage(found, 1 / mean**2) >= LEAST
-    unbounded = np.isinf(found.high).mean()
+    actual = jackknife(moments.M[:, :, 0, 0] / moments.S[:, :, 0, 0], moments.count).inverse()
+    assert coverage(actual, 1 / mean**2) >= LEAST
+    unbounded = np.isinf(actual.high).mean()
     assert unbounded == 0 if mean == 0.25 else unbounded > 0.9

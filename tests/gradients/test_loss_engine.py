@@ -1,4 +1,4 @@
-"""The general path: losses on networks, all samples at once against one at a time; cross-Grams; derivatives."""
+"""The loss engine: all samples at once against one at a time; cross-Gram matrices; derivatives with a gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mfdiag.gradients.sample_pass import evaluate_batch
 
 N = 3
 LOSSES = {name: e.loss for name, e in estimators().items() if e.loss is not None}
-SLOW = {  # networks with a parameter that no way but the slow one serves
+SLOW = {  # networks with a parameter that no fast path serves
     "tokens_first",
     "bilinear",
     "unusual",
@@ -39,8 +39,8 @@ SLOW = {  # networks with a parameter that no way but the slow one serves
     "insisting",
 }
 ONLY_UNTRACKED = {"predicts_eps_by_forward_mode"}  # its own forward mode does not nest with dual numbers
-MIXING = {"renormalised_embedding"}  # not measured at all where labels repeat
-ALIKE = {"decoupled_dit", "unet1d"}  # of the layers of others
+MIXING = {"renormalised_embedding"}  # refused where labels repeat
+ALIKE = {"decoupled_dit", "unet1d"}  # made of the layers of other networks
 
 
 def engine_of(name: str, kind: str = "fast") -> tuple[LossEngine, Fields, list[str]]:
@@ -48,37 +48,37 @@ def engine_of(name: str, kind: str = "fast") -> tuple[LossEngine, Fields, list[s
     torch.manual_seed(0)
     module = randomised(build()).double().eval().requires_grad_(False)
     points = np.random.default_rng(0).standard_normal((20, *shape))
-    law = Draws(FiniteData("points", points, np.arange(20) % CLASSES), parse_times("uniform"), 3)
-    maker = FieldBuilder(module, module, law, FieldNeeds(), "self", lambda a: a.double())
-    engine = prepare_engine(module, maker.inputs(law.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
-    said: list[str] = []
-    fields = evaluate_batch(maker, engine, forward_mode(module), law.batch(np.arange(2)))[1]
-    general = LossEngine(module, engine, list(LOSSES.values()), fields, said.append)  # type: ignore[arg-type]
-    return general, evaluate_batch(maker, engine, forward_mode(module), law.batch(np.arange(N)))[1], said
+    draws = Draws(FiniteData("points", points, np.arange(20) % CLASSES), parse_times("uniform"), 3)
+    builder = FieldBuilder(module, module, draws, FieldNeeds(), "self", lambda a: a.double())
+    engine = prepare_engine(module, builder.inputs(draws.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
+    notes: list[str] = []
+    fields = evaluate_batch(builder, engine, forward_mode(module), draws.batch(np.arange(2)))[1]
+    losses = LossEngine(module, engine, list(LOSSES.values()), fields, notes.append)  # type: ignore[arg-type]
+    return losses, evaluate_batch(builder, engine, forward_mode(module), draws.batch(np.arange(N)))[1], notes
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in MIXING | ALIKE])
 def test_all_at_once_is_one_at_a_time(name: str) -> None:
-    general, fields, said = engine_of(name)
+    engine, fields, notes = engine_of(name)
     for k, loss in enumerate(LOSSES):
-        found = general.factors(k, fields)
-        truth = general._one_by_one(general.losses[k], fields, list(general.state))
-        assert found.keys() == truth.keys() == general.state.keys()
-        for parameter, factors in found.items():
+        actual = engine.factors(k, fields)
+        truth = engine._sample_by_sample(engine.losses[k], fields, list(engine.state))
+        assert actual.keys() == truth.keys() == engine.state.keys()
+        for parameter, factors in actual.items():
             got, want = factors.dense(0, N), truth[parameter].dense(0, N)
             torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9, msg=f"{loss} {parameter}")
-    slow = {loss for loss, left in zip(LOSSES, general.slow, strict=True) if left}
+    slow = {loss for loss, left in zip(LOSSES, engine.slow, strict=True) if left}
     tracked = {"modular_meanflow", "terminal_velocity"}
     assert slow == (set(LOSSES) if name in SLOW else tracked if name in ONLY_UNTRACKED else set())
-    assert bool(said) == bool(slow)
+    assert bool(notes) == bool(slow)
 
 
 def test_the_reference_engine_takes_one_at_a_time() -> None:
-    general, fields, said = engine_of("mlp_labels", "reference")
-    assert all(left == list(general.state) for left in general.slow) and not said
+    engine, fields, notes = engine_of("mlp_labels", "reference")
+    assert all(left == list(engine.state) for left in engine.slow) and not notes
     fast = engine_of("mlp_labels")[0]
     for k in range(len(LOSSES)):
-        one, other = general.factors(k, fields), fast.factors(k, fields)
+        one, other = engine.factors(k, fields), fast.factors(k, fields)
         for name in one:
             torch.testing.assert_close(one[name].dense(0, N), other[name].dense(0, N), rtol=1e-8, atol=1e-10)
 
@@ -117,8 +117,8 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("way", [jvp_by_dual_numbers, jvp_by_double_backward], ids=["duals", "reverse"])
-def test_derivatives_carry_the_right_gradient(layer: str, way: object) -> None:
+@pytest.mark.parametrize("derivative", [jvp_by_dual_numbers, jvp_by_double_backward], ids=["duals", "reverse"])
+def test_derivatives_carry_the_right_gradient(layer: str, derivative: object) -> None:
     """Against central differences: the derivative in the inputs, and its gradient in the first layer's weight."""
     torch.manual_seed(0)
     module = Layers(LAYERS[layer]).double()
@@ -126,7 +126,7 @@ def test_derivatives_carry_the_right_gradient(layer: str, way: object) -> None:
     tangents = (torch.randn(3, 4).double(), torch.rand(3).double(), torch.rand(3).double())
 
     def along() -> Tensor:
-        return way(module, at, tangents)[1]  # type: ignore[operator,no-any-return]
+        return derivative(module, at, tangents)[1]  # type: ignore[operator,no-any-return]
 
     h = 1e-5
     ends = [module(*(a + sign * h * da for a, da in zip(at, tangents, strict=True))) for sign in (-1, 1)]
@@ -192,6 +192,6 @@ def test_joined_factors_fold_as_one() -> None:
 def test_uses_of_one_parameter_add_up(kinds: list[str], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     parts = [some_factors(kind, 2, k + 1, generator) for k, kind in enumerate(kinds)]
-    found = sum_over_uses(parts, 4, 6)
-    torch.testing.assert_close(found.dense(0, 4), torch.stack([part.dense(0, 4) for part in parts]).sum(0))
-    torch.testing.assert_close(found.gram(1), gram_of(found.dense(0, 4), 1))
+    actual = sum_over_uses(parts, 4, 6)
+    torch.testing.assert_close(actual.dense(0, 4), torch.stack([part.dense(0, 4) for part in parts]).sum(0))
+    torch.testing.assert_close(actual.gram(1), gram_of(actual.dense(0, 4), 1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -40,14 +42,14 @@ def plain(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_replicates_leave_one_block_out(groups: int, k: int, n: int, d: int, seed: int) -> None:
     """n below, at and above the number of blocks: single samples, equal and unequal blocks."""
     gradients, cells = gradients_of(groups, k, n, d, seed), one_cell(n)
-    found = accumulated(gradients, groups, cells).moments[0]["w"].replicates()
+    actual = accumulated(gradients, groups, cells).moments[0]["w"].replicates()
     split = gradients.numpy().reshape(groups, k, n, d)
-    np.testing.assert_array_equal(found.count, np.bincount(cells.block))
+    np.testing.assert_array_equal(actual.count, np.bincount(cells.block))
     for replicate in range(cells.blocks + 1):
-        kept = cells.block != replicate - 1
+        remaining = cells.block != replicate - 1
         for group in range(groups):
-            expected = plain(split[group][:, kept])
-            got = (found.S[replicate, group], found.M[replicate, group], found.Q[replicate, group])
+            expected = plain(split[group][:, remaining])
+            got = (actual.S[replicate, group], actual.M[replicate, group], actual.Q[replicate, group])
             np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -58,9 +60,9 @@ def test_covariance_and_mean_product_are_unbiased() -> None:
     mix, mean = np.array([[1.0, 0.5], [-0.3, 0.8]]), np.array([[0.4, -0.2, 0.0], [0.1, 0.3, 0.2]])
     noise = rng.lognormal(0, 0.5, size=(repeats, 2, n, 3)) - np.exp(0.125)
     gradients = np.einsum("kl,rlnd->rknd", mix, noise) + mean[:, None]
-    found = accumulated(torch.as_tensor(gradients).flatten(0, 1), repeats, one_cell(n)).moments[0]["w"].replicates()
+    actual = accumulated(torch.as_tensor(gradients).flatten(0, 1), repeats, one_cell(n)).moments[0]["w"].replicates()
     variance = (np.exp(0.25) - 1) * np.exp(0.25)
-    for estimate, truth in ((found.S[0], 3 * variance * mix @ mix.T), (found.M[0], mean @ mean.T)):
+    for estimate, truth in ((actual.S[0], 3 * variance * mix @ mix.T), (actual.M[0], mean @ mean.T)):
         error = estimate.std(0) / repeats**0.5
         assert (np.abs(estimate.mean(0) - truth) <= 4 * error).all()
         assert (error < 0.05 * np.abs(truth).max()).all()
@@ -77,9 +79,9 @@ def test_cells_merge_into_their_parents_and_into_everything(
 ) -> None:
     gradients = gradients_of(2, 2, 300, 3)
     cells = make_cells(*times, bins)
-    found = accumulated(gradients, 2, cells)
+    actual = accumulated(gradients, 2, cells)
     whole = accumulated(gradients, 2, make_cells(*times, None)).moments[0]["w"].replicates()
-    root = found.moments[len(cells.parent) - 1]["w"].replicates()
+    root = actual.moments[len(cells.parent) - 1]["w"].replicates()
     for which in ("S", "M", "Q", "count"):
         np.testing.assert_allclose(getattr(root, which), getattr(whole, which), rtol=1e-10, atol=1e-12)
     r, t = times
@@ -88,7 +90,7 @@ def test_cells_merge_into_their_parents_and_into_everything(
         np.testing.assert_array_equal(cells.members(cell), inside)
         if inside.sum() < 2:
             continue
-        moments = found.moments[cell]["w"].replicates()
+        moments = actual.moments[cell]["w"].replicates()
         assert moments.count.sum() == inside.sum()
         for group in range(2):
             expected = plain(gradients.numpy()[2 * group : 2 * group + 2, inside])
@@ -98,8 +100,8 @@ def test_cells_merge_into_their_parents_and_into_everything(
 
 def test_empty_cells_leave_nothing() -> None:
     cells = make_cells(np.full(10, 0.1), np.full(10, 0.9), (2, 2))
-    found = accumulated(gradients_of(1, 1, 10, 2), 1, cells)
-    filled = [tuple(cells.boxes[cell]) for cell in sorted(found.moments)]
+    actual = accumulated(gradients_of(1, 1, 10, 2), 1, cells)
+    filled = [tuple(cells.boxes[cell]) for cell in sorted(actual.moments)]
     assert filled == [(0.0, 0.5, 0.5, 1.0), (None, None, 0.5, 1.0), (None, None, None, None)]
 
 
@@ -126,16 +128,16 @@ def test_layers_add_up_and_parameters_share_their_layer() -> None:
         accumulator.add(min(9, n - start), [(name, Dense(v[:, start : start + 9])) for name, v in values.items()])
     layers = accumulator.moments[0]
     assert list(layers) == ["a", "b", "token"] == list(dict.fromkeys(map(layer_of, parts)))
-    for found, names in ((layers["a"], ["a.weight", "a.bias"]), (sum_layers(layers), list(parts))):
+    for actual, names in ((layers["a"], ["a.weight", "a.bias"]), (sum_layers(layers), list(parts))):
         together = torch.cat([values[name] for name in names], 2)
         expected = accumulated(together, 1, one_cell(n)).moments[0]["w"].replicates()
         for which in ("S", "M", "Q"):
-            np.testing.assert_allclose(getattr(found.replicates(), which), getattr(expected, which), rtol=1e-10)
+            np.testing.assert_allclose(getattr(actual.replicates(), which), getattr(expected, which), rtol=1e-10)
     norms = torch.cat(list(values.values()), 2).square().sum(2).T
     torch.testing.assert_close(accumulator.diagonal[:, 0], norms)
 
 
-def test_an_accumulator_goes_on_from_its_state(times: tuple[np.ndarray, np.ndarray]) -> None:
+def test_an_accumulator_resumes_from_its_state(times: tuple[np.ndarray, np.ndarray]) -> None:
     gradients, cells = gradients_of(1, 2, 300, 3), make_cells(*times, (2, 3))
     ordered = gradients[:, cells.order]
     first, second = (Accumulator(cells, {"w": 3}, 1, 2) for _ in range(2))
@@ -157,9 +159,9 @@ def test_halves_are_every_second_block() -> None:
     halves = accumulated(gradients, 1, cells).halves()
     for k, half in enumerate(halves):
         expected = plain(gradients.numpy()[:, cells.block % 2 == k])
-        found = half.replicates()
-        np.testing.assert_allclose((found.S[0, 0], found.M[0, 0], found.Q[0, 0]), expected, rtol=1e-9, atol=1e-9)
-        assert len(found.count) == 32
+        actual = half.replicates()
+        np.testing.assert_allclose((actual.S[0, 0], actual.M[0, 0], actual.Q[0, 0]), expected, rtol=1e-9, atol=1e-9)
+        assert len(actual.count) == 32
 
 
 def test_folded_blocks_keep_the_moments_and_do_not_narrow_the_errors() -> None:
@@ -185,7 +187,7 @@ def test_folded_blocks_keep_the_moments_and_do_not_narrow_the_errors() -> None:
 
 
 def test_cells_of_one_sample_do_not_pretend_to_an_error() -> None:
-    found = (
+    actual = (
         accumulated(
             gradients_of(1, 1, 1, 2),
             1,
@@ -194,5 +196,11 @@ def test_cells_of_one_sample_do_not_pretend_to_an_error() -> None:
         .moments[0]["w"]
         .replicates()
     )
-    estimate = jackknife(found.S[:, 0, 0, 0], found.count)
+    estimate = jackknife(actual.S[:, 0, 0, 0], actual.count)
     assert np.isnan(estimate.std_error) and estimate.n_samples == 1
+
+
+def test_moments_and_cells_import_no_torch() -> None:
+    """Code that only reads tables imports them."""
+    code = "import sys, mfdiag.gradients.moments, mfdiag.gradients.cells; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

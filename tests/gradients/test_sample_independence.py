@@ -68,8 +68,8 @@ def inputs(shape: tuple[int, ...] = (2,)) -> Inputs:
         (lambda: Model("noise"), r"Equal calls .* first in part \(Part\)"),
         (lambda: Model(drops=0.1), r"Equal calls .* first in labels|Equal calls .* first in Model"),
         (lambda: Model("centred"), r"mixes the samples of a batch, first in part \(Part\)"),
-        (lambda: Model(norm=nn.BatchNorm1d(8, track_running_stats=False)), r"norm \(BatchNorm1d\) normalises over the"),
-        (lambda: Stubborn(norm=nn.BatchNorm1d(8)), r"norm \(BatchNorm1d\) normalises over the batch even in eval mode"),
+        (lambda: Model(norm=nn.BatchNorm1d(8, track_running_stats=False)), r"norm \(BatchNorm1d\) normalizes over the"),
+        (lambda: Stubborn(norm=nn.BatchNorm1d(8)), r"norm \(BatchNorm1d\) normalizes over the batch even in eval mode"),
         (lambda: Model("functional"), "Expected more than 1 value per channel when training"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Layers kept as linear maps: the same values, J^T w and J v as torch's own, and given up where they cannot serve."""
+"""Linearized layers: the same values, J^T w and J v as torch's own, and not used where a network forbids them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.func import jvp
 
 import mfdiag
 from mfdiag.derivatives.attention import twice_differentiable
-from mfdiag.derivatives.linearised import Linearised
+from mfdiag.derivatives.linearized import Linearized
 from mfdiag.gradients.engine import prepare_engine
 from mfdiag.gradients.fast_engine import FastEngine
 
@@ -45,7 +45,7 @@ def test_values_and_both_derivatives_are_torchs(name: str) -> None:
     x, v, w = torch.randn(3, 4, 3, 5, generator=generator, dtype=torch.float64)
     layer = LAYERS[name]
     at = x.clone().requires_grad_()
-    with twice_differentiable(), Linearised():
+    with twice_differentiable(), Linearized():
         y = layer(at)
     w = w.flatten()[: y.numel()].view(y.shape)
     zero = torch.zeros_like(y, requires_grad=True)
@@ -99,8 +99,8 @@ def test_a_network_that_differentiates_itself_is_measured_without_them() -> None
     ]
     wanted = "quantity == 'variance' and space == 'gradient' and layer == 'all'"
     values = [frame["sweep"].query(wanted)["value"] for frame in frames]
-    for found in values[1:]:
-        np.testing.assert_allclose(found, values[0], rtol=1e-4)
+    for actual in values[1:]:
+        np.testing.assert_allclose(actual, values[0], rtol=1e-4)
 
 
 def test_a_network_that_overwrites_what_is_kept_is_measured_without_them() -> None:
@@ -110,4 +110,4 @@ def test_a_network_that_overwrites_what_is_kept_is_measured_without_them() -> No
     notes: list[str] = []
     engine = prepare_engine(module, inputs, "fast", notes.append)
     assert isinstance(engine, FastEngine)
-    assert engine.reversible and not isinstance(engine.linearised, Linearised) and not notes
+    assert engine.capabilities.reversible and not engine.capabilities.linearized and not notes

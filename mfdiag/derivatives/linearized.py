@@ -1,9 +1,9 @@
-"""Layers as the linear maps they are at one point, so that a backward pass is cheap to differentiate.
+"""Layers replaced by their linearization at one point, so that a backward pass is cheap to differentiate.
 
-A directional derivative is had here as the derivative of w -> J^T w at w = 0, and several cotangents go through the
-same backward pass. Both want J alone, never how J changes with the point: an activation keeps its slope, and layer
-normalisation its projection, attention its weights, where torch would rebuild them and their own derivatives each time.
-And the pass that is differentiated, being that of w = 0, is recorded without its products.
+A directional derivative is the derivative of w -> J^T w at w = 0, and several cotangents go through the same backward
+pass. Both need J alone, never how J changes with the point. So an activation saves its slope, layer normalization its
+projection, and attention its weights; torch would recompute them, and their derivatives, each time. The backward pass
+that is differentiated starts from w = 0, so it is recorded without computing its products, which are 0.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from torch.overrides import TorchFunctionMode
 
 from mfdiag.derivatives.attention import is_plain_attention
 
-__all__ = ["Linearised"]
+__all__ = ["Linearized"]
 
 _ACTIVATIONS: set[Callable[..., Tensor]] = {F.gelu, F.silu, F.softplus, F.mish, torch.tanh, torch.sigmoid}
 
 
-class Linearised(TorchFunctionMode):
-    """Within, linear layers, activations, layer normalisation and plain attention have constant first derivatives.
+class Linearized(TorchFunctionMode):
+    """Within this context, linear layers, activations, layer norm and plain attention have constant derivatives.
 
-    A backward pass that is itself recorded (`create_graph`) must start from w = 0, as `Opened.derivatives` does. One
-    from within, of a network that is itself a gradient, raises RuntimeError.
+    A backward pass that is itself recorded (`create_graph`) must start from w = 0, as `ForwardGraph.derivatives` does.
+    A backward pass within the context, as in a network that is itself a gradient, raises RuntimeError.
     """
 
-    entered = 0
+    entered = 0  # contexts that are open now
 
-    def __enter__(self) -> Linearised:
-        Linearised.entered += 1
+    def __enter__(self) -> Linearized:
+        Linearized.entered += 1
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        Linearised.entered -= 1
+        Linearized.entered -= 1
         super().__exit__(*error)
 
     def __torch_function__(
@@ -65,7 +65,7 @@ def _has_gradient(a: Tensor | None) -> bool:
 
 
 def _is_plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether attention is plain, with as many heads of keys and values as of queries, and a scale that has a root."""
+    """Whether attention is plain, its queries, keys and values have equal batch axes, and its scale has a root."""
     if not is_plain_attention(args, kwargs):
         return False
     q, k, v = args
@@ -73,22 +73,27 @@ def _is_plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and (scale is None or scale > 0)
 
 
-_Map = Callable[..., Any]
+_LinearMap = Callable[..., Any]
 
 
-def _pulled(g: Tensor, transposed: _Map, direct: _Map, *shapes: torch.Size) -> tuple[Tensor, ...]:
-    """J^T g for inputs of `shapes`; where it is recorded, g comes from w = 0, and J counts alone."""
-    if Linearised.entered:
-        raise RuntimeError("The network differentiates itself, so how J changes with the point counts.")
-    found = _Recorded.apply(g, direct, *shapes) if g.requires_grad else transposed(g)
-    return found if isinstance(found, tuple) else (found,)
+def _transposed_product(
+    g: Tensor, transposed: _LinearMap, direct: _LinearMap, *shapes: torch.Size
+) -> tuple[Tensor, ...]:
+    """J^T g for inputs of `shapes`. Where it is recorded, g is 0 (from w = 0), and only its derivative J matters.
+
+    `transposed` maps g to J^T g, `direct` tangents v of the inputs to J v.
+    """
+    if Linearized.entered:
+        raise RuntimeError("The network differentiates itself, so it depends on how J changes with the point.")
+    product = _RecordedProduct.apply(g, direct, *shapes) if g.requires_grad else transposed(g)
+    return product if isinstance(product, tuple) else (product,)
 
 
-class _Recorded(torch.autograd.Function):
+class _RecordedProduct(torch.autograd.Function):
     """J^T g for g = 0, with the derivative J."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, direct: _Map, *shapes: torch.Size) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, g: Tensor, direct: _LinearMap, *shapes: torch.Size) -> tuple[Tensor, ...]:
         ctx.direct = direct
         return tuple(map(g.new_zeros, shapes))
 
@@ -109,36 +114,36 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return *_pulled(g, lambda g: g @ weight, lambda v: F.linear(v, weight), ctx.shape), None, None
+        return *_transposed_product(g, lambda g: g @ weight, lambda v: F.linear(v, weight), ctx.shape), None, None
 
 
 class _Activation(torch.autograd.Function):
-    """y = f(x) entry by entry: J is diagonal."""
+    """y = f(x) elementwise: J is diagonal."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, f: Callable[..., Tensor], options: Mapping[str, Any]) -> Tensor:
         with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            y = f(at, **options)
-            (slope,) = torch.autograd.grad(y.sum(), at)
+            leaf = x.detach().requires_grad_()
+            y = f(leaf, **options)
+            (slope,) = torch.autograd.grad(y.sum(), leaf)
         ctx.save_for_backward(slope)
         return y.detach()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
-        return *_pulled(g, slope.mul, slope.mul, slope.shape), None, None
+        return *_transposed_product(g, slope.mul, slope.mul, slope.shape), None, None
 
 
 def _layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    y = _Normalised.apply(x, tuple(shape), eps)
+    y = _Normalized.apply(x, tuple(shape), eps)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
 
-class _Normalised(torch.autograd.Function):
+class _Normalized(torch.autograd.Function):
     """y = (x - mean) / s over the last axes, s^2 = var + eps: J = (I - 1 1^T / N - y y^T / N) / s, symmetric."""
 
     @staticmethod
@@ -153,11 +158,11 @@ class _Normalised(torch.autograd.Function):
         y, inverse = ctx.saved_tensors
         axes = ctx.axes
 
-        def projected(v: Tensor) -> Tensor:
-            along = (v * y).mean(axes, keepdim=True)
-            return torch.addcmul(v - v.mean(axes, keepdim=True), y, along, value=-1).mul_(inverse)
+        def project(v: Tensor) -> Tensor:
+            component = (v * y).mean(axes, keepdim=True)
+            return torch.addcmul(v - v.mean(axes, keepdim=True), y, component, value=-1).mul_(inverse)
 
-        return *_pulled(g, projected, projected, y.shape), None, None
+        return *_transposed_product(g, project, project, y.shape), None, None
 
 
 class _Attention(torch.autograd.Function):
@@ -166,7 +171,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         ctx.root = root = (q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
-        # the root goes to both sides, as in torch, so that both round alike
+        # both sides are scaled by the root, as in torch, so that both round alike
         q, k, v = (a.contiguous() for a in (root * q, root * k, v))
         weights = (q @ k.mT).softmax(-1)
         ctx.save_for_backward(q, k, v, weights)
@@ -177,16 +182,16 @@ class _Attention(torch.autograd.Function):
         q, k, v, weights = ctx.saved_tensors
         root = ctx.root
 
-        def of_softmax(d: Tensor) -> Tensor:  # symmetric
+        def softmax_jvp(d: Tensor) -> Tensor:  # symmetric
             product = weights * d
             return torch.addcmul(product, weights, product.sum(-1, keepdim=True), value=-1)
 
         def transposed(g: Tensor) -> tuple[Tensor, ...]:
             g = g.contiguous()
-            scores = of_softmax(g @ v.mT)
+            scores = softmax_jvp(g @ v.mT)
             return root * (scores @ k), root * (scores.mT @ q), weights.mT @ g
 
         def direct(dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
-            return of_softmax(root * (dq @ k.mT + q @ dk.mT)) @ v + weights @ dv
+            return softmax_jvp(root * (dq @ k.mT + q @ dk.mT)) @ v + weights @ dv
 
-        return *_pulled(g, transposed, direct, q.shape, k.shape, v.shape), None
+        return *_transposed_product(g, transposed, direct, q.shape, k.shape, v.shape), None

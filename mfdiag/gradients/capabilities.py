@@ -1,0 +1,37 @@
+"""What a network allows an engine to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mfdiag.derivatives.forward_graph import CheckedJvp
+
+__all__ = ["NetworkCapabilities"]
+
+
+@dataclass(frozen=True)
+class NetworkCapabilities:
+    """What a network allows, as `find_capabilities` has tried on its first samples.
+
+    Every parameter takes one of three paths: the rule of its layer, copies for each sample (`bare`), or the reference.
+
+    Attributes:
+        layers: Layers whose rule serves at least one of their parameters.
+        bare: Parameters outside of these layers that broadcast over the batch -> `axes` of `expand_over_samples`.
+        fallback: Parameters left to the reference.
+        overwritten: Layers whose output the network overwrites in place, so that they must pass on a copy.
+        reversible: Whether double backward gives the right derivatives of the network.
+        linearized: Whether layers may run as their linearization (`derivatives/linearized.py`).
+        bytes_per_sample: Memory that one sample's recorded activations take.
+        checked_jvp: Derivatives by double backward at the first samples; None if not reversible.
+    """
+
+    layers: frozenset[str]
+    bare: Mapping[str, int]
+    fallback: frozenset[str]
+    overwritten: frozenset[str] = frozenset()
+    reversible: bool = True
+    linearized: bool = True
+    bytes_per_sample: int = 0
+    checked_jvp: CheckedJvp | None = None
