@@ -22,12 +22,17 @@ def public_functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
             exported = set(ast.literal_eval(node.value))
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name in exported:
+        if isinstance(node, ast.FunctionDef) and node.name in exported and not _is_command(path, node):
             yield node.name, node
         elif isinstance(node, ast.ClassDef) and node.name in exported:
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
                     yield f"{node.name}.{method.name}", method
+
+
+def _is_command(path: Path, function: ast.FunctionDef) -> bool:
+    """Whether the docstring is what `mfdiag COMMAND --help` prints, where options have texts of their own."""
+    return path.parent.name == "cli" and function.name == "command"
 
 
 def parameters(function: ast.FunctionDef) -> list[str]:

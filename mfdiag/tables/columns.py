@@ -115,6 +115,18 @@ GRADIENT2 = "(loss/parameter)²"
 
 
 def table_of(name: str, command: str, doc: str, keys: tuple[Column, ...], *quantities: Quantity) -> Table:
+    """Describe a table: the common columns, its keys, the measured columns.
+
+    Args:
+        name: Name of the table and of its file.
+        command: The command that writes it.
+        doc: What its rows are, in one or two sentences.
+        keys: Columns that tell its rows apart, besides the common ones.
+        *quantities: The values of its column `quantity`.
+
+    Returns:
+        The description.
+    """
     return Table(name, command, doc, (*COMMON, *keys, *MEASURED), keys, {entry.name: entry for entry in quantities})
 
 
@@ -135,5 +147,16 @@ CONDITIONAL_VARIANCE = Quantity(
 
 
 def gradient_table(name: str, command: str, doc: str, keys: tuple[Column, ...], *quantities: Quantity) -> Table:
-    """A table of what is measured of a model's gradients, which says how the network was differentiated."""
+    """Describe a table about a model's gradients: `table_of` with a column for how the network was differentiated.
+
+    Args:
+        name: Name of the table and of its file.
+        command: The command that writes it.
+        doc: What its rows are, in one or two sentences.
+        keys: Columns that tell its rows apart, besides the common ones.
+        *quantities: The values of its column `quantity`.
+
+    Returns:
+        The description.
+    """
     return table_of(name, command, doc, (*keys, _DERIVATIVE), *quantities)

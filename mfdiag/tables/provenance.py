@@ -71,11 +71,23 @@ def manifest(
     outputs: Sequence[Path] = (),
     device: str | None = None,
 ) -> dict[str, Any]:
-    """One manifest entry, ready for JSON.
+    """Describe one run for the manifest.
 
-    `command` is the argument vector as typed, `specification` every option with defaults filled in, `inputs` pairs
-    (path, sha256), `started` and `finished` aware datetimes, `outputs` the files written, which are hashed here.
-    Raises InputError where an output cannot be read.
+    Args:
+        command: The argument vector as typed.
+        specification: Every option that decides the numbers, defaults filled in.
+        seeds: Seeds of the samples.
+        inputs: Pairs (path, SHA-256) of what was read.
+        started: When the run started, with time zone.
+        finished: When it finished, with time zone.
+        outputs: The files it wrote, which are hashed here.
+        device: Name of the accelerator.
+
+    Returns:
+        An entry ready for JSON.
+
+    Raises:
+        InputError: An output cannot be read.
     """
     return {
         "command": ["mfdiag", *command[1:]],  # however it was started
@@ -92,9 +104,18 @@ def manifest(
 
 
 def write_manifest(out: Path, name: str, entry: Mapping[str, Any]) -> Path:
-    """Puts `entry` under the command's `name` in `out/manifest.json`, atomically; other commands' entries stay.
+    """Write one entry of `out/manifest.json`, atomically; other commands' entries stay.
 
-    Raises InputError where the file there is not a JSON object, or cannot be written.
+    Args:
+        out: Folder of the results.
+        name: The command.
+        entry: What `manifest` returns.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        InputError: The file there is not a JSON object, or cannot be written.
     """
     path = out / MANIFEST
     entries = read_json(path) if path.exists() else {}

@@ -38,9 +38,18 @@ def table_path(name: str, out: Path) -> Path:
 
 
 def write_table(name: str, frame: pd.DataFrame, out: Path) -> Path:
-    """Writes a tidy frame, any column order, as `out/NAME.parquet`, atomically, and returns its path.
+    """Write a tidy frame as `out/NAME.parquet`, atomically.
 
-    Raises InputError where the frame breaks the schema (see `check.to_arrow`) or the folder cannot be written.
+    Args:
+        name: Name of the table.
+        frame: Its rows, with columns in any order.
+        out: Folder of the results.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        InputError: The frame breaks the schema (see `check.to_arrow`), or the folder cannot be written.
     """
     path = table_path(name, out)
     stored = to_arrow(name, frame)
@@ -70,10 +79,16 @@ def read_table(name: str, out: Path) -> pd.DataFrame:
 
 
 def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite", "resume"]) -> None:
-    """Makes sure, before any measuring, that the tables `names` can be written to `out`; leaves nothing behind.
+    """Make sure, before any measuring, that tables can be written; leaves nothing behind.
 
-    Raises InputError where the folder cannot be created or written, where its manifest is unreadable, or where
-    it already holds one of the tables and `mode` is "new".
+    Args:
+        out: Folder of the results.
+        names: Names of the tables.
+        mode: What to do with tables that are there already.
+
+    Raises:
+        InputError: The folder cannot be created or written, its manifest is unreadable, or it already holds one of the
+            tables and `mode` is "new".
     """
     present = [path.name for path in (table_path(name, out) for name in names) if path.exists()]
     if present and mode == "new":

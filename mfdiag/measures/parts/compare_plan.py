@@ -83,6 +83,7 @@ class ComparePlan:
         return [partial(self._loss, e, draw) for e, draw in self._order if e.loss is not None]
 
     def cotangents(self, fields: Fields) -> Tensor:
+        """[C, n, *shape] with C = groups * size less the losses."""
         drawn = {draw: _DRAWN[draw](fields) for draw in dict.fromkeys(draw for _, draw in self._order)}
         cotangents = [self.weighting(e.residual(drawn[draw])) for e, draw in self._order if e.residual is not None]
         if self._sharing:
@@ -92,9 +93,11 @@ class ComparePlan:
         return 2 * torch.stack(cotangents)
 
     def outputs(self, fields: Fields) -> Tensor | None:
+        """Residuals [C, n, *shape] whose own moments are measured, or None."""
         return None
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        """Numbers [n] by name, kept for each sample."""
         return {}
 
     @cached_property

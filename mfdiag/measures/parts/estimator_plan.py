@@ -93,6 +93,7 @@ class EstimatorPlan:
         return FieldNeeds(posterior=self.known, second_draw=self.known and not self.affine, jacobian=True)
 
     def cotangents(self, fields: Fields) -> Tensor:
+        """[C, n, *shape] with C = groups * size less the losses."""
         other = None
         if self.known:
             other = fields.mean_field() if self.affine else fields.second_draw()
@@ -113,9 +114,11 @@ class EstimatorPlan:
         return 2 * torch.stack(cotangents)
 
     def outputs(self, fields: Fields) -> Tensor | None:
+        """Residuals [C, n, *shape] whose own moments are measured, or None."""
         return guidance_parts(fields) if self.guided else None
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        """Numbers [n] by name, kept for each sample."""
         residuals = {e.name: e.residual(fields) for e in self.estimators if e.residual is not None}
         squares = {name: e.flatten(1).square().sum(1) for name, e in residuals.items()}
         dim = fields.u[0].numel()

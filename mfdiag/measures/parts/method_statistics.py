@@ -28,14 +28,32 @@ def method_statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
 
 
 def best_mixture(moments: Moments, maps: Maps, n: int | None) -> np.ndarray:
-    """Weights [R, K] of the linear mixture of least MSE_n, or of least variance where n is None."""
+    """The linear mixture of least error: docs/theory.md#mixture.
+
+    Args:
+        moments: Moments of the group's gradients.
+        maps: From the group's gradients to those of the K estimators.
+        n: Batch size of the MSE that is minimized; None minimizes the variance.
+
+    Returns:
+        Weights by jackknife replicate, [R, K].
+    """
     S, M = moments.S[:, 0], moments.M[:, 0]
     bias = _bias(S, maps)
     return mixture_weights(maps.value @ S @ maps.value.T, bias @ M @ bias.T, 0 if n is None else n)
 
 
 def mixture_gain(halves: tuple[BlockMoments, BlockMoments], maps: Maps, n: int | None) -> Estimate:
-    """MeanFlow's MSE_n (or variance) over that of the mixture fitted on the first half, on the second half."""
+    """What the best mixture gains over MeanFlow, fitted on one half of the samples and evaluated on the other.
+
+    Args:
+        halves: Block moments of the half it is fitted on and of the other.
+        maps: From the group's gradients to those of the K estimators.
+        n: Batch size of the MSE; None compares variances.
+
+    Returns:
+        MeanFlow's error divided by the mixture's, a scalar.
+    """
     fitted, held_out = (half.replicates() for half in halves)
     weights = best_mixture(fitted, maps, n)[0]
     # on the held-out half, with bias again from the map of less variance

@@ -55,12 +55,15 @@ class PlanePlan:
         return FieldNeeds(posterior=self.known, jacobian=self.jacobian)
 
     def cotangents(self, fields: Fields) -> Tensor:
+        """[C, n, *shape] with C = groups * size less the losses."""
         return 2 * plane_basis(fields, self.target)
 
     def outputs(self, fields: Fields) -> Tensor | None:
+        """Residuals [C, n, *shape] whose own moments are measured, or None."""
         return plane_basis(fields, self.target)
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        """Numbers [n] by name, kept for each sample."""
         return jacobian_scalars(fields) if self.jacobian else {}
 
 
@@ -95,6 +98,7 @@ class WeightedGridPlan:
         return FieldNeeds(posterior=self.known, second_draw=self.known)
 
     def cotangents(self, fields: Fields) -> Tensor:
+        """[C, n, *shape] with C = groups * size less the losses."""
         draws = [fields, fields.second_draw()] if self.known else [fields]
         planes = [draw.plane for draw in draws]
         corner = self.weighting(planes[0][0])
@@ -107,7 +111,9 @@ class WeightedGridPlan:
         return 2 * torch.stack(cotangents)
 
     def outputs(self, fields: Fields) -> Tensor | None:
+        """Residuals [C, n, *shape] whose own moments are measured, or None."""
         return plane_basis(fields)
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        """Numbers [n] by name, kept for each sample."""
         return {}

@@ -59,9 +59,16 @@ def _pulled(
 
 
 def gap_statistics(moments: Moments, own: int, mean: int, gap: list[int]) -> dict[str, np.ndarray]:
-    """Quantity -> replicates [R]; the ratio comes as its reciprocal.
+    """Statistics of the gap from the moments of a group of gradients.
 
-    `own` is the column of G, `mean` that of its conditional mean (or of G again), `gap` those of `gap_losses`.
+    Args:
+        moments: Moments of the group.
+        own: Column of G.
+        mean: Column of G's conditional mean, or of G again.
+        gap: Columns of the losses of `gap_losses`.
+
+    Returns:
+        Quantity -> replicates [R]; the ratio is returned as its reciprocal.
     """
     S, M = moments.S[:, 0], moments.M[:, 0]
     whole, *terms = gap

@@ -41,13 +41,16 @@ class GradientPlan:
     losses: ClassVar[tuple[Loss, ...]] = ()
 
     def cotangents(self, fields: Fields) -> Tensor:
+        """[C, n, *shape] with C = groups * size less the losses."""
         assert self.estimator.residual is not None
         return 2 * self.weighting(self.estimator.residual(fields))[None]
 
     def outputs(self, fields: Fields) -> Tensor | None:
+        """Residuals [C, n, *shape] whose own moments are measured, or None."""
         return None
 
     def scalars(self, fields: Fields) -> dict[str, Tensor]:
+        """Numbers [n] by name, kept for each sample."""
         return {}
 
 

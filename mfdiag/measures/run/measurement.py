@@ -59,7 +59,16 @@ class Measurement:
         return self._pass(plan, self.draws, self.request.settings, self.checkpoint)
 
     def run_pass_with(self, plan: Plan, *, seed: int, times: Any) -> PassResult:
-        """A pass over samples of another seed and sampler of (r, t), without bins."""
+        """One pass over other samples, without bins.
+
+        Args:
+            plan: What to measure.
+            seed: Seed of the samples.
+            times: Sampler of (r, t).
+
+        Returns:
+            The result of the pass.
+        """
         settings = replace(self.request.settings, bins=None)
         return self._pass(plan, replace(self.draws, times=times, seed=seed), settings, None)
 

@@ -238,7 +238,16 @@ class TableJob(Job[Subject]):
         )
 
     def describe(self, rows: pd.DataFrame, subjects: Sequence[Subject], earlier: Mapping[str, Any]) -> dict[str, Any]:
-        """What was measured, a record each: identity and axes; those of earlier runs as these wrote them."""
+        """What was measured, one record each: identity and axes; and which estimators were left out.
+
+        Args:
+            rows: The identities measured so far, one row each.
+            subjects: The subjects of this run.
+            earlier: The command's entry of the folder's manifest; its records stay as they are.
+
+        Returns:
+            "subjects" and, for tables of several estimators, "left_out".
+        """
         axes: dict[Identity, Mapping[str, Any]] = {self.identity(subject): subject.axes for subject in subjects}
         for record in earlier.get("specification", {}).get("subjects", []):
             axes.setdefault(tuple(str(record[name]) for name in self.identity_columns), record)
