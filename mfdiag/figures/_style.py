@@ -178,3 +178,4 @@ def save(figure: Figure, path: Path, kind: str) -> None:
 
     with mpl.rc_context(_RC):
         figure.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        figure.set_layout_engine("none")  # the next format keeps the places that this one computed
