@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -60,6 +61,19 @@ def test_theory_that_the_code_cites_exists() -> None:
         for anchor in re.findall(r"theory\.md#([\w-]+)", path.read_text(encoding="utf-8"))
     }
     assert {anchor for _, anchor in cited} <= known, {(name, anchor) for name, anchor in cited if anchor not in known}
+
+
+def test_the_main_path_exists_and_reads_downward() -> None:
+    """CONTRIBUTING shows the way of `mfdiag sweep` in at most eight steps, each a file and a function."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The main path")[2].partition("\n## ")[0]
+    steps = re.findall(r"^\| (\d) \| `([^`]+)` \| `(\w+)` \|", text, re.MULTILINE)
+    assert [int(number) for number, *_ in steps] == list(range(1, len(steps) + 1)) and 5 <= len(steps) <= 8
+    for _, file, function in steps:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (file, function)
+    texts = [(ROOT / file).read_text(encoding="utf-8") for _, file, _ in steps]
+    for k, (_, _, function) in enumerate(steps[1:], start=1):
+        assert any(re.search(rf"\b{function}\b", text) for text in texts[:k]), f"no step before calls {function}"
 
 
 def anchors_of(page: Path) -> set[str]:

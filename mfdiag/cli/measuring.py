@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,46 +20,74 @@ from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures.parts.summary import Summarize
 from mfdiag.measures.run.choice import card_record, objective_of
-from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.request import Progress, Request
-from mfdiag.measures.run.runner import Mode, TableJob, run
+from mfdiag.measures.run.runner import Mode, Outcome, TableJob, run
 from mfdiag.measures.run.subject import SubjectOptions
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.models.checkpoint import bundled
 
-__all__ = ["measure_table", "parse_chunk", "run_job"]
+__all__ = ["Session", "measure_table", "parse_chunk", "session"]
 
 _RECORDED = ("model", "weights", "source", "coupling", "path", "prediction", "guidance")  # not told by the tables
-
-JobFactory = Callable[[list[Path], Progress, Callable[[str], None]], Job[Any]]
-"""(checkpoints, progress, notes) -> what to measure."""
 
 
 def measure_table(table: MeasuredTable, typed: Options) -> None:
     """Measure a table as the options say, write it with its figures, and print it."""
+    with session(typed) as work:
+        options = _with_card_objective(table, typed, work.say)
+        job = TableJob(
+            table,
+            work.checkpoints,
+            SubjectOptions.of(options),
+            _request(table, options),
+            recorded={name: getattr(options, name) for name in _RECORDED} | card_record(options.model),
+            progress=work.progress,
+            say=work.say,
+        )
+        outcome = run(job, options.out, work.mode, say=work.say)
+    work.show(table.name, outcome, table.summary)
 
-    def job(checkpoints: list[Path], progress: Progress, say: Callable[[str], None]) -> Job[Any]:
-        options = _with_card_objective(table, typed, say)
-        recorded = {name: getattr(options, name) for name in _RECORDED} | card_record(options.model)
-        request = _request(table, options)
-        subjects = SubjectOptions.of(options)
-        return TableJob(table, checkpoints, subjects, request, recorded=recorded, progress=progress, say=say)
 
-    run_job(table.name, typed, job, table.summary)
+@dataclass(frozen=True)
+class Session:
+    """What a command works with: its checkpoints, progress and notes on stderr, results on stdout.
 
-
-def run_job(name: str, options: Options, job: JobFactory, summarize: Summarize | None) -> None:
-    """Run a command's job on the checkpoints of its options: progress, notes, tables, figures, printed results.
-
-    Args:
-        name: Name of the main table.
+    Attributes:
         options: The shared options.
-        job: Makes the job.
-        summarize: Makes the summaries of one model; None shows one line per row.
-
-    Raises:
-        InputError: --resume and --overwrite together, or as `run`.
+        checkpoints: What to measure; the bundled checkpoint if the user gave none.
+        mode: What to do with earlier results in the folder.
+        progress: Receives (label, done, total).
+        say: Receives one-line notes, and prints each once.
+        console: Stderr.
     """
+
+    options: Options
+    checkpoints: list[Path]
+    mode: Mode
+    progress: Progress
+    say: Callable[[str], None]
+    console: Console
+
+    def show(self, name: str, outcome: Outcome, summarize: Summarize | None) -> None:
+        """Print the main table, save the figures and say where everything is.
+
+        Args:
+            name: Name of the main table.
+            outcome: What was measured.
+            summarize: Makes the summaries of one model; None shows one line per row.
+        """
+        from mfdiag.figures import save_figures
+
+        print_outcome(name, outcome.frames, summarize, self.options.format, self.say)
+        self.console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
+        figures = save_figures(outcome.frames, self.options.out)
+        if figures:
+            self.console.print(f"figures: {figures[0].parent}", markup=False)
+
+
+@contextmanager
+def session(options: Options) -> Iterator[Session]:
+    """Progress and notes while a command works. Raises InputError for --resume and --overwrite together."""
     if options.resume and options.overwrite:
         raise InputError("--resume keeps earlier results and --overwrite replaces them: pass one of the two.")
     console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
@@ -77,14 +104,7 @@ def run_job(name: str, options: Options, job: JobFactory, summarize: Summarize |
         say("no checkpoint given: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
     mode: Mode = "resume" if options.resume else "overwrite" if options.overwrite else "new"
     with progress_on(console) as progress, _memory_errors():
-        outcome = run(job(checkpoints, progress, say), options.out, mode, say=say)
-    print_outcome(name, outcome.frames, summarize, options.format, say)
-    console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
-    from mfdiag.figures import save_figures
-
-    figures = save_figures(outcome.frames, options.out)
-    if figures:
-        console.print(f"figures: {figures[0].parent}", markup=False)
+        yield Session(options, checkpoints, mode, progress, say, console)
 
 
 def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[str], None]) -> Options:

@@ -79,8 +79,9 @@ def command(
     import torch
 
     from mfdiag.cli.device import checked_device
-    from mfdiag.cli.measuring import parse_chunk, run_job
+    from mfdiag.cli.measuring import parse_chunk, session
     from mfdiag.measures.quality import QualityJob, QualityRequest
+    from mfdiag.measures.run.runner import run
     from mfdiag.measures.run.subject import SubjectOptions
     from mfdiag.quality.features import load_features
     from mfdiag.quality.metrics import metrics
@@ -102,14 +103,10 @@ def command(
     axes = {name: getattr(options, name) for name in ("source", "path", "prediction")}
     subjects = SubjectOptions(model=options.model, data=options.data, proxy="self", **axes)
     recorded = {"model": options.model, "data": options.data, **axes}
-    run_job(
-        "quality",
-        options,
-        lambda checkpoints, progress, say: QualityJob(
-            checkpoints, subjects, request, recorded=recorded, progress=progress
-        ),
-        summarize=summary,
-    )
+    with session(options) as work:
+        job = QualityJob(work.checkpoints, subjects, request, recorded=recorded, progress=work.progress)
+        outcome = run(job, options.out, work.mode, say=work.say)
+    work.show("quality", outcome, summary)
 
 
 def _steps(text: str) -> list[int]:
