@@ -54,7 +54,7 @@ def jacobian_of(model: Velocity, s: Sample) -> tuple[Tensor, Tensor]:
 
 
 def residual(model: Velocity, s: Sample, beta: float, gamma: float) -> Tensor:
-    """theory, section 2: e = u + (t-r) [du/dx tangent + du/dt] - target."""
+    """docs/theory.md#plane: e = u + (t-r) [du/dx tangent + du/dt] - target."""
     tangent = s.v_c + beta * (s.vhat - s.v_c)
     target = s.v_c + gamma * (s.vhat - s.v_c)
     dx, dt = jacobian_of(model, s)

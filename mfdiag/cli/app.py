@@ -20,7 +20,7 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """Turns what ends a command early into a line on stderr and an exit code, before typer applies codes of its own."""
+    """Turns what ends a command early into a line on stderr and an exit code, before typer applies its own codes."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -61,7 +61,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Variance diagnostics and ablations of MeanFlow models, from a saved checkpoint.
 

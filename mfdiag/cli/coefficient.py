@@ -10,7 +10,7 @@ __all__ = ["command"]
 
 @measuring(TABLE)
 def command(options: Options) -> None:
-    """Optimal control-variate coefficients in closed form, with intervals: by form, by cell of (r, t), by batch size.
+    """Compute optimal control-variate coefficients in closed form, by form, cell of (r, t) and batch size.
 
     Example: mfdiag coefficient model.safetensors --bins 5,5 --batch-size 512 --out results
     """

@@ -12,6 +12,7 @@ from typer.models import ArgumentInfo, CommandInfo, OptionInfo
 
 from mfdiag.cli.app import app
 from mfdiag.cli.list_ import KINDS, found
+from mfdiag.measures import measured_tables
 from mfdiag.storage import atomic_write
 
 __all__ = ["PAGE", "markdown"]
@@ -30,9 +31,9 @@ Results alone go to stdout; progress, notes and errors go to stderr. Exit codes:
 | code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | a check that was asked for failed |
+| 1 | a requested check failed |
 | 2 | bad input: one line on stderr says what was expected, what came and what to do |
-| 3 | interrupted; what is finished is saved, and the line on stderr says how to go on |
+| 3 | interrupted; finished work is saved, and the line on stderr says how to resume |
 
 The commands that measure checkpoints write their tables ([tables.md](tables.md)), a `manifest.json` (command, options,
 versions, hardware, seeds, hashes) and figures to the folder `--out`. A folder that already holds the table is refused
@@ -66,7 +67,7 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     """The values of a Literal, also inside `X | None`."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    return next((found for part in get_args(annotation) if (found := _choices(part))), ())
+    return next((choices for part in get_args(annotation) if (choices := _choices(part))), ())
 
 
 def _kind(parameter: inspect.Parameter) -> str:
@@ -85,8 +86,8 @@ def _row(parameter: inspect.Parameter) -> tuple[str, str, str]:
     names = given or [f"--{parameter.name.replace('_', '-')}"]
     kind = _kind(parameter)
     shown = f"`{', '.join(names)}{' ' + kind if kind else ''}`"
-    text, _, told = (info.help or "").partition(" [default: ")
-    default = told.removesuffix("]")
+    text, _, documented = (info.help or "").partition(" [default: ")
+    default = documented.removesuffix("]")
     if not default and parameter.default is not None and parameter.default is not False:
         default = f"`{parameter.default}`"
     return shown, default, text
@@ -120,7 +121,7 @@ def _section(name: str, command: Callable[..., Any], shared: set[str]) -> str:
 def markdown() -> str:
     """The whole page as Markdown, ending in one newline."""
     commands = dict(_commands())
-    measuring = [_parameters(commands[name]) for name in ("sweep", "variance", "coefficient", "compare")]
+    measuring = [_parameters(commands[name]) for name in measured_tables()]
     shared = [
         p for p in measuring[0].values() if isinstance(_info(p), OptionInfo) and all(p.name in m for m in measuring)
     ]
@@ -128,7 +129,7 @@ def markdown() -> str:
     parts = [_INTRO, *(_section(name, command, names) for name, command in commands.items())]
     parts += [
         "## Shared options\n",
-        "Of `mfdiag sweep`, `mfdiag variance`, `mfdiag coefficient` and `mfdiag compare`.\n",
+        "Of all commands that measure checkpoints, except `mfdiag quality`, which takes some of them.\n",
         _options(shared),
     ]
     parts += ["## Names\n", "What `mfdiag list` prints; arguments in brackets may be left out.\n"]

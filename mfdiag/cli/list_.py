@@ -26,7 +26,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def command(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
-    """What there is: names usable on the command line, a line each.
+    """List available names for the options of the other commands, one line each.
 
     Example: mfdiag list estimators
     """

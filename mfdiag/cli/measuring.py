@@ -28,7 +28,7 @@ from mfdiag.models.checkpoint import bundled
 
 __all__ = ["Session", "measure_table", "parse_chunk", "session"]
 
-_RECORDED = ("model", "weights", "source", "coupling", "path", "prediction", "guidance")  # not told by the tables
+_RECORDED = ("model", "weights", "source", "coupling", "path", "prediction", "guidance")  # not in the tables
 
 
 def measure_table(table: MeasuredTable, typed: Options) -> None:

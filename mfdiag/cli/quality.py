@@ -70,7 +70,7 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Sample quality: distances between samples of the model and the data, at 1, 2, ... steps.
+    """Measure sample quality: distances between samples of the model and the data, at 1, 2, ... steps.
 
     Checkpoints that differ only in their training seed also get the mean over seeds, with its interval.
 

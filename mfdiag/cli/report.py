@@ -12,9 +12,9 @@ __all__ = ["command"]
 
 
 def command(folders: Annotated[list[Path], typer.Argument(help="Folders of tables.", metavar="DIR...")]) -> None:
-    """Say in sentences what folders of tables show, draw their figures again, and write one page, report.html.
+    """Summarize folders of tables in sentences, draw their figures and write one page, report.html.
 
-    Everything comes from the tables alone. A folder without tables stands for the folders in it.
+    It reads the tables alone. For a folder without tables, it reports the folders inside.
 
     Example: mfdiag report results
     """

@@ -27,7 +27,7 @@ _ROLES = {"tangent": 1, "target": 2}  # role -> its coefficient's place in (1, b
 SCHEMA = gradient_table(
     "coefficient",
     "coefficient",
-    "Closed-form optimal coefficients, and what they are made of.",
+    "Closed-form optimal coefficients, and the numbers they are computed from.",
     (
         Column(
             "form",

@@ -32,7 +32,7 @@ _SKEWED = ("variance", "conditional_variance", "variance_ratio", "conditional_va
 SCHEMA = gradient_table(
     "compare",
     "compare",
-    "Every estimator on the same samples, each held against MeanFlow, and their best linear mixture (estimator "
+    "Every estimator on the same samples, each compared with MeanFlow, and their best linear mixture (estimator "
     "mixture). Rows of single layers are over all times, rows of time bins over the whole network.",
     (
         Column("batch_size", "int64", "Batch n of mse and of the mixture; null where n does not enter.", True),
@@ -41,7 +41,7 @@ SCHEMA = gradient_table(
     ),
     VARIANCE,
     CONDITIONAL_VARIANCE,
-    Quantity("variance_ratio", "variance / variance of MeanFlow", "1", "Below 1 is less noisy than MeanFlow."),
+    Quantity("variance_ratio", "variance / variance of MeanFlow", "1", "Below 1: less noisy than MeanFlow."),
     Quantity(
         "conditional_variance_ratio",
         "conditional_variance / conditional_variance of MeanFlow",
@@ -53,28 +53,32 @@ SCHEMA = gradient_table(
         "|E G - E G_MeanFlow|^2",
         GRADIENT2,
         "Squared distance of the mean gradient to MeanFlow's, which is unbiased for the regression on the "
-        "marginal velocity: an unbiased estimate, which may be negative. For losses of another scale it tells "
-        "of that too.",
+        "marginal velocity: an unbiased estimate, which may be negative. A loss of another scale shows here too.",
         kind="nonnegative",
     ),
     Quantity(
         "cosine",
         "<E G, E G_MeanFlow> / (|E G| |E G_MeanFlow|)",
         "1",
-        "Cosine of the mean gradient to MeanFlow's, from unbiased products; may leave [-1, 1] by their noise.",
+        "Cosine between the mean gradient and MeanFlow's, from unbiased products; their noise may take it out of [-1, "
+        "1].",
         kind="cosine",
     ),
     Quantity(
         "mse", "variance/n + bias2", GRADIENT2, "Mean squared error of a batch of n = batch_size.", kind="nonnegative"
     ),
     Quantity(
-        "mse_ratio", "mse / mse of MeanFlow", "1", "Below 1 a batch of n is nearer to the truth.", kind="nonnegative"
+        "mse_ratio",
+        "mse / mse of MeanFlow",
+        "1",
+        "Below 1: a batch of n is closer to the unbiased mean.",
+        kind="nonnegative",
     ),
     Quantity(
         "cost",
         "evaluations + derivatives + 2 per backward pass",
         "forward passes",
-        "What a training step costs per sample; follows from the method, so it has no interval.",
+        "Cost of a training step per sample. It follows from the method, so it has no interval.",
     ),
     Quantity(
         "mixture_weight",
@@ -86,8 +90,8 @@ SCHEMA = gradient_table(
         "mixture_gain",
         "mse of MeanFlow / mse of the mixture",
         "1",
-        "The mixture fitted on every second block of samples and tried on the others; above 1 is better. "
-        "Variances instead of errors where n is null.",
+        "Gain of the mixture, fitted on every second block of samples and evaluated on the others; above 1 is better. "
+        "Of variances instead of errors where n is null.",
         kind="nonnegative",
     ),
 )
@@ -156,22 +160,27 @@ def _add_mixture(rows: Rows, measurement: Measurement, plan: ComparePlan, result
         rows.add("mixture_gain", mixture_gain(halves, plan.maps, n), estimator="mixture", **keys)
 
 
+def _with_error(row: Mapping[Any, Any]) -> str:
+    from mfdiag.numbers import with_error
+
+    return with_error(row["value"], row["std_error"], 3)
+
+
 def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
     """A line per estimator; then the gain of the best mixture by batch size."""
     import pandas as pd
 
     from mfdiag.measures.parts.summary import Summary, plain_summary
-    from mfdiag.numbers import plain, with_error
+    from mfdiag.numbers import plain
 
     largest = rows.loc[rows["quantity"] == "mse_ratio", "batch_size"].max()
     headings: dict[tuple[str, Any], str] = {
         ("cost", None): "cost",
-        ("variance", None): "variance",
         ("variance_ratio", None): "variance ratio",
         ("conditional_variance_ratio", None): "conditional",
         ("bias2", None): "bias2",
         ("cosine", None): "cosine",
-        ("mse_ratio", largest): f"MSE ratio, n={largest:,}",
+        ("mse_ratio", largest): f"MSE ratio\nn={largest:,}",
     }
     with_errors = ("variance_ratio", "mse_ratio")
     cells = {
@@ -185,19 +194,22 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
         for quantity, n in shown:
             cell = cells[name, quantity, n]
             if quantity in with_errors:
-                line.append(with_error(cell["value"], cell["std_error"], 3))
+                line.append(_with_error(cell))
                 continue
             vague = bool(cell["std_error"] > abs(cell["value"]) / 2)
             uncertain = uncertain or vague
             line.append(("~" if vague else "") + plain(cell["value"], 3))
         lines.append(line)
+    plain_variance = cells.get(("meanflow", "variance", None))
+    notes = [] if plain_variance is None else [f"variance of meanflow: {_with_error(plain_variance)}"]
+    notes += ["~ standard error above half the value"] if uncertain else []
     table = Summary(
         title,
         ("estimator", *shown.values()),
         lines,
         numeric=tuple(shown.values()),
-        optional=("conditional", "cosine", "bias2", "cost", "variance"),
-        note="~ standard error above half the value" if uncertain else "",
+        optional=("conditional", "cosine", "bias2", "cost"),
+        note="; ".join(notes),
     )
     gains = rows[rows["quantity"] == "mixture_gain"]
     mixture = "best mixture of these, on held-out samples (no batch_size: least variance)"

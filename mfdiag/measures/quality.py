@@ -27,8 +27,8 @@ __all__ = ["TABLE", "QualityJob", "QualityRequest", "WeightsSubject", "summary"]
 TABLE = table_of(
     "quality",
     "quality",
-    "Distances between a model's samples and the data. Values of metrics of pairs depend on --subsample, those "
-    "on features on the map: compare like with like.",
+    "Distances between a model's samples and the data. Metrics of pairs depend on --subsample, metrics on features "
+    "depend on the map: compare only values of equal settings.",
     (
         Column("metric", "string", "Name of the metric; see mfdiag list metrics."),
         Column(
@@ -39,14 +39,14 @@ TABLE = table_of(
             nullable=True,
         ),
         Column("weights", "string", "Set of weights (raw, ema or a key); null for a model in memory.", True),
-        Column("features", "string", "Map the metric is taken under; null for the samples themselves.", True),
+        Column("features", "string", "Feature map the metric is computed on; null for the samples themselves.", True),
     ),
     Quantity("value", "as `mfdiag list metrics` says", "the metric's", "The metric of one model."),
     Quantity(
         "mean_over_seeds",
         "mean of value",
         "the metric's",
-        "Mean over models that differ in the training seed alone, which stand in braces in checkpoint.",
+        "Mean over models that differ only in the training seed; checkpoint lists them in braces.",
     ),
 )
 

@@ -78,8 +78,8 @@ SCHEMA = gradient_table(
         "optimum_beta",
         "beta of c*_n = argmin_c MSE_n(c) = -(S_cc + n M_cc)^(-1) S_c0",
         "1",
-        "Tangent coefficient of least mse, beta and gamma chosen together, for the batch sizes asked for and for "
-        "1, 2, 5, 10, ... to a million. In space=gradient, without weights and where some gamma is not 0. "
+        "Tangent coefficient of least mse, beta and gamma chosen together, for the requested batch sizes and for 1, "
+        "2, 5, 10, ... to a million. In space=gradient, without weights and where some gamma is not 0. "
         "negative_estimate: within its interval, bias2 may be so negative somewhere that mse has no minimum.",
         kind="coefficient",
     ),

@@ -22,13 +22,13 @@ __all__ = ["TABLE", "add_density_rows"]
 SCHEMA = gradient_table(
     "times",
     "times",
-    "The density of (r, t) of least gradient variance beside the trained one, cell by cell, and what it gains. "
-    "Fitted on the samples of seed, tried on those of seed + 1. The column times names the trained sampler.",
+    "The density of (r, t) of least gradient variance beside the trained one, cell by cell, and its gain. Fitted on "
+    "the samples of seed, evaluated on those of seed + 1. Column times holds the trained sampler.",
     (
         Column(
             "pairs",
             "string",
-            "Which pairs of the cell are meant: all, those with r < t, or those with r = t.",
+            "Which pairs of the cell: all, those with r < t, or those with r = t.",
             choices=("all", "apart", "diagonal"),
         ),
         *BINS,
@@ -37,27 +37,28 @@ SCHEMA = gradient_table(
         "trained_share",
         "p_c",
         "1",
-        "Share of the cell under the trained sampler, by 2^20 quasi-random pairs, good to about 1e-5.",
+        "Fraction of pairs in the cell under the trained sampler, from 2^20 quasi-random pairs, accurate to about "
+        "1e-5.",
     ),
     Quantity(
         "drawn_share",
         "q_c = floor p_c + (1 - floor) p_c m_c^1/2 / sum_c p_c m_c^1/2",
         "1",
-        "Share of the cell under the new density, m_c being the cell's second_moment, or the mean one where there "
-        "are too few samples. The weight of its samples is p_c / q_c.",
+        "Fraction of pairs in the cell under the new density; m_c is the cell's second_moment, or the mean one if the "
+        "cell has too few samples. The weight of its samples is p_c / q_c.",
     ),
     Quantity("second_moment", "E[|G|^2 | cell]", GRADIENT2, "Mean squared norm of the unweighted gradient."),
     Quantity(
         "predicted_gain",
         "(sum_c p_c m_c - |E G|^2) / (sum_c p_c^2 m_c / q_c - |E G|^2)",
         "1",
-        "Factor by which the new density divides the variance, by the samples it was fitted on.",
+        "Factor by which the new density lowers the variance, from the samples it was fitted on.",
     ),
     Quantity(
         "unbounded_gain",
         "the same with floor = 0",
         "1",
-        "The gain without a floor, at which weights have no bound.",
+        "The gain without a floor, where weights have no bound.",
     ),
     Quantity(
         "variance",
@@ -76,7 +77,7 @@ SCHEMA = gradient_table(
         "measured_gain",
         "variance / weighted_variance",
         "1",
-        "Factor by which the new density divides the variance, on samples it was not fitted on.",
+        "Factor by which the new density lowers the variance, from other samples.",
     ),
 )
 

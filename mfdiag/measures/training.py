@@ -30,34 +30,34 @@ _COPIED = ("value", "std_error", "ci_low", "ci_high", "n_samples", "status")
 TABLE = table_of(
     "training",
     "train",
-    "The course of training of each model of a grid; beta and gamma are those it is trained with, the "
-    "checkpoint and its hash are the model it became.",
+    "Each model of a grid over its training; beta and gamma are those it is trained with, the checkpoint and its hash "
+    "are those of the finished model.",
     (
         Column("cell", "string", "Name of the model in the grid, which is its folder."),
         Column("beta", "float64", "Coefficient of the tangent in the training loss."),
         Column("gamma", "float64", "Coefficient of the target in the training loss."),
         Column("anchor", "float64", "Coefficient lambda of the flow-matching anchor; 0 without."),
     ),
-    Quantity("loss", "mean of the loss", "loss", "Mean over the steps since the row before, anchor included."),
+    Quantity("loss", "mean of the loss", "loss", "Mean over the steps since the previous row, anchor included."),
     Quantity(
         "grad_norm",
         "mean of |mean_i G_i|",
         "loss/parameter",
-        "Norm of the batch gradient, mean over the steps since the row before.",
+        "Norm of the batch gradient, mean over the steps since the previous row.",
     ),
     Quantity(
         "variance",
         "tr Cov G at (beta, gamma)",
         GRADIENT2,
-        "Variance of the per-sample gradient of the model as it is at this step, at its own coefficients.",
+        "Variance of the per-sample gradient at this step, at the model's own coefficients.",
     ),
     Quantity(
         "optimum",
         "-S_0b / S_bb",
         "1",
-        "The tangent coefficient of least gradient variance for the model as it is at this step.",
+        "Tangent coefficient of least gradient variance at this step.",
     ),
-    Quantity("steps", "steps", "steps", "Optimiser steps done; one row for each model, at its last step."),
+    Quantity("steps", "steps", "steps", "Optimizer steps taken; one row per model, at its last step."),
 )
 
 

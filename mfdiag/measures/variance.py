@@ -64,14 +64,14 @@ SCHEMA = gradient_table(
         "top1_share",
         "sum of the largest 1 % of |G_i|^2 / sum_i |G_i|^2",
         "1",
-        "Share of the squared gradient norm that one sample in a hundred carries; 0.01 if all were equal.",
+        "Fraction of the squared gradient norm that the largest 1 % of samples carry; 0.01 if all are equal.",
     ),
     Quantity(
         "tail_index",
         "Hill's alpha in P(|G|^2 > x) ~ x^-alpha",
         "1",
-        "Weight of the upper tail of |G|^2: at 2 or below the variance's own interval is unreliable, at 1 or "
-        "below there is no finite variance.",
+        "Weight of the upper tail of |G|^2: at 2 or below, the interval of the variance is unreliable; at 1 or below, "
+        "no finite variance exists.",
     ),
     Quantity(
         "conflict_cosine",
@@ -79,8 +79,8 @@ SCHEMA = gradient_table(
         "1",
         "Cosine between the mean gradients of the two parts of MeanFlow's residual (estimator meanflow): "
         "trajectory flow matching u - v_c and trajectory consistency (t-r) (du/dx v_c + du/dt) (alpha-Flow, arXiv "
-        "2510.20771, equation 6). Below 0 they pull against each other. From unbiased products; may leave [-1, 1] "
-        "by their noise.",
+        "2510.20771, equation 6). Below 0 they pull against each other. From unbiased products, whose noise may take "
+        "it out of [-1, 1].",
         kind="cosine",
     ),
     Quantity(
@@ -88,8 +88,8 @@ SCHEMA = gradient_table(
         "|E D|^2, D = 2 w (t-r) d_theta(du/dx v_c + du/dt)^T e",
         GRADIENT2,
         "Squared norm of what the stop-gradient leaves out of the mean gradient of MeanFlow's loss (estimator "
-        "meanflow; arXiv 2605.09235, Theorem 3), estimated without bias: may be negative. With "
-        "--extra semi_gradient_gap, as all quantities of this name.",
+        "meanflow; arXiv 2605.09235, Theorem 3), estimated without bias: may be negative. With --extra "
+        "semi_gradient_gap, like all quantities of this name.",
         kind="nonnegative",
     ),
     Quantity(
@@ -104,7 +104,7 @@ SCHEMA = gradient_table(
         "semi_gradient_gap_noise",
         "|E d_theta tr(J Sigma J^T)|^2",
         GRADIENT2,
-        "The same for the second term, by which the full gradient seeks parameters of less conditional noise; "
+        "The same for the second term, with which the full gradient favors parameters of less conditional noise; "
         "needs a posterior over the data, and no weight.",
         kind="nonnegative",
     ),
@@ -112,29 +112,29 @@ SCHEMA = gradient_table(
         "semi_gradient_gap_ratio",
         "|E D|^2 / |E G|^2",
         "1",
-        "Size of the gap against MeanFlow's own mean gradient, in power. Grows without bound as training converges.",
+        "Squared norm of the gap over that of MeanFlow's own mean gradient. Grows without bound as training converges.",
         kind="nonnegative",
     ),
     Quantity(
         "semi_gradient_gap_cosine",
         "<E D, E G> / (|E D| |E G|)",
         "1",
-        "Cosine between gap and MeanFlow's mean gradient: at -1 they cancel. From unbiased products; may leave "
-        "[-1, 1] by their noise.",
+        "Cosine between the gap and MeanFlow's mean gradient: at -1 they cancel. From unbiased products, whose noise "
+        "may take it out of [-1, 1].",
         kind="cosine",
     ),
     Quantity(
         "semi_gradient_gap_variance",
         "tr Cov(G + D) - tr Cov G",
         GRADIENT2,
-        "What the gradient's variance would gain without stop-gradient; below 0 it would fall.",
+        "Increase of the gradient variance without the stop-gradient; below 0, a decrease.",
     ),
     Quantity(
         "guidance_variance_ratio",
         "tr Cov G / tr Cov G without guidance",
         "1",
-        "What the objective's guidance (--guidance) does to the gradient's variance, on the same samples and "
-        "labels; below 1 it lowers it.",
+        "Factor by which the objective's guidance (--guidance) changes the gradient variance, on the same samples and "
+        "labels.",
     ),
     Quantity(
         "guided_variance",
@@ -142,20 +142,20 @@ SCHEMA = gradient_table(
         "velocity²",
         "Variance of the guided velocity over x_0, x_1, labels, r and t: the sum of its parts data, network and cross.",
     ),
-    Quantity("guided_variance_data", "tr Cov(a v_c)", "velocity²", "Its part from the conditional velocity."),
-    Quantity("guided_variance_network", "tr Cov q", "velocity²", "Its part from the network's own velocities."),
-    Quantity("guided_variance_cross", "2 tr Cov(a v_c, q)", "velocity²", "Its part from both together."),
+    Quantity("guided_variance_data", "tr Cov(a v_c)", "velocity²", "The part from the conditional velocity."),
+    Quantity("guided_variance_network", "tr Cov q", "velocity²", "The part from the network's own velocities."),
+    Quantity("guided_variance_cross", "2 tr Cov(a v_c, q)", "velocity²", "The part from both together."),
     Quantity(
         "guided_variance_conditional",
         "E[tr Cov(v_g | x_t, t, label)] = E[a^2 tr Sigma]",
         "velocity²",
-        "Its part left once the point and the label are given; needs a posterior over the data.",
+        "The part left once the point and the label are given; needs a posterior over the data.",
     ),
     Quantity(
         "guided_variance_between",
         "tr Cov E[v_g | x_t, t, label]",
         "velocity²",
-        "Its part between points, which the network can learn.",
+        "The part between points, which the network can learn.",
     ),
     Quantity("jacobi_fro2", "E|J|_F^2", "1", "Mean squared Frobenius norm of the Jacobi factor J = A - I."),
     Quantity("jacobi_spectral", "E|J|_2", "1", "Mean largest singular value of the Jacobi factor."),
@@ -172,8 +172,8 @@ SCHEMA = gradient_table(
         "antisymmetric_share",
         "E|(D - D^T)/2|_F^2 / E|D|_F^2",
         "1",
-        "Share of the velocity field's Jacobian that rotates. Where noise is N(0, I), drawn apart from the data, "
-        "the true field is a multiple of x plus one of the score and has none. Measured where divergence is.",
+        "Antisymmetric (rotating) fraction of the velocity field's Jacobian. With noise N(0, I) independent of the "
+        "data, the true field is a multiple of x plus one of the score, and this is 0. Measured with divergence.",
     ),
     Quantity("loss_variance", "Var(w |e|^2)", "loss²", "Variance of the per-sample loss.", kind="nonnegative"),
     *(
@@ -195,7 +195,7 @@ SCHEMA = gradient_table(
 SAMPLES = gradient_table(
     "samples",
     "variance",
-    "Raw per-sample numbers, one row per sample and quantity; std_error and interval are null, but for a "
+    "Raw per-sample numbers, one row per sample and quantity; std_error and interval are null, except for a "
     "divergence from random probes.",
     (
         Column("index", "int64", "Sample number i, from 0."),
@@ -210,7 +210,7 @@ SAMPLES = gradient_table(
         "tr D_i, D = du(x_t, t, t)/dx",
         "1",
         "Divergence of the network's velocity field at the sample; estimator is null. Above 16 dimensions with "
-        "--extra divergence, from random probes, whose error alone its interval holds.",
+        "--extra divergence, from random probes; its interval covers the error of the probes alone.",
     ),
 )
 

@@ -19,31 +19,32 @@ __all__ = [
 
 COMMON = (
     Column("run", "string", "Name of the run the checkpoint comes from."),
-    Column("checkpoint", "string", "Name or path of the checkpoint, as given."),
+    Column("checkpoint", "string", "Name or path of the checkpoint, as typed."),
     Column("checkpoint_sha256", "string", "SHA-256 of the checkpoint file, in hexadecimal.", nullable=True),
     Column(
-        "step", "int64", "Optimiser steps taken when the checkpoint was saved; null if it does not say.", nullable=True
+        "step",
+        "int64",
+        "Optimizer steps taken when the checkpoint was saved; null if the file does not say.",
+        nullable=True,
     ),
     Column("dataset", "string", "Name or path of the data the samples are drawn from."),
     Column(
         "estimator",
         "string",
-        "Method that is measured, plane for every (beta, gamma); null where the quantity belongs to the model.",
+        "Measured method; plane for every (beta, gamma); null if the quantity belongs to the model.",
         nullable=True,
     ),
     Column(
         "proxy",
         "string",
-        "Source of the proxy velocity vhat (self, ema, exact, teacher=PATH); null where none is used.",
+        "Source of the proxy velocity vhat (self, ema, exact, teacher=PATH); null if none is used.",
         nullable=True,
     ),
-    Column(
-        "weighting", "string", "Loss weight per sample (none, adaptive:p,eps); null where none enters.", nullable=True
-    ),
+    Column("weighting", "string", "Loss weight per sample (none, adaptive:p,eps); null if none enters.", nullable=True),
     Column(
         "times",
         "string",
-        "Sampler of (r, t) with its arguments, such as uniform:0; null where none enters.",
+        "Sampler of (r, t) with its arguments, such as uniform:0; null if none enters.",
         nullable=True,
     ),
     Column("seed", "int64", "Seed of the samples: sample i depends on (seed, i) alone."),
@@ -52,8 +53,8 @@ COMMON = (
 _DERIVATIVE = Column(
     "derivative",
     "string",
-    "How du/dx v + du/dt was taken: jvp, exactly, or difference:h, by central differences of step h in time; null in "
-    "tables of earlier versions, which have jvp.",
+    "How du/dx v + du/dt was computed: jvp, exactly, or difference:h, by central differences of step h in time; null "
+    "in tables of earlier versions, where it is jvp.",
     nullable=True,
     later=True,
 )
@@ -61,10 +62,12 @@ _DERIVATIVE = Column(
 MEASURED = (
     Column("quantity", "string", "Which quantity the row holds; each table lists its own."),
     Column("value", "float64", "The estimate, in the unit of its quantity.", nullable=True),
-    Column("std_error", "float64", "Standard error of value, in the same unit; null where none exists.", nullable=True),
+    Column("std_error", "float64", "Standard error of value, in the same unit; null if there is none.", nullable=True),
     Column("ci_low", "float64", "Lower end of the two-sided 95 % interval, in the unit of value.", nullable=True),
     Column("ci_high", "float64", "Upper end of the two-sided 95 % interval, in the unit of value.", nullable=True),
-    Column("n_samples", "int64", "Number of samples behind the value: (x_0, x_1, r, t), in quality of the model."),
+    Column(
+        "n_samples", "int64", "Number of samples behind the value: of (x_0, x_1, r, t); in table quality, of the model."
+    ),
     Column("status", "string", "ok, or why the value should not be trusted."),
 )
 
@@ -75,20 +78,21 @@ STATUSES = {
         Status(
             "too_few_samples",
             "The cell holds fewer samples than its interval needs (64).",
-            "Raise --samples, or ask for fewer --bins.",
+            "Raise --samples, or use fewer --bins.",
         ),
         Status(
             "negative_estimate",
-            "An unbiased estimate of something that cannot be negative came out below zero: the truth is smaller than "
-            "the noise of the estimate. The value is kept, not clamped; a cosine made of it, or its interval, is null.",
-            "Take it as zero to within variance / n_samples; raise --samples, or measure on data with a known "
-            "posterior, where the mean is estimated with far less noise.",
+            "An unbiased estimate of something that cannot be negative is below zero: the truth is smaller than the "
+            "noise of the estimate. The value is kept, not clamped; a cosine computed from it has no value or "
+            "interval.",
+            "Read it as zero to within variance / n_samples. Raise --samples, or use data with a known posterior, "
+            "where the mean is estimated with far less noise.",
         ),
         Status(
             "degenerate_control",
             "The control variate hardly varies (as A does at r = t, or where vhat equals v_c), so that the "
             "coefficient's denominator is zero within its noise.",
-            "There is nothing to tune here: keep r = t out of --times, ask for fewer --bins, or take another --proxy.",
+            "There is nothing to tune here: leave r = t out of --times, use fewer --bins, or another --proxy.",
         ),
         Status(
             "outside_unit_interval",
@@ -104,7 +108,7 @@ STATUSES = {
     )
 }
 
-LAYER = Column("layer", "string", "Name of the layer whose parameters are counted; all for the whole network.")
+LAYER = Column("layer", "string", "Layer whose parameters are counted; all for the whole network.")
 BINS = tuple(
     Column(f"{time}_{end}", "float64", f"{word} edge of the bin of {time}, in [0, 1]; null over all {time}.", True)
     for time in ("r", "t")

@@ -10,14 +10,13 @@ __all__ = ["GRID"]
 GRID = table_of(
     "grid",
     "report",
-    "A grid of models held against the coefficient it was trained with, from the other tables of its folder: "
-    "means over training seeds with Student's t intervals. n_samples counts models, or data sets where dataset "
-    "is all.",
+    "A grid of models by the coefficient they were trained with, from the other tables of the folder: means over "
+    "training seeds with Student's t intervals. n_samples counts models, or data sets where dataset is all.",
     (
-        Column("beta", "float64", "Coefficient of the tangent; null where the row is about all of them.", True),
-        Column("metric", "string", "Metric of sample quality; null where none is meant.", nullable=True),
-        Column("nfe", "int64", "Number of steps from noise to sample; null where none is meant.", True),
-        Column("weights", "string", "Weights that were sampled from; null where none are meant.", True),
+        Column("beta", "float64", "Coefficient of the tangent; null if the row is about all of them.", True),
+        Column("metric", "string", "Metric of sample quality; null if there is none.", nullable=True),
+        Column("nfe", "int64", "Number of steps from noise to sample; null if there is none.", True),
+        Column("weights", "string", "Weights that were sampled from; null if there are none.", True),
         Column("batch_size", "int64", "The n of the optimum, in samples; null where n does not enter.", True),
     ),
     Quantity("variance", "tr Cov G at beta", GRADIENT2, "Of models trained at beta, measured at this beta."),
@@ -34,13 +33,13 @@ GRID = table_of(
         "best_beta",
         "argmin over beta of quality",
         "1",
-        "Trained beta of least distance; the interval spans those a paired t test does not tell from it.",
+        "Trained beta of least distance; the interval spans the betas that do not differ from it in a paired t test.",
     ),
     Quantity("optimum", "beta*_n", "1", "Batch-aware optimum of the models trained at beta = 0."),
     Quantity(
         "prediction_error",
         "|optimum - best_beta|",
         "1",
-        "With the optimum moved into the range of betas that were trained; dataset all is the mean over data sets.",
+        "The optimum is first clipped to the range of trained betas; dataset all is the mean over data sets.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Tidy tables as a measurement of eight Gaussians would give them, with numbers near the theory page's prototype."""
+"""Tidy tables as a measurement of eight Gaussians would give them, with numbers of a trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gaussian data under their own exact average velocity: every number has a closed form (theory, section 4)."""
+"""Gaussian data under their own exact average velocity, in closed form: docs/theory.md#gaussian-truth."""
 
 from __future__ import annotations
 

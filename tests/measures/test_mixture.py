@@ -123,7 +123,7 @@ def test_at_one_x_t(point: tuple[float, float], r: float, t: float) -> None:
             assert form.W is not None
             for which in (form.W, form.S):
                 assert_near(jackknife(form.at(which, *at)[:, 0], moments.count), *truth)
-    # theory, matrix form: tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), by blocks for its error
+    # docs/theory.md#matrix: tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), by blocks for its error
     e_0, e_b = residuals(0, 0), residuals(1, 0) - residuals(0, 0)
 
     def optimum(kept: slice | Tensor) -> float:

@@ -48,7 +48,7 @@ class Shift(nn.Module):
 
 
 def moment(r: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """E[|G|^2 | r, t] of `Shift`: G = 2 e with e = -rho v', v' of variance STD^2 / s_t^2 (theory, section 4)."""
+    """E[|G|^2 | r, t] of `Shift`: G = 2 e with e = -rho v', v' of variance STD^2 / s_t^2."""
     s_r2, s_t2 = ((1 - x) ** 2 * STD**2 + x**2 for x in (r, t))
     return 4 * s_r2 / s_t2 * STD**2 / s_t2
 
