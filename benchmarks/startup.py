@@ -1,7 +1,7 @@
 """How long a short command takes in all, against another checkout of mfdiag: `python benchmarks/startup.py CHECKOUT`.
 
-Runs `mfdiag sweep --samples 64` of both trees in turn, as whole processes, and prints medians and the median of the ratios
-pair by pair. Both trees use the environment that runs this script.
+Runs `mfdiag sweep --samples 64` of both trees in turn, as whole processes, and prints medians and the median of the
+ratios pair by pair. Both trees use the environment that runs this script.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mfdiag.cli.options import OWN, Options, sharing
 from mfdiag.errors import InputError
-from mfdiag.measures.quality import summary
+from mfdiag.measures.quality import QualityRequest, summary
 
 __all__ = ["command"]
 
@@ -76,30 +76,13 @@ def command(
 
     Example: mfdiag quality model.safetensors --nfe 1,2,4 --weights raw,ema --out results
     """
-    import torch
-
-    from mfdiag.cli.device import checked_device
-    from mfdiag.cli.measuring import parse_chunk, session
-    from mfdiag.measures.quality import QualityJob, QualityRequest
+    from mfdiag.cli.measuring import session
+    from mfdiag.measures.quality import QualityJob
     from mfdiag.measures.run.runner import run
     from mfdiag.measures.run.subject import SubjectOptions
-    from mfdiag.quality.features import load_features
-    from mfdiag.quality.metrics import metrics
 
-    dtype, device = getattr(torch, options.dtype), checked_device(options.device)
-    request = QualityRequest(
-        metrics=metric or list(metrics()),
-        nfe=_steps(nfe),
-        weights=[key.strip() for key in weights.split(",")],
-        samples=samples,
-        subsample=subsample,
-        seed=options.seed,
-        features_name=features,
-        features=None if features is None else load_features(features, device, dtype),
-        dtype=dtype,
-        device=device,
-        chunk=parse_chunk(options.chunk),
-    )
+    own = {"nfe": _steps(nfe), "weights": [key.strip() for key in weights.split(",")], "samples": samples}
+    request = _request(options, metric, features, subsample=subsample, **own)
     axes = {name: getattr(options, name) for name in ("source", "path", "prediction")}
     subjects = SubjectOptions(model=options.model, data=options.data, proxy="self", **axes)
     recorded = {"model": options.model, "data": options.data, **axes}
@@ -107,6 +90,28 @@ def command(
         job = QualityJob(work.checkpoints, subjects, request, recorded=recorded, progress=work.progress)
         outcome = run(job, options.out, work.mode, say=work.say)
     work.show("quality", outcome, summary)
+
+
+def _request(options: Options, metric: list[str] | None, features: str | None, **own: Any) -> QualityRequest:
+    """What to measure; `own` are further fields of the request."""
+    import torch
+
+    from mfdiag.cli.device import checked_device
+    from mfdiag.cli.measuring import parse_chunk
+    from mfdiag.quality.features import load_features
+    from mfdiag.quality.metrics import metrics
+
+    dtype, device = getattr(torch, options.dtype), checked_device(options.device)
+    return QualityRequest(
+        metrics=metric or list(metrics()),
+        seed=options.seed,
+        features_name=features,
+        features=None if features is None else load_features(features, device, dtype),
+        dtype=dtype,
+        device=device,
+        chunk=parse_chunk(options.chunk),
+        **own,
+    )
 
 
 def _steps(text: str) -> list[int]:

@@ -18,7 +18,7 @@ from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.flow.times import TimeSampler, parse_times
 from mfdiag.models.cards.card import Card
-from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
+from mfdiag.models.checkpoint import LoadedModel, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import load_teacher, teacher_velocity
 from mfdiag.usercode import is_user_code
@@ -180,10 +180,7 @@ def load_subject(
         raise InputError(
             f"{checkpoint} holds a network for {classes} classes, but {data_spec} has {data.num_classes} labels."
         )
-    run = checkpoint.stem if checkpoint.parent.name in ("", ".") else checkpoint.parent.name
-    name = str(checkpoint)
-    if checkpoint == bundled():
-        run, name = "bundled", _BUNDLED
+    run, name = _run_and_name(checkpoint)
     return Subject(
         as_average_velocity(loaded.module, axes["prediction"], path),
         data,
