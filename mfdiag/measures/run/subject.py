@@ -157,12 +157,8 @@ def load_subject(
         InputError: A file cannot be read, or neither the checkpoint nor an option gives something that is needed.
     """
     loaded = load_model(checkpoint, model=options.model, weights=options.weights)
-    description, card = loaded.description, loaded.card
-    data_spec = options.data
-    if data_spec is None:
-        if description is None:
-            raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or FILE.")
-        data_spec = description.data
+    card = loaded.card
+    data_spec = _data_spec(checkpoint, options, loaded)
     if card is not None:
         say(f"{card.name} builds the network with {card.factory}, whose code is run.")
     times = _times(checkpoint, options, loaded, say)
@@ -203,6 +199,15 @@ def load_subject(
         networks=networks,
         guidance=parse_guidance(options.guidance or "none"),
     )
+
+
+def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) -> str:
+    """The specification of the data: the user's, or the checkpoint's."""
+    if options.data is not None:
+        return options.data
+    if loaded.description is None:
+        raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or FILE.")
+    return loaded.description.data
 
 
 def _times(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]) -> str:
