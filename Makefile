@@ -9,7 +9,7 @@ READY := .venv/.ready
 help:
 	@echo "make demo   measure the bundled checkpoint into demo/ and say what came out"
 	@echo "make test   all tests"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   style, the order of imports, types"
 	@echo "make docs   write the generated pages of docs/ again and build the site"
 	@echo "make site   build the site from docs/ into build/site"
 	@echo "make clean  remove .venv, demo/ and build/"
@@ -32,6 +32,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 docs: $(READY)

@@ -1,3 +1,5 @@
+"""`python -m mfdiag` runs the command line."""
+
 from mfdiag.cli import main
 
 if __name__ == "__main__":

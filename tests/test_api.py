@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+from syntax import exported, modules
 
 import mfdiag
 
@@ -59,3 +63,61 @@ def test_every_module_says_what_it_is_and_what_it_offers() -> None:
 
 def test_bad_input_is_one_root() -> None:
     assert issubclass(mfdiag.InputError, mfdiag.MfdiagError) and issubclass(mfdiag.MfdiagError, Exception)
+
+
+def test_a_name_that_another_module_uses_is_public() -> None:
+    trees = modules()
+    missing = {
+        f"{user} uses {module}.{name}"
+        for user, tree in trees.items()
+        for module, name in names_used(tree)
+        if module in trees and f"{module}.{name}" not in trees and name not in (*exported(trees[module]), "__version__")
+    }
+    assert missing == set()
+
+
+def names_used(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(module, name) for `from module import name`, and for `module.name` of a module of the package."""
+    imported: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module is not None and not node.level
+            for alias in node.names:
+                yield node.module, alias.name
+                imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            imported |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
+            yield imported[node.value.id], node.attr
+
+
+def test_public_names_are_listed_once_and_defined() -> None:
+    for module, tree in modules().items():
+        names = exported(tree)
+        assert len(set(names)) == len(names) and set(names) <= set(names_defined(tree.body)), module
+
+
+def names_defined(statements: list[ast.stmt]) -> Iterator[str]:
+    """The names that definitions, assignments and imports at the top of a module bind."""
+    for statement in statements:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                yield from (alias.asname or alias.name for alias in names)
+            case ast.Assign() | ast.AnnAssign():
+                yield from (
+                    node.id
+                    for node in ast.walk(statement)
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+                )
+            case ast.If(body=body):  # under TYPE_CHECKING
+                yield from names_defined(body)
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    counts = Counter(
+        node.name for tree in modules().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in counts.items() if count > 1] == []

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from typer.models import ArgumentInfo, CommandInfo, OptionInfo
 
 from mfdiag.cli.app import app
-from mfdiag.cli.list_ import KINDS, found
+from mfdiag.cli.list_ import KINDS, descriptions
 from mfdiag.measures import measured_tables
 from mfdiag.storage import atomic_write
 
@@ -82,12 +82,12 @@ def _kind(parameter: inspect.Parameter) -> str:
 
 def _row(parameter: inspect.Parameter) -> tuple[str, str, str]:
     info = _info(parameter)
-    given = [str(name) for name in (info.default, *(info.param_decls or ())) if str(name).startswith("-")]
-    names = given or [f"--{parameter.name.replace('_', '-')}"]
+    declared = [str(name) for name in (info.default, *(info.param_decls or ())) if str(name).startswith("-")]
+    names = declared or [f"--{parameter.name.replace('_', '-')}"]
     kind = _kind(parameter)
     shown = f"`{', '.join(names)}{' ' + kind if kind else ''}`"
-    text, _, documented = (info.help or "").partition(" [default: ")
-    default = documented.removesuffix("]")
+    text, _, stated = (info.help or "").partition(" [default: ")
+    default = stated.removesuffix("]")
     if not default and parameter.default is not None and parameter.default is not False:
         default = f"`{parameter.default}`"
     return shown, default, text
@@ -136,7 +136,7 @@ def markdown() -> str:
     for kind in KINDS:
         parts += [
             f"### {kind}\n",
-            _grid(("name", "meaning"), ((f"`{n}`", text) for n, text in found(kind).items())),
+            _grid(("name", "meaning"), ((f"`{n}`", text) for n, text in descriptions(kind).items())),
         ]
     return "\n".join(parts)
 

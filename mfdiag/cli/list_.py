@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-__all__ = ["KINDS", "command", "found"]
+__all__ = ["KINDS", "command", "descriptions"]
 
 Kind = Literal[
     "estimators",
@@ -30,13 +30,13 @@ def command(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None
 
     Example: mfdiag list estimators
     """
-    entries = found(kind)
+    entries = descriptions(kind)
     width = max(map(len, entries))
     for name, text in entries.items():
         sys.stdout.write(f"{name:<{width}}  {text}\n")
 
 
-def found(kind: Kind) -> dict[str, str]:
+def descriptions(kind: Kind) -> dict[str, str]:
     """Name -> one line about it."""
     if kind == "estimators":
         from mfdiag.estimators import estimators

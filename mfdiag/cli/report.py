@@ -22,11 +22,11 @@ def command(folders: Annotated[list[Path], typer.Argument(help="Folders of table
     from mfdiag.reporting.folder import report_folder, tables_below
     from mfdiag.tables.schema import TABLES
 
-    found = {folder: tables_below(folder) for folder in folders}
-    for folder, inside in found.items():
+    folders_below = {folder: tables_below(folder) for folder in folders}
+    for folder, inside in folders_below.items():
         if not inside:
             raise InputError(f"{folder} holds no table: expected one of {', '.join(f'{t}.parquet' for t in TABLES)}.")
-    for folder in dict.fromkeys(folder for inside in found.values() for folder in inside):
+    for folder in dict.fromkeys(folder for inside in folders_below.values() for folder in inside):
         report = report_folder(folder)
         for subject, sentences in report.findings:
             sys.stdout.write("\n".join([subject, *(f"- {sentence}" for sentence in sentences)]) + "\n")

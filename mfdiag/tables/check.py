@@ -34,10 +34,10 @@ def arrow_schema(name: str) -> pa.Schema:
     return pa.schema(fields, metadata=metadata)
 
 
-def _check_names(name: str, found: Iterable[object]) -> None:
+def _check_names(name: str, columns: Iterable[object]) -> None:
     names = [column.name for column in table(name).columns]
-    missing = sorted({column.name for column in table(name).columns if not column.later} - set(found))
-    unknown = sorted(map(str, set(found) - set(names)))
+    missing = sorted({column.name for column in table(name).columns if not column.later} - set(columns))
+    unknown = sorted(map(str, set(columns) - set(names)))
     if missing or unknown:
         raise InputError(
             f"Table {name!r}: missing columns {missing}, unknown columns {unknown}; "

@@ -22,16 +22,16 @@ def write_densities(frame: pd.DataFrame, out: Path) -> list[Path]:
     NAME is the checkpoint's, or its folder's where it is called model; equal names are numbered. Raises InputError
     where a file cannot be written.
     """
-    found: dict[Path, str] = {}
+    texts: dict[Path, str] = {}
     for _, rows in frame.groupby(_MODEL, dropna=False, sort=False):
         name = re.sub(r"[^\w.+-]+", "_", _name(Path(rows["checkpoint"].iloc[0])))
-        names = [name, *(f"{name}-{number}" for number in range(2, len(found) + 2))]
-        path = next(out / f"times-{each}.yaml" for each in names if out / f"times-{each}.yaml" not in found)
-        found[path] = _text(rows, path)
-    for path, text in found.items():
+        names = [name, *(f"{name}-{number}" for number in range(2, len(texts) + 2))]
+        path = next(out / f"times-{each}.yaml" for each in names if out / f"times-{each}.yaml" not in texts)
+        texts[path] = _text(rows, path)
+    for path, text in texts.items():
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return list(found)
+    return list(texts)
 
 
 def _name(checkpoint: Path) -> str:

@@ -21,13 +21,13 @@ __all__ = ["hardware", "manifest", "versions", "write_manifest"]
 
 def versions() -> dict[str, str | None]:
     """Versions of mfdiag, Python and the packages that numbers depend on, without importing them; None if absent."""
-    found: dict[str, str | None] = {"mfdiag": __version__, "python": platform.python_version()}
+    by_package: dict[str, str | None] = {"mfdiag": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "pandas", "scipy", "pyarrow"):
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            by_package[package] = None
+    return by_package
 
 
 def hardware(device: str | None = None) -> dict[str, Any]:

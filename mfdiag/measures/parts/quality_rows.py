@@ -21,7 +21,7 @@ _NONNEGATIVE = {"energy_distance", "mmd2"}  # and estimated without bias, so tha
 _SAME = ["step", "dataset", "seed", "weights", "features", "nfe", "metric"]
 
 
-def quality_frame(common: Mapping[str, Any], found: Iterable[tuple[int | None, str, Estimate]]) -> pd.DataFrame:
+def quality_frame(common: Mapping[str, Any], estimates: Iterable[tuple[int | None, str, Estimate]]) -> pd.DataFrame:
     """One row for each (steps, metric, estimate), with the `common` columns of a model."""
     rows = [
         {
@@ -35,7 +35,7 @@ def quality_frame(common: Mapping[str, Any], found: Iterable[tuple[int | None, s
             "ci_high": float(estimate.high),
             "n_samples": estimate.n_samples,
         }
-        for nfe, metric, estimate in found
+        for nfe, metric, estimate in estimates
     ]
     return _conformed(pd.DataFrame(rows))
 
@@ -52,7 +52,7 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     if len(names) < 2:
         raise InputError(f"A mean over seeds needs at least two models, got {len(names)}; pass the rows of several.")
     grouped = values.groupby(_SAME, dropna=False, sort=False)
-    found = grouped.agg(
+    means = grouped.agg(
         value=("value", "mean"),
         spread=("value", "var"),
         shared=("std_error", lambda errors: float((errors**2).mean())),
@@ -61,19 +61,19 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     ).reset_index()
     # values are a_s + z for models s, where z is the error of the noise they share: Var = Var(a) / S + Var(z), two
     # estimates with S - 1 and REPLICATES - 1 degrees of freedom, together by Welch and Satterthwaite
-    own, shared, models = found["spread"] / found["count"], found["shared"], found["count"]
-    found["std_error"] = np.sqrt(own + shared)
+    own, shared, models = means["spread"] / means["count"], means["shared"], means["count"]
+    means["std_error"] = np.sqrt(own + shared)
     freedom = (own + shared) ** 2 / (own**2 / (models - 1) + shared**2 / (REPLICATES - 1))
-    half = (stdtrit(freedom, 0.5 + level / 2) * found["std_error"]).fillna(0)  # where nothing varies at all
-    found = found.assign(
+    half = (stdtrit(freedom, 0.5 + level / 2) * means["std_error"]).fillna(0)  # where nothing varies at all
+    means = means.assign(
         run=_braces(values["run"]),
         checkpoint=_braces(names),
         checkpoint_sha256=None,
         quantity="mean_over_seeds",
-        ci_low=found["value"] - half,
-        ci_high=found["value"] + half,
+        ci_low=means["value"] - half,
+        ci_high=means["value"] + half,
     )
-    return _conformed(found.drop(columns=["spread", "shared", "count"]))
+    return _conformed(means.drop(columns=["spread", "shared", "count"]))
 
 
 def _conformed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.flow.times import TimeSampler, parse_times
 from mfdiag.models.cards.card import Card
-from mfdiag.models.checkpoint import LoadedModel, load_model
+from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import load_teacher, teacher_velocity
 from mfdiag.usercode import is_user_code
@@ -157,12 +157,8 @@ def load_subject(
         InputError: A file cannot be read, or neither the checkpoint nor an option gives something that is needed.
     """
     loaded = load_model(checkpoint, model=options.model, weights=options.weights)
-    description, card = loaded.description, loaded.card
-    data_spec = options.data
-    if data_spec is None:
-        if description is None:
-            raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or FILE.")
-        data_spec = description.data
+    card = loaded.card
+    data_spec = _data_spec(checkpoint, options, loaded)
     if card is not None:
         say(f"{card.name} builds the network with {card.factory}, whose code is run.")
     times = _times(checkpoint, options, loaded, say)
@@ -200,6 +196,22 @@ def load_subject(
         networks=networks,
         guidance=parse_guidance(options.guidance or "none"),
     )
+
+
+def _run_and_name(checkpoint: FilePath) -> tuple[str, str]:
+    """The run's and the checkpoint's name in tables."""
+    if checkpoint == bundled():
+        return "bundled", _BUNDLED
+    return checkpoint.stem if checkpoint.parent.name in ("", ".") else checkpoint.parent.name, str(checkpoint)
+
+
+def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) -> str:
+    """The specification of the data: the user's, or the checkpoint's."""
+    if options.data is not None:
+        return options.data
+    if loaded.description is None:
+        raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or FILE.")
+    return loaded.description.data
 
 
 def _times(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]) -> str:

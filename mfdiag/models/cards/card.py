@@ -26,7 +26,7 @@ __all__ = [
     "Convention",
     "DataScale",
     "NetworkSection",
-    "Objective",
+    "ObjectiveSection",
     "Output",
     "Weights",
 ]
@@ -158,7 +158,7 @@ class Conditioning(_Section):
         return self
 
 
-class Objective(_Section):
+class ObjectiveSection(_Section):
     """What the network was trained on. Each field is the default of the option of its name."""
 
     estimator: str | None = Field(default=None, description="as --estimator")
@@ -206,7 +206,7 @@ class Card(_Section):
     output: Output = Output()
     conditioning: Conditioning = Conditioning()
     guidance: str | None = Field(default=None, description="as --guidance")
-    objective: Objective = Objective()
+    objective: ObjectiveSection = ObjectiveSection()
     data: DataScale = DataScale()
     recognise: Recognise | None = Field(
         default=None, description="in shipped cards: how `mfdiag inspect` recognizes files of this repository"
