@@ -110,8 +110,8 @@ def main() -> None:
 
     runs = {
         "plain loop over models": loop,
-        "vectorised": lambda: vectorised.advance(STEPS),
-        "vectorised and compiled": lambda: compiled.advance(STEPS),
+        "vectorized": lambda: vectorised.advance(STEPS),
+        "vectorized and compiled": lambda: compiled.advance(STEPS),
     }
     for run in runs.values():
         run()  # compiles, allocates

@@ -108,10 +108,24 @@ def test_make_targets_are_those_there_are() -> None:
 def test_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, Any] = {"__name__": "readme"}
     for page, text in blocks("python"):
-        if page.name == "README.md":
+        if page == ROOT / "README.md":
             exec(compile(text, "README.md", "exec"), namespace)
     shown = capsys.readouterr().out
     assert "beta" in shown and "ok" in shown and shown.count("\n") == 4
+
+
+def test_python_of_the_experiments_page_prints_its_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "reports" / "synthetic" / "README.md"
+    monkeypatch.chdir(ROOT)
+    namespace: dict[str, Any] = {"__name__": "experiments"}
+    for _, text in [block for block in blocks("python") if block[0] == page]:
+        exec(compile(text, str(page), "exec"), namespace)
+    printed = capsys.readouterr().out
+    (_, expected), *_ = [block for block in blocks("text") if block[0] == page]
+    assert printed.endswith(expected)
+    assert "1.060584  1.015937  1.107192" in printed  # checkerboard, with the anchor
 
 
 def test_python_of_the_tables_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

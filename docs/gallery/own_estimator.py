@@ -2,7 +2,7 @@
 
 An estimator is a residual: a function of the network, the velocities and their derivatives at a batch. This one scales
 MeanFlow's total derivative by `damping`. Damping lowers the variance of the gradient and adds a bias; the table
-`compare` holds both, measured on the same samples as MeanFlow. The command line takes the file as it is:
+`compare` holds both, measured on the same samples as MeanFlow. The command line takes the file without changes:
 `mfdiag compare --estimator own_estimator.py:ESTIMATOR`.
 """
 
