@@ -24,6 +24,7 @@ __all__ = ["write_page"]
 _NOT_SHOWN = ("samples", "training")  # a row per sample or per step, far too many to read
 _CLOSED = "sweep"  # a row per beta, gamma and batch size: shown on demand
 _KEYS = (
+    "dataset",
     "checkpoint",
     "step",
     "estimator",

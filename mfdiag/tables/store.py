@@ -32,12 +32,12 @@ __all__ = [
 MANIFEST = "manifest.json"
 
 
-def table_path(name: str, out: Path) -> Path:
-    """Where table `name` lies in the folder `out`. Raises InputError for an unknown table."""
-    return out / f"{table(name).name}.parquet"
+def table_path(name: str, out: Path | str) -> Path:
+    """Path of table `name` in the folder `out`. Raises InputError for an unknown table."""
+    return Path(out) / f"{table(name).name}.parquet"
 
 
-def write_table(name: str, frame: pd.DataFrame, out: Path) -> Path:
+def write_table(name: str, frame: pd.DataFrame, out: Path | str) -> Path:
     """Write a tidy frame as `out/NAME.parquet`, atomically.
 
     Args:
@@ -58,8 +58,8 @@ def write_table(name: str, frame: pd.DataFrame, out: Path) -> Path:
     return path
 
 
-def read_table(name: str, out: Path) -> pd.DataFrame:
-    """Reads `out/NAME.parquet`: integers as nullable Int64, null floats as NaN, columns in stored order.
+def read_table(name: str, out: Path | str) -> pd.DataFrame:
+    """Read `out/NAME.parquet`: integers as nullable Int64, null floats as NaN, columns in stored order.
 
     Raises InputError where the file is missing, is not Parquet, or breaks the schema.
     """

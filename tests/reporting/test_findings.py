@@ -88,6 +88,7 @@ def test_the_optimum_and_what_it_changes(tables: Tables, coefficient: pd.DataFra
 
 
 def test_the_gain_of_a_density_is_that_of_fresh_samples() -> None:
+    torch.manual_seed(0)
     table = mfdiag.measure(MLP(2, hidden=8, depth=1), "gaussian:2,0,1", tables=["times"], samples=640, bins=(1, 1))
     gains = table["times"].set_index("quantity")
     count = int(gains.loc["measured_gain", "n_samples"])

@@ -22,8 +22,8 @@ def test_round_trip_keeps_nulls_and_integers(variance: pd.DataFrame, tmp_path: P
     assert frame["t_low"].isna().tolist() == [True, True, False]
     assert frame["proxy"].isna().all() and frame["checkpoint_sha256"].isna().tolist() == [False, True, False]
     assert frame["value"].tolist() == [2.0, 2.0, 2.0]
-    write_table("variance", frame, tmp_path)
-    pd.testing.assert_frame_equal(read_table("variance", tmp_path), frame)
+    write_table("variance", frame, str(tmp_path))  # a string is a folder too
+    pd.testing.assert_frame_equal(read_table("variance", str(tmp_path)), frame)
 
 
 def test_integers_beyond_float_precision_survive(variance: pd.DataFrame, tmp_path: Path) -> None:
