@@ -12,6 +12,7 @@ import torch
 from helpers import Unknown, randomised, rows
 from torch import Tensor, nn
 
+import mfdiag
 from mfdiag import InputError, load_data, measure
 from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.models.networks.mlp import MLP
@@ -281,3 +282,24 @@ def test_named_data_and_its_own_points_agree() -> None:
         for source in ("two_moons", data)
     ]
     pd.testing.assert_frame_equal(*frames)
+
+
+def test_groups_and_keywords_ask_for_the_same() -> None:
+    torch.manual_seed(0)
+    model = MLP(2, hidden=6, depth=1)
+    keywords = measure(model, "two_moons", tables=["sweep"], times="uniform", beta=[0, 1], samples=64, seed=3)
+    groups = measure(
+        model,
+        "two_moons",
+        tables=["sweep"],
+        objective=mfdiag.Objective(times="uniform"),
+        request=mfdiag.Request(betas=[0, 1], seed=3, settings=mfdiag.PassSettings(samples=64)),
+    )
+    pd.testing.assert_frame_equal(keywords["sweep"], groups["sweep"])
+    both = measure(model, "two_moons", tables=["sweep"], objective=mfdiag.Objective(times="uniform:1"), times="uniform")
+    assert set(both["sweep"]["times"]) == {"uniform"}  # a keyword overrides its group
+
+
+def test_an_unknown_keyword_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sample'"):
+        measure(MLP(2), "two_moons", sample=64)  # type: ignore[call-arg]
