@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from mfdiag._version import __version__
 from mfdiag.cli import coefficient, compare, inspect, list_, quality, report, sweep, times, train, variance
 from mfdiag.cli.options import GroupedCommand, Options, measuring
-from mfdiag.errors import MfdiagError
+from mfdiag.errors import MfdiagError, plain_validation
 from mfdiag.measures import MeasuredTable, measured_tables
 
 __all__ = ["app"]
@@ -29,6 +29,10 @@ class _Commands(TyperGroup):
             return result
         except MfdiagError as error:
             _end(str(error), 2)
+        except typer.BadParameter as error:
+            if error.message:  # typer passes on what its parser of types says
+                error.message = f"{plain_validation(error.message)}."
+            raise
         except MemoryError:
             _end("Not enough memory: lower --chunk, --samples or --bins.", 2)
         except KeyboardInterrupt as error:

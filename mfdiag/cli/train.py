@@ -85,4 +85,5 @@ def _print_cells(cells: Sequence[GridCell], seconds: float) -> None:
         sys.stdout.write(f"{cell.name or '(one model)'}  {cell.spec.steps:,} steps\n")
     minutes = seconds / 60
     left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-    sys.stdout.write(f"{len(cells)} models, about {left} left on this machine if not compiled.\n")
+    models = f"{len(cells)} model{'s' * (len(cells) != 1)}"
+    sys.stdout.write(f"{models}; training takes about {left} on this machine if not compiled.\n")

@@ -62,7 +62,7 @@ def refused(cli: Run, tmp_path: Path) -> Run:
         ("coefficient --weighting adaptive:1", "Use `mfdiag sweep`"),
         ("sweep --beta 1:0:0.1", "a step of 0.1 does not lead from 1 to 0"),
         ("sweep --beta 0:1:0", "a step of 0 does not lead from 0 to 1"),
-        ("sweep --beta a:b:c", "--beta must be a finite number, got 'a'"),
+        ("sweep --beta a:b:c", "Bad --beta 'a:b:c': each value must be a finite number, got 'a'"),
         ("sweep --beta 0:1:0.3", "0.3 does not divide the range from 0 to 1"),
         ("sweep --beta 0:1", "Expected --beta as start:stop:step or a comma list"),
         ("sweep --beta nan", "got 'nan'"),
@@ -145,7 +145,7 @@ def test_labels_the_network_does_not_have(refused: Run, tmp_path: Path) -> None:
     description = Description(architecture=architecture, times="uniform", data="digits", step=0, seed=0)
     path = tmp_path / "labelled.safetensors"
     save_checkpoint(path, MLP(2, hidden=4, depth=1, num_classes=3), None, description)
-    assert "3 classes, but digits has 10 labels" in refused("sweep", path)
+    assert "3 classes, but digits has labels of 10 classes" in refused("sweep", path)
 
 
 def test_an_output_folder_that_cannot_be(refused: Run, checkpoint: Path, tmp_path: Path) -> None:
