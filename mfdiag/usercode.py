@@ -33,8 +33,8 @@ def load_user_object(spec: str, option: str) -> Any:
     location, colon, attribute = spec.rpartition(":")
     if not (colon and location and attribute):
         raise InputError(
-            f"Expected {option} as FILE.py:factory or pkg.module:factory, but got {spec!r}. Add a colon and the name of "
-            "the function."
+            f"Expected {option} as FILE.py:factory or pkg.module:factory, but got {spec!r}. Add a colon and the name "
+            "of the function."
         )
     with _importable(Path(location).resolve().parent if location.endswith(".py") else Path.cwd()):
         module = _import(location, option)

@@ -72,7 +72,7 @@ def _root(
     """Variance diagnostics and ablations of MeanFlow models, from a saved checkpoint.
 
     Measures how large the gradient variance is and where it comes from, which control-variate coefficient is optimal,
-    and what bias each remedy would pay. Without a checkpoint, the commands use the bundled one.
+    and how much bias each remedy adds. Without a checkpoint, the commands use the bundled one.
 
     Example: mfdiag sweep model.safetensors --beta 0:1:0.05 --out results
     """

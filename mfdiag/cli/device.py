@@ -17,5 +17,7 @@ def checked_device(name: str) -> str:
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
         if reason.startswith("Expected one of"):  # torch lists every backend that it could be built with
             reason = "torch knows no such device"
-        raise InputError(f"--device {name!r} cannot be used here: {reason}. Pass cpu, or a GPU of this machine.") from None
+        raise InputError(
+            f"--device {name!r} cannot be used here: {reason}. Pass cpu, or a GPU of this machine."
+        ) from None
     return name

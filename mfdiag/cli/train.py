@@ -37,7 +37,7 @@ def command(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train a grid of models with MeanFlow's loss at points of the plane; a killed run resumes where it stopped.
+    """Train a grid of models with MeanFlow's loss at chosen beta and gamma; a killed run resumes where it stopped.
 
     Writes DIR/CELL/model.safetensors for each model, DIR/training.parquet and figures. A specification without axes is
     a grid of one model, DIR/model.safetensors. A finished run continues if the specification now has more steps, at a

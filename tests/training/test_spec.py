@@ -57,7 +57,11 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
     ("old", "new", "expected"),
     [
         ("  beta: 1", "  btea: 1", "line 8, loss.btea: Unknown field 'btea'. Did you mean 'beta'"),
-        ("delta_max", "delta", "line 9, loss.anchor.delta (first of 2 errors): Unknown field 'delta'. Did you mean 'delta_min' or 'delta_max'"),
+        (
+            "delta_max",
+            "delta",
+            "line 9, loss.anchor.delta (first of 2 errors): Unknown field 'delta'. Did you mean 'delta_min'",
+        ),
         (
             "lambda: 0.5",
             "lambda: -1",
@@ -70,7 +74,7 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
         (
             "steps: 10\n",
             "",
-            "line 1, steps: this field is required, but it is missing. The fields are data, model, times, source, coupling",
+            "line 1, steps: this field is required, but it is missing. The fields are data, model, times, source",
         ),
         (
             "steps: 10",

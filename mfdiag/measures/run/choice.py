@@ -79,7 +79,7 @@ def _lacking(estimator: Estimator, subject: Subject, table: MeasuredTable) -> st
     """Why the estimator cannot be measured on the subject; None where it can."""
     if not table.measures_losses:
         if estimator.loss is not None:
-            return "its gradient passes through other evaluations of the network, which only `mfdiag compare` measures"
+            return "it has a loss of its own, which only `mfdiag compare` measures"
         if "ema" in estimator.needs.networks:  # the run's proxy stands in for missing EMA weights
             return None
     available = {*subject.networks, *(["head"] if hasattr(subject.module, "velocity") else [])}

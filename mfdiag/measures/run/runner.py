@@ -183,8 +183,8 @@ class ResultFolder(Generic[S]):
         before = self._manifest_entry().get("specification", {})
         if not before:
             raise InputError(
-                f"{self.out / MANIFEST} does not record the options of the tables in its folder, so --resume cannot add "
-                "to them: pass --overwrite or another --out."
+                f"{self.out / MANIFEST} does not record the options of the tables in its folder, so --resume cannot "
+                "add to them: pass --overwrite or another --out."
             )
         changed = [name for name, value in self.job.specification.items() if before.get(name) != value]
         if changed:

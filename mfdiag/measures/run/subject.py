@@ -82,13 +82,11 @@ class Subject:
     def _require_guidable(self, guidance: Guidance) -> None:
         if not self.conditional or not self.data.num_classes:
             who = f"{self.data.name} has none" if self.conditional else "the network takes none (its num_classes is 0)"
-            raise InputError(
-                f"--guidance {guidance.name} needs labels, but {who}. Pass --guidance none."
-            )
+            raise InputError(f"--guidance {guidance.name} needs labels, but {who}. Pass --guidance none.")
         if guidance.network == "head" and not hasattr(self.module, "velocity"):
             raise InputError(
-                f"--guidance {guidance.name} needs a velocity head, a method velocity(x, r, t, labels), but the network "
-                "has none. Pass another guidance."
+                f"--guidance {guidance.name} needs a velocity head, a method velocity(x, r, t, labels), but the "
+                "network has none. Pass another guidance."
             )
         if guidance.network == "teacher" and "teacher" not in self.networks:
             raise InputError(f"--guidance {guidance.name} needs a teacher: pass --proxy teacher=PATH.")
