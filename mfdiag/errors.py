@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "MfdiagError", "did_you_mean"]
+__all__ = ["InputError", "MfdiagError", "did_you_mean", "plain_validation"]
 
 _MIN_SIMILARITY = 0.5  # below it a suggestion shares too few letters with the name to be a likely typo
 
@@ -33,3 +33,9 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
     closest = difflib.get_close_matches(name, names, n=2, cutoff=_MIN_SIMILARITY)
     hint = f" Did you mean {' or '.join(map(repr, closest))}?" if closest else ""
     return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def plain_validation(message: str) -> str:
+    """The text of a pydantic error without its prefix, its parser's words and its final period."""
+    problem = message.removeprefix("Value error, ").partition(", unable to parse")[0].removesuffix(".")
+    return problem.replace("Input should", "It should").replace("a valid integer", "a whole number")

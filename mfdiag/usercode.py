@@ -32,12 +32,15 @@ def load_user_object(spec: str, option: str) -> Any:
     """
     location, colon, attribute = spec.rpartition(":")
     if not (colon and location and attribute):
-        raise InputError(f"Expected {option} as FILE.py:factory or pkg.module:factory, but got {spec!r}.")
+        raise InputError(
+            f"Expected {option} as FILE.py:factory or pkg.module:factory, but got {spec!r}. Add a colon and the name "
+            "of the function."
+        )
     with _importable(Path(location).resolve().parent if location.endswith(".py") else Path.cwd()):
         module = _import(location, option)
     if not hasattr(module, attribute):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        known = ", ".join(names[:_NAMES_IN_ERROR]) or "nothing callable"
+        known = ", ".join(names[:_NAMES_IN_ERROR]) or "no function or class"
         raise InputError(
             f"Expected {location} to define {attribute!r}, but it defines {known}. Use a name that exists."
         )
@@ -65,7 +68,7 @@ def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | Non
         except Exception as error:
             call = f"with {', '.join(arguments)}" if arguments else "without arguments"
             raise InputError(
-                f"Expected {spec} to return something for {option} when called {call}, but it raised "
+                f"Expected {spec} to build a value for {option} when called {call}, but it raised "
                 f"{type(error).__name__}: {error}. Correct the {'arguments' if arguments else 'factory'}."
             ) from error
 

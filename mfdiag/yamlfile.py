@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mfdiag.errors import InputError, did_you_mean
+from mfdiag.errors import InputError, did_you_mean, plain_validation
 
 __all__ = ["field_of", "line_of", "problem_of", "read_yaml", "sections_of"]
 
@@ -72,7 +72,7 @@ def field_of(field_path: FieldPath) -> str:
 def problem_of(
     error: ValidationError, model: type[BaseModel], extra_fields: Iterable[str] = ()
 ) -> tuple[tuple[Any, ...], str]:
-    """Where the first validation error lies, and what is wrong there.
+    """Where the first validation error lies, and what is wrong there; an unknown field comes before all others.
 
     Args:
         error: what validating `model` raised.
@@ -82,19 +82,21 @@ def problem_of(
     Returns:
         The field path and a sentence.
     """
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    # a misspelled field is unknown and also missing under its right name: the former says more
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     field_path = first["loc"]
     section = _section(model, field_path[:-1])
     known = [*_fields(section), *(extra_fields if section is model else ())]
     if first["type"] == "extra_forbidden":
         return field_path, str(did_you_mean("field", str(field_path[-1]), known))
     if first["type"] == "missing":
-        return field_path, f"this field is missing; add it, the fields are {', '.join(known)}."
+        return field_path, f"this field is required, but it is missing. The fields are {', '.join(known)}."
     value = first["input"]
-    shows_value = isinstance(value, Mapping | BaseModel) or (isinstance(value, str) and repr(value) in first["msg"])
-    suffix = "" if shows_value else f", but got {value!r}"
-    text = first["msg"].removeprefix("Value error, ").removesuffix(".").replace("Input should", "It should")
-    return field_path, f"{text}{suffix}."
+    text = plain_validation(first["msg"])
+    shows_value = isinstance(value, Mapping | BaseModel) or (isinstance(value, str) and repr(value) in text)
+    unknown_name = " Known: " in text  # from `did_you_mean`, which shows the name itself
+    return field_path, f"{text}." if shows_value or unknown_name else f"{text}, but got {value!r}."
 
 
 def _fields(model: type[BaseModel]) -> list[str]:

@@ -36,7 +36,7 @@ def test_what_the_callable_returns(tmp_path: Path) -> None:
     ("text", "name", "message"),
     [
         ("def make(): pass", "maek", "to define 'maek', but it defines make"),
-        ("def make(): raise ValueError('no')", "make", "return something for --path .* raised ValueError: no"),
+        ("def make(): raise ValueError('no')", "make", "build a value for --path .* raised ValueError: no"),
         ("import nothing_of_this_name", "make", "for --path failed with ModuleNotFoundError"),
         ("def make(:", "make", "for --path failed with SyntaxError"),
     ],

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from mfdiag._version import __version__
 from mfdiag.cli import coefficient, compare, inspect, list_, quality, report, sweep, times, train, variance
 from mfdiag.cli.options import GroupedCommand, Options, measuring
-from mfdiag.errors import MfdiagError
+from mfdiag.errors import MfdiagError, plain_validation
 from mfdiag.measures import MeasuredTable, measured_tables
 
 __all__ = ["app"]
@@ -29,6 +29,10 @@ class _Commands(TyperGroup):
             return result
         except MfdiagError as error:
             _end(str(error), 2)
+        except typer.BadParameter as error:
+            if error.message:  # typer passes on what its parser of types says
+                error.message = f"{plain_validation(error.message)}."
+            raise
         except MemoryError:
             _end("Not enough memory: lower --chunk, --samples or --bins.", 2)
         except KeyboardInterrupt as error:
@@ -68,7 +72,7 @@ def _root(
     """Variance diagnostics and ablations of MeanFlow models, from a saved checkpoint.
 
     Measures how large the gradient variance is and where it comes from, which control-variate coefficient is optimal,
-    and what bias each remedy would pay. Without a checkpoint, the commands use the bundled one.
+    and how much bias each remedy adds. Without a checkpoint, the commands use the bundled one.
 
     Example: mfdiag sweep model.safetensors --beta 0:1:0.05 --out results
     """

@@ -10,7 +10,7 @@ __all__ = ["command"]
 
 @measuring(TABLE)
 def command(options: Options) -> None:
-    """Compare every estimator on the same samples: variance, bias, MSE_n and cost against MeanFlow's, best mixture.
+    """Compare every estimator with MeanFlow on the same samples: variance, bias, MSE_n, cost and the best mixture.
 
     Example: mfdiag compare model.safetensors --proxy teacher=teacher.safetensors --out results
     """

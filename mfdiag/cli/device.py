@@ -15,5 +15,9 @@ def checked_device(name: str) -> str:
         torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device is no error yet
     except Exception as error:  # each backend has errors of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
-        raise InputError(f"--device {name!r} cannot be used here: {reason}.") from None
+        if reason.startswith("Expected one of"):  # torch lists every backend that it could be built with
+            reason = "torch knows no such device"
+        raise InputError(
+            f"--device {name!r} cannot be used here: {reason}. Pass cpu, or a GPU of this machine."
+        ) from None
     return name

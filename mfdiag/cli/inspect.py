@@ -40,7 +40,7 @@ def command(
         if inspection.proposal is None:
             reason = "describes or contains its network" if inspection.weights else "holds no weights"
             raise InputError(
-                f"Expected a file that needs a model card, but {inspection.path} {reason}; leave out --card."
+                f"Expected a file that needs a model card, but {inspection.path} {reason}. Leave out --card."
             )
         sys.stdout.write(_printable(inspection.proposal.text))
     elif format == "json":
@@ -108,7 +108,7 @@ def _print_proposal(proposal: Proposal, path: Path, console: Console) -> None:
     if proposal.recognised:
         console.print(f"card: this looks like {proposal.about}")
     else:
-        console.print("card: this looks like no shipped card")
+        console.print("card: no shipped card fits this file")
     if not proposal.differs:
         console.print(f"  pass --model {proposal.recognised}")
         return

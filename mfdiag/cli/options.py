@@ -67,8 +67,8 @@ class Options:
     proxy: str | None = _option(
         None,
         MODEL,
-        "Source of the proxy velocity vhat; MODEL is for a teacher what --model is for the checkpoint. [default: the "
-        "model card's, ema if the file has EMA weights, else self]",
+        "Source of the proxy velocity vhat; MODEL builds the teacher, as --model builds the checkpoint's network. "
+        "[default: the model card's, ema if the file has EMA weights, else self]",
         metavar="self|ema|exact|teacher=PATH[@MODEL]",
     )
     prediction: str | None = _option(

@@ -65,7 +65,7 @@ def command(
         str | None,
         typer.Option(
             metavar="FILE.py:factory|pkg.module:factory",
-            help="Code that builds a map from samples to features (it is run); all metrics are taken on features.",
+            help="Code that builds a map from samples to features (it is run); metrics are computed on features.",
             rich_help_panel=OWN,
         ),
     ] = None,

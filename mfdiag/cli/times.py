@@ -10,7 +10,7 @@ __all__ = ["command"]
 
 @measuring(TABLE)
 def command(options: Options) -> None:
-    """Find the density of (r, t) of least gradient variance, and try it on fresh samples.
+    """Find the density of (r, t) with the lowest gradient variance, and test it on new samples.
 
     Samples drawn from it get the loss weight p/q, where p is the trained density, so that the objective stays the same.
     Writes DIR/times-NAME.yaml, which `--times density:FILE` and the field `times` of a training specification read.

@@ -37,7 +37,7 @@ def command(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train a grid of models with MeanFlow's loss at points of the plane; a killed run resumes where it stopped.
+    """Train a grid of models with MeanFlow's loss at chosen beta and gamma; a killed run resumes where it stopped.
 
     Writes DIR/CELL/model.safetensors for each model, DIR/training.parquet and figures. A specification without axes is
     a grid of one model, DIR/model.safetensors. A finished run continues if the specification now has more steps, at a
@@ -85,4 +85,5 @@ def _print_cells(cells: Sequence[GridCell], seconds: float) -> None:
         sys.stdout.write(f"{cell.name or '(one model)'}  {cell.spec.steps:,} steps\n")
     minutes = seconds / 60
     left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-    sys.stdout.write(f"{len(cells)} models, about {left} left on this machine if not compiled.\n")
+    models = f"{len(cells)} model{'s' * (len(cells) != 1)}"
+    sys.stdout.write(f"{models}; training takes about {left} on this machine if not compiled.\n")

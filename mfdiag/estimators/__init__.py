@@ -46,7 +46,8 @@ def find_estimator(spec: str) -> Estimator:
         attribute, _, arguments = rest.partition(":")
         estimator = load_user_object(f"{file}.py:{attribute}", "--estimator")
         if not isinstance(estimator, Estimator):
-            raise InputError(f"Expected {attribute!r} in {file}.py to be an Estimator, got {type(estimator).__name__}.")
+            kind = type(estimator).__name__
+            raise InputError(f"Expected {attribute!r} in {file}.py to be an mfdiag Estimator, but its type is {kind}.")
     else:
         name, _, arguments = spec.partition(":")
         known = estimators()

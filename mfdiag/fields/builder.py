@@ -194,11 +194,11 @@ class FieldBuilder:
         network = self.proxy_module
         try:
             with torch.no_grad():
-                vhat = network(x, t, t, labels_for(network, labels)).detach()  # some networks turn gradients on inside
+                vhat = network(x, t, t, labels_for(network, labels))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"The proxy's network cannot be evaluated on samples of shape {tuple(x.shape[1:])}: {reason}; "
-                "check --proxy."
+                f"The proxy's network cannot be evaluated on samples of shape {tuple(x.shape[1:])}: {reason}. "
+                "Check --proxy."
             ) from error
-        return require_velocity("The proxy's network", vhat, x)
+        return require_velocity("The proxy's network", vhat, x).detach()  # some networks turn gradients on inside

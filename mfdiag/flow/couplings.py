@@ -194,7 +194,13 @@ class Reflow(_DataLabels):
         label_tensor = None if labels is None else torch.as_tensor(labels)
 
         def derivative(t: Tensor, x: Tensor) -> Tensor:
-            return self.velocity(x, t.expand(len(x)), label_tensor)
+            v = self.velocity(x, t.expand(len(x)), label_tensor)
+            if v.shape != x.shape:  # it would broadcast
+                raise InputError(
+                    f"Expected the teacher of {self.name} to return samples of shape {list(x.shape[1:])}, but it "
+                    f"returned shape {list(v.shape[1:])}. Pass a teacher of the same data."
+                )
+            return v
 
         with torch.no_grad():  # fixed steps: with adaptive ones, a sample would depend on the others in its batch
             trajectory = odeint(

@@ -99,13 +99,13 @@ def why_posterior_unknown(
     if not isinstance(data, FiniteData | GaussianData | MixtureData | MomentsData):
         return f"the posterior of {data.name} is not known"
     if coupling.dependent:
-        return f"under the coupling {coupling.name} x_0 and x_1 depend on each other, and their posterior is not known"
+        return f"the coupling {coupling.name} makes x_0 and x_1 dependent, and their posterior is not known"
     any_label = np.zeros(1, np.int64) if conditional and data.num_classes else None
     drops_labels = guidance is not None and guidance.drop > 0
     if source.components(any_label) is None or (drops_labels and source.components(None) is None):
         return (
-            f"the source {source.name} is not a Gaussian mixture given the label that the model takes, and its "
-            "posterior is not known"
+            f"the source {source.name} is not a Gaussian mixture for each label, and the posterior is known only for "
+            "such sources"
         )
     return None
 

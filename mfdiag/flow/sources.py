@@ -192,7 +192,8 @@ class MixedSource:
 class LearnedSource:
     """x_1 = module(z, labels) with z ~ N(0, I): any source, by reparameterization.
 
-    The module runs in float64, without gradients. `sample` raises InputError if the module changes the shape.
+    The module runs in float64, without gradients. `sample` raises InputError if the module fails or
+    changes the shape.
     """
 
     name: str
@@ -209,8 +210,15 @@ class LearnedSource:
         import torch
 
         z = torch.as_tensor(ndtri(u).reshape(len(u), *self.shape))
-        with torch.no_grad():
-            x1 = self.module(z, None if labels is None else torch.as_tensor(labels))
+        try:
+            with torch.no_grad():
+                x1 = self.module(z, None if labels is None else torch.as_tensor(labels))
+        except Exception as error:  # the user's code
+            reason = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"Expected source {self.name} to be called as module(z, labels) on noise of shape {list(z.shape)}, but "
+                f"it raised {type(error).__name__}: {reason}. Correct the module."
+            ) from error
         if not isinstance(x1, torch.Tensor) or x1.shape != z.shape:
             output = f"shape {list(x1.shape)}" if isinstance(x1, torch.Tensor) else type(x1).__name__
             raise InputError(

@@ -79,7 +79,10 @@ def parse_grid(option: str, text: str) -> tuple[float, ...]:
         raise InputError(
             f"Expected {option} as start:stop:step or a comma list, such as 0:1:0.05 or 0,0.5,1, but got {text!r}."
         )
-    numbers = [_number(text, option, piece, whole=False) for piece in pieces]
+    try:
+        numbers = [_number(text, "each value", piece, whole=False) for piece in pieces]
+    except InputError as error:
+        raise InputError(str(error).replace("Bad ", f"Bad {option} ", 1)) from None
     if separator == ",":
         return tuple(numbers)
     start, stop, step = numbers
@@ -87,8 +90,8 @@ def parse_grid(option: str, text: str) -> tuple[float, ...]:
         return (start,)
     if step == 0 or (stop - start) / step < 0:
         raise InputError(
-            f"Bad {option} {text!r}: a step of {step:g} does not lead from {start:g} to {stop:g}. Use a step with the "
-            "sign of stop - start."
+            f"Bad {option} {text!r}: a step of {step:g} does not lead from {start:g} to {stop:g}. Use a nonzero "
+            "step with the sign of stop - start."
         )
     count = round(min((stop - start) / step, _OVERFLOW_GUARD))
     if count > _MAX_STEPS:

@@ -109,8 +109,9 @@ def _require_sum(module: nn.Module, inputs: Inputs, cotangent: Tensor, singles: 
     scale = get_total_norm([part for parts in singles.values() for part in parts])
     if not error <= _SUM_TOLERANCE * scale:  # NaN too
         layer = mixing_layer(module, inputs)
+        size = f" (relative difference {float(error / scale):.2g})" if scale > 0 else ""
         raise InputError(
-            f"The gradients of single samples do not sum to the batch gradient (off by {float(error / scale):.0%}): "
-            f"the model mixes the samples of a batch{'' if layer is None else f', first in {layer}'}. Switch off batch "
+            f"The gradients of single samples do not sum to the batch gradient{size}: the "
+            f"model mixes the samples of a batch{'' if layer is None else f', first in {layer}'}. Switch off batch "
             "normalization and other layers that depend on the batch."
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.fields.inputs import Inputs, select_samples
+from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.gradients.functional import hooked
 
 __all__ = ["mixing_layer", "require_repeatable"]
@@ -35,7 +35,7 @@ def require_repeatable(module: nn.Module, inputs: Inputs) -> None:
     """Check that equal calls of `module` give equal results, and that no layer normalizes over the batch.
 
     Raises:
-        InputError: One does; the error names the layer.
+        InputError: Results differ or a layer does, which the error names; or the result is not one tensor like x.
     """
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
@@ -59,7 +59,7 @@ def _looks_random(module: nn.Module, inputs: Inputs) -> bool:
     device = inputs[0].device
     before = _generators(device)
     with torch.no_grad():
-        u = module(*inputs)
+        u = require_velocity("The model", module(*inputs), inputs[0])
         draws = any(a != b for a, b in zip(before, _generators(device), strict=True))
         return draws or not torch.equal(u, module(*inputs))
 

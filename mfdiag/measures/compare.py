@@ -202,7 +202,7 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
         lines.append(line)
     plain_variance = cells.get(("meanflow", "variance", None))
     notes = [] if plain_variance is None else [f"variance of meanflow: {_with_error(plain_variance)}"]
-    notes += ["~ standard error above half the value"] if uncertain else []
+    notes += ["~ marks a standard error above half the value"] if uncertain else []
     table = Summary(
         title,
         ("estimator", *shown.values()),
@@ -212,7 +212,7 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
         note="; ".join(notes),
     )
     gains = rows[rows["quantity"] == "mixture_gain"]
-    mixture = "best mixture of these, on held-out samples (no batch_size: least variance)"
+    mixture = "best mixture of these, on held-out samples (empty batch_size: lowest variance)"
     return [table, *(plain_summary(mixture, gains) if len(gains) else [])]
 
 

@@ -175,13 +175,13 @@ def _notes(
     elif description is None:
         notes.append("The file does not describe its network; pass --model to measure it.")
     if description is None:
-        notes.append("The file does not describe its data set and its sampler of (r, t); pass --data and --times.")
+        notes.append("The file describes neither its data nor how (r, t) are drawn; pass --data and --times.")
     if not sets:
         notes.append("The file has no state dict, which is a mapping from names to tensors.")
     if not any(
         "ema" in key or any("ema" in name.partition(".")[0] for name in weights) for key, weights in sets.items()
     ):
-        notes.append("No weights in the file are named as an exponential moving average (ema).")
+        notes.append("No weights in the file have a name for an exponential moving average, such as ema.")
     if any(entry.type == "Tensor" for entry in entries):
-        notes.append("Values of tensors that are not weights are not read.")
+        notes.append("Tensors that are not weights are listed without their values.")
     return notes

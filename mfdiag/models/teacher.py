@@ -37,7 +37,13 @@ def load_teacher(checkpoint: str, model: str | None, prediction: str = "u", path
         model = own_model
     else:
         file = checkpoint
-        model = None if provides_network(file) else model
+        described = provides_network(file)
+        if model is None and not described:
+            raise InputError(
+                f"Expected a teacher that describes its network, but {file} has only weights. Append the code or card "
+                f"that builds it: {file}@FILE.py:factory or {file}@CARD.yaml."
+            )
+        model = None if described else model
     loaded = load_model(file, model=model, weights="raw")
     if loaded.card is not None:
         prediction, own_path = loaded.card.prediction, loaded.card.convention.path

@@ -64,12 +64,14 @@ def select_weights(state: Mapping[str, StateDict], key: str, path: Path, card: C
     """
     tensors = find_weights(state, key, card)
     if tensors is None:
-        known = ", ".join(repr(name) if name else "a bare state dict ('raw')" for name in state) or "no state dict"
+        if not state:
+            raise InputError(
+                f"Expected weights {key!r} in {path}, but it holds no state dict. Pass another checkpoint."
+            )
+        known = ", ".join(repr(name) if name else "'raw' (a bare state dict)" for name in state)
         place = None if card is None or key not in ("raw", "ema") else getattr(card.weights, key)
         where = "" if place is None else f" at {place!r}"
-        raise InputError(
-            f"Expected weights {key!r}{where} in {path}, but it has {known}; pass one of these as --weights."
-        )
+        raise InputError(f"Expected weights {key!r}{where} in {path}, but it has {known}; pass one of these.")
     return tensors
 
 

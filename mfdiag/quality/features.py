@@ -33,8 +33,8 @@ def load_features(spec: str, device: str, dtype: torch.dtype) -> Features:
     features = call_user_factory(spec, "--features")
     if not callable(features):
         raise InputError(
-            f"Expected {spec} to return a map from samples to features, but it returned {type(features).__name__}; "
-            "return a function or a torch.nn.Module."
+            f"Expected {spec} to return a map from samples to features, but it returned {type(features).__name__}. "
+            "Return a function or a torch.nn.Module."
         )
     return features.eval().to(device, dtype) if isinstance(features, nn.Module) else features
 
@@ -43,13 +43,25 @@ def flat_features(x: Tensor, features: Features | None) -> Tensor:
     """Features [n, d] of samples [n, *shape]; without a map, the flattened samples.
 
     Raises:
-        InputError: The map does not return a row for each sample.
+        InputError: The map fails, or does not return a row for each sample.
     """
     if features is None:
         return x.flatten(1)
-    with torch.no_grad():
-        rows = features(x)
+    try:
+        with torch.no_grad():
+            rows = features(x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the user's code
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"Expected --features to map samples of shape {list(x.shape)} to rows of features, but it raised "
+            f"{type(error).__name__}: {reason}. Correct the map."
+        ) from error
     if not isinstance(rows, Tensor) or rows.shape[:1] != x.shape[:1]:
         returned = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-        raise InputError(f"--features must map {len(x)} samples to {len(x)} rows of features, but returned {returned}.")
+        raise InputError(
+            f"--features must map {len(x)} samples to {len(x)} rows of features, but it returned {returned}. Correct "
+            "the map."
+        )
     return rows.reshape(len(x), -1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mfdiag.errors import InputError
+from mfdiag.fields.inputs import require_velocity
 
 __all__ = ["Generate", "generate_samples", "sample"]
 
@@ -27,12 +28,16 @@ def sample(velocity: Callable[..., Tensor], noise: Tensor, nfe: int = 1, labels:
 
     Returns:
         Samples at t = 0, [n, *shape].
+
+    Raises:
+        InputError: The velocity is not a tensor of the shape of x.
     """
     x = noise
     for step in range(nfe):
         t, r = 1 - step / nfe, 1 - (step + 1) / nfe
         start, end = (torch.full(x.shape[:1], time, dtype=x.dtype, device=x.device) for time in (r, t))
-        x = x - (t - r) * velocity(x, start, end, labels)  # arXiv 2505.13447, equation 12: x_r = x_t - (t-r) u
+        u = require_velocity("The model", velocity(x, start, end, labels), x)  # another shape would broadcast
+        x = x - (t - r) * u  # arXiv 2505.13447, equation 12: x_r = x_t - (t-r) u
     return x
 
 
@@ -58,8 +63,8 @@ def generate_samples(generate: Generate, noise: Tensor, labels: Tensor | None) -
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{expected}, but it failed: {reason}; check --data and --model.") from error
+        raise InputError(f"{expected}, but it failed: {reason}. Check --data and --model.") from error
     if not isinstance(x, Tensor) or x.shape != noise.shape:
         returned = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{expected}, but it returned {returned}; check --data and --model.")
+        raise InputError(f"{expected}, but it returned {returned}. Check --data and --model.")
     return x

@@ -99,11 +99,11 @@ def _sweep(frame: pd.DataFrame) -> str:
     bias = rows[(rows["quantity"] == "bias2") & (rows["beta"] == last["beta"])].iloc[0]
     size = number(bias) if is_measurable(bias, 0) else not_measurable(bias)
     sizes = dict.fromkeys((errors["batch_size"].min(), errors["batch_size"].max()))
-    minima = [f"{_where_lowest(errors[errors['batch_size'] == n])} for a batch of {n:,}" for n in sizes]
-    return (
-        f"{text} The squared bias at beta = {last['beta']:g} is {size}. "
-        f"The mean squared error is lowest {' and '.join(minima)}."
-    )
+    places = [_where_lowest(errors[errors["batch_size"] == n]) for n in sizes]
+    minima = " and ".join(f"{place} for a batch of {n:,}" for place, n in zip(places, sizes, strict=True))
+    if len(sizes) > 1 and len(set(places)) == 1:
+        minima = f"{places[0]} for batches of {' and '.join(f'{n:,}' for n in sizes)}"
+    return f"{text} The squared bias at beta = {last['beta']:g} is {size}. The mean squared error is lowest {minima}."
 
 
 def _where_lowest(errors: pd.DataFrame) -> str:

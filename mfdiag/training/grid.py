@@ -46,7 +46,7 @@ def load_grid(path: str | os.PathLike[str]) -> list[GridCell]:
     axes = values.pop("axes", {})
     if not isinstance(axes, dict):
         raise InputError(
-            f"{path}, line {line_of(root, ('axes',))}, axes: expected a mapping of fields to lists of values."
+            f"{path}, line {line_of(root, ('axes',))}, axes: expected a mapping from fields to lists of values."
         )
     for field, choices in axes.items():
         where = f"{path}, line {line_of(root, ('axes', field))}, axes.{field}"
@@ -129,7 +129,7 @@ def _word(value: Any) -> str:
 
 def _message(path: Path, root: yaml.Node, error: ValidationError, axes: Mapping[str, Any]) -> str:
     loc, problem = problem_of(error, TrainSpec, extra_fields=["axes"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (first of {error.error_count()} errors)" if error.error_count() > 1 else ""
     field = field_of(loc)
     on_axis = next(
         (axis for axis in axes for name in _fields(axis) if field == name or field.startswith(f"{name}.")), None

@@ -311,17 +311,17 @@ def _check_fit(module: nn.Module, data: Data, spec: TrainSpec) -> None:
     x, time = torch.zeros(2, *data.shape), torch.ones(2)
     try:
         with torch.no_grad():
-            result = str(list(module(x, time, time).shape[1:]))
+            shape = list(module(x, time, time).shape[1:])
+            problem = "" if shape == list(data.shape) else f"it returns shape {shape}"
     except (RuntimeError, ValueError) as error:
-        result = str(error).split("\n")[0]
-    if result != str(list(data.shape)):
+        problem = f"it fails: {str(error).splitlines()[0]}"
+    if problem:
         raise InputError(
             f"Expected model {spec.model.name!r} to map samples of {spec.data!r}, shape {list(data.shape)}, to the "
-            f"same shape, but got {result}; correct model.arguments."
+            f"same shape, but {problem}. Correct model.arguments."
         )
     classes = spec.model.arguments.get("num_classes", 0)
     if classes not in (0, data.num_classes):
-        raise InputError(
-            f"Expected model.arguments.num_classes to be 0 or the {data.num_classes} classes of {spec.data!r}, "
-            f"but got {classes}; change it."
-        )
+        allowed = f"0 or the {data.num_classes} classes of {spec.data!r}"
+        allowed = allowed if data.num_classes else f"0, because {spec.data!r} has no labels"
+        raise InputError(f"Expected model.arguments.num_classes to be {allowed}, but got {classes}. Change it.")

@@ -62,7 +62,7 @@ def refused(cli: Run, tmp_path: Path) -> Run:
         ("coefficient --weighting adaptive:1", "Use `mfdiag sweep`"),
         ("sweep --beta 1:0:0.1", "a step of 0.1 does not lead from 1 to 0"),
         ("sweep --beta 0:1:0", "a step of 0 does not lead from 0 to 1"),
-        ("sweep --beta a:b:c", "--beta must be a finite number, got 'a'"),
+        ("sweep --beta a:b:c", "Bad --beta 'a:b:c': each value must be a finite number, got 'a'"),
         ("sweep --beta 0:1:0.3", "0.3 does not divide the range from 0 to 1"),
         ("sweep --beta 0:1", "Expected --beta as start:stop:step or a comma list"),
         ("sweep --beta nan", "got 'nan'"),
@@ -145,7 +145,7 @@ def test_labels_the_network_does_not_have(refused: Run, tmp_path: Path) -> None:
     description = Description(architecture=architecture, times="uniform", data="digits", step=0, seed=0)
     path = tmp_path / "labelled.safetensors"
     save_checkpoint(path, MLP(2, hidden=4, depth=1, num_classes=3), None, description)
-    assert "3 classes, but digits has 10 labels" in refused("sweep", path)
+    assert "3 classes, but digits has labels of 10 classes" in refused("sweep", path)
 
 
 def test_an_output_folder_that_cannot_be(refused: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -193,3 +193,89 @@ def test_report_and_train(cli: Run, tmp_path: Path) -> None:
         result = cli(*arguments)
         assert result.code == 2 and result.out == "" and expected in result.err and result.err.count("\n") == 1
     assert not (tmp_path / "model").exists()
+
+
+CODE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, out=lambda u: u):
+        super().__init__()
+        self.layer, self.out = nn.Linear(2, 2), out
+
+    def forward(self, x, r, t, labels=None):
+        return self.out(self.layer(x))
+
+def build(): return Net()
+def pair(): return Net(lambda u: (u, u))
+def narrow(): return Net(lambda u: u[:, :1])
+def centered(): return Net(lambda u: u - u.mean(0))
+def of_three(): return lambda a, b, c: a
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("sweep --model net.py:pair", "The model must return one tensor u(x, r, t), but it returned a tuple"),
+        ("sweep --model net.py:narrow", "The model must return samples of shape (2,), but it returned shape (1,)"),
+        ("variance --model net.py:centered", "do not sum to the batch gradient: the model mixes the samples"),
+        ("quality --model net.py:pair", "The model must return one tensor u(x, r, t), but it returned a tuple"),
+        ("quality --model net.py:narrow", "The model must return samples of shape (2,), but it returned shape (1,)"),
+        ("quality --model net.py:build --features net.py:of_three", "rows of features, but it raised TypeError"),
+        ("sweep --model net.py:build --source net.py:build", "called as module(z, labels)"),
+        (
+            "sweep --model net.py:build --proxy teacher=net.pt@net.py:pair",
+            "The proxy's network must return one tensor u(x, r, t), but it returned a tuple",
+        ),
+        ("sweep --model net.py:build --coupling reflow:net.pt@net.py:narrow,2", "Expected the teacher of reflow"),
+    ],
+)
+def test_user_code_that_does_not_fit_its_role(
+    options: str, expected: str, refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    Path("net.py").write_text(CODE)
+    torch.save({"layer.weight": torch.eye(2), "layer.bias": torch.zeros(2)}, "net.pt")
+    command, *rest = options.split()
+    size = () if command == "quality" else ("--samples", "64")
+    assert expected in refused(command, "net.pt", *rest, "--data", "two_moons", *size)
+
+
+def test_a_teacher_without_code(refused: Run, tmp_path: Path) -> None:
+    torch.save({"layer.weight": torch.eye(2)}, tmp_path / "net.pt")
+    line = refused("sweep", "--proxy", f"teacher={tmp_path / 'net.pt'}")
+    assert "Expected a teacher that describes its network" in line and "net.pt@FILE.py:factory" in line
+
+
+def test_weights_of_a_file_without_tensors(refused: Run, tmp_path: Path) -> None:
+    torch.save({"steps": 3}, tmp_path / "none.pt")
+    assert "but it holds no state dict. Pass another checkpoint." in refused("sweep", tmp_path / "none.pt")
+
+
+def test_types_are_named_without_the_parsers_words(cli: Run) -> None:
+    assert "Invalid value for '--samples': It should be a whole number." in cli("sweep", "--samples", "many").err
+    assert "Invalid value for '--by': 'layers' is not one of" in cli("sweep", "--by", "layers").err
+
+
+def test_resume_without_a_record_of_the_options(cli: Run, checkpoint: Path, tmp_path: Path) -> None:
+    options = ("sweep", checkpoint, "--beta", "0,1", "--samples", "64", "--out", tmp_path / "out")
+    assert cli(*options).code == 0
+    (tmp_path / "out" / "manifest.json").unlink()
+    result = cli(*options, "--resume")
+    assert result.code == 2 and "does not record the options of the tables" in result.err
+
+
+def test_ema_tangent_without_ema_weights_is_said(cli: Run, tmp_path: Path) -> None:
+    description = Description(
+        architecture=Architecture(name="mlp", arguments={"dim": 2, "hidden": 4, "depth": 1}),
+        times="uniform",
+        data="two_moons",
+        step=0,
+        seed=0,
+    )
+    save_checkpoint(tmp_path / "raw.safetensors", MLP(2, hidden=4, depth=1), None, description)
+    result = cli("variance", tmp_path / "raw.safetensors", "--samples", "64", "--out", tmp_path / "out")
+    assert result.code == 0
+    assert "note: the checkpoint has no EMA weights: ema_tangent uses --proxy self instead." in result.err

@@ -35,7 +35,7 @@ def test_everything_that_can_be_measured(cli: Run, checkpoint: Path, tmp_path: P
     out = tmp_path / "out"
     result = cli("compare", checkpoint, "--samples", "128", "--out", out)
     assert result.code == 0
-    for text in ("no teacher is passed by --proxy teacher=PATH", "head_tangent left out"):
+    for text in ("no teacher was passed (--proxy teacher=PATH)", "head_tangent left out"):
         assert result.err.count(text) == 1
     frame = read_table("compare", out)
     everything = {"meanflow", "ema_tangent", "self_tangent", "alpha_flow", "terminal_velocity", "dispersive"}
@@ -79,7 +79,7 @@ def test_a_method_of_ones_own(cli: Run, checkpoint: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--estimator", "teacher"), "no teacher is passed by --proxy teacher=PATH"),
+        (("--estimator", "teacher"), "no teacher was passed (--proxy teacher=PATH)"),
         (("--estimator", "alpha_flo"), "Did you mean 'alpha_flow'"),
         (("--estimator", "mine.py:MINE"), "mine.py does not exist"),
         (("--batch-size", "0"), "--batch-size must be at least 1"),

@@ -149,7 +149,8 @@ def test_ctrl_c_keeps_what_is_measured(cli: Run, save: Run, tmp_path: Path) -> N
         process.kill()
     assert process.returncode == 3
     assert errors.splitlines()[-1] == (
-        f"mfdiag: interrupted; 1 of 2 checkpoints are measured and saved in {out}; resume with --resume."
+        f"mfdiag: interrupted; 1 of 2 checkpoints and part of the next one are measured and saved in {out}; "
+        "resume with --resume."
     )
     assert shown == "" and "Traceback" not in errors
     assert set(read_table("sweep", out)["step"]) == {1}

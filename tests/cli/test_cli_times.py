@@ -58,7 +58,7 @@ def test_times_then_variance_then_training(cli: Run, checkpoint: Path, tmp_path:
     [
         (("--bins", "none"), "pass --bins R,T"),
         (("--floor", "0"), "--floor must be above 0 and at most 1, got 0"),
-        (("--estimator", "all"), "about one --estimator"),
+        (("--estimator", "all"), "takes one --estimator"),
         (("--times", "density:absent.yaml"), "Expected a density of (r, t) that `mfdiag times` wrote at absent.yaml"),
     ],
 )

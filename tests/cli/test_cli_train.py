@@ -143,7 +143,7 @@ def test_dry_run_trains_nothing(cli: Run, spec: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     *cells, last = result.out.splitlines()
     assert [line.split()[0] for line in cells] == CELLS
-    assert last.startswith("4 models, about 0.0 minutes left")
+    assert last.startswith("4 models; training takes about 0.0 minutes")
     assert not (tmp_path / "none").exists()
 
 

@@ -101,7 +101,10 @@ def test_a_file_is_named_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OUTSIDE)
     assert find_estimator(f"{tmp_path}/mine.py:OUTSIDE").title == "from outside"
     assert find_estimator(f"{tmp_path}/mine.py:OUTSIDE:5").name == "outside:5"
-    for name, message in (("NOTHING", "to be an Estimator, got int"), ("ABSENT", "mine.py to define 'ABSENT'")):
+    for name, message in (
+        ("NOTHING", "to be an mfdiag Estimator, but its type is int"),
+        ("ABSENT", "mine.py to define 'ABSENT'"),
+    ):
         with pytest.raises(InputError, match=message):
             find_estimator(f"{tmp_path}/mine.py:{name}")
     with pytest.raises(InputError, match="does not exist"):

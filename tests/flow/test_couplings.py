@@ -164,6 +164,11 @@ def test_reflow_tells_the_teacher_time_and_labels() -> None:
     np.testing.assert_allclose(pairs.x0, pairs.x1 - pairs.labels[:, None], atol=1e-12)
 
 
+def test_reflow_refuses_a_teacher_of_another_shape() -> None:
+    with pytest.raises(InputError, match=r"samples of shape \[2\], but it returned shape \[1\]"):
+        Reflow("reflow", lambda x, t, labels: x[:, :1], 4).pairs(marginals_of(PLAIN), np.arange(5))
+
+
 def test_file_pairs_stay_together(tmp_path: Path) -> None:
     file = pairs_file(tmp_path)
     coupling = parse_coupling(f"pairs:{file}", LABELLED, GaussianSource((2,)), lambda _: velocity)

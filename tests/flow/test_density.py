@@ -178,7 +178,7 @@ def test_a_file_reads_back(tmp_path: Path) -> None:
     [
         ("drawn: 0.1", "drawn: 0.2", "expected 4 shares of at least 0 that sum to 1, got 4 that sum to 1.1"),
         ("drawn: 0.1", "drawn: -0.1", "line 13, cells.0.drawn: "),
-        ("drawn: 0.1", "share: 0.1", "line 6, cells.0.drawn: this field is missing"),
+        ("drawn: 0.1", "share: 0.1", "line 13, cells.0.share: Unknown field 'share'"),
         ("bins:\n- 1\n- 2", "bins: [2, 2]", "expected the 5 cells of 2 x 2 bins in order"),
         ("times: uniform:0.5", "times: unifrom", "Did you mean 'uniform'"),
         (

@@ -211,9 +211,9 @@ def test_reasons_why_it_is_unknown() -> None:
     assert why_posterior_unknown(LABELLED, gaussian, INDEPENDENT, True) is None
     assert why_posterior_unknown(LABELLED, fixed, INDEPENDENT, True) is None
     for source, coupling, conditional, reason in (
-        (gaussian, MinibatchOT(4), True, "under the coupling minibatch_ot:4"),
+        (gaussian, MinibatchOT(4), True, "the coupling minibatch_ot:4"),
         (mixed, INDEPENDENT, True, "source mixed:0,1 is not a Gaussian mixture"),
-        (fixed, INDEPENDENT, False, "given the label that the model takes"),
+        (fixed, INDEPENDENT, False, "is not a Gaussian mixture for each label"),
     ):
         explanation = why_posterior_unknown(LABELLED, source, coupling, conditional)
         assert explanation is not None and reason in explanation

@@ -63,7 +63,7 @@ def test_numbers_are_those_of_the_tables(tables: Tables) -> None:
     for beta in (0, 1):
         assert f"{with_interval(rows[rows['beta'] == beta].iloc[0])} at beta = {beta}" in sweep
     assert "of 3 values of beta, it is lowest at" in sweep
-    assert "for a batch of 4" in sweep and "for a batch of 256" in sweep
+    assert ("for a batch of 4" in sweep and "for a batch of 256" in sweep) or "for batches of 4 and 256" in sweep
 
     rows = tables["variance"].query("estimator == 'meanflow'")
     top = rows[rows["quantity"] == "top1_share"].iloc[0]

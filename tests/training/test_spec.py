@@ -57,7 +57,11 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
     ("old", "new", "expected"),
     [
         ("  beta: 1", "  btea: 1", "line 8, loss.btea: Unknown field 'btea'. Did you mean 'beta'"),
-        ("delta_max", "delta", "line 9, loss.anchor.delta_max (and 1 more): this field is missing"),
+        (
+            "delta_max",
+            "delta",
+            "line 9, loss.anchor.delta (first of 2 errors): Unknown field 'delta'. Did you mean 'delta_min'",
+        ),
         (
             "lambda: 0.5",
             "lambda: -1",
@@ -65,12 +69,12 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
         ),
         ("name: mlp", "name: mpl", "line 2, model: Unknown architecture 'mpl'. Did you mean 'mlp'"),
         ("times: uniform", "times: unifrm", "line 5, times: Unknown time sampler 'unifrm'. Did you mean 'uniform'"),
-        ("steps: 10", "steps: many", "line 6, steps: It should be a valid integer"),
+        ("steps: 10", "steps: many", "line 6, steps: It should be a whole number, but got 'many'."),
         ("steps: 10", "steps: 0", "line 6, steps: It should be greater than or equal to 1, but got 0"),
         (
             "steps: 10\n",
             "",
-            "line 1, steps: this field is missing; add it, the fields are data, model, times, source, coupling",
+            "line 1, steps: this field is required, but it is missing. The fields are data, model, times, source",
         ),
         (
             "steps: 10",
@@ -89,7 +93,7 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
         (
             "steps: 10",
             "steps: 10\nema_decay: 1\nseed: -1",
-            "line 7, ema_decay (and 1 more): It should be less than 1, but got 1.",
+            "line 7, ema_decay (first of 2 errors): It should be less than 1, but got 1.",
         ),
         ("  beta: 1", "  beta: .nan", "line 8, loss.beta: It should be a finite number"),
         ("data: eight_gaussians", "data: [", "expected YAML, but"),
@@ -143,7 +147,7 @@ def test_axes_expand_to_cells(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("axes", "expected"),
     [
-        ("axes: [1]", "line 7, axes: expected a mapping of fields to lists"),
+        ("axes: [1]", "line 7, axes: expected a mapping from fields to lists"),
         ("axes: {seed: 1}", "line 7, axes.seed: expected a list of values"),
         ("axes: {seed: []}", "line 7, axes.seed: expected a list of values"),
         ("axes: {seed: [1, 1]}", "line 7, axes.seed: a value appears twice"),

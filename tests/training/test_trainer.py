@@ -214,9 +214,9 @@ def test_refusals(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=match):
             run([GridCell("", spec_of(**changes))], tmp_path)
 
-    refused(r"shape \[2\], to the same shape, but got mat1", model={"name": "mlp", "arguments": {"dim": 3}})
+    refused(r"shape \[2\], to the same shape, but it fails: mat1", model={"name": "mlp", "arguments": {"dim": 3}})
     labelled = {"name": "mlp", "arguments": {"dim": 2, "num_classes": 3}}
-    refused("num_classes to be 0 or the 0 classes", model=labelled)
+    refused("num_classes to be 0, because 'gaussian:2,0.5,0.3' has no labels", model=labelled)
     (tmp_path / STATE).write_bytes(b"PK")
     refused(r"state\.pt")
     torch.save({"specification": {}, "state": {}}, tmp_path / STATE)

@@ -161,9 +161,9 @@ def _sample_ending(endings: Sequence[str], files: FileSource, location: Path) ->
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
-        kinds = " and ".join(f"{count:,} .{ending}" for ending, count in counts.most_common(_NAMES_IN_ERROR))
+        kinds = ", ".join(f".{ending} ({count:,})" for ending, count in counts.most_common(_NAMES_IN_ERROR))
         raise InputError(
-            f"Expected sample files of one kind, but {location} holds {kinds} files. Move the others elsewhere."
+            f"Expected sample files of one kind in {location}, but it holds {kinds} files. Move the others elsewhere."
         )
     if any(name.endswith("data.mdb") for name in files.names):
         raise InputError(

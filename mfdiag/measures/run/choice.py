@@ -18,7 +18,7 @@ __all__ = ["card_record", "choose_estimators", "left_out_note", "objective_of", 
 _LACKING = {
     "ema": "the checkpoint has no EMA weights",
     "head": "the network has no velocity head, a method velocity(x, r, t, labels)",
-    "teacher": "no teacher is passed by --proxy teacher=PATH",
+    "teacher": "no teacher was passed (--proxy teacher=PATH)",
 }
 
 
@@ -65,7 +65,7 @@ def choose_estimators(
             raise InputError(f"--estimator {spec} has the name {estimator.name!r} of another one; rename it.")
     if table.one_estimator and len(estimators_by_name) != 1:
         raise InputError(
-            f"`mfdiag {table.name}` is about one --estimator, got {', '.join(estimators_by_name) or 'none'}."
+            f"`mfdiag {table.name}` takes one --estimator, but got {', '.join(estimators_by_name) or 'none'}. Pass one."
         )
     return list(estimators_by_name.values()), left_out
 
@@ -79,7 +79,7 @@ def _lacking(estimator: Estimator, subject: Subject, table: MeasuredTable) -> st
     """Why the estimator cannot be measured on the subject; None where it can."""
     if not table.measures_losses:
         if estimator.loss is not None:
-            return "its gradient is no cotangent of u(x_t, r, t), which only `mfdiag compare` measures"
+            return "it has a loss of its own, which only `mfdiag compare` measures"
         if "ema" in estimator.needs.networks:  # the run's proxy stands in for missing EMA weights
             return None
     available = {*subject.networks, *(["head"] if hasattr(subject.module, "velocity") else [])}

@@ -71,6 +71,10 @@ def measure_subject(
         for reason, names in left_out.items():
             if say is not None:
                 say(left_out_note(reason, names))
+        standing_in = [e.name for e in estimators if "ema" in e.needs.networks and "ema" not in subject.networks]
+        if standing_in and subject.proxy_name != "ema" and say is not None:
+            ema_names = ", ".join(standing_in)
+            say(f"the checkpoint has no EMA weights: {ema_names} uses --proxy {subject.proxy_name} instead.")
     measurement = Measurement(table.name, subject, request, draws, estimators, progress, say, checkpoint)
     if table.measure is not None:
         return table.measure(measurement)

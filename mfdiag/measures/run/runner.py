@@ -34,6 +34,8 @@ __all__ = ["Mode", "Outcome", "ResultFolder", "TableJob", "run"]
 Mode = Literal["new", "overwrite", "resume"]
 S = TypeVar("S")
 
+_PARTIAL = ".partial"  # folder of unfinished passes, in the folder of the results
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -78,8 +80,12 @@ def run(job: Job[S], out: Path, mode: Mode, *, say: Callable[[str], None]) -> Ou
             if error.args:  # it says itself what is saved
                 raise
             saved = sum(job.identity(subject) in measured for subject in subjects)
+            in_the_middle = any((out / _PARTIAL).glob("*"))
+            if not saved and not in_the_middle:
+                raise KeyboardInterrupt("nothing is saved") from None
+            part = " and part of the next one" if in_the_middle else ""
             raise KeyboardInterrupt(
-                f"{saved} of {len(subjects)} checkpoints are measured and saved in {out}; resume with --resume"
+                f"{saved} of {len(subjects)} checkpoints{part} are measured and saved in {out}; resume with --resume"
             ) from None
         return folder.finish(subjects)
 
@@ -130,7 +136,7 @@ class ResultFolder(Generic[S]):
         """Where an interrupted pass over one subject is kept; another request or version never reads it."""
         key = json.dumps([__version__, self.job.specification, identity], sort_keys=True, default=str)
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        checkpoint = PassCheckpoint(self.out / ".partial" / f"{self.job.command}-{digest}.pt", key)
+        checkpoint = PassCheckpoint(self.out / _PARTIAL / f"{self.job.command}-{digest}.pt", key)
         if self.mode != "resume":
             checkpoint.clear()
         return checkpoint
@@ -175,6 +181,11 @@ class ResultFolder(Generic[S]):
 
     def _require_same_options(self) -> None:
         before = self._manifest_entry().get("specification", {})
+        if not before:
+            raise InputError(
+                f"{self.out / MANIFEST} does not record the options of the tables in its folder, so --resume cannot "
+                "add to them: pass --overwrite or another --out."
+            )
         changed = [name for name, value in self.job.specification.items() if before.get(name) != value]
         if changed:
             raise InputError(

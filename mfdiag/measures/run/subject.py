@@ -81,17 +81,15 @@ class Subject:
 
     def _require_guidable(self, guidance: Guidance) -> None:
         if not self.conditional or not self.data.num_classes:
-            who = f"{self.data.name} has none" if self.conditional else "the network takes none (num_classes)"
-            raise InputError(
-                f"--guidance {guidance.name} needs labels, but {who}; leave it out, or pass --guidance none."
-            )
+            who = f"{self.data.name} has none" if self.conditional else "the network takes none (its num_classes is 0)"
+            raise InputError(f"--guidance {guidance.name} needs labels, but {who}. Pass --guidance none.")
         if guidance.network == "head" and not hasattr(self.module, "velocity"):
             raise InputError(
-                f"--guidance {guidance.name} guides by a velocity head, a method velocity(x, r, t, labels), which the "
-                "network does not have; pass another guidance."
+                f"--guidance {guidance.name} needs a velocity head, a method velocity(x, r, t, labels), but the "
+                "network has none. Pass another guidance."
             )
         if guidance.network == "teacher" and "teacher" not in self.networks:
-            raise InputError(f"--guidance {guidance.name} needs the teacher it guides by: pass --proxy teacher=PATH.")
+            raise InputError(f"--guidance {guidance.name} needs a teacher: pass --proxy teacher=PATH.")
 
     @property
     def axes(self) -> dict[str, str]:
@@ -174,7 +172,8 @@ def load_subject(
     classes = getattr(loaded.module, "num_classes", 0)
     if classes and data.num_classes > classes:
         raise InputError(
-            f"{checkpoint} holds a network for {classes} classes, but {data_spec} has {data.num_classes} labels."
+            f"{checkpoint} holds a network for {classes} classes, but {data_spec} has labels of {data.num_classes} "
+            "classes. Pass the --data it was trained on."
         )
     run, name = _run_and_name(checkpoint)
     return Subject(
@@ -210,7 +209,7 @@ def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedMode
     if options.data is not None:
         return options.data
     if loaded.description is None:
-        raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or FILE.")
+        raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or PATH.")
     return loaded.description.data
 
 
@@ -220,7 +219,8 @@ def _times(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, s
         return options.times
     if loaded.description is not None:
         return loaded.description.times
-    say(f"{checkpoint} does not say how (r, t) were drawn: measuring with --times {parse_times(_DEFAULT_TIMES).name}.")
+    name = parse_times(_DEFAULT_TIMES).name
+    say(f"{checkpoint} does not say how (r, t) were drawn: using MeanFlow's default, --times {name}.")
     return _DEFAULT_TIMES
 
 
@@ -244,7 +244,7 @@ def _proxy(
     networks: dict[str, nn.Module] = {}
     if kind == "teacher":
         if not teacher:
-            raise InputError("--proxy teacher needs the teacher's checkpoint: teacher=PATH.")
+            raise InputError("--proxy teacher needs the teacher's checkpoint: pass --proxy teacher=PATH.")
         networks["teacher"] = load_teacher(teacher, options.model, prediction, path.name)
     elif kind == "ema":
         networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)

@@ -50,7 +50,7 @@ def load_card(name: str) -> Card:
         card = Card.model_validate(values)
     except ValidationError as error:
         place, problem = problem_of(error, Card)
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        more = f" (first of {error.error_count()} errors)" if error.error_count() > 1 else ""
         raise InputError(f"{_located(layers, place)}{more}: {problem}") from error
     return card.in_file(layers[0].path)
 
@@ -83,7 +83,7 @@ def _card_file(name: str, folder: Path) -> Path:
     shipped = shipped_cards()
     if name not in shipped:
         unknown = did_you_mean("model card", name, shipped)
-        raise InputError(f"Expected a model card, but {path} does not exist. {unknown}")
+        raise InputError(f"{unknown} Or pass the path of your own card: there is no file {path}.")
     return shipped[name]
 
 
