@@ -45,7 +45,7 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 
     `frame` holds the rows `value` of at least two models. The interval is Student's t over models; the variance of a
     single model's value is added, because all of them are measured on the same noise and its error is shared.
-    Raises InputError for a single model.
+    Where a model's value is not finite, neither is the mean. Raises InputError for a single model.
     """
     values = frame[frame["quantity"] == "value"]
     names = values["checkpoint"].drop_duplicates()
@@ -56,6 +56,7 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         value=("value", "mean"),
         spread=("value", "var"),
         shared=("std_error", lambda errors: float((errors**2).mean())),
+        finite=("value", lambda models: bool(np.isfinite(models.astype(float)).all())),
         count=("value", "size"),
         n_samples=("n_samples", "first"),
     ).reset_index()
@@ -65,6 +66,7 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     means["std_error"] = np.sqrt(own + shared)
     freedom = (own + shared) ** 2 / (own**2 / (models - 1) + shared**2 / (REPLICATES - 1))
     half = (stdtrit(freedom, 0.5 + level / 2) * means["std_error"]).fillna(0)  # where nothing varies at all
+    means.loc[~means["finite"], ["value", "std_error"]] = np.nan  # pandas averages the others
     means = means.assign(
         run=_braces(values["run"]),
         checkpoint=_braces(names),
@@ -73,7 +75,7 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         ci_low=means["value"] - half,
         ci_high=means["value"] + half,
     )
-    return _conformed(means.drop(columns=["spread", "shared", "count"]))
+    return _conformed(means.drop(columns=["spread", "shared", "finite", "count"]))
 
 
 def _conformed(frame: pd.DataFrame) -> pd.DataFrame:
