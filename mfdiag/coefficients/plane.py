@@ -37,7 +37,7 @@ class ColumnLayout:
 
     @classmethod
     def of_plane(cls, known: bool, target: bool = True) -> ColumnLayout:
-        """The maps for the cotangents of `measures.plans.plane_basis`.
+        """The maps for the cotangents of `plane_basis` (measures/parts/plane_plans.py).
 
         With `target`, these are e_0, e_b, e_g and, if `known`, the conditional means A b of e_b and -b of e_g. Since
         e_b - A b = -A v' and e_g + b = v', the conditional fluctuation [(1 - beta) A - (1 - gamma) I] v' is a

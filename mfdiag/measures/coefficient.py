@@ -113,7 +113,7 @@ def rows(measurement: Measurement, plan: PlanePlan, result: PassResult) -> Mappi
     _add_gradient_form(rows, result, plan.layout, request.batch_sizes, request.by_layer)
     if not result.stratified:
         _add_held_out(rows, result, plan.layout)
-    if plan.known and result.output is not None:
+    if plan.posterior_known and result.output is not None:
         _add_output_forms(rows, result, plan.layout)
         _add_isotropic_and_diagonal(rows, result, measurement.dim)
     return {"coefficient": rows.frame()}

@@ -262,7 +262,9 @@ def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name)
         if plan.meanflow is None:
             continue
-        mean = plan.meanflow * plan.each + (plan.known and plan.affine)  # the conditional mean, where it is measured
+        mean = plan.meanflow * plan.each + (
+            plan.posterior_known and plan.affine
+        )  # the conditional mean, where it is measured
         conflict = jackknife(conflict_cosine(moments, mean, plan.consistency), moments.count)
         # trajectory consistency carries the factor t - r
         at_equal_times = bool(moments.Q[0, 0, plan.consistency, plan.consistency] == 0)
@@ -284,13 +286,13 @@ def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, np
     variance, mean = moments.S[:, 0, own, own], moments.M[:, 0, own, own]
     statistics = {"variance": variance}
     other = own + 1
-    if plan.known and plan.affine:
+    if plan.posterior_known and plan.affine:
         # docs/theory.md#rao-blackwell: G = E[G given x_t] + fluctuation; the mean from the first part alone, the noise
         # from the rest
         gram = moments.Q[:, 0]
         statistics["conditional_variance"] = gram[:, own, own] - 2 * gram[:, own, other] + gram[:, other, other]
         mean = moments.M[:, 0, other, other]
-    elif plan.known:
+    elif plan.posterior_known:
         statistics["conditional_variance"] = moments.Q[:, 0, other, other]
     return {**statistics, "mean_norm2": mean, "snr": mean / variance, "noise_scale": mean / variance}
 
@@ -324,7 +326,7 @@ def _add_guidance(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer:
 
     assert result.output is not None
     for box, _, moments in moments_by_cell(result, result.output):
-        for quantity, replicates in guidance_statistics(moments, plan.known).items():
+        for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
             interval = jackknife if quantity in SIGNED else positive_jackknife
             rows.add(quantity, interval(replicates, moments.count), box, layer="all", estimator=None)
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):

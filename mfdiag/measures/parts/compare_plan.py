@@ -50,7 +50,7 @@ class ComparePlan:
 
     estimators: Sequence[Estimator]
     weighting: Weighting
-    known: bool
+    posterior_known: bool
     groups: ClassVar[int] = 1
 
     @cached_property
@@ -59,7 +59,7 @@ class ComparePlan:
         columns: list[tuple[Estimator, Draw]] = []
         for estimator in sorted(self.estimators, key=lambda e: e.loss is not None):
             columns.append((estimator, "own"))
-            if self.known and not self._shared(estimator):
+            if self.posterior_known and not self._shared(estimator):
                 columns.append((estimator, "mean" if estimator.is_affine and not self.weighting.p else "second"))
         return columns
 
@@ -68,7 +68,7 @@ class ComparePlan:
 
     @property
     def _sharing(self) -> bool:
-        return self.known and not self.weighting.p
+        return self.posterior_known and not self.weighting.p
 
     @property
     def size(self) -> int:
@@ -76,7 +76,7 @@ class ComparePlan:
 
     @property
     def needs(self) -> FieldNeeds:
-        return FieldNeeds(posterior=self.known, second_draw=any(draw == "second" for _, draw in self._order))
+        return FieldNeeds(posterior=self.posterior_known, second_draw=any(draw == "second" for _, draw in self._order))
 
     @property
     def losses(self) -> list[Loss]:
@@ -110,7 +110,7 @@ class ComparePlan:
         within, mean = value.copy(), value.copy()
         for k, e in enumerate(self.estimators):
             value[k, place[e.name, "own"]] = 1
-            if not self.known:
+            if not self.posterior_known:
                 mean[k] = value[k]
             elif self._shared(e):
                 assert e.coefficients is not None
@@ -125,7 +125,7 @@ class ComparePlan:
                 within[k] = (value[k] - second) / 2**0.5
                 # where there are weights, no mean is MeanFlow's
                 mean[k] = mean[0] if e.unbiased and not self.weighting.p else (value[k] + second) / 2
-        return Maps(value, mean, within if self.known else None)
+        return Maps(value, mean, within if self.posterior_known else None)
 
     def _loss(self, estimator: Estimator, draw: Draw, fields: Fields, network: DifferentiableNetwork) -> Tensor:
         assert estimator.loss is not None

@@ -36,7 +36,7 @@ class EstimatorPlan:
 
     estimators: Sequence[Estimator]
     weighting: Weighting
-    known: bool
+    posterior_known: bool
     extras: Sequence[str] = ()
     guided: bool = False
     groups: ClassVar[int] = 1
@@ -51,7 +51,7 @@ class EstimatorPlan:
 
     @property
     def losses(self) -> tuple[Loss, ...]:
-        return gap_losses(self.weighting, self.known) if "semi_gradient_gap" in self.extras else ()
+        return gap_losses(self.weighting, self.posterior_known) if "semi_gradient_gap" in self.extras else ()
 
     @property
     def affine(self) -> bool:
@@ -60,7 +60,7 @@ class EstimatorPlan:
     @property
     def each(self) -> int:
         """Columns of an estimator; those of estimator k start at k * each."""
-        return 2 if self.known else 1
+        return 2 if self.posterior_known else 1
 
     @property
     def meanflow(self) -> int | None:
@@ -90,12 +90,14 @@ class EstimatorPlan:
 
     @property
     def needs(self) -> FieldNeeds:
-        return FieldNeeds(posterior=self.known, second_draw=self.known and not self.affine, jacobian=True)
+        return FieldNeeds(
+            posterior=self.posterior_known, second_draw=self.posterior_known and not self.affine, jacobian=True
+        )
 
     def cotangents(self, fields: Fields) -> Tensor:
         """[C, n, *shape] with C = groups * size less the losses."""
         other = None
-        if self.known:
+        if self.posterior_known:
             other = fields.mean_field() if self.affine else fields.second_draw()
         cotangents = []
         for estimator in self.estimators:

@@ -27,13 +27,13 @@ from mfdiag.gradients.moments import Moments
 __all__ = ["gap_losses", "gap_statistics"]
 
 
-def gap_losses(weighting: Weighting, known: bool) -> tuple[Loss, ...]:
+def gap_losses(weighting: Weighting, posterior_known: bool) -> tuple[Loss, ...]:
     """Losses with the gradients D and, where v is known and nothing is weighed, the two terms of E[D | x_t].
 
     The first term is exact; the second is that of one draw of v', without the mixed terms' noise.
     """
     whole = partial(_whole, weighting=weighting)
-    return (whole, _field, _noise) if known and not weighting.p else (whole,)
+    return (whole, _field, _noise) if posterior_known and not weighting.p else (whole,)
 
 
 def _whole(fields: Fields, network: DifferentiableNetwork, weighting: Weighting) -> Tensor:
