@@ -1,6 +1,6 @@
 """Metrics prepared once for a data set, then computed for many models.
 
-`mfdiag.prepare_quality` in measures/run/quality_api.py is the public entry point, which turns them into table `quality`.
+`mfdiag.prepare_quality` in measures/run/quality_api.py is the public entry point; it makes table `quality`.
 """
 
 from __future__ import annotations

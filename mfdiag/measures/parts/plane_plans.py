@@ -69,7 +69,7 @@ class PlanePlan:
 
 @dataclass(frozen=True)
 class WeightedGridPlan:
-    """An adaptive weight makes the gradient non-polynomial in (beta, gamma): each pair is a group of its own.
+    """An adaptive weight makes the gradient non-polynomial in (beta, gamma): each pair gets its own group.
 
     Its cotangents: w e, its difference to (0, 0)'s, and with a posterior (w e - w' e') / sqrt(2) of two draws at the
     same x_t, whose mean squared gradient is the conditional variance.

@@ -151,13 +151,13 @@ def measure(
     frames: dict[str, pd.DataFrame] = {}
     for name in tables:
         table = find_table(name)
-        asked = replace(base, estimators=estimators or table.default_estimators)
-        frames |= measure_subject(subject, table, asked, progress=progress, say=say)
+        table_request = replace(base, estimators=estimators or table.default_estimators)
+        frames |= measure_subject(subject, table, table_request, progress=progress, say=say)
     return frames
 
 
 def _subject(model: nn.Module, data: str | Data | np.ndarray, objective: Objective) -> Subject:
-    """The model with the draws and the proxy of its objective."""
+    """The model with the data, the samplers and the proxy of its objective."""
     if isinstance(data, str):
         data = load_data(data)
     elif isinstance(data, np.ndarray):

@@ -1,4 +1,4 @@
-"""Table `quality` of models in memory: the library's entrance to sample quality."""
+"""Table `quality` of models in memory: the entry point of the library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mfdiag.quality.prepared import FeatureSampler, PreparedMetrics, SampleModel
 
 __all__ = ["Prepared", "measure_quality", "prepare_quality"]
 
-_LEAST_POINTS = 8  # some metrics use 5 neighbors, which must be a part of the points
+_LEAST_POINTS = 8  # some metrics use 5 neighbors, which must be fewer than the points
 _LARGEST_SEED = 2**62
 
 
@@ -88,7 +88,7 @@ def prepare_quality(
     features: Features | None = None,
     features_name: str | None = None,
     device: str = "cpu",
-    dtype: Any = None,
+    dtype: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> Prepared:
     """Prepare metrics for a data set, so that many models are measured fast.
@@ -105,7 +105,7 @@ def prepare_quality(
         features_name: Name of the map for the column `features`; the name of the function by default.
         device: Where models run.
         dtype: Their dtype; torch.float32 by default.
-        chunk: Samples that a model gets at once.
+        chunk: Samples that a model receives at once.
 
     Returns:
         The prepared metrics, with a method `measure`.
