@@ -73,9 +73,9 @@ class Quadratic:
     """Three quadratic forms in c = (1, beta, gamma), each [R, 3, 3].
 
     Attributes:
-        S: variance = c^T S c.
-        B: squared bias = c^T B c; None if it is not known.
-        W: conditional variance = c^T W c; None if it is not known.
+        S: Variance = c^T S c.
+        B: Squared bias = c^T B c; None if it is not known.
+        W: Conditional variance = c^T W c; None if it is not known.
     """
 
     S: np.ndarray
