@@ -213,6 +213,13 @@ class MixtureData:
         return x, None
 
 
+def as_data(data: str | Data | np.ndarray) -> Data:
+    """Data given in memory: `data` itself, an array [N, *shape] as a finite data set, or what `load_data` loads."""
+    if isinstance(data, str):
+        return load_data(data)
+    return FiniteData("array", data) if isinstance(data, np.ndarray) else data
+
+
 def load_data(
     spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
 ) -> Data:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.datasets import Data, FiniteData, load_data
+from mfdiag.flow.data.datasets import Data, FiniteData, as_data
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.measures.parts.quality_rows import quality_frame
 from mfdiag.quality.features import Features
@@ -113,10 +113,7 @@ def prepare_quality(
     Raises:
         InputError: A name is unknown, a number is out of range, or the data set has fewer than 8 points.
     """
-    if isinstance(data, str):
-        data = load_data(data)
-    elif isinstance(data, np.ndarray):
-        data = FiniteData("array", data)
+    data = as_data(data)
     if samples < 2 * REPLICATES:
         raise InputError(f"--samples must be at least {2 * REPLICATES}, two for each replicate; got {samples}.")
     samples = -(-samples // REPLICATES) * REPLICATES
