@@ -147,7 +147,7 @@ class Draws:
 
     @cached_property
     def posterior(self) -> Posterior | None:
-        """The exact posterior velocity, or None if it is not known or not wanted."""
+        """The exact posterior velocity, or None if it is not known or not requested."""
         source = self.marginals.source
         if not self.exact_posterior or why_posterior_unknown(
             self.data, source, self.coupling, self.conditional, self.guidance

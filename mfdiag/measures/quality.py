@@ -14,6 +14,7 @@ from mfdiag.tables.fields import Column, Quantity
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
     from mfdiag.measures.parts.summary import Summary
@@ -62,7 +63,7 @@ class QualityRequest:
     subsample: int
     seed: int
     features_name: str | None
-    dtype: Any = field(default=None, repr=False)
+    dtype: torch.dtype | None = field(default=None, repr=False)
     features: Features | None = field(default=None, repr=False)
     device: str = "cpu"
     chunk: int | None = None
