@@ -25,6 +25,7 @@ __all__ = [
     "GaussianData",
     "MixtureData",
     "MomentsData",
+    "as_data",
     "load_data",
 ]
 
