@@ -22,9 +22,9 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Builds the error for an unknown name: the closest known names first, then all of them.
 
     Args:
-        kind: what the name stands for, such as "data set".
-        name: the unknown name.
-        known: all valid names.
+        kind: What the name stands for, such as "data set".
+        name: The unknown name.
+        known: All valid names.
 
     Returns:
         The error, for the caller to raise.

@@ -32,16 +32,16 @@ def with_interval(value: float, low: float, high: float, write: Callable[[float]
     All three have as many significant digits as it takes to show two digits of the interval's width, at least three.
 
     Args:
-        value: the estimate.
-        low: lower end of the interval; NaN without one.
-        high: upper end of the interval; NaN without one.
-        write: how each of the three is written instead, such as `percent`.
+        value: The estimate.
+        low: Lower end of the interval; NaN without one.
+        high: Upper end of the interval; NaN without one.
+        write: Writes each of the three instead, such as `percent`.
 
     Returns:
         The value alone where there is no interval, or one of width zero.
     """
     if write is None:
-        digits = _digits_beside(value, high - low)
+        digits = _digits_for_width(value, high - low)
 
         def write(x: float) -> str:
             return _padded(x, digits)
@@ -54,12 +54,12 @@ def with_interval(value: float, low: float, high: float, write: Callable[[float]
     return f"{write(value)} [{write(low)}, {write(high)}]"
 
 
-def _digits_beside(value: float, width: float) -> int:
+def _digits_for_width(value: float, width: float) -> int:
     """Significant digits of a value whose last digit is the second digit of `width`."""
     if value == 0 or not width > 0 or not math.isfinite(width) or not math.isfinite(value):
         return _DIGITS
-    exponents = (math.floor(math.log10(abs(x))) for x in (value, width))
-    return min(max(next(exponents) - next(exponents) + 2, _DIGITS), _MOST_DIGITS)
+    exponent, width_exponent = (math.floor(math.log10(abs(x))) for x in (value, width))
+    return min(max(exponent - width_exponent + 2, _DIGITS), _MOST_DIGITS)
 
 
 def _padded(value: float, digits: int) -> str:
@@ -78,9 +78,9 @@ def with_error(value: float, std_error: float, digits: int = 4) -> str:
     """A value and its standard error.
 
     Args:
-        value: the estimate.
-        std_error: its standard error; NaN without one.
-        digits: significant digits of the value; the error has two.
+        value: The estimate.
+        std_error: Its standard error; NaN without one.
+        digits: Significant digits of the value; the error has two.
 
     Returns:
         654.3 ± 48, or the value alone where there is no error.

@@ -1,4 +1,4 @@
-"""One file, one plugin: estimators, tables, metrics and findings found by their place, and those other packages add."""
+"""Plugins: one file of a package's folder each (estimators, tables, metrics, figures), or an entry point."""
 
 from __future__ import annotations
 

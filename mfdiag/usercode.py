@@ -52,14 +52,14 @@ def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | Non
 
     Args:
         spec: FILE.py:name or pkg.module:name.
-        option: the command-line option that error messages mention.
-        arguments: keyword arguments of the call; none by default.
+        option: The command-line option that error messages mention.
+        arguments: Keyword arguments of the call; none by default.
 
     Returns:
         Whatever the callable returns.
 
     Raises:
-        InputError: the object cannot be loaded, or the call raises.
+        InputError: The object cannot be loaded, or the call raises.
     """
     factory = load_user_object(spec, option)
     with _importable(Path(spec.rpartition(":")[0]).resolve().parent if ".py:" in spec else Path.cwd()):

@@ -21,15 +21,15 @@ def read_yaml(path: Path, description: str, model: type[BaseModel]) -> tuple[yam
     """Reads a YAML mapping without validating it.
 
     Args:
-        path: the file.
-        description: what the file should be, for error messages.
-        model: the pydantic model of the mapping, for error messages.
+        path: The file.
+        description: What the file should be, for error messages.
+        model: The pydantic model of the mapping, for error messages.
 
     Returns:
         The root node, which knows the line of each entry, and the values.
 
     Raises:
-        InputError: the file cannot be read, is not YAML, or is not a mapping.
+        InputError: The file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -75,9 +75,9 @@ def problem_of(
     """Where the first validation error lies, and what is wrong there; an unknown field comes before all others.
 
     Args:
-        error: what validating `model` raised.
-        model: the pydantic model of the whole file.
-        extra_fields: further top-level fields that the caller accepts beside those of `model`.
+        error: What validating `model` raised.
+        model: The pydantic model of the whole file.
+        extra_fields: Further top-level fields that the caller accepts beside those of `model`.
 
     Returns:
         The field path and a sentence.

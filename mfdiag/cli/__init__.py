@@ -18,12 +18,12 @@ def main() -> None:
     from mfdiag.cli.app import app
 
     # Imports make about a million objects that live until the end. Traversing them again and again, and once more at
-    # exit, takes a quarter of a short run. What dies young, such as the graphs of a pass, is collected as before.
+    # exit, takes a quarter of a short run. What dies young, such as the graphs of a pass, is still collected.
     gc.set_threshold(*gc.get_threshold()[:2], _OLD_COLLECTIONS)
     atexit.register(gc.freeze)
     # Waiting threads of torch must not spin: beside other work that makes a measurement several times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without "±" is no reason to fail
+            stream.reconfigure(errors="replace")  # a terminal without "±" must not make a command fail
     app(prog_name="mfdiag")

@@ -20,12 +20,12 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """Turns what ends a command early into a line on stderr and an exit code, before typer applies its own codes."""
+    """Turns errors and interrupts into a line on stderr and an exit code, before typer applies its own codes."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, where a closed pipe can still be answered, not when Python exits
+            sys.stdout.flush()  # here, where a closed pipe can still be handled, not when Python exits
             return result
         except MfdiagError as error:
             _end(str(error), 2)
@@ -37,7 +37,7 @@ class _Commands(TyperGroup):
             _end("Not enough memory: lower --chunk, --samples or --bins.", 2)
         except KeyboardInterrupt as error:
             _end("; ".join(["interrupted", *map(str, error.args)]) + ".", 3)
-        except BrokenPipeError:  # stdout was closed, as by `| head`; Python must not find out again when it exits
+        except BrokenPipeError:  # stdout was closed, as by `| head`: keep Python from flushing it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
 
@@ -57,8 +57,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         sys.stdout.write(f"mfdiag {__version__}\n")
         raise typer.Exit
 

@@ -10,10 +10,10 @@ __all__ = ["checked_device"]
 
 
 def checked_device(name: str) -> str:
-    """`name` if it can be computed on. Raises InputError with the backend's reason otherwise."""
+    """`name`, if a computation on it works. Raises InputError with the backend's reason otherwise."""
     try:
-        torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device is no error yet
-    except Exception as error:  # each backend has errors of its own
+        torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device raises nothing yet
+    except Exception as error:  # each backend raises its own errors
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
         if reason.startswith("Expected one of"):  # torch lists every backend that it could be built with
             reason = "torch knows no such device"

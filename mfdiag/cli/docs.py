@@ -14,6 +14,7 @@ from mfdiag.cli.app import app
 from mfdiag.cli.list_ import KINDS, descriptions
 from mfdiag.measures import measured_tables
 from mfdiag.storage import atomic_write
+from mfdiag.tables.docs import markdown_table
 
 __all__ = ["PAGE", "markdown"]
 
@@ -39,11 +40,6 @@ The commands that measure checkpoints write their tables ([tables.md](tables.md)
 versions, hardware, seeds, hashes) and figures to the folder `--out`. A folder that already holds the table is refused
 unless `--resume` or `--overwrite` is given.
 """
-
-
-def _grid(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def _commands() -> list[tuple[str, Callable[..., Any]]]:
@@ -94,7 +90,7 @@ def _row(parameter: inspect.Parameter) -> tuple[str, str, str]:
 
 
 def _options(parameters: Iterable[inspect.Parameter]) -> str:
-    return _grid(("option", "default", "meaning"), map(_row, parameters))
+    return markdown_table(("option", "default", "meaning"), map(_row, parameters))
 
 
 def _section(name: str, command: Callable[..., Any], shared: set[str]) -> str:
@@ -110,7 +106,7 @@ def _section(name: str, command: Callable[..., Any], shared: set[str]) -> str:
         f"```console\n$ {example.strip()}\n```\n",
         f"Usage: `{usage}`\n",
     ]
-    parts.append(_grid(("argument", "meaning"), ((f"`{_kind(p)}`", _info(p).help or "") for p in arguments)))
+    parts.append(markdown_table(("argument", "meaning"), ((f"`{_kind(p)}`", _info(p).help or "") for p in arguments)))
     if own:
         parts.append(_options(own))
     if measuring:
@@ -136,7 +132,7 @@ def markdown() -> str:
     for kind in KINDS:
         parts += [
             f"### {kind}\n",
-            _grid(("name", "meaning"), ((f"`{n}`", text) for n, text in descriptions(kind).items())),
+            markdown_table(("name", "meaning"), ((f"`{n}`", text) for n, text in descriptions(kind).items())),
         ]
     return "\n".join(parts)
 

@@ -28,13 +28,21 @@ from mfdiag.models.checkpoint import bundled
 
 __all__ = ["Session", "measure_table", "parse_chunk", "session"]
 
-_RECORDED = ("model", "weights", "source", "coupling", "path", "prediction", "guidance")  # not in the tables
+_RECORDED = (
+    "model",
+    "weights",
+    "source",
+    "coupling",
+    "path",
+    "prediction",
+    "guidance",
+)  # decide the numbers, but are no columns of the tables
 
 
-def measure_table(table: MeasuredTable, typed: Options) -> None:
-    """Measure a table as the options say, write it with its figures, and print it."""
-    with session(typed) as work:
-        options = _with_card_objective(table, typed, work.say)
+def measure_table(table: MeasuredTable, options: Options) -> None:
+    """Measure a table under the options, write it and its figures, and print it."""
+    with session(options) as work:
+        options = _with_card_objective(table, options, work.say)
         job = TableJob(
             table,
             work.checkpoints,
@@ -50,14 +58,14 @@ def measure_table(table: MeasuredTable, typed: Options) -> None:
 
 @dataclass(frozen=True)
 class Session:
-    """What a command works with: its checkpoints, progress and notes on stderr, results on stdout.
+    """What a measuring command works with: checkpoints, progress and notes on stderr, results on stdout.
 
     Attributes:
         options: The shared options.
         checkpoints: What to measure; the bundled checkpoint if the user gave none.
         mode: What to do with earlier results in the folder.
         progress: Receives (label, done, total).
-        say: Receives one-line notes, and prints each once.
+        say: Receives one-line notes; each is printed once.
         console: Stderr.
     """
 
@@ -87,7 +95,7 @@ class Session:
 
 @contextmanager
 def session(options: Options) -> Iterator[Session]:
-    """Progress and notes while a command works. Raises InputError for --resume and --overwrite together."""
+    """Open the session of a command. Raises InputError for --resume and --overwrite together."""
     if options.resume and options.overwrite:
         raise InputError("--resume keeps earlier results and --overwrite replaces them: pass one of the two.")
     console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
@@ -108,7 +116,7 @@ def session(options: Options) -> Iterator[Session]:
 
 
 def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[str], None]) -> Options:
-    """The options, with a model card's objective where the user gave none."""
+    """The options, with the objective of the model card for those that the user did not pass."""
     objective = objective_of(options.model, table)
     defaults = {name: value for name, value in objective.items() if getattr(options, name) is None}
     if defaults:
@@ -121,7 +129,7 @@ def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """torch reports that memory ran out as a RuntimeError, in words that depend on the device."""
+    """Raise MemoryError for the RuntimeError of torch, whose text depends on the device."""
     try:
         yield
     except RuntimeError as error:

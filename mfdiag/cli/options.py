@@ -13,10 +13,11 @@ from typer.core import TyperCommand
 
 from mfdiag.measures.run.table import MeasuredTable
 
-__all__ = ["DATA", "MEASUREMENT", "MODEL", "OUTPUT", "OWN", "GroupedCommand", "Options", "measuring", "sharing"]
+__all__ = ["OWN", "GroupedCommand", "Options", "measuring", "sharing"]
 
-OWN, MODEL, DATA, MEASUREMENT, OUTPUT = "This command", "Model", "Data and objective", "Measurement", "Output"
-_GROUPS = (OWN, MODEL, DATA, MEASUREMENT, OUTPUT, "Options")
+OWN = "This command"
+_MODEL, _DATA, _MEASUREMENT, _OUTPUT = "Model", "Data and objective", "Measurement", "Output"
+_GROUPS = (OWN, _MODEL, _DATA, _MEASUREMENT, _OUTPUT, "Options")
 
 
 def _option(default: Any, group: str, help: str, **more: Any) -> Any:
@@ -58,93 +59,96 @@ class Options:
     )
     model: str | None = _option(
         None,
-        MODEL,
+        _MODEL,
         "Code that builds the network (it is run), for checkpoints that do not describe themselves; or a model card, "
         "which says what code to run and how to call the network, see `mfdiag list cards`.",
         metavar="FILE.py:factory|pkg.module:factory|CARD.yaml",
     )
-    weights: str = _option("raw", MODEL, "Which weights to measure.", metavar="ema|raw|KEY")
+    weights: str = _option("raw", _MODEL, "Which weights to measure.", metavar="ema|raw|KEY")
     proxy: str | None = _option(
         None,
-        MODEL,
+        _MODEL,
         "Source of the proxy velocity vhat; MODEL builds the teacher, as --model builds the checkpoint's network. "
         "[default: the model card's, ema if the file has EMA weights, else self]",
         metavar="self|ema|exact|teacher=PATH[@MODEL]",
     )
     prediction: str | None = _option(
         None,
-        MODEL,
+        _MODEL,
         "What the network predicts, see `mfdiag list predictions`. [default: the checkpoint's]",
         metavar="NAME[:args]",
     )
     data: str | None = _option(
         None,
-        DATA,
+        _DATA,
         "Data the model was trained on: a name from `mfdiag list datasets`, or a file or folder, see docs/data.md. "
         "[default: the checkpoint's]",
         metavar="NAME|PATH[:key=value,...]",
     )
     times: str | None = _option(
-        None, DATA, "Sampler of (r, t), see `mfdiag list times`. [default: the checkpoint's]", metavar="NAME[:args]"
+        None, _DATA, "Sampler of (r, t), see `mfdiag list times`. [default: the checkpoint's]", metavar="NAME[:args]"
     )
     source: str | None = _option(
-        None, DATA, "Distribution of x_1, see `mfdiag list sources`. [default: the checkpoint's]", metavar="NAME[:args]"
+        None,
+        _DATA,
+        "Distribution of x_1, see `mfdiag list sources`. [default: the checkpoint's]",
+        metavar="NAME[:args]",
     )
     coupling: str | None = _option(
         None,
-        DATA,
+        _DATA,
         "How x_0 and x_1 are paired, see `mfdiag list couplings`. [default: the checkpoint's]",
         metavar="NAME[:args]",
     )
     path: str | None = _option(
-        None, DATA, "Path from x_0 to x_1, see `mfdiag list paths`. [default: the checkpoint's]", metavar="NAME"
+        None, _DATA, "Path from x_0 to x_1, see `mfdiag list paths`. [default: the checkpoint's]", metavar="NAME"
     )
     guidance: str | None = _option(
         None,
-        DATA,
+        _DATA,
         "Guidance built into the objective, and the fraction of dropped labels, see `mfdiag list guidances`. [default: "
         "the model card's, else none]",
         metavar="NAME[:args]",
     )
     weighting: str | None = _option(
         None,
-        DATA,
+        _DATA,
         "Loss weight per sample. `adaptive` takes the sum of squares; add `,mean` for their mean, `,square` for the "
         "square of their sum. [default: the model card's, else none]",
         metavar="none|adaptive:p,eps",
     )
-    samples: int = _option(4096, MEASUREMENT, "Number of samples (x_0, x_1, r, t).")
+    samples: int = _option(4096, _MEASUREMENT, "Number of samples (x_0, x_1, r, t).")
     bins: str | None = _option(
-        None, MEASUREMENT, "Bins of r and t, or none. [default: 5,5; none for sweep; 1,5 for compare]", metavar="R,T"
+        None, _MEASUREMENT, "Bins of r and t, or none. [default: 5,5; none for sweep; 1,5 for compare]", metavar="R,T"
     )
     by: Literal["layer", "time", "none"] | None = _option(
-        None, MEASUREMENT, "Break results down. [default: layer for variance and compare, else none]"
+        None, _MEASUREMENT, "Break results down. [default: layer for variance and compare, else none]"
     )
     posterior: Literal["auto", "exact", "none"] = _option(
-        "auto", MEASUREMENT, "Exact posterior over the data; auto omits it where it would take minutes."
+        "auto", _MEASUREMENT, "Exact posterior over the data; auto omits it where it would take minutes."
     )
     derivative: str | None = _option(
         None,
-        MEASUREMENT,
+        _MEASUREMENT,
         "How to compute du/dx v + du/dt: exactly, or by central differences of step h in time; without h, of the step "
         "of least error. [default: the model card's, else exactly where the network allows]",
         metavar="auto|jvp|difference[:h]",
     )
-    seed: int = _option(0, MEASUREMENT, "Seed of the samples: sample i depends on (seed, i) alone.", min=0)
+    seed: int = _option(0, _MEASUREMENT, "Seed of the samples: sample i depends on (seed, i) alone.", min=0)
     engine: Literal["auto", "fast", "reference"] = _option(
-        "auto", MEASUREMENT, "How per-sample gradients are computed; reference is slow, with the same result."
+        "auto", _MEASUREMENT, "How per-sample gradients are computed; reference is slow, with the same result."
     )
-    chunk: str = _option("auto", MEASUREMENT, "Samples at once; changes no result.", metavar="auto|N")
-    device: str = _option("cpu", MEASUREMENT, "Where the network runs: cpu, cuda or cuda:N.")
-    dtype: Literal["float32", "float64"] = _option("float32", MEASUREMENT, "Precision of the network.")
-    out: Path = _option(Path("mfdiag-results"), OUTPUT, "Folder for tables and figures.", metavar="DIR")
-    format: Literal["table", "json", "csv"] = _option("table", OUTPUT, "What to print: a summary, or every row.")
-    resume: bool = _option(False, OUTPUT, "Keep what is measured and measure the rest.", names=("--resume",))
-    overwrite: bool = _option(False, OUTPUT, "Replace earlier results in the folder.", names=("--overwrite",))
-    quiet: bool = _option(False, OUTPUT, "Print no progress and no notes.", names=("--quiet", "-q"))
+    chunk: str = _option("auto", _MEASUREMENT, "Samples at once; changes no result.", metavar="auto|N")
+    device: str = _option("cpu", _MEASUREMENT, "Where the network runs: cpu, cuda or cuda:N.")
+    dtype: Literal["float32", "float64"] = _option("float32", _MEASUREMENT, "Precision of the network.")
+    out: Path = _option(Path("mfdiag-results"), _OUTPUT, "Folder for tables and figures.", metavar="DIR")
+    format: Literal["table", "json", "csv"] = _option("table", _OUTPUT, "What to print: a summary, or every row.")
+    resume: bool = _option(False, _OUTPUT, "Keep what is measured and measure the rest.", names=("--resume",))
+    overwrite: bool = _option(False, _OUTPUT, "Replace earlier results in the folder.", names=("--overwrite",))
+    quiet: bool = _option(False, _OUTPUT, "Print no progress and no notes.", names=("--quiet", "-q"))
 
 
-_RARE = ("beta", "gamma", "batch_size", "estimator", "extra", "floor", "by", "posterior")  # only for some tables
+_OF_SOME_TABLES = ("beta", "gamma", "batch_size", "estimator", "extra", "floor", "by", "posterior")
 
 
 class GroupedCommand(TyperCommand):
@@ -180,13 +184,13 @@ def _parameters() -> dict[str, inspect.Parameter]:
 
 
 def measuring(table: MeasuredTable) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
-    """Gives a function of `Options` the command line of a measured table: every shared option that it takes."""
-    left_out = set(_RARE) - set(table.options)
+    """Give a function of `Options` the command line of a measured table: every shared option that it takes."""
+    left_out = set(_OF_SOME_TABLES) - set(table.options)
     return sharing(*(name for name in _parameters() if name not in left_out))
 
 
 def sharing(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a function of `Options` and options of its own a command line of these and the shared ones in `names`.
+    """Give a function of `Options` and further options a command line: those, and the shared options in `names`.
 
     Shared options that are not in `names` keep their defaults.
     """

@@ -18,7 +18,7 @@ from mfdiag.numbers import percent, plain
 
 __all__ = ["print_outcome"]
 
-_UNLIMITED = 1000  # columns on a pipe, where a reader can scroll or cut
+_UNLIMITED = 1000  # columns on a pipe, where lines need not fit a screen
 
 
 def print_outcome(
@@ -54,7 +54,7 @@ def print_outcome(
 
 
 def _print_summary(summary: Summary, say: Callable[[str], None]) -> None:
-    """Prints a summary, without optional columns that the terminal has no room for."""
+    """Prints a summary, without optional columns that do not fit the terminal."""
     console = Console(file=sys.stdout)
     width = console.width if console.is_terminal else _UNLIMITED
     wide = Console(file=sys.stdout, width=_UNLIMITED, soft_wrap=True)

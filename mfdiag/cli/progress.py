@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then on a pipe."""
+"""Progress of long work on stderr: a bar on a terminal, a line every half minute on a pipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS = 30.0  # between two lines on a pipe
 
 @contextmanager
 def progress_on(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (label, done, total) that reports progress on the console; nothing where it is quiet."""
+    """A function (label, done, total) that reports progress on the console, unless that is quiet."""
     if console.quiet or not console.is_terminal:
         yield _Lines(console)
         return
@@ -27,7 +27,7 @@ def progress_on(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 class _Lines:
-    """Writes a line at most every half minute: what, how far, how long it took and will take."""
+    """Writes a line at most every half minute: label, samples done, elapsed and remaining time."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

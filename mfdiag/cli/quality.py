@@ -43,7 +43,7 @@ def command(
     nfe: Annotated[
         str,
         typer.Option(metavar="LIST", help="Numbers of steps, from t = 1 to 0 on an equal grid.", rich_help_panel=OWN),
-    ] = ("1,2,4"),
+    ] = "1,2,4",
     weights: Annotated[
         str,
         typer.Option(
@@ -84,10 +84,10 @@ def command(
     own = {"nfe": _steps(nfe), "weights": [key.strip() for key in weights.split(",")], "samples": samples}
     request = _request(options, metric, features, subsample=subsample, **own)
     axes = {name: getattr(options, name) for name in ("source", "path", "prediction")}
-    subjects = SubjectOptions(model=options.model, data=options.data, proxy="self", **axes)
+    subject_options = SubjectOptions(model=options.model, data=options.data, proxy="self", **axes)
     recorded = {"model": options.model, "data": options.data, **axes}
     with session(options) as work:
-        job = QualityJob(work.checkpoints, subjects, request, recorded=recorded, progress=work.progress)
+        job = QualityJob(work.checkpoints, subject_options, request, recorded=recorded, progress=work.progress)
         outcome = run(job, options.out, work.mode, say=work.say)
     work.show("quality", outcome, summary)
 

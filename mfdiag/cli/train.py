@@ -50,7 +50,7 @@ def command(
     from mfdiag.cli.progress import progress_on
     from mfdiag.training.grid import load_grid
 
-    cells = load_grid(spec)  # brings no torch: a bad file is answered at once
+    cells = load_grid(spec)  # does not import torch: a bad file is reported at once
     named = sorted({code for cell in cells for code in cell.spec.code})
     if named and not trust_code:
         raise InputError(f"{spec} refers to code, {', '.join(named)}: pass --trust-code to run it.")

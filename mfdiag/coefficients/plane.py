@@ -36,29 +36,29 @@ class ColumnLayout:
     within: np.ndarray | None
 
     @classmethod
-    def of_plane(cls, known: bool, target: bool = True) -> ColumnLayout:
-        """The maps for the cotangents of `measures.plans.plane_basis`.
+    def of_plane(cls, posterior_known: bool, target: bool = True) -> ColumnLayout:
+        """The maps for the cotangents of `plane_basis` (measures/parts/plane_plans.py).
 
-        With `target`, these are e_0, e_b, e_g and, if `known`, the conditional means A b of e_b and -b of e_g. Since
-        e_b - A b = -A v' and e_g + b = v', the conditional fluctuation [(1 - beta) A - (1 - gamma) I] v' is a
+        With `target`, they are e_0, e_b, e_g and, if `posterior_known`, the conditional means A b of e_b and -b of e_g.
+        Since e_b - A b = -A v' and e_g + b = v', the conditional fluctuation [(1 - beta) A - (1 - gamma) I] v' is a
         combination of these five (docs/theory.md#conditional).
 
         Args:
-            known: Whether the marginal velocity is known.
-            target: Whether gamma is free. If not, gamma stays 0 and the cotangents are e_0, e_b and, if `known`, their
-                conditional means.
+            posterior_known: Whether the posterior is known.
+            target: Whether gamma is free. If not, gamma stays 0 and the cotangents are e_0, e_b and, if
+                `posterior_known`, their conditional means.
 
         Returns:
             The maps.
         """
         if not target:
-            value = np.zeros((3, 4 if known else 2))
+            value = np.zeros((3, 4 if posterior_known else 2))
             value[0, 0] = value[1, 1] = 1
-            bias = np.roll(value, 2, axis=1) if known else value.copy()
-            within = value - bias if known else None
+            bias = np.roll(value, 2, axis=1) if posterior_known else value.copy()
+            within = value - bias if posterior_known else None
             bias[0] = 0
             return cls(value, bias, within)
-        if not known:
+        if not posterior_known:
             value = np.eye(3)
             return cls(value, value * [[0], [1], [1]], None)
         value = np.eye(3, 5)
@@ -73,9 +73,9 @@ class Quadratic:
     """Three quadratic forms in c = (1, beta, gamma), each [R, 3, 3].
 
     Attributes:
-        S: variance = c^T S c.
-        B: squared bias = c^T B c; None if it is not known.
-        W: conditional variance = c^T W c; None if it is not known.
+        S: Variance = c^T S c.
+        B: Squared bias = c^T B c; None if it is not known.
+        W: Conditional variance = c^T W c; None if it is not known.
     """
 
     S: np.ndarray

@@ -167,7 +167,7 @@ def _require_agreement(module: nn.Module, checked: CheckedJvp, say: Callable[[st
         distance, size = ((gap * part).flatten(2).norm(dim=2) for part in (exact - quotients, exact))
         return float((distance / (distance + size).clamp_min(torch.finfo(x.dtype).tiny)).max())
 
-    # a quick quotient that agrees settles it; one that disagrees may be wrong itself
+    # one quick quotient that agrees is enough; one that disagrees may be wrong itself
     with torch.no_grad():
         for step in _QUICK_STEPS:
             if error_against(difference_quotients(module, x.dtype, inputs, dx[:1], dt[:1], step)) <= _WRONG:

@@ -59,7 +59,7 @@ def jvp_by_double_backward(evaluate: Callable[..., Tensor], point: Point, tangen
 
 
 class _Elementary(TorchFunctionMode):
-    """Replaces functions whose derivative has a wrong gradient of its own by elementary steps.
+    """Replaces functions whose derivative has itself a wrong gradient by elementary steps.
 
     Softmax on dual numbers overwrites what reverse mode saved (https://github.com/pytorch/pytorch/issues/162350). The
     derivative of layer normalization treats its mean and scale as constants.

@@ -58,7 +58,7 @@ def jvps_by_double_backward(
         output: Tensor [n, *shape] with a graph to `inputs`; the graph is kept.
         inputs: Tensors that require a gradient.
         tangents: For each derivative, one tangent for each input, of its shape.
-        create_graph: Give the derivatives a gradient of their own.
+        create_graph: Record the derivatives themselves, so that they can be differentiated.
 
     Returns:
         One derivative [n, *shape] for each of `tangents`.

@@ -124,13 +124,13 @@ class FieldBuilder:
             vhat = guide(posterior.mean)
         else:
             vhat = self._proxy_velocity(x, t, labels)
-        known = posterior if self.posterior_known else None
+        of_fields = posterior if self.posterior_known else None  # else it serves the exact proxy alone
         velocities = Velocities(
             guide(batch.velocity),
             vhat,
-            marginal=None if known is None else guide(known.mean),
-            variance=None if known is None else factor**2 * self._cast(known.variance),
-            second_draw=guide(known.draw) if known is not None and self.needs.second_draw else None,
+            marginal=None if of_fields is None else guide(of_fields.mean),
+            variance=None if of_fields is None else factor**2 * self._cast(of_fields.variance),
+            second_draw=guide(of_fields.draw) if of_fields is not None and self.needs.second_draw else None,
         )
 
         def derivatives_at_point(dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,10 +21,10 @@ def draw_by_dataset(series: Mapping[str, pd.DataFrame], ylabel: str, title: str,
     """A panel for each data set, with a line over beta for each series.
 
     Args:
-        series: label -> rows of table `grid`; at most four.
-        ylabel: label of the vertical axes.
-        title: title of the figure.
-        *notes: sentences of the caption, without the last period.
+        series: Label -> rows of table `grid`; at most four.
+        ylabel: Label of the vertical axes.
+        title: Title of the figure.
+        *notes: Sentences of the caption, without the last period.
 
     Returns:
         The figure.

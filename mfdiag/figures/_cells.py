@@ -36,12 +36,12 @@ def draw_cell(
     """Draws a filled cell with its number, black or white, whichever is readable.
 
     Args:
-        axes: the panel.
-        outline: corners [n, 2].
-        color: red, green, blue and alpha [4], each in [0, 1].
-        text: the number; left out where `font_size` is too small to read.
-        font_size: in points.
-        hatched: whether the number is uncertain.
+        axes: The panel.
+        outline: Corners [n, 2].
+        color: Red, green, blue and alpha [4], each in [0, 1].
+        text: The number; left out where `font_size` is too small to read.
+        font_size: In points.
+        hatched: Whether the number is uncertain.
     """
     from matplotlib.patches import Polygon
 

@@ -42,16 +42,16 @@ def select(rows: pd.DataFrame, *, within: Sequence[str] = (), limit: int = 4) ->
     """Splits rows by model and setting, in the order of training steps.
 
     Args:
-        rows: tidy rows of one table.
-        within: settings that are compared within one part, such as "estimator".
-        limit: the most parts to keep. Above it only the last checkpoint of each run and setting is kept, and if those
+        rows: Tidy rows of one table.
+        within: Settings that are compared within one part, such as "estimator".
+        limit: The most parts to keep. Above it only the last checkpoint of each run and setting is kept, and if those
             are still too many, only the last of all.
 
     Returns:
         The parts with their labels.
 
     Raises:
-        InputError: there are no rows.
+        InputError: There are no rows.
     """
     nonempty(rows)
     settings = [name for name in _SETTINGS if name not in within]

@@ -88,12 +88,12 @@ def grid_of_axes(
     """A figure with a grid of panels.
 
     Args:
-        rows: panels from top to bottom.
-        columns: panels from left to right.
-        width: approximate width of a panel in inches.
-        height: approximate height of a panel in inches.
-        least: minimum width of the figure in inches, where title and legend stand side by side.
-        sharey: as in `Figure.subplots`.
+        rows: Panels from top to bottom.
+        columns: Panels from left to right.
+        width: Approximate width of a panel in inches.
+        height: Approximate height of a panel in inches.
+        least: Minimum width of the figure in inches, where title and legend stand side by side.
+        sharey: As in `Figure.subplots`.
 
     Returns:
         The figure, and its axes as an object array [rows, columns].
@@ -112,11 +112,11 @@ def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: st
     """Draws a series: values as a line with markers, 95 % intervals as a band.
 
     Args:
-        axes: the panel.
-        x: positions, one for each row.
-        rows: tidy rows in the order of `x`.
-        line: color, dashes and marker.
-        label: text for the legend.
+        axes: The panel.
+        x: Positions, one for each row.
+        rows: Tidy rows in the order of `x`.
+        line: Color, dashes and marker.
+        label: Text for the legend.
     """
     stride = 1 if len(rows) <= _DENSE else 3  # offset from series to series, so that equal curves both show
     axes.plot(
@@ -139,9 +139,9 @@ def heading(axes: Axes, title: str, columns: int = 1) -> None:
     """Puts the legend above the panel, where it hides no data, under the panel's title.
 
     Args:
-        axes: the panel.
-        title: title of the panel; "" for none.
-        columns: columns of the legend.
+        axes: The panel.
+        title: Title of the panel; "" for none.
+        columns: Columns of the legend.
     """
     handles, labels = axes.get_legend_handles_labels()
     legend = axes.legend(
@@ -170,8 +170,8 @@ def save(figure: Figure, path: Path, kind: str) -> None:
     """Writes the figure.
 
     Args:
-        figure: a finished figure.
-        path: the file to write.
+        figure: A finished figure.
+        path: The file to write.
         kind: "svg" or "png". The same figure gives the same SVG, which carries no date.
     """
     import matplotlib as mpl

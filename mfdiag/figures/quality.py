@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURE", "MOST_MODELS", "draw", "rows"]
+__all__ = ["FIGURE", "draw", "rows"]
 
-MOST_MODELS = 40
+_MOST_MODELS = 40  # one row each; more do not fit a page
 _COLUMNS = 3
 _LETTER_WIDTH = 0.06  # inches, in the label of a row
 
@@ -36,7 +36,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
     `frame` is table `quality`. Raises InputError where there is nothing to draw.
     """
-    selection = select(rows(frame), limit=MOST_MODELS)
+    selection = select(rows(frame), limit=_MOST_MODELS)
     series = [
         (", ".join(filter(None, [label, str(weights)])), part)
         for label, model in selection.items

@@ -64,7 +64,7 @@ class CoupledPairs(NamedTuple):
         x0: float64 [n, *shape].
         x1: float64 [n, *shape].
         labels: int64 [n], or None.
-        weight: weight of each sample's loss [n], with mean 1, or None if all weights are 1.
+        weight: Weight of each sample's loss [n], with mean 1, or None if all weights are 1.
     """
 
     x0: np.ndarray
@@ -218,7 +218,7 @@ class FilePairs:
     """Stored pairs, sampled like the points of a data file.
 
     Attributes:
-        name: the specification.
+        name: The specification.
         x0: [N, *shape], in memory or on disk.
         x1: [N, *shape], in memory or on disk.
         stored_labels: int64 [N], or None.
@@ -252,8 +252,8 @@ class Gibbs(_DataLabels):
     The weighted pairs represent the coupling whose density is proportional to the weight. Its marginals are tilted.
 
     Attributes:
-        eps: temperature, above 0.
-        log_mean: logarithm of the expectation.
+        eps: Temperature, above 0.
+        log_mean: Logarithm of the expectation.
     """
 
     eps: float
@@ -264,9 +264,9 @@ class Gibbs(_DataLabels):
         """Estimates the expectation from a fixed sample of 4,096 pairs.
 
         Args:
-            eps: temperature, above 0.
-            data: distribution of x_0.
-            source: distribution of x_1.
+            eps: Temperature, above 0.
+            data: Distribution of x_0.
+            source: Distribution of x_1.
 
         Returns:
             The coupling.
@@ -298,16 +298,16 @@ def parse_coupling(spec: str, data: Data, source: Source, teacher: Callable[[str
     """The coupling of a specification: a key of `COUPLINGS` with arguments.
 
     Args:
-        spec: the specification.
-        data: distribution of x_0.
-        source: distribution of x_1.
-        teacher: maps the path of a checkpoint to its velocity. Called for `reflow` alone.
+        spec: The specification.
+        data: Distribution of x_0.
+        source: Distribution of x_1.
+        teacher: Maps the path of a checkpoint to its velocity. Called for `reflow` alone.
 
     Returns:
         The coupling.
 
     Raises:
-        InputError: an unknown name, wrong arguments, or a file that does not fit the data.
+        InputError: An unknown name, wrong arguments, or a file that does not fit the data.
     """
     name, _, text = spec.partition(":")
     if name == "independent":

@@ -17,9 +17,9 @@ def alpha_at(progress: float, gamma: float = 25.0, clamp: float = 0.005) -> floa
     """alpha-Flow's coefficient (arXiv 2510.20771): 1 is trajectory flow matching, 0 is MeanFlow.
 
     Args:
-        progress: completed fraction of the annealing, in [0, 1].
-        gamma: steepness of the falling sigmoid, above 0.
-        clamp: distance from 0 and 1 within which the coefficient is set to 0 or 1, in [0, 0.5).
+        progress: Completed fraction of the annealing, in [0, 1].
+        gamma: Steepness of the falling sigmoid, above 0.
+        clamp: Distance from 0 and 1 within which the coefficient is set to 0 or 1, in [0, 0.5).
 
     Returns:
         The coefficient, in [0, 1].

@@ -38,7 +38,7 @@ class DensityTimes:
     (docs/theory.md#times-density). Cells that `base` never draws from have weight 1.
 
     Raises:
-        InputError: the probabilities do not fit the cells, or `base` is stratified or has weights of its own.
+        InputError: The probabilities do not fit the cells, or `base` is stratified or has weights of its own.
     """
 
     kind: ClassVar[str] = "density"
@@ -149,7 +149,7 @@ def cell_numbers(r: np.ndarray, t: np.ndarray, bins: tuple[int, int]) -> np.ndar
     Args:
         r: float64 [n], with r <= t.
         t: float64 [n] in [0, 1].
-        bins: number of bins of r and of t.
+        bins: Number of bins of r and of t.
 
     Returns:
         int [n], row numbers of `density_cells(bins)`.

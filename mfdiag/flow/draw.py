@@ -28,16 +28,16 @@ class Batch:
     """n samples, with all tensors in float64.
 
     Attributes:
-        index: sample numbers, int64 [n].
-        x0: data [n, *shape].
-        x1: noise [n, *shape].
-        r: interval starts [n], with r <= t.
-        t: times [n].
+        index: Sample numbers, int64 [n].
+        x0: Data [n, *shape].
+        x1: Noise [n, *shape].
+        r: Interval starts [n], with r <= t.
+        t: Times [n].
         labels: int64 [n], or None if the model takes none. Dropped labels are the null label.
-        weight: factor of each sample's loss [n], or None if all factors are 1.
-        path: the path from x_0 to x_1.
-        dropped: under guidance, whether the label was replaced by the null label, bool [n]; else None.
-        scale: under guidance, strength and interval of each sample; else None.
+        weight: Factor of each sample's loss [n], or None if all factors are 1.
+        path: The path from x_0 to x_1.
+        dropped: Under guidance, whether the label was replaced by the null label, bool [n]; else None.
+        scale: Under guidance, strength and interval of each sample; else None.
     """
 
     index: np.ndarray
@@ -87,11 +87,11 @@ def why_posterior_unknown(
     """Why the exact posterior velocity is not known.
 
     Args:
-        data: distribution of x_0.
-        source: distribution of x_1.
-        coupling: joint distribution of the two.
-        conditional: whether the model takes labels.
-        guidance: the guidance of the objective, or None.
+        data: Distribution of x_0.
+        source: Distribution of x_1.
+        coupling: Joint distribution of the two.
+        conditional: Whether the model takes labels.
+        guidance: The guidance of the objective, or None.
 
     Returns:
         A clause for a note to the user, or None if the posterior is known (on any path).
@@ -115,17 +115,17 @@ class Draws:
     """How samples are drawn: distributions, path and seed.
 
     Attributes:
-        data: distribution of x_0.
-        times: distribution of (r, t).
-        seed: seed of all random numbers.
-        conditional: whether batches have labels, because the model takes them.
-        exact_posterior: whether to compute the exact posterior if it is known.
-        source: distribution of x_1; None is N(0, I).
-        coupling: joint distribution of x_0 and x_1.
-        path: the path from x_0 to x_1.
-        stream_prefix: start of the names of the random streams, so that training and measuring see other samples.
-        guidance: the guidance of the objective, which drops a fraction of the labels; or None.
-        null_label: the label that replaces dropped ones.
+        data: Distribution of x_0.
+        times: Distribution of (r, t).
+        seed: Seed of all random numbers.
+        conditional: Whether batches have labels, because the model takes them.
+        exact_posterior: Whether to compute the exact posterior if it is known.
+        source: Distribution of x_1; None is N(0, I).
+        coupling: Joint distribution of x_0 and x_1.
+        path: The path from x_0 to x_1.
+        stream_prefix: Start of the names of the random streams, so that training and measuring see other samples.
+        guidance: The guidance of the objective, which drops a fraction of the labels; or None.
+        null_label: The label that replaces dropped ones.
     """
 
     data: Data
@@ -147,7 +147,7 @@ class Draws:
 
     @cached_property
     def posterior(self) -> Posterior | None:
-        """The exact posterior velocity, or None if it is not known or not wanted."""
+        """The exact posterior velocity, or None if it is not known or not requested."""
         source = self.marginals.source
         if not self.exact_posterior or why_posterior_unknown(
             self.data, source, self.coupling, self.conditional, self.guidance
@@ -167,9 +167,9 @@ class Draws:
         """Uniform numbers of the samples `index` for one purpose.
 
         Args:
-            purpose: name of the random stream, without the prefix.
-            index: sample numbers [n].
-            width: numbers per sample.
+            purpose: Name of the random stream, without the prefix.
+            index: Sample numbers [n].
+            width: Numbers per sample.
 
         Returns:
             float64 [n, width] in (0, 1).

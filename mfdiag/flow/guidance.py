@@ -52,9 +52,9 @@ class GuidanceFactors(NamedTuple):
     """Factors in v_g, each [n].
 
     Attributes:
-        data: of the conditional velocity v_c.
-        labeled: of the network's velocity with the sample's label.
-        null: of the network's velocity with the null label.
+        data: Of the conditional velocity v_c.
+        labeled: Of the network's velocity with the sample's label.
+        null: Of the network's velocity with the null label.
     """
 
     data: Tensor
@@ -71,13 +71,13 @@ class Guidance:
     """One formula with its arguments.
 
     Attributes:
-        name: the canonical specification.
-        factors_inside: maps omega [n] to the three factors inside the interval.
-        sample_scale: draws what may differ between samples.
-        drop: fraction of labels that become null, in [0, 1].
-        network: whose velocity guides: the measured network's at r = t, that of its head, or a teacher's.
-        factors_outside: the three factors outside the interval.
-        guides_null: whether samples with the null label are guided too. If not, they keep v_c.
+        name: The canonical specification.
+        factors_inside: Maps omega [n] to the three factors inside the interval.
+        sample_scale: Draws what may differ between samples.
+        drop: Fraction of labels that become null, in [0, 1].
+        network: Whose velocity guides: the measured network's at r = t, that of its head, or a teacher's.
+        factors_outside: The three factors outside the interval.
+        guides_null: Whether samples with the null label are guided too. If not, they keep v_c.
         changes_velocity: False if labels are dropped but v_g equals v_c.
     """
 
@@ -94,9 +94,9 @@ class Guidance:
         """The factors of each sample.
 
         Args:
-            scale: strength and interval of each sample.
-            t: times [n].
-            dropped: whether the label is null, bool [n].
+            scale: Strength and interval of each sample.
+            t: Times [n].
+            dropped: Whether the label is null, bool [n].
 
         Returns:
             Factors of v_c and of the two velocities of the guiding network.

@@ -37,10 +37,10 @@ class Path:
     is x_0 = x_1 - u(x_1, 0, 1).
 
     Attributes:
-        name: the specification `parse_path` reads.
-        alpha: the factor of x_0.
-        sigma: the factor of x_1.
-        slopes: the derivatives alpha' and sigma', or None to compute them by forward mode.
+        name: The specification `parse_path` reads.
+        alpha: The factor of x_0.
+        sigma: The factor of x_1.
+        slopes: The derivatives alpha' and sigma', or None to compute them by forward mode.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Path:
         """Points of the path.
 
         Args:
-            x0: data [n, *shape].
-            x1: noise [n, *shape].
-            t: times [n] in [0, 1].
+            x0: Data [n, *shape].
+            x1: Noise [n, *shape].
+            t: Times [n] in [0, 1].
 
         Returns:
             x_t [n, *shape].
@@ -75,9 +75,9 @@ class Path:
         """The conditional velocity v_c = alpha'(t) x_0 + sigma'(t) x_1.
 
         Args:
-            x0: data [n, *shape].
-            x1: noise [n, *shape].
-            t: times [n] in [0, 1].
+            x0: Data [n, *shape].
+            x1: Noise [n, *shape].
+            t: Times [n] in [0, 1].
 
         Returns:
             v_c [n, *shape].

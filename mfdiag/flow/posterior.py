@@ -26,10 +26,10 @@ class PosteriorVelocity(NamedTuple):
     """Posterior of v_c given x_t.
 
     Attributes:
-        mean: the marginal velocity v(x_t, t) [n, *shape].
-        variance: diagonal of the covariance Sigma [n, *shape]; its sum over coordinates is tr Sigma.
-        draw: one fresh draw of v_c [n, *shape], independent of the v_c that x_t was made from.
-        log_density: log p(x_t | t) [n], up to a constant in x_t and t.
+        mean: The marginal velocity v(x_t, t) [n, *shape].
+        variance: Diagonal of the covariance Sigma [n, *shape]; its sum over coordinates is tr Sigma.
+        draw: One fresh draw of v_c [n, *shape], independent of the v_c that x_t was made from.
+        log_density: Log p(x_t | t) [n], up to a constant in x_t and t.
     """
 
     mean: Tensor
@@ -68,9 +68,9 @@ class MixturePosterior:
         """Builds the posterior from covariance matrices.
 
         Args:
-            weights: of the components [k], sum 1.
-            means: of the components [k, d].
-            covariances: of the components [k, d, d].
+            weights: Of the components [k], sum 1.
+            means: Of the components [k, d].
+            covariances: Of the components [k, d, d].
 
         Returns:
             The posterior.
@@ -83,9 +83,9 @@ class MixturePosterior:
         """Builds the posterior of N(mean, std^2 I).
 
         Args:
-            mean: mean of every coordinate.
-            std: standard deviation of every coordinate, above 0.
-            dim: number of coordinates.
+            mean: Mean of every coordinate.
+            std: Standard deviation of every coordinate, above 0.
+            dim: Number of coordinates.
 
         Returns:
             The posterior.
@@ -123,10 +123,10 @@ def match_labels(
     """Groups of data points and samples that share a label.
 
     Args:
-        data_labels: labels of the data points [data_size], or None.
-        sample_labels: labels of the samples [sample_size], or None.
-        data_size: number of data points.
-        sample_size: number of samples.
+        data_labels: Labels of the data points [data_size], or None.
+        sample_labels: Labels of the samples [sample_size], or None.
+        data_size: Number of data points.
+        sample_size: Number of samples.
 
     Returns:
         Row numbers of the data points and of the samples of each label. One group of all if either has no labels.

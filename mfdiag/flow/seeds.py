@@ -19,10 +19,10 @@ def uniforms(seed: int, stream: str, index: np.ndarray, width: int) -> np.ndarra
     consecutive indices is one call.
 
     Args:
-        seed: the seed of the run.
-        stream: the purpose, such as "data", "noise" or "times". Numbers of different purposes are independent.
-        index: sample numbers, int64 [n], in any order.
-        width: uniform numbers per sample.
+        seed: The seed of the run.
+        stream: The purpose, such as "data", "noise" or "times". Numbers of different purposes are independent.
+        index: Sample numbers, int64 [n], in any order.
+        width: Uniform numbers per sample.
 
     Returns:
         float64 [n, width], never 0 and never 1.
@@ -45,10 +45,10 @@ def normals(seed: int, stream: str, index: np.ndarray, width: int) -> np.ndarray
     """Standard normal numbers for the samples `index`: the normal quantiles of `uniforms`.
 
     Args:
-        seed: the seed of the run.
-        stream: the purpose, see `uniforms`.
-        index: sample numbers, int64 [n], in any order.
-        width: normal numbers per sample.
+        seed: The seed of the run.
+        stream: The purpose, see `uniforms`.
+        index: Sample numbers, int64 [n], in any order.
+        width: Normal numbers per sample.
 
     Returns:
         float64 [n, width].

@@ -142,8 +142,8 @@ class MixedSource:
     Attributes:
         means: float64 [C, *shape], one for each of C labels; C = 1 without labels.
         variances: float64 [C], per coordinate.
-        low: smallest w, in [0, 1].
-        high: largest w, in [low, 1].
+        low: Smallest w, in [0, 1].
+        high: Largest w, in [low, 1].
     """
 
     means: np.ndarray

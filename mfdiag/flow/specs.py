@@ -20,15 +20,15 @@ def parse_arguments(
     """Parses the arguments of `NAME:1,2` or `NAME:a=1,b=2`: positional ones first, then keywords.
 
     Args:
-        spec: the specification, with or without arguments.
-        parameters: the default of each parameter by name, in order; None if the argument is required.
-        integers: parameters that must be whole numbers of at least 1. Their values come back as int.
+        spec: The specification, with or without arguments.
+        parameters: The default of each parameter by name, in order; None if the argument is required.
+        integers: Parameters that must be whole numbers of at least 1. Their values come back as int.
 
     Returns:
         The value of each parameter, in the order of `parameters`.
 
     Raises:
-        InputError: wrong number of arguments, an unknown or repeated keyword, or a value that is not such a number.
+        InputError: Wrong number of arguments, an unknown or repeated keyword, or a value that is not such a number.
     """
     name, _, text = spec.partition(":")
     usage = ",".join(key if default is None else f"[{key}={default}]" for key, default in parameters.items())

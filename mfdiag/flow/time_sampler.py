@@ -87,9 +87,9 @@ def logit_normal_pairs(u: np.ndarray, mu: float, sigma: float) -> TimePairs:
     """Sorted pairs of two draws of sigmoid(N(mu, sigma^2)).
 
     Args:
-        u: uniform numbers [n, 2] in (0, 1).
-        mu: mean of the normal distribution.
-        sigma: standard deviation of the normal distribution, above 0.
+        u: Uniform numbers [n, 2] in (0, 1).
+        mu: Mean of the normal distribution.
+        sigma: Standard deviation of the normal distribution, above 0.
 
     Returns:
         The smaller and the larger draw, each float64 [n].

@@ -90,7 +90,7 @@ class Accumulator:
         runs = _runs(leaf)  # samples of one cell
         segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]  # and block
         begins = np.array([start for start, _ in segments], dtype=int)
-        # of each cell: its first segment, the one after its last, and their blocks
+        # (cell, its first segment, the one after its last, their blocks)
         cells = [(int(leaf[begins[a]]), a, b, _rows(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
         norms = torch.zeros(samples, self.groups, self.size, dtype=torch.float64)
         grams: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What every engine provides, whichever way it computes gradients."""
+"""What every engine provides, however it computes gradients."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ class LossEngine:
         self.bare = engine.capabilities.bare
         self.slow = [self._slow_parameters(loss, fields) if engine.uses_rules else list(self.state) for loss in losses]
         if engine.uses_rules and (slow := {name for names in self.slow for name in names}):
-            some = f"{len(slow)} parameter{'s' * (len(slow) > 1)}"
-            say(f"{some} computed one sample at a time for some estimators, with the same result: first {min(slow)}.")
+            count = f"{len(slow)} parameter{'s' * (len(slow) > 1)}"
+            say(f"{count} computed one sample at a time for some estimators, with the same result: first {min(slow)}.")
 
     def append_losses(self, factors: Iterator[tuple[str, Factors]], fields: Fields) -> Iterator[tuple[str, Factors]]:
         """Each parameter's `factors` of the cotangents, followed by those of each loss, as one group."""
@@ -125,16 +125,16 @@ class LossEngine:
         parts: dict[str, list[Factors]] = defaultdict(list)
         for use, g in zip(uses, gradients, strict=False):
             layer = self.layers[use.layer]
-            points = len(g) // n  # point k of every sample is a use of its own
+            points = len(g) // n  # point k of every sample counts as a separate use
             for k in range(points):
                 tangent = None if use.tangent is None else use.tangent[k::points]
                 by_parameter = _rule_factors(layer, use.input[k::points], tangent, g[None, k::points])
                 for local, p in layer.named_parameters(recurse=False):
                     if local in by_parameter:
                         parts[self.names[id(p)]].append(by_parameter[local])
-        ruled = {name: sum_over_uses(uses_of, n, self.state[name].numel()) for name, uses_of in parts.items()}
+        by_rules = {name: sum_over_uses(factors, n, self.state[name].numel()) for name, factors in parts.items()}
         of_copies = zip(bare, gradients[len(uses) :], strict=True)
-        return {**ruled, **{name: Dense(g.reshape(1, n, -1)) for name, g in of_copies}}
+        return {**by_rules, **{name: Dense(g.reshape(1, n, -1)) for name, g in of_copies}}
 
     def _slow_parameters(self, loss: Loss, fields: Fields) -> list[str]:
         """Parameters whose gradients from `_batched` disagree with those of `_sample_by_sample`."""

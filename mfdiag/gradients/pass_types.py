@@ -24,7 +24,7 @@ __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks"]
 
 _MOST_BINS = 100  # of one time; more leave too few samples in each
 
-Engines = Literal["auto", "fast", "reference"]
+EngineKind = Literal["auto", "fast", "reference"]
 
 
 class Plan(Protocol):
@@ -77,7 +77,7 @@ class PassSettings:
     samples: int = 4096
     bins: tuple[int, int] | None = None
     chunk: int | None = None
-    engine: Engines = "auto"
+    engine: EngineKind = "auto"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     derivative: str = "auto"
@@ -89,8 +89,8 @@ class PassSettings:
             raise InputError(f"--chunk must be at least 1, got {self.chunk}.")
         if self.bins is not None and not all(1 <= count <= _MOST_BINS for count in self.bins):
             raise InputError(f"--bins takes two whole numbers from 1 to {_MOST_BINS}, got {self.bins}.")
-        if self.engine not in get_args(Engines):
-            raise did_you_mean("engine", self.engine, get_args(Engines))
+        if self.engine not in get_args(EngineKind):
+            raise did_you_mean("engine", self.engine, get_args(EngineKind))
         parse_derivative(self.derivative)
 
     def cast(self, values: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class PassResult:
     derivative: str = "jvp"
 
     def reported(self, cell: int) -> bool:
-        """Whether the cell's moments are estimates under one law of the samples."""
+        """Whether the cell's moments are estimates under one distribution of the samples."""
         return not self.stratified or cell in self.cells.leaf
 
 

@@ -64,18 +64,18 @@ def per_sample_gradients(
 def _one_by_one(
     module: nn.Module, inputs: Inputs, cotangents: Tensor, parameters: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The same by a loop."""
+    """`per_sample_gradients` of `parameters`, by a loop over samples and cotangents."""
     x, r, t, labels = inputs
     state = {name: p.detach() for name, p in module.named_parameters()}
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     places = parameter_places(module)
     gradients = {name: p.new_empty(*cotangents.shape[:2], *p.shape) for name, p in parameters.items()}
     for i in range(len(x)):
-        one = slice(i, i + 1)
+        sample = slice(i, i + 1)
         with torch.enable_grad():
-            batch = (x[one], r[one], t[one], None if labels is None else labels[one])
+            batch = (x[sample], r[sample], t[sample], None if labels is None else labels[sample])
             u = call(module, places, {**state, **leaves}, batch)
-        for c, e in enumerate(cotangents[:, one]):
+        for c, e in enumerate(cotangents[:, sample]):
             products = vjp([u], [e], list(leaves.values()), retain_graph=True)
             for name, product in zip(leaves, products, strict=True):
                 gradients[name][c, i] = product

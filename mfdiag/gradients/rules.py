@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from mfdiag.gradients.factors import Dense, Factors, Outer
 
-__all__ = ["LINEAR_RULES", "RULES", "Rule", "is_guess", "rule_for"]
+__all__ = ["LINEAR_RULES", "Rule", "is_guess", "rule_for"]
 
 Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Factors]]
 """(module, input [n, ...], output cotangents [C, n, ...]) -> parameter name within the module -> factors."""
 
-RULES: dict[type[nn.Module], Rule] = {}
+_RULES: dict[type[nn.Module], Rule] = {}
 
 
 def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(types, rule))
+        _RULES.update(dict.fromkeys(types, rule))
         return rule
 
     return register
@@ -37,7 +37,7 @@ def rule_for(module: nn.Module) -> Rule | None:
     kind = _known_kind(module)
     if kind is None:
         return _likely_rule(module)
-    return RULES[kind] if _rule_applies(module) else None
+    return _RULES[kind] if _rule_applies(module) else None
 
 
 def is_guess(module: nn.Module) -> bool:
@@ -46,7 +46,7 @@ def is_guess(module: nn.Module) -> bool:
 
 
 def _known_kind(module: nn.Module) -> type[nn.Module] | None:
-    return next((k for k in RULES if isinstance(module, k) and type(module).forward is k.forward), None)
+    return next((k for k in _RULES if isinstance(module, k) and type(module).forward is k.forward), None)
 
 
 def _likely_rule(module: nn.Module) -> Rule | None:

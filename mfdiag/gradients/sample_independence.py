@@ -17,7 +17,7 @@ from mfdiag.gradients.functional import hooked
 __all__ = ["mixing_layer", "require_repeatable"]
 
 _CLOSE = 1e-4  # relative; other kernels, or another order of summation, stay far below
-_COPIES = 16  # enough for an occasional label drop to occur
+_COPIES = 16  # enough that an occasional label drop shows
 
 
 class _Call(NamedTuple):
@@ -66,7 +66,7 @@ def _looks_random(module: nn.Module, inputs: Inputs) -> bool:
 
 def _generators(device: torch.device) -> list[object]:
     """States of the global generators that networks draw from."""
-    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that others' code draws from
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the global one, which networks may draw from
     of_torch = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
     return [random.getstate(), str(of_numpy), *(state.numpy().tobytes() for state in of_torch)]
 

@@ -30,7 +30,7 @@ from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks", "evaluate_batch", "run_pass"]
 
-_ENGINE_SAMPLES = 2  # samples the engine is tried on before a pass starts; each costs a gradient of its own
+_ENGINE_SAMPLES = 2  # samples the engine is tried on before a pass starts; each costs one gradient
 _DERIVATIVE_SAMPLES = 4  # samples the derivative is checked on
 _CHUNK_BYTES = 288 << 20  # activations of a chunk; a larger chunk was no faster on a DiT of 4M parameters
 _LARGEST_CHUNK = 1024  # a larger chunk was no faster on a small network
@@ -107,7 +107,7 @@ class _PreparedPass:
     totals: _Totals
 
     def measure(self, plan: Plan, index: np.ndarray) -> None:
-        """Adds the samples `index`. On return the chunk's tensors are freed, before the next chunk needs them."""
+        """Add the samples `index`. The chunk's tensors are freed on return, before the next chunk needs memory."""
         inputs, fields, graph = evaluate_batch(self.builder, self.engine, self.derivative, self.draws.batch(index))
         cotangents = fields.apply_weight(plan.cotangents(fields), axis=1)
         _require_finite(cotangents, fields, inputs, index)
@@ -122,7 +122,7 @@ class _PreparedPass:
         self.totals.add(index, plan.scalars(fields), outputs, by_own_name)
 
     def result(self) -> PassResult:
-        """What the pass measured, once every sample is in."""
+        """What the pass measured, once every sample is added."""
         return PassResult(
             cells=self.cells,
             gradient=self.totals.gradient,
@@ -147,12 +147,12 @@ def _prepare(
     """Copies the networks, sorts the samples into cells, and tries engine and derivative on the first samples."""
     r, t = draws.times_of(np.arange(settings.samples))
     bins = settings.bins
-    if isinstance(draws.times, GridTimes):  # only its own cells hold samples of one law
+    if isinstance(draws.times, GridTimes):  # only in its own cells do all samples have one distribution
         bins = (draws.times.r_bins, draws.times.t_bins)
     cells = make_cells(r, t, bins)
     builder = _field_builder(plan, module, draws, settings, support)
     measured = builder.module
-    # derivatives are checked where they matter, which is not at r = t
+    # at r = t derivatives do not enter the residual, so they are checked elsewhere
     candidates = np.flatnonzero(r < t) if (r < t).any() else np.arange(settings.samples)
     engine, derivative = _try_engine_and_derivative(builder, candidates[:_DERIVATIVE_SAMPLES], settings, say)
     activation_bytes, losses = engine.capabilities.bytes_per_sample, None
@@ -160,7 +160,7 @@ def _prepare(
         first = draws.batch(cells.order[:_ENGINE_SAMPLES])
         _, fields, graph = evaluate_batch(builder, engine, derivative, first)
         losses = LossEngine(measured, engine, plan.losses, fields, say, derivative.jvp)
-        if graph is not None:  # of the layers that the engine settled on
+        if graph is not None:  # after the trials, which may have changed the layers
             activation_bytes = graph.bytes_per_sample
     at_once = plan.groups * plan.size + 2  # cotangents, and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (activation_bytes * at_once + 1), cells)
@@ -213,7 +213,7 @@ def evaluate_batch(
     """
     inputs = builder.inputs(batch)
     graph = engine.forward_graph(inputs)
-    # with a `jvp` of its own the derivative is a difference, which double backward must not replace
+    # a derivative with a `jvp` is a difference quotient, which double backward must not replace
     shared = graph.derivatives if graph is not None and graph.reversible and derivative.jvp is None else None
     return inputs, builder.fields(batch, inputs, derivative.differentiate, shared), graph
 

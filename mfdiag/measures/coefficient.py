@@ -11,7 +11,6 @@ from mfdiag.tables.columns import BINS, LAYER, gradient_table
 from mfdiag.tables.fields import Column, Quantity
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from mfdiag.coefficients.plane import ColumnLayout
@@ -113,7 +112,7 @@ def rows(measurement: Measurement, plan: PlanePlan, result: PassResult) -> Mappi
     _add_gradient_form(rows, result, plan.layout, request.batch_sizes, request.by_layer)
     if not result.stratified:
         _add_held_out(rows, result, plan.layout)
-    if plan.known and result.output is not None:
+    if plan.posterior_known and result.output is not None:
         _add_output_forms(rows, result, plan.layout)
         _add_isotropic_and_diagonal(rows, result, measurement.dim)
     return {"coefficient": rows.frame()}
@@ -138,19 +137,16 @@ def _add_gradient_form(
         assert form.B is not None
         for role, k in _ROLES.items():
             constant = is_degenerate(form.S, k)
-
-            def add(quantity: str, replicates: np.ndarray, n: int | None = None, **more: Any) -> None:
-                estimate = jackknife(replicates, moments.count)  # noqa: B023
-                estimate = estimate.inverse() if quantity == "critical_batch" else estimate
-                rows.add(quantity, estimate, box, **_keys("gradient", role, layer, n), **more)  # noqa: B023
-
-            add("optimum", form.optimum(form.S, 0, (k,))[:, 0], degenerate=constant)
-            for n in batch_sizes:
-                add("optimum", form.optimum(form.S, n, (k,))[:, 0], n, degenerate=constant)
+            for n in (None, *batch_sizes):
+                optimum = jackknife(form.optimum(form.S, n or 0, (k,))[:, 0], moments.count)
+                rows.add("optimum", optimum, box, **_keys("gradient", role, layer, n), degenerate=constant)
+            keys = _keys("gradient", role, layer)
             if form.W is not None:
-                add("conditional_optimum", form.optimum(form.W, 0, (k,))[:, 0], degenerate=is_degenerate(form.W, k))
+                optimum = jackknife(form.optimum(form.W, 0, (k,))[:, 0], moments.count)
+                rows.add("conditional_optimum", optimum, box, **keys, degenerate=is_degenerate(form.W, k))
             with np.errstate(divide="ignore", invalid="ignore"):
-                add("critical_batch", form.B[:, k, k] / form.S[:, k, k], degenerate=constant)
+                inverse = jackknife(form.B[:, k, k] / form.S[:, k, k], moments.count)  # has a finite variance
+            rows.add("critical_batch", inverse.inverse(), box, **keys, degenerate=constant)
 
 
 def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
@@ -160,15 +156,15 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
     from mfdiag.gradients.moments import jackknife
 
-    replicates = [half.replicates() for half in result.gradient.halves()]
-    fitted, held_out = (gradient_quadratic(half, layout) for half in replicates)
+    halves = [half.replicates() for half in result.gradient.halves()]
+    fitted, held_out = (gradient_quadratic(half, layout) for half in halves)
     for role, k in _ROLES.items():
         c = float(fitted.optimum(fitted.S, 0, (k,))[0, 0])
         point = np.zeros(3)
         point[[0, k]] = 1, c
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = held_out.S[:, 0, 0] / (point @ held_out.S @ point)
-        estimate = jackknife(gain, replicates[1].count)
+        estimate = jackknife(gain, halves[1].count)
         constant = is_degenerate(fitted.S, k)
         rows.add("variance_reduction", estimate, **_keys("gradient", role), degenerate=constant)
 
@@ -186,13 +182,13 @@ def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> N
         form = output_quadratic(moments, layout)
         assert form.W is not None
         for role, k in _ROLES.items():
-            # docs/theory.md#matrix: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and its twin for gamma
+            # docs/theory.md#matrix: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and likewise for gamma
             estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
             rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=is_degenerate(form.W, k))
-        solved = form.optimum(form.W, 1, (1, 2))  # docs/theory.md#plane-optimum
-        constant = is_degenerate(form.W, 1) or not np.isfinite(solved[0]).all()
+        optima = form.optimum(form.W, 1, (1, 2))  # docs/theory.md#plane-optimum
+        constant = is_degenerate(form.W, 1) or not np.isfinite(optima[0]).all()
         for k, role in enumerate(_ROLES):
-            estimate = jackknife(solved[:, k], moments.count)
+            estimate = jackknife(optima[:, k], moments.count)
             rows.add("optimum", estimate, box, **_keys("plane", role), degenerate=constant)
 
 

@@ -118,26 +118,26 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
     rows, request = measurement.rows(), measurement.request
     names = [e.name for e in plan.estimators]
     requested = {e.name for e in measurement.estimators}
-    listed = [k for k, name in enumerate(names) if name in requested]
-    who: dict[str, Any] = {"estimator": np.array(names, object)[listed]}
+    shown = [k for k, name in enumerate(names) if name in requested]
+    column: dict[str, Any] = {"estimator": np.array(names, object)[shown]}
     for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         if layer != "all" and any(edge is not None for edge in box):
-            continue  # layers over all times, times over all layers
+            continue  # single layers are measured over all times only
         statistics = method_statistics(moments, plan.maps)
         for quantity, replicates in statistics.items():
             interval = positive_jackknife if quantity in _SKEWED else jackknife
-            estimate = interval(replicates[:, listed], moments.count)
-            rows.add(quantity, estimate, box, layer=layer, batch_size=None, **who)
+            estimate = interval(replicates[:, shown], moments.count)
+            rows.add(quantity, estimate, box, layer=layer, batch_size=None, **column)
         for n in request.batch_sizes:
-            # docs/theory.md#mse: MSE_n = Var/n + bias2, against MeanFlow's, which has no bias
+            # docs/theory.md#mse: MSE_n = Var/n + bias2, relative to MeanFlow's, which has no bias
             error = statistics["variance"] / n + statistics["bias2"]
             ratio = error / error[:, :1]
             for quantity, replicates in (("mse", error), ("mse_ratio", ratio)):
-                estimate = jackknife(replicates[:, listed], moments.count)
-                rows.add(quantity, estimate, box, layer=layer, batch_size=n, **who)
-    cost = np.array([e.needs.cost for e in plan.estimators], float)[listed]
-    missing = np.full(len(listed), np.nan)
-    rows.add("cost", Estimate(cost, missing, missing, missing, len(result.t)), layer="all", batch_size=None, **who)
+                estimate = jackknife(replicates[:, shown], moments.count)
+                rows.add(quantity, estimate, box, layer=layer, batch_size=n, **column)
+    cost = np.array([e.needs.cost for e in plan.estimators], float)[shown]
+    missing = np.full(len(shown), np.nan)
+    rows.add("cost", Estimate(cost, missing, missing, missing, len(result.t)), layer="all", batch_size=None, **column)
     if len(names) > 1 and not result.stratified:
         _add_mixture(rows, measurement, plan, result)
     return {"compare": rows.frame()}
@@ -196,9 +196,9 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
             if quantity in with_errors:
                 line.append(_with_error(cell))
                 continue
-            vague = bool(cell["std_error"] > abs(cell["value"]) / 2)
-            uncertain = uncertain or vague
-            line.append(("~" if vague else "") + plain(cell["value"], 3))
+            imprecise = bool(cell["std_error"] > abs(cell["value"]) / 2)
+            uncertain = uncertain or imprecise
+            line.append(("~" if imprecise else "") + plain(cell["value"], 3))
         lines.append(line)
     plain_variance = cells.get(("meanflow", "variance", None))
     notes = [] if plain_variance is None else [f"variance of meanflow: {_with_error(plain_variance)}"]

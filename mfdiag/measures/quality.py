@@ -14,6 +14,7 @@ from mfdiag.tables.fields import Column, Quantity
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
     from mfdiag.measures.parts.summary import Summary
@@ -53,7 +54,7 @@ TABLE = table_of(
 
 @dataclass(frozen=True)
 class QualityRequest:
-    """What is requested; fields as the arguments of `prepare_quality`. `device` and `chunk` change no number."""
+    """What to measure; fields as the arguments of `prepare_quality`. `device` and `chunk` change no number."""
 
     metrics: Sequence[str]
     nfe: Sequence[int]
@@ -62,7 +63,7 @@ class QualityRequest:
     subsample: int
     seed: int
     features_name: str | None
-    dtype: Any = field(default=None, repr=False)
+    dtype: torch.dtype | None = field(default=None, repr=False)
     features: Features | None = field(default=None, repr=False)
     device: str = "cpu"
     chunk: int | None = None
@@ -142,17 +143,17 @@ class QualityJob(Job[WeightsSubject]):
         return subject.subject.checkpoint
 
     def measure(self, subject: WeightsSubject, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
-        """Table `quality` of one set of weights; data of the same name are prepared once."""
+        """Table `quality` of one set of weights; data of the same name is prepared once."""
         model = subject.subject
         if self.progress is not None:
             self.progress(
                 f"quality of {model.checkpoint}", self._done, len(self.checkpoints) * len(self.request.weights)
             )
         self._done += 1
-        place = model.data.name, model.source.name if model.source else "gaussian"
-        if place not in self._prepared:
-            self._prepared[place] = self.request.prepare(model)
-        frame = self._prepared[place].measure(
+        key = model.data.name, model.source.name if model.source else "gaussian"
+        if key not in self._prepared:
+            self._prepared[key] = self.request.prepare(model)
+        frame = self._prepared[key].measure(
             model.module,
             nfe=self.request.nfe,
             run=model.run,
@@ -164,7 +165,7 @@ class QualityJob(Job[WeightsSubject]):
         return {"quality": frame}
 
     def rows_to_keep(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Rows of single models; the means over seeds are made again."""
+        """Rows of single models; the means over seeds are computed again."""
         return frame[frame["quantity"] == "value"]
 
     def finish(
@@ -214,4 +215,4 @@ def _seed_groups(names: Mapping[Path, str]) -> list[list[str]]:
 
 
 def _mute(note: str) -> None:
-    """Drops a note: those of a measurement of gradients do not concern samples."""
+    """Drops a note: those of `load_subject` concern gradients, not samples."""

@@ -118,7 +118,7 @@ def rows(
             form = gradient_quadratic(moments, plan.layout)
             values = _curves(form, points)
         else:
-            values = _weighted(moments, plan.known)
+            values = _weighted(moments, plan.posterior_known)
         place = _Place("gradient", layer, box, points, moments.count)
         _add_curves(rows, place, values, request.batch_sizes, noise="variance")
         if isinstance(plan, PlanePlan) and plan.target:
@@ -147,10 +147,10 @@ def _curves(form: Quadratic, points: np.ndarray) -> dict[str, np.ndarray]:
     return {name: form.at(matrix, *points) for name, matrix in matrices.items() if matrix is not None}
 
 
-def _weighted(moments: Moments, known: bool) -> dict[str, np.ndarray]:
+def _weighted(moments: Moments, posterior_known: bool) -> dict[str, np.ndarray]:
     """The same from one group per point: (w e, w e - w_0 e_0, conditional fluctuation)."""
     values = {"variance": moments.S[..., 0, 0], "bias2": moments.M[..., 1, 1]}
-    if known:
+    if posterior_known:
         values["conditional_variance"] = moments.Q[..., 2, 2]
     return values
 

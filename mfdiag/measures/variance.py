@@ -216,7 +216,7 @@ SAMPLES = gradient_table(
 
 
 def plan(measurement: Measurement) -> EstimatorPlan:
-    """One pass for all estimators; guidance is taken apart where the objective has one."""
+    """One pass for all estimators; under guidance, also the parts of v_g and the gradient without guidance."""
     from mfdiag.measures.parts.estimator_plan import EstimatorPlan
     from mfdiag.measures.parts.velocity_field import EXACT_DIM
 
@@ -240,21 +240,21 @@ def rows(measurement: Measurement, plan: EstimatorPlan, result: PassResult) -> M
         _add_guidance(rows, result, plan, by_layer)
     _add_concentration(rows, result, plan)
     _add_losses(rows, result, plan)
-    _add_weights(rows, result, plan, measurement.dim)
+    _add_second_moments(rows, result, plan, measurement.dim)
     _add_jacobian(rows, result, measurement.dim)
     _add_velocity(rows, result)
     return {"variance": rows.frame(), "samples": _samples(result, plan, measurement.common())}
 
 
 def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
-    """Moments of each estimator's gradient, and what MeanFlow's two parts do to each other."""
+    """Moments of each estimator's gradient, and how MeanFlow's two parts conflict."""
     from mfdiag.gradients.moments import jackknife, positive_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
     from mfdiag.measures.parts.semi_gradient import gap_statistics
 
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
-            for quantity, replicates in _statistics(moments, k * plan.each, plan).items():
+            for quantity, replicates in _statistics(moments, plan.column(k), plan).items():
                 interval = positive_jackknife if quantity.endswith("variance") else jackknife
                 estimate = interval(replicates, moments.count)
                 if quantity == "noise_scale":
@@ -262,12 +262,14 @@ def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name)
         if plan.meanflow is None:
             continue
-        mean = plan.meanflow * plan.each + (plan.known and plan.affine)  # the conditional mean, where it is measured
+        mean = plan.column(plan.meanflow) + (
+            plan.posterior_known and plan.affine
+        )  # the conditional mean, where it is measured
         conflict = jackknife(conflict_cosine(moments, mean, plan.consistency), moments.count)
         # trajectory consistency carries the factor t - r
         at_equal_times = bool(moments.Q[0, 0, plan.consistency, plan.consistency] == 0)
         rows.add("conflict_cosine", conflict, box, layer=layer, estimator="meanflow", degenerate=at_equal_times)
-        statistics = gap_statistics(moments, plan.meanflow * plan.each, mean, plan.gap) if plan.losses else {}
+        statistics = gap_statistics(moments, plan.column(plan.meanflow), mean, plan.gap) if plan.losses else {}
         for quantity, replicates in statistics.items():
             estimate = jackknife(replicates, moments.count)
             degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
@@ -283,15 +285,17 @@ def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, np
     """
     variance, mean = moments.S[:, 0, own, own], moments.M[:, 0, own, own]
     statistics = {"variance": variance}
-    other = own + 1
-    if plan.known and plan.affine:
+    conditional = own + 1  # the estimator's conditional part, see EstimatorPlan
+    if plan.posterior_known and plan.affine:
         # docs/theory.md#rao-blackwell: G = E[G given x_t] + fluctuation; the mean from the first part alone, the noise
         # from the rest
         gram = moments.Q[:, 0]
-        statistics["conditional_variance"] = gram[:, own, own] - 2 * gram[:, own, other] + gram[:, other, other]
-        mean = moments.M[:, 0, other, other]
-    elif plan.known:
-        statistics["conditional_variance"] = moments.Q[:, 0, other, other]
+        statistics["conditional_variance"] = (
+            gram[:, own, own] - 2 * gram[:, own, conditional] + gram[:, conditional, conditional]
+        )
+        mean = moments.M[:, 0, conditional, conditional]
+    elif plan.posterior_known:
+        statistics["conditional_variance"] = moments.Q[:, 0, conditional, conditional]
     return {**statistics, "mean_norm2": mean, "snr": mean / variance, "noise_scale": mean / variance}
 
 
@@ -324,12 +328,12 @@ def _add_guidance(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer:
 
     assert result.output is not None
     for box, _, moments in moments_by_cell(result, result.output):
-        for quantity, replicates in guidance_statistics(moments, plan.known).items():
+        for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
             interval = jackknife if quantity in SIGNED else positive_jackknife
             rows.add(quantity, interval(replicates, moments.count), box, layer="all", estimator=None)
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, (estimator, plain) in enumerate(zip(plan.estimators, plan.unguided, strict=True)):
-            own = k * plan.each
+            own = plan.column(k)
             ratio = moments.S[:, 0, own, own] / moments.S[:, 0, plain, plain]
             estimate = positive_jackknife(ratio, moments.count)
             rows.add("guidance_variance_ratio", estimate, box, layer=layer, estimator=estimator.name)
@@ -355,7 +359,7 @@ def _add_concentration(rows: Rows, result: PassResult, plan: EstimatorPlan) -> N
 
 def _norms2(result: PassResult, plan: EstimatorPlan, k: int) -> np.ndarray:
     """|G_i|^2 [N] of estimator k."""
-    return result.gradient.diagonal[:, 0, k * plan.each].numpy()
+    return result.gradient.diagonal[:, 0, plan.column(k)].numpy()
 
 
 def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
@@ -365,8 +369,8 @@ def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
     from mfdiag.measures.parts.cells import scalars_by_cell
 
     losses = {e.name: result.scalars[f"loss/{e.name}"] for e in plan.estimators}
-    both = {**losses, **{f"{name}^2": loss**2 for name, loss in losses.items()}}
-    for box, means, count in scalars_by_cell(result, both):
+    squares = {f"{name}^2": loss**2 for name, loss in losses.items()}
+    for box, means, count in scalars_by_cell(result, losses | squares):
         n = replicate_sizes(count)
         for name in losses:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -374,7 +378,7 @@ def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
             rows.add("loss_variance", positive_jackknife(variance, count), box, layer="all", estimator=name)
 
 
-def _add_weights(rows: Rows, result: PassResult, plan: EstimatorPlan, dim: int) -> None:
+def _add_second_moments(rows: Rows, result: PassResult, plan: EstimatorPlan, dim: int) -> None:
     """What the adaptive weight does to the second moment of the gradient, for several p."""
     from mfdiag.gradients.moments import positive_jackknife
     from mfdiag.measures.parts.cells import scalars_by_cell

@@ -1,6 +1,6 @@
 """Metrics prepared once for a data set, then computed for many models.
 
-`mfdiag.prepare_quality` in measures/quality_table.py is the public entrance, which makes table `quality` of them.
+`mfdiag.prepare_quality` in measures/run/quality_api.py is the public entry point; it makes table `quality`.
 """
 
 from __future__ import annotations

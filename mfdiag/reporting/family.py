@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pandas as pd
 from mfdiag.estimators import Estimator, estimators
 from mfdiag.numbers import with_interval
 from mfdiag.storage import atomic_write
+from mfdiag.tables.docs import markdown_table
 
 __all__ = ["COMMAND", "FOLDER", "pages"]
 
@@ -49,11 +49,6 @@ The teacher is the checkpoint itself, so `teacher_tangent` equals `self_tangent`
 - MSE ratio: mean squared error relative to MeanFlow, for a batch of 1,048,576.
 - cost: forward passes per training step.
 """
-
-
-def _markdown_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def _built_in() -> dict[str, Estimator]:
@@ -106,13 +101,13 @@ def _page(name: str, estimator: Estimator, measured: pd.DataFrame) -> str:
         parts.append(
             "This loss is differentiated through more than u(x_t, r, t), so only `mfdiag compare` measures it.\n"
         )
-    parts.append(_markdown_table(("a training step needs", ""), _needs(estimator)))
+    parts.append(markdown_table(("a training step needs", ""), _needs(estimator)))
     numbers = _numbers(measured, name)
     if any(numbers):
         rows = [(f"`{quantity}`", text) for quantity, text in zip(_QUANTITIES, numbers, strict=True)]
         parts += [
             "On the bundled checkpoint, by the command of [the overview](index.md):\n",
-            _markdown_table(("quantity", "value"), rows),
+            markdown_table(("quantity", "value"), rows),
         ]
     parts.append(f"Code: `mfdiag/estimators/{name}.py`.\n")
     return "\n".join(parts)
@@ -127,7 +122,7 @@ def pages(folder: Path = FOLDER) -> dict[str, str]:
         for name, e in built_in.items()
     ]
     head = ("estimator", "residual or loss", "cost", "variance", "ratio", "ratio given x_t", "bias2", "MSE ratio")
-    index = {"index.md": "\n".join([_INTRO, _markdown_table(head, rows)])}
+    index = {"index.md": "\n".join([_INTRO, markdown_table(head, rows)])}
     return index | {f"{name}.md": _page(name, e, measured) for name, e in built_in.items()}
 
 

@@ -55,15 +55,15 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
     """Writes `out/report.html`, which needs no other file.
 
     Args:
-        tables: tidy frames by name.
-        figures: files of figures; those in SVG become part of the page.
-        out: folder of the tables, which may hold a manifest.
+        tables: Tidy frames by name.
+        figures: Files of figures; those in SVG become part of the page.
+        out: Folder of the tables, which may hold a manifest.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: the page cannot be written, or the manifest is not valid JSON.
+        InputError: The page cannot be written, or the manifest is not valid JSON.
     """
     environment = Environment(loader=PackageLoader("mfdiag.reporting", "."), autoescape=True, undefined=StrictUndefined)
     shown = [table for name, frame in tables.items() if (table := _table(name, frame)) is not None]

@@ -1,4 +1,4 @@
-"""What sentences about tables are made of: numbers with their intervals, or the admission that they say nothing."""
+"""Parts of sentences about tables: numbers with their intervals, or that they are not measurable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mfdiag.numbers import percent, with_interval
 
 __all__ = ["Findings", "change", "is_measurable", "not_measurable", "number"]
 
-_ORDERS_OF_MAGNITUDE = 100  # largest ratio of the interval's ends that still says something
+_ORDERS_OF_MAGNITUDE = 100  # from this ratio of its ends on, an interval says nothing
 _AS_FACTOR = 10  # factor from which a change is no longer given in percent
 _TRUSTED = ("ok", "outside_unit_interval")  # statuses that are not repeated beside the number
 
@@ -25,11 +25,11 @@ class Findings(NamedTuple):
 
 
 def number(row: pd.Series, write: Callable[[float], str] | None = None) -> str:
-    """`1.15 [1.09, 1.22]`, with the status where it casts doubt; `write` as in `numbers.with_interval`."""
-    return with_interval(row["value"], row["ci_low"], row["ci_high"], write) + _doubt(row)
+    """`1.15 [1.09, 1.22]`, with its status unless that is trusted; `write` as in `numbers.with_interval`."""
+    return with_interval(row["value"], row["ci_low"], row["ci_high"], write) + _status(row)
 
 
-def _doubt(row: pd.Series) -> str:
+def _status(row: pd.Series) -> str:
     return "" if row["status"] in _TRUSTED else f" ({row['status']})"
 
 
@@ -52,7 +52,7 @@ def is_measurable(row: pd.Series, no_effect: float | None = None) -> bool:
 def not_measurable(row: pd.Series, unit: str = "sample") -> str:
     """`not measurable with 4,096 samples`; `unit` is what the row's n_samples counts."""
     count = int(row["n_samples"])
-    return f"not measurable with {count:,} {unit}{'' if count == 1 else 's'}{_doubt(row)}"
+    return f"not measurable with {count:,} {unit}{'' if count == 1 else 's'}{_status(row)}"
 
 
 def change(row: pd.Series, subject: str) -> str:
@@ -62,6 +62,6 @@ def change(row: pd.Series, subject: str) -> str:
     if not lowers:
         value, low, high = 1 / value, 1 / high, 1 / low
     if value >= _AS_FACTOR:
-        return f"{'divides' if lowers else 'multiplies'} {subject} by {with_interval(value, low, high)}{_doubt(row)}"
+        return f"{'divides' if lowers else 'multiplies'} {subject} by {with_interval(value, low, high)}{_status(row)}"
     share, least, most = (1 - 1 / factor if lowers else factor - 1 for factor in (value, low, high))
-    return f"{'lowers' if lowers else 'raises'} {subject} by {with_interval(share, least, most, percent)}{_doubt(row)}"
+    return f"{'lowers' if lowers else 'raises'} {subject} by {with_interval(share, least, most, percent)}{_status(row)}"

@@ -1,4 +1,4 @@
-"""Frames and Arrow tables held to the schema; the only place that says what a valid table is."""
+"""Checks of frames and Arrow tables against the schema: the one definition of a valid table."""
 
 from __future__ import annotations
 
@@ -54,16 +54,18 @@ def _check_rows(name: str, frame: pd.DataFrame) -> None:
         if nulls and not column.nullable:
             raise InputError(f"Table {name!r}: column {column.name!r} must not be null, but is in {nulls} rows.")
     for key, choices in allowed.items():
-        if strange := set(frame[key].dropna().unique()) - set(choices):
-            raise InputError(f"Table {name!r}: column {key!r} holds {sorted(strange)}; expected {', '.join(choices)}.")
+        if unexpected := set(frame[key].dropna().unique()) - set(choices):
+            raise InputError(
+                f"Table {name!r}: column {key!r} holds {sorted(unexpected)}; expected {', '.join(choices)}."
+            )
     wrong = int((~np.isfinite(frame["value"]) & (frame["status"] == "ok")).sum())
     if wrong:
         raise InputError(f"Table {name!r}: {wrong} rows have status ok but no finite value; give them another status.")
     identity = [column.name for column in (*COMMON, *entry.keys)] + ["quantity"]
-    twice = frame.duplicated(identity)
-    if twice.any():
-        row = frame.loc[twice, identity].iloc[0].dropna().to_dict()
-        raise InputError(f"Table {name!r}: {int(twice.sum())} rows repeat the keys of an earlier row, first {row}.")
+    repeated = frame.duplicated(identity)
+    if repeated.any():
+        row = frame.loc[repeated, identity].iloc[0].dropna().to_dict()
+        raise InputError(f"Table {name!r}: {int(repeated.sum())} rows repeat the keys of an earlier row, first {row}.")
 
 
 def _array(name: str, column: Column, values: pd.Series) -> pa.Array:

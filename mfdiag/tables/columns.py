@@ -1,4 +1,4 @@
-"""Columns that tables share, the statuses, and how a table is put together."""
+"""Columns that tables share, the statuses, and how a table is described."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def table_of(name: str, command: str, doc: str, keys: tuple[Column, ...], *quant
         name: Name of the table and of its file.
         command: The command that writes it.
         doc: What its rows are, in one or two sentences.
-        keys: Columns that tell its rows apart, besides the common ones.
+        keys: Columns that identify its rows, besides the common ones.
         *quantities: The values of its column `quantity`.
 
     Returns:
@@ -157,7 +157,7 @@ def gradient_table(name: str, command: str, doc: str, keys: tuple[Column, ...], 
         name: Name of the table and of its file.
         command: The command that writes it.
         doc: What its rows are, in one or two sentences.
-        keys: Columns that tell its rows apart, besides the common ones.
+        keys: Columns that identify its rows, besides the common ones.
         *quantities: The values of its column `quantity`.
 
     Returns:

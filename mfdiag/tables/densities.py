@@ -19,14 +19,14 @@ _EDGES = ["r_low", "r_high", "t_low", "t_high"]
 def write_densities(frame: pd.DataFrame, out: Path) -> list[Path]:
     """Writes `out/times-NAME.yaml` for each model of table `times`, atomically, and returns the paths.
 
-    NAME is the checkpoint's, or its folder's where it is called model; equal names are numbered. Raises InputError
-    where a file cannot be written.
+    NAME is the checkpoint's, or its folder's if the file is called model; equal names are numbered. Raises InputError
+    if a file cannot be written.
     """
     texts: dict[Path, str] = {}
     for _, rows in frame.groupby(_MODEL, dropna=False, sort=False):
         name = re.sub(r"[^\w.+-]+", "_", _name(Path(rows["checkpoint"].iloc[0])))
         names = [name, *(f"{name}-{number}" for number in range(2, len(texts) + 2))]
-        path = next(out / f"times-{each}.yaml" for each in names if out / f"times-{each}.yaml" not in texts)
+        path = next(path for path in (out / f"times-{name}.yaml" for name in names) if path not in texts)
         texts[path] = _text(rows, path)
     for path, text in texts.items():
         with atomic_write(path) as temporary:

@@ -10,7 +10,7 @@ from mfdiag.storage import atomic_write
 from mfdiag.tables.fields import Column, Table
 from mfdiag.tables.schema import COMMON, MEASURED, STATUSES, TABLES
 
-__all__ = ["PAGE", "markdown"]
+__all__ = ["PAGE", "markdown", "markdown_table"]
 
 PAGE = Path("docs/tables.md")
 
@@ -39,7 +39,8 @@ samples.
 """
 
 
-def _grid(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def markdown_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table of lines `head` and `rows`, ending in one newline; bars within cells are escaped."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
@@ -55,7 +56,7 @@ def _columns(columns: Iterable[Column]) -> str:
         )
         for column in columns
     )
-    return _grid(("column", "type", "null", "meaning"), rows)
+    return markdown_table(("column", "type", "null", "meaning"), rows)
 
 
 def _section(entry: Table) -> str:
@@ -65,7 +66,7 @@ def _section(entry: Table) -> str:
             f"## {entry.name}\n",
             f"{entry.doc} Written by `mfdiag {entry.command}` as `{entry.name}.parquet`.\n",
             _columns(entry.keys),
-            _grid(("quantity", "formula", "unit", "meaning"), quantities),
+            markdown_table(("quantity", "formula", "unit", "meaning"), quantities),
         )
     )
 
@@ -80,7 +81,7 @@ def markdown() -> str:
         "## Measured columns\n",
         _columns(MEASURED),
         "## Status\n",
-        _grid(("status", "cause", "remedy"), statuses),
+        markdown_table(("status", "cause", "remedy"), statuses),
         *map(_section, TABLES.values()),
     )
     return "\n".join(parts)

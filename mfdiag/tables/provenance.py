@@ -33,7 +33,7 @@ def versions() -> dict[str, str | None]:
 def hardware(device: str | None = None) -> dict[str, Any]:
     """The machine: platform, CPU model, logical cores in all and usable, memory in bytes (None where unknown).
 
-    `device` is the name of the accelerator the numbers were computed on, for the caller to fill in.
+    The caller passes `device`, the name of the accelerator that computed the numbers.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

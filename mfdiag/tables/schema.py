@@ -1,7 +1,7 @@
-"""The tables by name, wherever they are described. Checks, Arrow schemas and docs are made from this.
+"""Every table by name. Checks, Arrow schemas and docs are made from this.
 
-The schema of a measured table stands in the file that measures it, in mfdiag/measures/. This module finds these files
-by their place, as plugins, and imports none of them by name.
+The schema of a measured table is in the file that measures it, in mfdiag/measures/. This module finds these
+files by their folder, as plugins, and imports none of them by name.
 """
 
 from __future__ import annotations

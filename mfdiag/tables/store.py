@@ -49,7 +49,7 @@ def write_table(name: str, frame: pd.DataFrame, out: Path | str) -> Path:
         Path of the file.
 
     Raises:
-        InputError: The frame breaks the schema (see `check.to_arrow`), or the folder cannot be written.
+        InputError: The frame breaks the schema (see `tables.check.to_arrow`), or the folder cannot be written.
     """
     path = table_path(name, out)
     stored = to_arrow(name, frame)
@@ -79,12 +79,12 @@ def read_table(name: str, out: Path | str) -> pd.DataFrame:
 
 
 def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite", "resume"]) -> None:
-    """Make sure, before any measuring, that tables can be written; leaves nothing behind.
+    """Check, before any measuring, that tables can be written; the folder stays as it was.
 
     Args:
         out: Folder of the results.
         names: Names of the tables.
-        mode: What to do with tables that are there already.
+        mode: What to do with tables that exist already.
 
     Raises:
         InputError: The folder cannot be created or written, its manifest is unreadable, or it already holds one of the
@@ -112,7 +112,7 @@ def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite"
         read_json(out / MANIFEST)
 
 
-def _plain(value: object) -> Any:
+def _json_value(value: object) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, datetime):
@@ -124,7 +124,7 @@ def _plain(value: object) -> Any:
 
 def write_json_atomic(payload: object, path: Path) -> Path:
     """Writes indented UTF-8 JSON; paths, dates and NumPy numbers become plain. Raises InputError if it cannot."""
-    text = json.dumps(payload, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    text = json.dumps(payload, indent=2, ensure_ascii=False, default=_json_value) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -104,10 +104,8 @@ class BatchFeed:
         cores = os.cpu_count() or 1
         self._blocks_ahead = -(-cores // len(self._streams))
         if any(is_user_code(key.path) for key in keys):
-            cores, self._blocks_ahead = (
-                1,
-                0,
-            )  # its forward-mode derivatives cannot run in parallel with those of training
+            # forward-mode derivatives of a user's path cannot run in parallel with those of training
+            cores, self._blocks_ahead = 1, 0
         self._pool = ThreadPoolExecutor(cores)
         self._ahead: dict[int, list[Future[TrainBatch]]] = {}
         self._number = -1

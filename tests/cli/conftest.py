@@ -5,20 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-
-
-class Result(NamedTuple):
-    """What a command left in the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
+from command_line import Result, Run
 
 
 @pytest.fixture

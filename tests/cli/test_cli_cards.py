@@ -13,7 +13,7 @@ import pytest
 import stand_ins
 import torch
 import yaml
-from conftest import Run
+from command_line import Run
 from helpers import rows
 from stand_ins import CLASSES, SHAPE, STAND_INS
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Run
+from command_line import Run
 
 from mfdiag.flow.guidance import GUIDANCES
 from mfdiag.tables.store import read_table

@@ -139,7 +139,7 @@ def test_intervals_cover() -> None:
         v, n, m = generator.standard_t(5, (count, dim)), *generator.standard_normal((2, count, dim))
         parts = torch.as_tensor(np.stack([2 * v + n, -v + m / 2, 2 * v]))
         moments = sum_layers(accumulated(parts, 1, one_cell(count)).moments[0]).replicates()
-        for name, replicates in guidance_statistics(moments, known=True).items():
+        for name, replicates in guidance_statistics(moments, posterior_known=True).items():
             estimate = (jackknife if name.endswith(("cross", "between")) else positive_jackknife)(
                 replicates, moments.count
             )

@@ -94,7 +94,7 @@ def test_at_one_x_t(point: tuple[float, float], r: float, t: float) -> None:
     model = network()
     draws = Pinned(DATA, parse_times(f"point:{r},{t}"), 0, point=point)
     settings = PassSettings(samples=4000, dtype=torch.float64)
-    plan = PlanePlan(known=True)
+    plan = PlanePlan(posterior_known=True)
     measured = run_pass(plan, model, draws, settings, support=SupportNetworks("teacher", proxy()))
     assert measured.output is not None
     moments = sum_layers(measured.gradient.moments[0]).replicates()

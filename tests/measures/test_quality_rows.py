@@ -55,6 +55,16 @@ def test_rows_of_means_are_not_averaged_again_and_one_model_is_no_mean() -> None
         mean_over_seeds(table(np.array([0.1])))
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_model_without_a_finite_value_is_not_left_out_of_the_mean(lost: float) -> None:
+    frame = table(np.array([0.1, 0.2, lost]), 0.01)
+    frame.loc[(frame["nfe"] == 2) & (frame["status"] != "ok"), ["value", "std_error", "status"]] = 0.3, 0.01, "ok"
+    means = mean_over_seeds(frame)
+    assert means["status"].tolist() == ["nonfinite", "ok"]
+    assert means.loc[0, ["value", "std_error", "ci_low", "ci_high"]].isna().all()
+    assert means.loc[1, "value"] == pytest.approx(0.2) and np.isfinite(means.loc[1, "ci_high"])
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -16,7 +16,7 @@ from mfdiag.models.checkpoint import bundled
 
 def test_bundled_checkpoint() -> None:
     subject = load_subject(bundled(), say=lambda text: None)
-    plan = PlanePlan(known=True)
+    plan = PlanePlan(posterior_known=True)
     measured = run_pass(
         plan,
         subject.module,

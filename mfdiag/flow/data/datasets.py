@@ -25,6 +25,7 @@ __all__ = [
     "GaussianData",
     "MixtureData",
     "MomentsData",
+    "as_data",
     "load_data",
 ]
 
@@ -170,8 +171,8 @@ class MixtureData:
     labels.
 
     Attributes:
-        dim: number of dimensions, d.
-        components: number of components, k.
+        dim: Number of dimensions, d.
+        components: Number of components, k.
         weights: float64 [k].
         means: float64 [k, d].
         covariances: float64 [k, d, d].
@@ -213,24 +214,31 @@ class MixtureData:
         return x, None
 
 
+def as_data(data: str | Data | np.ndarray) -> Data:
+    """Data given in memory: `data` itself, an array [N, *shape] as a finite data set, or what `load_data` loads."""
+    if isinstance(data, str):
+        return load_data(data)
+    return FiniteData("array", data) if isinstance(data, np.ndarray) else data
+
+
 def load_data(
     spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
 ) -> Data:
     """Loads a data set: a built-in one by name, or data on disk.
 
     Args:
-        spec: a name from `mfdiag list datasets` with its arguments (`gaussian:2,0,1`), or `PATH[:key=value,...]` for
+        spec: A name from `mfdiag list datasets` with its arguments (`gaussian:2,0,1`), or `PATH[:key=value,...]` for
             data on disk (docs/data.md).
-        scale: for data on disk, x_0 = scale (z - mean) / std of a stored z, as a model's card says. Applies if `spec`
+        scale: For data on disk, x_0 = scale (z - mean) / std of a stored z, as a model's card says. Applies if `spec`
             sets none of scale, mean, std and statistics. One number, or one per channel.
-        mean: see `scale`.
-        std: see `scale`.
+        mean: See `scale`.
+        std: See `scale`.
 
     Returns:
         The data set.
 
     Raises:
-        InputError: an unknown name, wrong arguments, or data that cannot be used.
+        InputError: An unknown name, wrong arguments, or data that cannot be used.
     """
     name = spec.partition(":")[0]
     if name == "gaussian":

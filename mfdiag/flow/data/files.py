@@ -50,14 +50,14 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     except the labels is a feature.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         Points [N, ...], float32 or float64 as stored (other numeric types widen to one of them), memory-mapped from a
         .npy file. Labels int64 [N], or None if the file has none.
 
     Raises:
-        InputError: the file is missing, empty, damaged or pickled, or has an unknown extension; numbers cannot be data
+        InputError: The file is missing, empty, damaged or pickled, or has an unknown extension; numbers cannot be data
             (no samples, no feature axis, not numeric, not finite) or labels (wrong length, negative, fractional).
     """
     points, labels = read_arrays(path, str(path), lambda arrays: data_and_labels(path, arrays))
@@ -80,15 +80,15 @@ def read_arrays(content: FileContent, location: str, extract: Callable[[_Arrays]
     """Opens a file, or the bytes of one, and applies `extract` to its arrays.
 
     Args:
-        content: the file, or its bytes. Files of type .npy, .pt and .safetensors are memory-mapped.
-        location: where the content comes from, for errors. Its extension selects the reader.
-        extract: a function of the arrays by name; the name is "" in a file with a single array.
+        content: The file, or its bytes. Files of type .npy, .pt and .safetensors are memory-mapped.
+        location: Where the content comes from, for errors. Its extension selects the reader.
+        extract: A function of the arrays by name; the name is "" in a file with a single array.
 
     Returns:
         What `extract` returns.
 
     Raises:
-        InputError: the file is missing, empty, damaged or pickled, or has an unknown extension.
+        InputError: The file is missing, empty, damaged or pickled, or has an unknown extension.
     """
     suffix = Path(location).suffix.lower()
     if suffix not in READERS:
@@ -246,15 +246,15 @@ def validated_labels(labels: np.ndarray, samples: int, location: Path | str) -> 
     """Labels of a data set as class numbers.
 
     Args:
-        labels: numbers of any type.
-        samples: number of samples.
-        location: where the labels come from, for errors.
+        labels: Numbers of any type.
+        samples: Number of samples.
+        location: Where the labels come from, for errors.
 
     Returns:
         int64 [samples].
 
     Raises:
-        InputError: the labels are not one class number 0, 1, ... for each sample.
+        InputError: The labels are not one class number 0, 1, ... for each sample.
     """
     if labels.shape != (samples,):
         raise InputError(f"{location}: expected one label for each of {samples} samples, got shape {labels.shape}.")

@@ -32,9 +32,9 @@ def check_scale(data: Data, say: Callable[[str], None], *, std: float = 1.0) -> 
     scale that would correct it. Closed-form distributions are not checked.
 
     Args:
-        data: the data.
-        say: receives the note.
-        std: standard deviation of the data that the model was trained on.
+        data: The data.
+        say: Receives the note.
+        std: Standard deviation of the data that the model was trained on.
     """
     if not isinstance(data, FiniteData | MomentsData):
         return

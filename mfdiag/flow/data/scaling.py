@@ -91,17 +91,17 @@ def make_scaling(
     """The scaling x_0 = scale (z - mean) / std. Each of the three is one number, or one per channel or coordinate.
 
     Args:
-        spec: the specification of the data, for errors.
-        shape: shape of a sample, channels first.
-        scale: not 0; None is 1.
+        spec: The specification of the data, for errors.
+        shape: Shape of a sample, channels first.
+        scale: Not 0; None is 1.
         mean: None is 0.
-        std: above 0; None is 1.
+        std: Above 0; None is 1.
 
     Returns:
         The scaling.
 
     Raises:
-        InputError: a wrong count of numbers, or a number outside its range.
+        InputError: A wrong count of numbers, or a number outside its range.
     """
     by_scale, by_mean, by_std = (
         _broadcast(spec, key, default if value is None else value, shape)

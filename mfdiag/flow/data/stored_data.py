@@ -72,16 +72,16 @@ def read_stored_data(
     Samples are read when they are drawn, except from a small single file without scaling, which is read at once.
 
     Args:
-        spec: the specification.
-        scale: scale of the model's card. It applies if `spec` sets none of scale, mean, std and statistics.
-        mean: mean of the model's card; applies as `scale` does.
-        std: standard deviation of the model's card; applies as `scale` does.
+        spec: The specification.
+        scale: Scale of the model's card. It applies if `spec` sets none of scale, mean, std and statistics.
+        mean: Mean of the model's card; applies as `scale` does.
+        std: Standard deviation of the model's card; applies as `scale` does.
 
     Returns:
         The samples, or the moments they are drawn from, and labels int64 [N] (or None).
 
     Raises:
-        InputError: the specification contradicts itself or the data, or the data cannot be read.
+        InputError: The specification contradicts itself or the data, or the data cannot be read.
     """
     path, options = _parse(spec)
     if options.keys() & {"scale", "mean", "std", "statistics"}:

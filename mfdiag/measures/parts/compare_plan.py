@@ -41,7 +41,7 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class ComparePlan:
-    """One group: the gradient of each estimator, MeanFlow first, and what their conditional laws need.
+    """One group: the gradient of each estimator, MeanFlow first, and what their conditional moments need.
 
     Where v is known and there are no weights, a point of the plane fluctuates by [(1-beta) A - (1-gamma) I] v', so A v'
     and v' serve all of them; another estimator affine in v_c brings its conditional mean, its gradient at v_c = v; the
@@ -50,43 +50,47 @@ class ComparePlan:
 
     estimators: Sequence[Estimator]
     weighting: Weighting
-    known: bool
+    posterior_known: bool
     groups: ClassVar[int] = 1
 
     @cached_property
-    def _order(self) -> list[tuple[Estimator, Draw]]:
-        """What each column of the group is, the two shared ones aside: cotangents first, losses last."""
+    def _columns(self) -> list[tuple[Estimator, Draw]]:
+        """(estimator, draw) of each column of the group but the two shared ones: cotangents first, losses last."""
         columns: list[tuple[Estimator, Draw]] = []
         for estimator in sorted(self.estimators, key=lambda e: e.loss is not None):
             columns.append((estimator, "own"))
-            if self.known and not self._shared(estimator):
+            if self.posterior_known and not self._uses_shared(estimator):
                 columns.append((estimator, "mean" if estimator.is_affine and not self.weighting.p else "second"))
         return columns
 
-    def _shared(self, estimator: Estimator) -> bool:
+    def _uses_shared(self, estimator: Estimator) -> bool:
+        """Whether the shared columns hold the conditional fluctuation of this estimator: it is a point of the plane."""
         return estimator.coefficients is not None and not self.weighting.p
 
     @property
-    def _sharing(self) -> bool:
-        return self.known and not self.weighting.p
+    def _has_shared(self) -> bool:
+        """Whether the group holds the shared columns A v' and v'."""
+        return self.posterior_known and not self.weighting.p
 
     @property
     def size(self) -> int:
-        return len(self._order) + 2 * self._sharing
+        return len(self._columns) + 2 * self._has_shared
 
     @property
     def needs(self) -> FieldNeeds:
-        return FieldNeeds(posterior=self.known, second_draw=any(draw == "second" for _, draw in self._order))
+        return FieldNeeds(
+            posterior=self.posterior_known, second_draw=any(draw == "second" for _, draw in self._columns)
+        )
 
     @property
     def losses(self) -> list[Loss]:
-        return [partial(self._loss, e, draw) for e, draw in self._order if e.loss is not None]
+        return [partial(self._loss, e, draw) for e, draw in self._columns if e.loss is not None]
 
     def cotangents(self, fields: Fields) -> Tensor:
         """[C, n, *shape] with C = groups * size less the losses."""
-        drawn = {draw: _DRAWN[draw](fields) for draw in dict.fromkeys(draw for _, draw in self._order)}
-        cotangents = [self.weighting(e.residual(drawn[draw])) for e, draw in self._order if e.residual is not None]
-        if self._sharing:
+        drawn = {draw: _DRAWN[draw](fields) for draw in dict.fromkeys(draw for _, draw in self._columns)}
+        cotangents = [self.weighting(e.residual(drawn[draw])) for e, draw in self._columns if e.residual is not None]
+        if self._has_shared:
             mean = fields.mean_field()
             v = fields.v_c - mean.v_c  # v'
             cotangents += [fields.plane[0] - mean.plane[0] + v, v]  # e_0 - E[e_0 given x_t] = A v' - v'
@@ -103,32 +107,32 @@ class ComparePlan:
     @cached_property
     def maps(self) -> Maps:
         """How the group's columns, in the order cotangents, A v' and v', losses, make each estimator."""
-        cotangents = sum(e.residual is not None for e, _ in self._order)
-        skipped = 2 * self._sharing
-        place = {(e.name, draw): k + (skipped if k >= cotangents else 0) for k, (e, draw) in enumerate(self._order)}
+        shared = sum(e.residual is not None for e, _ in self._columns)  # the first shared column
+        skipped = 2 * self._has_shared
+        column = {(e.name, draw): k + (skipped if k >= shared else 0) for k, (e, draw) in enumerate(self._columns)}
         value = np.zeros((len(self.estimators), self.size))
         within, mean = value.copy(), value.copy()
         for k, e in enumerate(self.estimators):
-            value[k, place[e.name, "own"]] = 1
-            if not self.known:
+            value[k, column[e.name, "own"]] = 1
+            if not self.posterior_known:
                 mean[k] = value[k]
-            elif self._shared(e):
+            elif self._uses_shared(e):
                 assert e.coefficients is not None
                 beta, gamma = e.coefficients
-                within[k, [cotangents, cotangents + 1]] = 1 - beta, -(1 - gamma)
+                within[k, [shared, shared + 1]] = 1 - beta, -(1 - gamma)
                 mean[k] = value[k] - within[k]
-            elif (e.name, "mean") in place:
-                mean[k, place[e.name, "mean"]] = 1
+            elif (e.name, "mean") in column:
+                mean[k, column[e.name, "mean"]] = 1
                 within[k] = value[k] - mean[k]
             else:
-                second = np.eye(self.size)[place[e.name, "second"]]
+                second = np.eye(self.size)[column[e.name, "second"]]
                 within[k] = (value[k] - second) / 2**0.5
                 # where there are weights, no mean is MeanFlow's
                 mean[k] = mean[0] if e.unbiased and not self.weighting.p else (value[k] + second) / 2
-        return Maps(value, mean, within if self.known else None)
+        return Maps(value, mean, within if self.posterior_known else None)
 
     def _loss(self, estimator: Estimator, draw: Draw, fields: Fields, network: DifferentiableNetwork) -> Tensor:
         assert estimator.loss is not None
         values = estimator.loss(_DRAWN[draw](fields), network)
-        # the adaptive weight of a loss that is no single square takes the loss itself for |e|^2
+        # a loss that is no single square has no |e|^2: the adaptive weight takes the loss itself instead
         return self.weighting.loss(values, fields.u[0].numel()) if self.weighting.p else values

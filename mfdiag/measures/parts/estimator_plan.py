@@ -1,4 +1,4 @@
-"""What one pass measures for a list of estimators: their gradients, conditional laws, losses and Jacobian numbers."""
+"""What one pass measures for a list of estimators: gradients, conditional moments, losses and Jacobian numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EstimatorPlan:
 
     estimators: Sequence[Estimator]
     weighting: Weighting
-    known: bool
+    posterior_known: bool
     extras: Sequence[str] = ()
     guided: bool = False
     groups: ClassVar[int] = 1
@@ -51,27 +51,27 @@ class EstimatorPlan:
 
     @property
     def losses(self) -> tuple[Loss, ...]:
-        return gap_losses(self.weighting, self.known) if "semi_gradient_gap" in self.extras else ()
+        return gap_losses(self.weighting, self.posterior_known) if "semi_gradient_gap" in self.extras else ()
 
     @property
     def affine(self) -> bool:
+        """Whether every estimator is an unweighted point of the plane, so that its residual is affine in v_c."""
         return not self.weighting.p and all(e.coefficients is not None for e in self.estimators)
 
-    @property
-    def each(self) -> int:
-        """Columns of an estimator; those of estimator k start at k * each."""
-        return 2 if self.known else 1
+    def column(self, k: int) -> int:
+        """The column of estimator k's gradient. If the posterior is known, its conditional part is the next column."""
+        return k * (2 if self.posterior_known else 1)
 
     @property
     def meanflow(self) -> int | None:
-        """Which estimator is MeanFlow."""
+        """The number of the estimator that is MeanFlow, or None."""
         names = [e.name for e in self.estimators]
         return names.index("meanflow") if "meanflow" in names else None
 
     @property
     def consistency(self) -> int:
-        """The column of trajectory consistency, where MeanFlow is there."""
-        return len(self.estimators) * self.each
+        """The column of trajectory consistency, if MeanFlow is among the estimators."""
+        return self.column(len(self.estimators))
 
     @property
     def unguided(self) -> list[int]:
@@ -90,24 +90,26 @@ class EstimatorPlan:
 
     @property
     def needs(self) -> FieldNeeds:
-        return FieldNeeds(posterior=self.known, second_draw=self.known and not self.affine, jacobian=True)
+        return FieldNeeds(
+            posterior=self.posterior_known, second_draw=self.posterior_known and not self.affine, jacobian=True
+        )
 
     def cotangents(self, fields: Fields) -> Tensor:
         """[C, n, *shape] with C = groups * size less the losses."""
-        other = None
-        if self.known:
-            other = fields.mean_field() if self.affine else fields.second_draw()
+        same_point = None  # the same x_t with the conditional mean of v_c, or with a second draw of it
+        if self.posterior_known:
+            same_point = fields.mean_field() if self.affine else fields.second_draw()
         cotangents = []
         for estimator in self.estimators:
             assert estimator.residual is not None
             weighted = self.weighting(estimator.residual(fields))
             cotangents.append(weighted)
-            if other is not None:
-                second = self.weighting(estimator.residual(other))
+            if same_point is not None:
+                second = self.weighting(estimator.residual(same_point))
                 cotangents.append(second if self.affine else (weighted - second) / 2**0.5)
         if self.meanflow is not None:
-            along = fields.jvp_v_c if other is None or not self.affine else other.jvp_v_c
-            cotangents.append(self.weighting(fields.plane[0], fields.gap * along))
+            derivative = fields.jvp_v_c if same_point is None or not self.affine else same_point.jvp_v_c
+            cotangents.append(self.weighting(fields.plane[0], fields.gap * derivative))
         if self.guided:
             plain = fields.without_guidance()
             cotangents += [self.weighting(e.residual(plain)) for e in self.estimators if e.residual is not None]
@@ -126,7 +128,7 @@ class EstimatorPlan:
             f"loss/{name}": fields.apply_weight(self.weighting.loss(square, dim)) for name, square in squares.items()
         }
         residuals2 = {f"residual2/{name}": square for name, square in squares.items()}
-        with_velocity = fields.u[0].numel() <= EXACT_DIM or "divergence" in self.extras
+        with_velocity = dim <= EXACT_DIM or "divergence" in self.extras
         return {
             **losses,
             **residuals2,

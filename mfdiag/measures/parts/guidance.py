@@ -25,8 +25,8 @@ def guidance_parts(fields: Fields) -> Tensor:
     return torch.stack(parts)
 
 
-def guidance_statistics(moments: Moments, known: bool) -> dict[str, np.ndarray]:
-    """Quantity -> replicates [R], from moments of `guidance_parts`; `known` says whether v is among them."""
+def guidance_statistics(moments: Moments, posterior_known: bool) -> dict[str, np.ndarray]:
+    """Quantity -> replicates [R], from moments of `guidance_parts`; `posterior_known` says whether v is among them."""
     # v_g = a v_c + q: tr Cov v_g = tr Cov(a v_c) + tr Cov q + 2 tr Cov(a v_c, q)
     S = moments.S[:, 0]
     data, network, cross = S[:, 0, 0], S[:, 1, 1], 2 * S[:, 0, 1]
@@ -37,7 +37,7 @@ def guidance_statistics(moments: Moments, known: bool) -> dict[str, np.ndarray]:
         "guided_variance_network": network,
         "guided_variance_cross": cross,
     }
-    if known:
+    if posterior_known:
         # given (x_t, t, label) only v_c is random: E[tr Cov(v_g | x_t)] = E|a (v_c - v)|^2; the rest is between points
         Q = moments.Q[:, 0]
         within = Q[:, 0, 0] - 2 * Q[:, 0, 2] + Q[:, 2, 2]

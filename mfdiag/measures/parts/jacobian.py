@@ -20,13 +20,13 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
     assert jacobian is not None
     z, az = jacobian.probes, jacobian.products  # [m, n, d]
     m = len(az)
-    share = 1 if jacobian.is_full else m
-    hits = z * az  # its sum over a basis, or mean over signs, is the diagonal of A
-    diagonal = hits.sum(0) / share
+    repeats = 1 if jacobian.is_full else m  # a basis sums to the trace, m random probes average to it
+    z_az = z * az  # its sum over a basis, or mean over signs, is the diagonal of A
+    diagonal = z_az.sum(0) / repeats
     jz = az - z
     scalars = {
         "kappa": diagonal.mean(1) - 1,
-        "jacobi_fro2": jz.square().sum((0, 2)) / share,
+        "jacobi_fro2": jz.square().sum((0, 2)) / repeats,
     }
     if jacobian.is_full:
         scalars["jacobi_spectral"] = torch.linalg.matrix_norm(jz.transpose(0, 1), ord=2)
@@ -34,10 +34,10 @@ def jacobian_scalars(fields: Fields) -> dict[str, Tensor]:
         sigma, bias2 = fields.posterior.variance.flatten(1), fields.posterior.bias.flatten(1).square()
         squared = diagonal**2
         if not jacobian.is_full:  # unbiased: pairs of different probes only
-            squared = (hits.sum(0) ** 2 - hits.square().sum(0)) / (m * (m - 1))
+            squared = (z_az.sum(0) ** 2 - z_az.square().sum(0)) / (m * (m - 1))
         scalars["sigma2d"] = sigma.sum(1)
         scalars["bias2"] = bias2.sum(1)
-        # docs/theory.md#diagonal: minimise sum_i Sigma_ii (J_ii - beta A_ii)^2 + beta^2 A_ii^2 b_i^2 with J = A - I
+        # docs/theory.md#diagonal: minimize sum_i Sigma_ii (J_ii - beta A_ii)^2 + beta^2 A_ii^2 b_i^2 with J = A - I
         scalars["diagonal/numerator"] = ((squared - diagonal) * sigma).sum(1)
         scalars["diagonal/denominator"] = (squared * (sigma + bias2)).sum(1)
     return scalars

@@ -14,16 +14,16 @@ __all__ = ["best_mixture", "method_statistics", "mixture_gain"]
 def method_statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
     """Quantity -> replicates [R, K] for K estimators, the first of which is MeanFlow."""
     S, M, Q = (matrix[:, 0] for matrix in (moments.S, moments.M, moments.Q))
-    variance = _form(S, maps.value)
+    variance = _bilinear(S, maps.value)
     statistics = {"variance": variance, "variance_ratio": variance / variance[:, :1]}
     if maps.within is not None:
-        within = _form(Q, maps.within)
+        within = _bilinear(Q, maps.within)
         statistics |= {"conditional_variance": within, "conditional_variance_ratio": within / within[:, :1]}
     bias = _bias(S, maps)
-    statistics["bias2"] = _form(M, bias)
+    statistics["bias2"] = _bilinear(M, bias)
     mean = maps.mean[0] + bias
-    norm = _form(M, mean)
-    statistics["cosine"] = _form(M, mean, np.broadcast_to(maps.mean[0], mean.shape)) / np.sqrt(norm * norm[:, :1])
+    norm = _bilinear(M, mean)
+    statistics["cosine"] = _bilinear(M, mean, np.broadcast_to(maps.mean[0], mean.shape)) / np.sqrt(norm * norm[:, :1])
     return statistics
 
 
@@ -56,16 +56,16 @@ def mixture_gain(halves: tuple[BlockMoments, BlockMoments], maps: Maps, n: int |
     """
     fitted, held_out = (half.replicates() for half in halves)
     weights = best_mixture(fitted, maps, n)[0]
-    # on the held-out half, with bias again from the map of less variance
+    # on the held-out half, whose moments choose again between the two maps of the bias
     value, bias = weights @ maps.value, weights @ _bias(held_out.S[:, 0], maps)
-    error = _form(held_out.S[:, 0], value[None])[:, 0]
-    plain = _form(held_out.S[:, 0], maps.value[:1])[:, 0]
+    error = _bilinear(held_out.S[:, 0], value[None])[:, 0]
+    meanflow = _bilinear(held_out.S[:, 0], maps.value[:1])[:, 0]
     if n is not None:
-        error, plain = error / n + _form(held_out.M[:, 0], bias[None])[:, 0], plain / n
-    return jackknife(error / plain, held_out.count).inverse()
+        error, meanflow = error / n + _bilinear(held_out.M[:, 0], bias[None])[:, 0], meanflow / n
+    return jackknife(error / meanflow, held_out.count).inverse()
 
 
-def _form(matrix: np.ndarray, left: np.ndarray, right: np.ndarray | None = None) -> np.ndarray:
+def _bilinear(matrix: np.ndarray, left: np.ndarray, right: np.ndarray | None = None) -> np.ndarray:
     """left M right for each pair of rows of the maps [K, C]: [R, K] from [R, C, C]."""
     return np.einsum("kc,rcd,kd->rk", left, matrix, left if right is None else right)
 
@@ -73,9 +73,9 @@ def _form(matrix: np.ndarray, left: np.ndarray, right: np.ndarray | None = None)
 def _bias(S: np.ndarray, maps: Maps) -> np.ndarray:
     """Map [K, C] to gradients whose means are the biases E G_k - E G_MeanFlow.
 
-    Two are at hand: the difference of the conditional means, and that of the gradients themselves, whose noise cancels
-    where the methods are close. The one of less variance is taken.
+    There are two candidates: the difference of the conditional means, and that of the gradients themselves, whose noise
+    cancels where the methods are close. The one with less variance is used.
     """
     candidates = [maps.mean - maps.mean[0], maps.value - maps.value[0]]
-    spread = [_form(S[:1], candidate)[0] for candidate in candidates]
-    return np.where((spread[0] <= spread[1])[:, None], *candidates)
+    variances = [_bilinear(S[:1], candidate)[0] for candidate in candidates]
+    return np.where((variances[0] <= variances[1])[:, None], *candidates)

@@ -36,7 +36,7 @@ def plane_basis(fields: Fields, target: bool = True) -> Tensor:
 class PlanePlan:
     """The plane without weights: one group of cotangents serves every (beta, gamma), fewer if gamma stays 0."""
 
-    known: bool
+    posterior_known: bool
     target: bool = True
     jacobian: bool = False
     groups: int = 1
@@ -44,15 +44,15 @@ class PlanePlan:
 
     @property
     def size(self) -> int:
-        return 2 + self.target + 2 * self.known
+        return 2 + self.target + 2 * self.posterior_known
 
     @property
     def layout(self) -> ColumnLayout:
-        return ColumnLayout.of_plane(self.known, self.target)
+        return ColumnLayout.of_plane(self.posterior_known, self.target)
 
     @property
     def needs(self) -> FieldNeeds:
-        return FieldNeeds(posterior=self.known, jacobian=self.jacobian)
+        return FieldNeeds(posterior=self.posterior_known, jacobian=self.jacobian)
 
     def cotangents(self, fields: Fields) -> Tensor:
         """[C, n, *shape] with C = groups * size less the losses."""
@@ -69,7 +69,7 @@ class PlanePlan:
 
 @dataclass(frozen=True)
 class WeightedGridPlan:
-    """An adaptive weight makes the gradient non-polynomial in (beta, gamma): each pair is a group of its own.
+    """An adaptive weight makes the gradient non-polynomial in (beta, gamma): each pair gets its own group.
 
     Its cotangents: w e, its difference to (0, 0)'s, and with a posterior (w e - w' e') / sqrt(2) of two draws at the
     same x_t, whose mean squared gradient is the conditional variance.
@@ -77,13 +77,13 @@ class WeightedGridPlan:
 
     points: Sequence[tuple[float, float]]
     weighting: Weighting
-    known: bool
+    posterior_known: bool
     losses: ClassVar[tuple[Loss, ...]] = ()
 
     @property
     def layout(self) -> ColumnLayout:
         """Of the unweighted residuals that `outputs` keeps."""
-        return ColumnLayout.of_plane(self.known)
+        return ColumnLayout.of_plane(self.posterior_known)
 
     @property
     def groups(self) -> int:
@@ -91,22 +91,22 @@ class WeightedGridPlan:
 
     @property
     def size(self) -> int:
-        return 3 if self.known else 2
+        return 3 if self.posterior_known else 2
 
     @property
     def needs(self) -> FieldNeeds:
-        return FieldNeeds(posterior=self.known, second_draw=self.known)
+        return FieldNeeds(posterior=self.posterior_known, second_draw=self.posterior_known)
 
     def cotangents(self, fields: Fields) -> Tensor:
         """[C, n, *shape] with C = groups * size less the losses."""
-        draws = [fields, fields.second_draw()] if self.known else [fields]
+        draws = [fields, fields.second_draw()] if self.posterior_known else [fields]
         planes = [draw.plane for draw in draws]
         corner = self.weighting(planes[0][0])
         cotangents = []
         for beta, gamma in self.points:
             weighted = [self.weighting(e_0 + beta * e_b + gamma * e_g) for e_0, e_b, e_g in planes]
             cotangents += [weighted[0], weighted[0] - corner]
-            if self.known:
+            if self.posterior_known:
                 cotangents.append((weighted[0] - weighted[1]) / 2**0.5)
         return 2 * torch.stack(cotangents)
 

@@ -17,8 +17,8 @@ from mfdiag.tables.check import conform
 
 __all__ = ["mean_over_seeds", "quality_frame"]
 
-_NONNEGATIVE = {"energy_distance", "mmd2"}  # and estimated without bias, so that estimates may be below zero
-_SAME = ["step", "dataset", "seed", "weights", "features", "nfe", "metric"]
+_NONNEGATIVE = {"energy_distance", "mmd2"}  # and estimated without bias, so an estimate may be below zero
+_GROUP = ["step", "dataset", "seed", "weights", "features", "nfe", "metric"]
 
 
 def quality_frame(common: Mapping[str, Any], estimates: Iterable[tuple[int | None, str, Estimate]]) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def quality_frame(common: Mapping[str, Any], estimates: Iterable[tuple[int | Non
         }
         for nfe, metric, estimate in estimates
     ]
-    return _conformed(pd.DataFrame(rows))
+    return _with_status(pd.DataFrame(rows))
 
 
 def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
@@ -45,26 +45,28 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 
     `frame` holds the rows `value` of at least two models. The interval is Student's t over models; the variance of a
     single model's value is added, because all of them are measured on the same noise and its error is shared.
-    Raises InputError for a single model.
+    Where a model's value is not finite, neither is the mean. Raises InputError for a single model.
     """
     values = frame[frame["quantity"] == "value"]
     names = values["checkpoint"].drop_duplicates()
     if len(names) < 2:
         raise InputError(f"A mean over seeds needs at least two models, got {len(names)}; pass the rows of several.")
-    grouped = values.groupby(_SAME, dropna=False, sort=False)
+    grouped = values.groupby(_GROUP, dropna=False, sort=False)
     means = grouped.agg(
         value=("value", "mean"),
         spread=("value", "var"),
         shared=("std_error", lambda errors: float((errors**2).mean())),
+        finite=("value", lambda models: bool(np.isfinite(models.astype(float)).all())),
         count=("value", "size"),
         n_samples=("n_samples", "first"),
     ).reset_index()
     # values are a_s + z for models s, where z is the error of the noise they share: Var = Var(a) / S + Var(z), two
-    # estimates with S - 1 and REPLICATES - 1 degrees of freedom, together by Welch and Satterthwaite
+    # estimates with S - 1 and REPLICATES - 1 degrees of freedom, combined by Welch and Satterthwaite
     own, shared, models = means["spread"] / means["count"], means["shared"], means["count"]
     means["std_error"] = np.sqrt(own + shared)
-    freedom = (own + shared) ** 2 / (own**2 / (models - 1) + shared**2 / (REPLICATES - 1))
-    half = (stdtrit(freedom, 0.5 + level / 2) * means["std_error"]).fillna(0)  # where nothing varies at all
+    degrees = (own + shared) ** 2 / (own**2 / (models - 1) + shared**2 / (REPLICATES - 1))
+    half = (stdtrit(degrees, 0.5 + level / 2) * means["std_error"]).fillna(0)  # where nothing varies at all
+    means.loc[~means["finite"], ["value", "std_error"]] = np.nan  # pandas averages the others
     means = means.assign(
         run=_braces(values["run"]),
         checkpoint=_braces(names),
@@ -73,10 +75,10 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         ci_low=means["value"] - half,
         ci_high=means["value"] + half,
     )
-    return _conformed(means.drop(columns=["spread", "shared", "count"]))
+    return _with_status(means.drop(columns=["spread", "shared", "finite", "count"]))
 
 
-def _conformed(frame: pd.DataFrame) -> pd.DataFrame:
+def _with_status(frame: pd.DataFrame) -> pd.DataFrame:
     value = frame["value"].to_numpy(dtype=float)
     below = frame["metric"].isin(_NONNEGATIVE) & (value < 0)
     status = np.select([~np.isfinite(value), below], ["nonfinite", "negative_estimate"], "ok")

@@ -27,35 +27,35 @@ from mfdiag.gradients.moments import Moments
 __all__ = ["gap_losses", "gap_statistics"]
 
 
-def gap_losses(weighting: Weighting, known: bool) -> tuple[Loss, ...]:
-    """Losses with the gradients D and, where v is known and nothing is weighed, the two terms of E[D | x_t].
+def gap_losses(weighting: Weighting, posterior_known: bool) -> tuple[Loss, ...]:
+    """Losses with the gradients D and, where v is known and there are no weights, the two terms of E[D | x_t].
 
     The first term is exact; the second is that of one draw of v', without the mixed terms' noise.
     """
     whole = partial(_whole, weighting=weighting)
-    return (whole, _field, _noise) if known and not weighting.p else (whole,)
+    return (whole, _field, _noise) if posterior_known and not weighting.p else (whole,)
 
 
 def _whole(fields: Fields, network: DifferentiableNetwork, weighting: Weighting) -> Tensor:
-    return _pulled(fields, network, weighting(fields.plane[0]), fields.v_c)
+    return _loss_of_gradient(fields, network, weighting(fields.plane[0]), fields.v_c)
 
 
 def _field(fields: Fields, network: DifferentiableNetwork) -> Tensor:
     mean = fields.mean_field()
-    return _pulled(fields, network, mean.plane[0], mean.v_c)
+    return _loss_of_gradient(fields, network, mean.plane[0], mean.v_c)
 
 
 def _noise(fields: Fields, network: DifferentiableNetwork) -> Tensor:
     mean = fields.mean_field()
-    return _pulled(fields, network, fields.plane[0] - mean.plane[0], fields.v_c - mean.v_c, dt=0.0)
+    return _loss_of_gradient(fields, network, fields.plane[0] - mean.plane[0], fields.v_c - mean.v_c, dt=0.0)
 
 
-def _pulled(
+def _loss_of_gradient(
     fields: Fields, network: DifferentiableNetwork, cotangent: Tensor, tangent: Tensor, dt: float = 1.0
 ) -> Tensor:
     """Loss [n] of the gradient 2 (t-r) d_theta(du/dx tangent + du/dt dt)^T cotangent."""
-    along = network.jvp(fields.x, fields.r, fields.t, dx=tangent, dt=dt)[1]
-    return 2 * (fields.gap * along * cotangent).flatten(1).sum(1)
+    derivative = network.jvp(fields.x, fields.r, fields.t, dx=tangent, dt=dt)[1]
+    return 2 * (fields.gap * derivative * cotangent).flatten(1).sum(1)
 
 
 def gap_statistics(moments: Moments, own: int, mean: int, gap: list[int]) -> dict[str, np.ndarray]:

@@ -23,9 +23,9 @@ from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.parts.cells import moments_by_cell
 from mfdiag.measures.parts.rows import FEW_SAMPLES
 
-__all__ = ["GradientPlan", "MomentMap", "Run", "Search", "fit_map", "search"]
+__all__ = ["GradientPlan", "MomentMap", "RunPass", "Search", "search"]
 
-Run = Callable[[TimeSampler, int], PassResult]
+RunPass = Callable[[TimeSampler, int], PassResult]
 """(sampler, seed) -> a pass over the request's samples under these, with `GradientPlan` and without bins."""
 
 
@@ -81,15 +81,15 @@ class Search(NamedTuple):
     overall: dict[str, Estimate]
 
 
-def search(run: Run, base: TimeSampler, bins: tuple[int, int] | None, floor: float, seed: int) -> Search:
-    """The density of least variance for the objective under `base`, fitted on one seed and tried on the next.
+def search(run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, floor: float, seed: int) -> Search:
+    """The density of least variance for the objective under `base`, fitted on one seed and tested on the next.
 
     Args:
-        run: Measures one gradient under a sampler and a seed.
+        run_pass: Measures one gradient under a sampler and a seed.
         base: The trained sampler of (r, t).
         bins: Cells of r and t.
         floor: Least share of the trained density that stays in every cell, in (0, 1].
-        seed: Seed of the samples it is fitted on; those of the next seed try it.
+        seed: Seed of the samples it is fitted on; those of the next seed test it.
 
     Returns:
         Shares of the cells and the predicted and measured gain.
@@ -103,7 +103,7 @@ def search(run: Run, base: TimeSampler, bins: tuple[int, int] | None, floor: flo
     trained = cell_shares(base, bins)
     pilot = np.sqrt(trained)  # between the samples' own shares and equal ones, so that rare cells are seen too
     stratified = DensityTimes("stratified", base, bins, trained, pilot / pilot.sum())
-    moment_map = fit_map(run(stratified, seed), stratified)
+    moment_map = _fit_map(run_pass(stratified, seed), stratified)
     before = weighted_moment(trained, trained, moment_map.moments) - moment_map.mean2
 
     def gain(shares: np.ndarray) -> Estimate:
@@ -111,21 +111,23 @@ def search(run: Run, base: TimeSampler, bins: tuple[int, int] | None, floor: flo
             before / (weighted_moment(trained, shares, moment_map.moments) - moment_map.mean2), moment_map.blocks
         )
 
-    drawn, free = (optimal_shares(trained, moment_map.moments, least) for least in (floor, 0.0))
-    overall = {"predicted_gain": gain(drawn), "unbounded_gain": gain(free)}
-    # the same x_0 and x_1 under both, so that the ratio is of pairs of blocks
-    tried = [_whole(run(times, seed + 1)) for times in (base, DensityTimes("best", base, bins, trained, drawn[0]))]
-    variance, weighted = (moments.S[:, 0, 0, 0] for moments in tried)
+    drawn, unbounded = (optimal_shares(trained, moment_map.moments, least) for least in (floor, 0.0))
+    overall = {"predicted_gain": gain(drawn), "unbounded_gain": gain(unbounded)}
+    # the same x_0 and x_1 under both samplers, so that blocks of the ratio are paired
+    tests = [
+        _all_samples(run_pass(times, seed + 1)) for times in (base, DensityTimes("best", base, bins, trained, drawn[0]))
+    ]
+    variance, weighted = (moments.S[:, 0, 0, 0] for moments in tests)
     for quantity, values in (
         ("variance", variance),
         ("weighted_variance", weighted),
         ("measured_gain", variance / weighted),
     ):
-        overall[quantity] = positive_jackknife(values, tried[0].count)
+        overall[quantity] = positive_jackknife(values, tests[0].count)
     return Search(bins, trained, drawn, moment_map, overall)
 
 
-def fit_map(result: PassResult, times: DensityTimes) -> MomentMap:
+def _fit_map(result: PassResult, times: DensityTimes) -> MomentMap:
     """The map from a pass of `GradientPlan` under `times`."""
     cell = times.cell_of(result.r, result.t)
     norms = result.gradient.diagonal[:, 0, 0].numpy() / times.weight(result.r, result.t) ** 2  # |G|^2, not |wG|^2
@@ -143,9 +145,9 @@ def fit_map(result: PassResult, times: DensityTimes) -> MomentMap:
         )
     share = times.trained[enough]
     moments = np.where(enough, own, (own[:, enough] @ share / share.sum())[:, None])
-    whole = _whole(result)
+    whole = _all_samples(result)
     return MomentMap(moments, own, whole.M[:, 0, 0, 0], counts.sum(0).astype(int), whole.count)
 
 
-def _whole(result: PassResult) -> Moments:
+def _all_samples(result: PassResult) -> Moments:
     return next(moments_by_cell(result, result.gradient))[2]

@@ -14,7 +14,7 @@ from torch import nn
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.data.datasets import Data, FiniteData, load_data
+from mfdiag.flow.data.datasets import Data, as_data
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import parse_source
@@ -151,17 +151,14 @@ def measure(
     frames: dict[str, pd.DataFrame] = {}
     for name in tables:
         table = find_table(name)
-        asked = replace(base, estimators=estimators or table.default_estimators)
-        frames |= measure_subject(subject, table, asked, progress=progress, say=say)
+        table_request = replace(base, estimators=estimators or table.default_estimators)
+        frames |= measure_subject(subject, table, table_request, progress=progress, say=say)
     return frames
 
 
 def _subject(model: nn.Module, data: str | Data | np.ndarray, objective: Objective) -> Subject:
-    """The model with the draws and the proxy of its objective."""
-    if isinstance(data, str):
-        data = load_data(data)
-    elif isinstance(data, np.ndarray):
-        data = FiniteData("array", data)
+    """The model with the data, the samplers and the proxy of its objective."""
+    data = as_data(data)
     proxy, proxy_model = objective.proxy, objective.proxy_model
     if proxy not in get_args(Proxy):
         raise did_you_mean("proxy", proxy, get_args(Proxy))

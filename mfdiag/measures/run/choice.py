@@ -37,7 +37,7 @@ def choose_estimators(
 
     Args:
         names: Names as on the command line; "all" stands for every estimator that can be measured.
-        subject: The network and the law of its samples.
+        subject: The network and the distribution of its samples.
         table: The table they are measured for.
 
     Returns:
@@ -53,13 +53,13 @@ def choose_estimators(
             for estimator in estimators().values():
                 if estimator.template:
                     continue
-                if (reason := _lacking(estimator, subject, table)) is None:
+                if (reason := _unavailable(estimator, subject, table)) is None:
                     estimators_by_name.setdefault(estimator.name, estimator)
                 else:
                     left_out.setdefault(reason, []).append(estimator.name)
             continue
         estimator = find_estimator(spec)
-        if (reason := _lacking(estimator, subject, table)) is not None:
+        if (reason := _unavailable(estimator, subject, table)) is not None:
             raise InputError(f"--estimator {spec} cannot be measured: {reason}; leave it out.")
         if estimators_by_name.setdefault(estimator.name, estimator).formula != estimator.formula:
             raise InputError(f"--estimator {spec} has the name {estimator.name!r} of another one; rename it.")
@@ -71,11 +71,11 @@ def choose_estimators(
 
 
 def left_out_note(reason: str, names: Sequence[str]) -> str:
-    """A line that says which estimators are left out."""
+    """One line that says which estimators are left out, and why."""
     return f"{', '.join(names)} left out: {reason}."
 
 
-def _lacking(estimator: Estimator, subject: Subject, table: MeasuredTable) -> str | None:
+def _unavailable(estimator: Estimator, subject: Subject, table: MeasuredTable) -> str | None:
     """Why the estimator cannot be measured on the subject; None where it can."""
     if not table.measures_losses:
         if estimator.loss is not None:
@@ -106,7 +106,7 @@ def card_record(model: str | None) -> dict[str, Any]:
 def objective_of(model: str | None, table: MeasuredTable) -> dict[str, Any]:
     """Option -> value that a model card gives for a command whose --model is a card; empty for any other.
 
-    The card's estimator comes first, before those that are measured by default.
+    The card's estimator comes before those that are measured by default.
     """
     if model is None or not is_card(model):
         return {}

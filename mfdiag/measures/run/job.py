@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["Identity", "Job"]
 
 Identity = tuple[str, ...]
-S = TypeVar("S")
+SubjectT = TypeVar("SubjectT")
 
 
-class Job(ABC, Generic[S]):
-    """What a command measures of each subject, and how its results are told apart and described.
+class Job(ABC, Generic[SubjectT]):
+    """What a command measures of each subject, and how its results are identified and described.
 
     Attributes:
         command: Name of the command, its key in the manifest.
         tables: Names of the tables it writes, the main one first.
-        identity_columns: Columns of the main table that tell its subjects apart.
+        identity_columns: Columns of the main table that identify its subjects.
         specification: Every option that decides the numbers, for the manifest and for resuming.
         seeds: Seeds of the samples.
         device: Where the network runs.
@@ -38,27 +38,27 @@ class Job(ABC, Generic[S]):
     device: str
 
     @abstractmethod
-    def subjects(self) -> Sequence[S]:
+    def subjects(self) -> Sequence[SubjectT]:
         """Everything to measure, loaded before anything is measured."""
 
     @abstractmethod
-    def identity(self, subject: S) -> Identity:
+    def identity(self, subject: SubjectT) -> Identity:
         """The values of `identity_columns`, as strings."""
 
     @abstractmethod
-    def label(self, subject: S) -> str:
+    def label(self, subject: SubjectT) -> str:
         """What notes call the subject."""
 
     @abstractmethod
-    def measure(self, subject: S, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
+    def measure(self, subject: SubjectT, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
         """Frames by table name; an interrupted pass leaves its state in `checkpoint`."""
 
     def rows_to_keep(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows of the main table that a resumed run keeps; the others are made again."""
+        """The rows of the main table that a resumed run keeps; the others are computed again."""
         return frame
 
-    def describe(self, rows: pd.DataFrame, subjects: Sequence[S], earlier: Mapping[str, Any]) -> dict[str, Any]:
-        """What the manifest's specification says besides.
+    def describe(self, rows: pd.DataFrame, subjects: Sequence[SubjectT], earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """Further entries of the manifest's specification.
 
         Args:
             rows: The identities measured so far, one row each.
@@ -66,7 +66,7 @@ class Job(ABC, Generic[S]):
             earlier: The command's entry of the folder's manifest, empty where there is none.
 
         Returns:
-            Further keys of the specification.
+            Key -> value.
         """
         return {}
 
@@ -74,6 +74,8 @@ class Job(ABC, Generic[S]):
         """Writes the files that are made of the tables so far, and returns their paths."""
         return []
 
-    def finish(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[S]) -> Mapping[str, pd.DataFrame] | None:
+    def finish(
+        self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[SubjectT]
+    ) -> Mapping[str, pd.DataFrame] | None:
         """Frames with what can only be computed once every subject is measured; None where nothing is added."""
         return None

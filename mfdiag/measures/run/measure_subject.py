@@ -22,7 +22,7 @@ from mfdiag.measures.run.table import MeasuredTable
 __all__ = ["measure_subject"]
 
 _POSTERIOR_COST = 3e12  # samples x points x coordinates: minutes on a few cores
-_MOMENTS_COST = 8  # of stored moments, against a point
+_MOMENTS_COST = 8  # cost of one entry of stored moments, in points
 
 
 @np.errstate(divide="ignore", invalid="ignore")  # a cell with too few samples has NaN and a status, not a warning
@@ -38,7 +38,7 @@ def measure_subject(
     """Measure one table of one subject.
 
     Args:
-        subject: The network, its proxy and the law of its samples.
+        subject: The network, its proxy and the distribution of its samples.
         table: What to measure.
         request: Estimators, coefficients, batch sizes, settings of a pass.
         progress: Receives (label, samples done, samples in all).
@@ -49,19 +49,19 @@ def measure_subject(
         Frames by table name: the table itself and those measured beside it.
 
     Raises:
-        InputError: As `run_pass`, and where the table cannot be measured under this request.
+        InputError: As `run_pass`, or the table cannot be measured under this request.
     """
-    needs_posterior = table.measure is None
-    exact = _exact_posterior(subject, request, say if needs_posterior else None)
+    uses_posterior = table.measure is None  # a table with passes of its own, such as times, does not
+    exact = _exact_posterior(subject, request, say if uses_posterior else None)
     draws = Draws(
         subject.data,
         subject.times,
         request.seed,
-        subject.conditional,
-        exact,
-        subject.source,
-        subject.coupling,
-        subject.path,
+        conditional=subject.conditional,
+        exact_posterior=exact,
+        source=subject.source,
+        coupling=subject.coupling,
+        path=subject.path,
         guidance=subject.guidance,
         null_label=getattr(subject.module, "num_classes", 0),
     )
@@ -84,15 +84,15 @@ def measure_subject(
 
 
 def _exact_posterior(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
-    """Whether to compute the exact posterior; where not, says what will be missing and why."""
+    """Whether to compute the exact posterior; if not, `say` receives what will be missing and why."""
     data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
     reason = why_posterior_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
     if reason is None and request.posterior == "none":
         reason = "--posterior none"
     elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData | MomentsData):
         components = len(source.means) if isinstance(source, MixtureSource) else 1
-        size, each = (len(data.points), 1) if isinstance(data, FiniteData) else (len(data.moments), _MOMENTS_COST)
-        cost = request.settings.samples * size * each * math.prod(data.shape) * components
+        size, entry_cost = (len(data.points), 1) if isinstance(data, FiniteData) else (len(data.moments), _MOMENTS_COST)
+        cost = request.settings.samples * size * entry_cost * math.prod(data.shape) * components
         if cost > _POSTERIOR_COST:
             reason = f"the exact posterior over {size:,} points takes minutes (--posterior exact computes it)"
     if reason and say is not None:

@@ -1,4 +1,4 @@
-"""One table of one subject: what its plan and its rows have at hand, and the passes they run."""
+"""One table of one subject: what its plan and its rows can use, and the passes they run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from mfdiag.estimators import Estimator
 from mfdiag.flow.draw import Draws
+from mfdiag.flow.time_sampler import TimeSampler
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.sample_pass import PassResult, PassSettings, Plan, SupportNetworks, run_pass
 from mfdiag.measures.parts.rows import Rows
@@ -24,7 +25,7 @@ class Measurement:
 
     Attributes:
         name: Name of the table.
-        subject: The network, its proxy and the law of its samples.
+        subject: The network, its proxy and the distribution of its samples.
         request: Estimators, coefficients, batch sizes, settings of a pass.
         draws: The samples of the request's seed.
         estimators: The estimators to measure, for tables that take some.
@@ -58,7 +59,7 @@ class Measurement:
         """One pass over the request's samples, resumed from the checkpoint of an interrupted one."""
         return self._pass(plan, self.draws, self.request.settings, self.checkpoint)
 
-    def run_pass_with(self, plan: Plan, *, seed: int, times: Any) -> PassResult:
+    def run_pass_with(self, plan: Plan, *, seed: int, times: TimeSampler) -> PassResult:
         """One pass over other samples, without bins.
 
         Args:

@@ -1,4 +1,4 @@
-"""Table `quality` of models in memory: the library's entrance to sample quality."""
+"""Table `quality` of models in memory: the entry point of the library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.datasets import Data, FiniteData, load_data
+from mfdiag.flow.data.datasets import Data, FiniteData, as_data
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.measures.parts.quality_rows import quality_frame
 from mfdiag.quality.features import Features
@@ -22,7 +22,7 @@ from mfdiag.quality.prepared import FeatureSampler, PreparedMetrics, SampleModel
 
 __all__ = ["Prepared", "measure_quality", "prepare_quality"]
 
-_LEAST_POINTS = 8  # some metrics use 5 neighbors, which must be a part of the points
+_LEAST_POINTS = 8  # some metrics use 5 neighbors, which must be fewer than the points
 _LARGEST_SEED = 2**62
 
 
@@ -88,7 +88,7 @@ def prepare_quality(
     features: Features | None = None,
     features_name: str | None = None,
     device: str = "cpu",
-    dtype: Any = None,
+    dtype: torch.dtype | None = None,
     chunk: int | None = None,
 ) -> Prepared:
     """Prepare metrics for a data set, so that many models are measured fast.
@@ -105,7 +105,7 @@ def prepare_quality(
         features_name: Name of the map for the column `features`; the name of the function by default.
         device: Where models run.
         dtype: Their dtype; torch.float32 by default.
-        chunk: Samples that a model gets at once.
+        chunk: Samples that a model receives at once.
 
     Returns:
         The prepared metrics, with a method `measure`.
@@ -113,10 +113,7 @@ def prepare_quality(
     Raises:
         InputError: A name is unknown, a number is out of range, or the data set has fewer than 8 points.
     """
-    if isinstance(data, str):
-        data = load_data(data)
-    elif isinstance(data, np.ndarray):
-        data = FiniteData("array", data)
+    data = as_data(data)
     if samples < 2 * REPLICATES:
         raise InputError(f"--samples must be at least {2 * REPLICATES}, two for each replicate; got {samples}.")
     samples = -(-samples // REPLICATES) * REPLICATES

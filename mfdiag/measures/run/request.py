@@ -1,4 +1,4 @@
-"""What is requested of a measurement."""
+"""What a measurement is asked for: coefficients, estimators, batch sizes and settings."""
 
 from __future__ import annotations
 

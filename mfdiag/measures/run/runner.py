@@ -32,24 +32,24 @@ from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table,
 __all__ = ["Mode", "Outcome", "ResultFolder", "TableJob", "run"]
 
 Mode = Literal["new", "overwrite", "resume"]
-S = TypeVar("S")
+SubjectT = TypeVar("SubjectT")
 
 _PARTIAL = ".partial"  # folder of unfinished passes, in the folder of the results
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: frames by table, and the paths of the tables."""
+    """What a run wrote: frames by table, and the paths of the tables."""
 
     frames: dict[str, pd.DataFrame]
     tables: list[Path]
 
 
-def run(job: Job[S], out: Path, mode: Mode, *, say: Callable[[str], None]) -> Outcome:
+def run(job: Job[SubjectT], out: Path, mode: Mode, *, say: Callable[[str], None]) -> Outcome:
     """Measure every subject of a job into a folder: tables and manifest.json.
 
     Tables are written whole after each subject. An interrupted run keeps them, and the state of the pass it was in;
-    `resume` skips what is there and continues in the middle of the next subject.
+    `resume` skips finished subjects and continues in the middle of the next one.
 
     Args:
         job: What to measure.
@@ -77,7 +77,7 @@ def run(job: Job[S], out: Path, mode: Mode, *, say: Callable[[str], None]) -> Ou
                 folder.add(frames, subjects)
                 measured.add(identity)
         except KeyboardInterrupt as error:
-            if error.args:  # it says itself what is saved
+            if error.args:  # its message already says what is saved
                 raise
             saved = sum(job.identity(subject) in measured for subject in subjects)
             in_the_middle = any((out / _PARTIAL).glob("*"))
@@ -90,22 +90,22 @@ def run(job: Job[S], out: Path, mode: Mode, *, say: Callable[[str], None]) -> Ou
         return folder.finish(subjects)
 
 
-class ResultFolder(Generic[S]):
-    """The folder a job writes to: locked while it runs, its tables and its manifest always whole.
+class ResultFolder(Generic[SubjectT]):
+    """The folder a job writes to: locked while it runs, its tables and its manifest always complete.
 
     Args:
         out: The folder.
-        job: Whose results it takes.
+        job: The job whose results it holds.
         mode: What to do with earlier results.
     """
 
-    def __init__(self, out: Path, job: Job[S], mode: Mode) -> None:
+    def __init__(self, out: Path, job: Job[SubjectT], mode: Mode) -> None:
         self.out, self.job, self.mode = out, job, mode
         self.frames: dict[str, pd.DataFrame] = {}
         self._locks = ExitStack()
         self._started = datetime.now(UTC)
 
-    def __enter__(self) -> ResultFolder[S]:
+    def __enter__(self) -> ResultFolder[SubjectT]:
         check_writable(self.out, list(self.job.tables), self.mode)
         self._locks.enter_context(_locked(self.out, self.job.command))
         return self
@@ -116,9 +116,9 @@ class ResultFolder(Generic[S]):
         self._locks.close()
 
     def resume(self) -> set[Identity]:
-        """Takes over the rows of an earlier run where the mode is "resume"; the identities it measured.
+        """Load the rows of an earlier run if the mode is "resume"; returns the identities of its finished subjects.
 
-        Raises InputError where the earlier run had other options.
+        Raises InputError if the earlier run had other options.
         """
         names = self.job.tables
         if self.mode != "resume" or not all(table_path(name, self.out).exists() for name in names):
@@ -141,14 +141,14 @@ class ResultFolder(Generic[S]):
             checkpoint.clear()
         return checkpoint
 
-    def add(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[S]) -> None:
+    def add(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[SubjectT]) -> None:
         """Appends the frames of one subject and writes tables and manifest."""
         for name, frame in frames.items():
             earlier = [self.frames[name]] if name in self.frames else []
             self.frames[name] = pd.concat([*earlier, frame], ignore_index=True)
         self._write(self.frames, subjects)
 
-    def finish(self, subjects: Sequence[S]) -> Outcome:
+    def finish(self, subjects: Sequence[SubjectT]) -> Outcome:
         """Adds what can only be computed at the end, and reads the tables back."""
         final = self.job.finish(self.frames, subjects) if self.frames else None
         if final is not None:
@@ -156,7 +156,7 @@ class ResultFolder(Generic[S]):
         names = self.job.tables
         return Outcome({name: read_table(name, self.out) for name in names}, [table_path(n, self.out) for n in names])
 
-    def _write(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[S]) -> None:
+    def _write(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[SubjectT]) -> None:
         job = self.job
         paths = [write_table(name, frames[name], self.out) for name in job.tables]
         paths += job.files(self.out)
@@ -175,7 +175,7 @@ class ResultFolder(Generic[S]):
         write_manifest(self.out, job.command, entry)
 
     def _manifest_entry(self) -> dict[str, Any]:
-        """What the folder's manifest says of the command; empty where it says nothing."""
+        """The command's entry in the folder's manifest; empty if there is none."""
         path = self.out / MANIFEST
         return read_json(path).get(self.job.command, {}) if path.exists() else {}
 
@@ -235,8 +235,8 @@ class TableJob(Job[Subject]):
 
     def identity(self, subject: Subject) -> Identity:
         """Checkpoint, hash, data set, proxy and sampler of (r, t)."""
-        known = (subject.checkpoint, subject.sha256, subject.data.name, subject.proxy_name, subject.times.name)
-        return tuple(map(str, known))
+        values = (subject.checkpoint, subject.sha256, subject.data.name, subject.proxy_name, subject.times.name)
+        return tuple(map(str, values))
 
     def label(self, subject: Subject) -> str:
         """The checkpoint's name."""
@@ -307,7 +307,7 @@ def _specification(table: MeasuredTable, request: Request) -> dict[str, Any]:
 
 @contextmanager
 def _locked(out: Path, command: str) -> Iterator[None]:
-    """Holds the folder's lock of a command; InputError where another process holds it."""
+    """Hold the folder's lock of a command. Raises InputError if another process holds it."""
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / f".{command}.lock"
@@ -324,13 +324,13 @@ def _locked(out: Path, command: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # while it is still held
         lock.release()
-        with suppress(OSError):  # nothing was measured: leave nothing behind
+        with suppress(OSError):  # still empty if nothing was measured
             for folder in created:
                 folder.rmdir()
 
 
 def _inputs(measured: pd.DataFrame) -> list[tuple[str, str]]:
-    """(checkpoint, hash) of what was measured; none where a job has no checkpoints."""
+    """(checkpoint, hash) of what was measured; empty if the job has none."""
     if "checkpoint" not in measured:
         return []
     return list(measured[["checkpoint", "checkpoint_sha256"]].drop_duplicates().itertuples(index=False, name=None))
@@ -342,5 +342,5 @@ def _identities(frame: pd.DataFrame, columns: Sequence[str]) -> list[Identity]:
 
 
 def _device_name(device: str) -> str:
-    """What the manifest calls a device: the model of a GPU."""
+    """The name of a device in the manifest: for a GPU, its model."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -1,4 +1,4 @@
-"""What is measured: a network, its proxy, and the law of its samples, as a checkpoint and the user's options say."""
+"""What is measured: a network, its proxy and the distribution of its samples, from a checkpoint and options."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _DEFAULT_TIMES = "logit_normal"  # MeanFlow's own
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a network, what guides it, and the law it was trained on.
+    """What is measured: a network, its guidance, and the distribution it was trained on.
 
     Attributes:
         module: The network, giving the average velocity u(x, r, t, labels).
-        data: The law of x_0.
+        data: The distribution of x_0.
         times: The sampler of (r, t).
         proxy: Where vhat comes from.
         proxy_module: The network whose u(x_t, t, t) is vhat, for the proxies "ema" and "teacher".
@@ -44,13 +44,13 @@ class Subject:
         run: Name of the run the checkpoint comes from.
         checkpoint: Name or path of the checkpoint.
         sha256: Hash of its file.
-        step: Optimiser steps taken when it was saved.
+        step: Optimizer steps taken when it was saved.
         conditional: Whether the network takes labels.
-        source: The law of x_1; None is N(0, I).
+        source: The distribution of x_1; None is N(0, I).
         coupling: Which x_0 is paired with which x_1.
         path: The path from x_0 to x_1.
-        prediction: What the network's output was before it became u.
-        networks: "ema" and "teacher", where these exist.
+        prediction: What the network predicts, before it is converted to u.
+        networks: "ema" and "teacher", if the run has them.
         guidance: Guidance that is built into the objective.
 
     Raises:
@@ -146,13 +146,13 @@ def load_subject(
     Args:
         checkpoint: File or folder of weights.
         options: What the user states; the rest comes from the checkpoint or the model card.
-        say: Receives what was assumed.
+        say: Receives notes about what was assumed.
 
     Returns:
         The subject.
 
     Raises:
-        InputError: A file cannot be read, or neither the checkpoint nor an option gives something that is needed.
+        InputError: A file cannot be read, or something that is needed comes from neither the checkpoint nor an option.
     """
     loaded = load_model(checkpoint, model=options.model, weights=options.weights)
     card = loaded.card
@@ -164,7 +164,7 @@ def load_subject(
     data = load_data(data_spec, **({} if card is None else card.data.statistics))
     if card is not None:
         _require_fitting(card, data, say)
-        standard = card.data.scale if card.data.std is not None else None  # else the scale is what gives about 1
+        standard = card.data.scale if card.data.std is not None else None  # without std, the card's scale normalizes
         check_scale(data, say, std=abs(standard or 1))
     path = parse_path(axes["path"])
     source = parse_source(axes["source"], data)
@@ -214,7 +214,7 @@ def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedMode
 
 
 def _times(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]) -> str:
-    """The sampler's specification: the user's, the checkpoint's, or MeanFlow's own, which it says."""
+    """The sampler's specification: the user's, the checkpoint's, or MeanFlow's own, with a note."""
     if options.times is not None:
         return options.times
     if loaded.description is not None:
@@ -227,7 +227,7 @@ def _times(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, s
 def _axes(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) -> dict[str, str]:
     """Specifications of source, coupling, path and prediction."""
     stated = {name: getattr(options, name) for name in _DEFAULTS}
-    if loaded.card is not None:  # the user's own word, unlike what a checkpoint says, so that code it names is run
+    if loaded.card is not None:  # the user passed the card, so its code may run; a checkpoint's may not
         return {name: stated[name] or value for name, value in loaded.card.axes.items()}
     described = {name: getattr(loaded.description, name, default) for name, default in _DEFAULTS.items()}
     return {name: stated[name] or _without_code(checkpoint, name, value) for name, value in described.items()}
@@ -236,7 +236,7 @@ def _axes(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) ->
 def _proxy(
     options: SubjectOptions, loaded: LoadedModel, prediction: str, path: Path
 ) -> tuple[str, str, dict[str, nn.Module]]:
-    """The proxy's kind, its name in the tables, and the networks "ema" and "teacher" where these exist."""
+    """The proxy's kind, its name in the tables, and the networks "ema" and "teacher" if there are any."""
     proxy = options.proxy
     if proxy is None:
         proxy = "ema" if loaded.has_weights("ema") else "self"
@@ -256,7 +256,7 @@ def _proxy(
 
 
 def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None:
-    """Refuses data that the card's network does not take."""
+    """Raises InputError for data that the card's network cannot take."""
     shape, conditioning = card.data.shape, card.conditioning
     if shape is not None and data.shape != shape:
         raise InputError(
@@ -273,7 +273,7 @@ def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None
 
 
 def _without_code(checkpoint: FilePath, axis: str, value: str) -> str:
-    """What the checkpoint says of an axis; code it names is not run unless the user names it too."""
+    """The checkpoint's value of an axis. Raises InputError for code, which runs only if the user passes it too."""
     if is_user_code(value):
         raise InputError(
             f"{checkpoint} was trained with the {axis} {value}, which is code: pass --{axis} {value} to run it."

@@ -10,6 +10,8 @@ from mfdiag.estimators import DEFAULT_ESTIMATORS
 from mfdiag.tables.fields import Table
 
 if TYPE_CHECKING:  # table files stay importable without torch and pandas, so that --help is instant
+    from pathlib import Path
+
     import pandas as pd
 
     from mfdiag.gradients.sample_pass import PassResult
@@ -19,6 +21,8 @@ if TYPE_CHECKING:  # table files stay importable without torch and pandas, so th
 __all__ = ["By", "MeasuredTable"]
 
 By = Literal["layer", "time", "none"]
+
+_TIME_BINS = (1, 10)  # of r and t for --by time: t alone, in steps of 0.1
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class MeasuredTable:
         measures_losses: Whether estimators given by a loss can be measured.
         objective: The parts of a model card's objective that decide the numbers: "estimator", "weighting".
         extras: Quantities that cost further passes, measured only on request.
-        files: Writes files made of the finished table into a folder and returns their paths, and a note about them.
+        files: Writes further files from the table's rows into a folder; returns their paths and a note about them.
     """
 
     schema: Table
@@ -58,7 +62,7 @@ class MeasuredTable:
     measures_losses: bool = False
     objective: tuple[str, ...] = ("estimator", "weighting")
     extras: tuple[str, ...] = ()
-    files: Callable[[Any, Any], tuple[list[Any], str]] | None = None
+    files: Callable[[pd.DataFrame, Path], tuple[list[Path], str]] | None = None
 
     @property
     def name(self) -> str:
@@ -73,5 +77,5 @@ class MeasuredTable:
     def bins(self, by: By | None) -> tuple[int, int] | None:
         """Bins of r and t for a requested breakdown, where none are requested themselves."""
         if by == "time" or (by is None and self.default_by == "time"):
-            return (1, 10)
+            return _TIME_BINS
         return None if by == "none" else self.default_bins

@@ -13,7 +13,6 @@ from mfdiag.usercode import is_user_code
 
 __all__ = [
     "DENOISED",
-    "WORDS",
     "FactorySpec",
     "PathSpec",
     "PredictionSpec",
@@ -23,7 +22,7 @@ __all__ = [
     "leaves",
 ]
 
-WORDS = ("x", "r", "t", "h", "y", "omega", "t_min", "t_max", "none")
+_WORDS = ("x", "r", "t", "h", "y", "omega", "t_min", "t_max", "none")
 """What `call` can pass by name; see `mfdiag.models.cards.card.Call`."""
 
 DENOISED = "denoised"
@@ -34,8 +33,8 @@ def _word(value: Any) -> Any:
     """Check what a call passes: a word, a constant, `{each: number}`, or a list or mapping of these."""
     if isinstance(value, list):
         return [_word(item) for item in value]
-    if isinstance(value, str) and value not in WORDS:
-        raise ValueError(str(did_you_mean("word", value, WORDS)).removesuffix("."))
+    if isinstance(value, str) and value not in _WORDS:
+        raise ValueError(str(did_you_mean("word", value, _WORDS)).removesuffix("."))
     if isinstance(value, dict) and value.keys() == {"each"} and not isinstance(value["each"], int | float):
         raise ValueError("expected {each: number}")
     if isinstance(value, dict) and value.keys() not in ({"each"}, {"value"}):
@@ -104,7 +103,7 @@ Word = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"enum": list(WORDS)},
+                {"enum": list(_WORDS)},
                 {"type": ["number", "boolean", "null"]},
                 {"type": "array"},
                 {"type": "object"},

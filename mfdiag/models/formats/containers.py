@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Container",
     "StateDict",
-    "checkpoint_file",
-    "container_format",
     "is_tensor",
     "read_container",
     "scalar",
@@ -62,8 +60,8 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
     plain values are read, and torch is not imported. Raises InputError if the file is missing, empty, damaged or of
     another format, or holds code.
     """
-    file = checkpoint_file(path)
-    kind = container_format(file)
+    file = _checkpoint_file(path)
+    kind = _container_format(file)
     if kind == "safetensors":
         tensors, metadata = read_safetensors(file, load=load)
         return Container(kind, tensors, [file], metadata)
@@ -76,7 +74,7 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
     return Container(kind, read_torch(file, kind, load=load), [file])
 
 
-def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+def _checkpoint_file(path: str | os.PathLike[str]) -> Path:
     """`path` itself, or the index of shards in it if it is a folder. Raises InputError if it is no readable file."""
     file = Path(path)
     if file.is_dir():
@@ -95,7 +93,7 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     raise InputError(f"Expected a checkpoint, but {file} is empty; write or download it again.")
 
 
-def container_format(path: Path) -> str:
+def _container_format(path: Path) -> str:
     """The format of a file, from its first bytes or the records of its zip archive. Raises InputError for others."""
     with path.open("rb") as file:
         start = file.read(9)

@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from mfdiag.gradients.moments import Estimate
     from mfdiag.quality.metrics._base import Reference
 
-__all__ = ["ANGLES", "DIRECTIONS", "METRIC", "directions"]
+__all__ = ["ANGLES", "METRIC", "directions"]
 
 ANGLES = 64
 """Equally spaced directions in two dimensions; the error of this quadrature is below 1e-3 of the distance."""
 
-DIRECTIONS = 512
-"""Random directions in more dimensions."""
-
+_DIRECTIONS = 512  # random directions in more dimensions
 _FRAME = 64  # orthogonal directions in a frame, at most
 _DIRECTIONS_AT_ONCE = 16  # bounds the memory
 
@@ -29,7 +27,7 @@ _DIRECTIONS_AT_ONCE = 16  # bounds the memory
 def directions(dim: int, seed: int) -> Tensor:
     """Unit vectors [F, k, d] in float64, in F frames of k.
 
-    One for d = 1, ANGLES on half a circle for d = 2. In more dimensions about DIRECTIONS random ones, in independent
+    One for d = 1, ANGLES on half a circle for d = 2. In more dimensions about 512 random ones, in independent
     frames of orthogonal vectors: their mean is less noisy than that of independent vectors (Rowland et al. 2019,
     arXiv 1903.03784).
     """
@@ -44,7 +42,7 @@ def directions(dim: int, seed: int) -> Tensor:
         angle = torch.pi * (torch.arange(ANGLES, dtype=torch.float64) + 0.5) / ANGLES
         return torch.stack([angle.cos(), angle.sin()], dim=1)[None]
     size = min(dim, _FRAME)
-    frames = normals(seed, "quality/directions", np.arange(DIRECTIONS // size), dim * size)
+    frames = normals(seed, "quality/directions", np.arange(_DIRECTIONS // size), dim * size)
     return torch.linalg.qr(torch.as_tensor(frames).view(-1, dim, size)).Q.mT
 
 
