@@ -49,9 +49,9 @@ class Linearized(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and not kwargs and args[1].ndim == 2 and not any(map(_has_gradient, args[1:])):
+        if func is F.linear and not kwargs and args[1].ndim == 2 and _is_constant(args[1:]):
             return _Linear.apply(*args, *[None] * (3 - len(args)))
-        if func in _ACTIVATIONS and len(args) == 1 and not kwargs.get("inplace"):
+        if func in _ACTIVATIONS and len(args) == 1 and not args[0].is_complex() and not kwargs.get("inplace"):
             return _Activation.apply(args[0], func, kwargs)
         if func is F.layer_norm:
             return _layer_norm(*args, **kwargs)
@@ -60,8 +60,9 @@ class Linearized(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _has_gradient(a: Tensor | None) -> bool:
-    return a is not None and a.requires_grad
+def _is_constant(parameters: Sequence[Tensor | None]) -> bool:
+    """Whether all are real and without a gradient. The transpose of a complex map would need its conjugate."""
+    return not any(p is not None and (p.requires_grad or p.is_complex()) for p in parameters)
 
 
 def _is_plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

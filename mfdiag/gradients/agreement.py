@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from mfdiag.gradients.factors import Factors
+from mfdiag.gradients.functional import flat_gradient
 
 __all__ = ["disagreeing_parameters"]
 
@@ -30,7 +31,7 @@ def disagreeing_parameters(
 
 
 def _agrees(factors: Factors, reference: Sequence[Tensor]) -> bool:
-    expected = [gradient.flatten() for gradient in reference]
+    expected = [flat_gradient(gradient) for gradient in reference]
     actual = factors.dense(0, len(expected))[0]
     if actual.shape != (len(expected), len(expected[0])):
         return False

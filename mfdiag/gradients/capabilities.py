@@ -24,6 +24,10 @@ class NetworkCapabilities:
         reversible: Whether double backward gives the right derivatives of the network.
         linearized: Whether layers may run as their linearization (`derivatives/linearized.py`).
         bytes_per_sample: Memory that one sample's recorded activations take.
+        rows: By layer, rows that each of its uses takes and returns, divided by the samples. Every chunk must use the
+            layer so. None during the trials.
+        unproved: Parameters with a fast path whose gradient was zero on the first samples.
+        selects_by_value: Whether the network may choose or order samples or tokens by their values.
         checked_jvp: Derivatives by double backward at the first samples; None if not reversible.
     """
 
@@ -34,4 +38,7 @@ class NetworkCapabilities:
     reversible: bool = True
     linearized: bool = True
     bytes_per_sample: int = 0
+    rows: Mapping[str, tuple[tuple[float, float], ...]] | None = None
+    unproved: frozenset[str] = frozenset()
+    selects_by_value: bool = False
     checked_jvp: CheckedJvp | None = None

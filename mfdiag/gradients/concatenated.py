@@ -66,6 +66,10 @@ class Concatenated(Factors):
     def dense(self, start: int, stop: int) -> Tensor:
         return torch.cat([part.dense(start, stop) for part in self.parts])
 
+    def combination(self, selection: slice, weights: Tensor) -> Tensor:
+        split = weights.split([len(part.total(0, 1)) for part in self.parts])
+        return torch.stack([part.combination(selection, w) for part, w in zip(self.parts, split, strict=True)]).sum(0)
+
     @property
     def outer(self) -> Outer | None:
         """The first part if all are outer products of one orientation, which take the same folds; else None."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from mfdiag.gradients.reference_engine import ReferenceEngine
 from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
 from mfdiag.gradients.trials import find_capabilities
 
-__all__ = ["Engine", "prepare_engine", "single_gradients"]
+__all__ = ["Engine", "batch_gradient", "fallback_note", "prepare_engine", "require_sum", "single_gradients"]
 
 _LISTED = 4  # parameters that a note names
 _SUM_TOLERANCE = 1e-3  # relative; float32 kernels for one sample and for a batch round differently
@@ -54,16 +54,18 @@ def prepare_engine(
             f"{str(error).splitlines()[0]}. Check that --data fits the model, and check --model."
         ) from error
     if kind == "reference":
-        _require_sum(module, inputs, cotangent, singles)
+        require_sum(module, inputs, cotangent, singles)
         return ReferenceEngine(module)
     capabilities = find_capabilities(module, inputs, cotangent[None], singles)
     if capabilities.fallback:  # otherwise every gradient comes from the batch's own, and agrees with the singles
-        _require_sum(module, inputs, cotangent, singles)
-        say(_fallback_note(sorted(capabilities.fallback)))
+        require_sum(module, inputs, cotangent, singles)
+        say(fallback_note(capabilities.fallback))
     return FastEngine(module, capabilities)
 
 
-def _fallback_note(names: list[str]) -> str:
+def fallback_note(parameters: Iterable[str]) -> str:
+    """What a run says about `parameters` that the reference computes."""
+    names = sorted(parameters)
     count = f"{len(names)} parameter{'s' * (len(names) > 1)}"
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     return f"{count} computed by the slower reference method, with the same result: {listed}."
@@ -84,7 +86,7 @@ def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> di
         InputError: A gradient is not finite.
     """
     selections = [slice(i, i + 1) for i in range(len(cotangent))]
-    singles = [_gradient(module, select_samples(inputs, one), cotangent[one]) for one in selections]
+    singles = [batch_gradient(module, select_samples(inputs, one), cotangent[one]) for one in selections]
     if not get_total_norm([gradient for single in singles for gradient in single.values()]).isfinite():
         raise InputError(
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
@@ -92,8 +94,17 @@ def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> di
     return {name: tuple(single[name] for single in singles) for name in singles[0]}
 
 
-def _gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
-    """The gradient of <u, cotangent> summed over the batch, by plain reverse mode."""
+def batch_gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """Compute the gradient of <u, cotangent> summed over the batch, by plain reverse mode.
+
+    Args:
+        module: The network.
+        inputs: n samples.
+        cotangent: e, [n, *shape].
+
+    Returns:
+        Name of each parameter -> gradient of its shape.
+    """
     state = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
     with torch.enable_grad():
         u = require_velocity("The model", call(module, parameter_places(module), state, inputs), inputs[0])
@@ -102,9 +113,19 @@ def _gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str,
         return dict(zip(state, vjp([u], [cotangent], list(state.values())), strict=True))
 
 
-def _require_sum(module: nn.Module, inputs: Inputs, cotangent: Tensor, singles: dict[str, tuple[Tensor, ...]]) -> None:
-    """InputError where the gradients of single samples do not sum to that of the batch."""
-    whole = _gradient(module, inputs, cotangent)
+def require_sum(module: nn.Module, inputs: Inputs, cotangent: Tensor, singles: dict[str, tuple[Tensor, ...]]) -> None:
+    """Check that the gradients of single samples sum to that of the batch.
+
+    Args:
+        module: The network.
+        inputs: n samples.
+        cotangent: e, [n, *shape].
+        singles: `single_gradients` of the same.
+
+    Raises:
+        InputError: They do not, so the model mixes the samples of a batch.
+    """
+    whole = batch_gradient(module, inputs, cotangent)
     error = torch.stack([torch.dist(whole[name], sum(parts[1:], parts[0])) for name, parts in singles.items()]).norm()
     scale = get_total_norm([part for parts in singles.values() for part in parts])
     if not error <= _SUM_TOLERANCE * scale:  # NaN too

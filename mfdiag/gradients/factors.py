@@ -71,6 +71,10 @@ class Factors(Protocol):
         """Multiplied out: [C, stop - start, P]."""
         ...
 
+    def combination(self, selection: slice, weights: Tensor) -> Tensor:
+        """Sum over cotangents and the m selected samples with weights [C, m]: [P]."""
+        ...
+
     def folded(self, left: Fold, right: Fold) -> Factors:
         """Sketches of the gradients: `left` folds rows and `right` columns, or `right` alone the flat gradient."""
         ...
@@ -97,6 +101,9 @@ class Dense(Factors):
     def dense(self, start: int, stop: int) -> Tensor:
         return self.values[:, start:stop]
 
+    def combination(self, selection: slice, weights: Tensor) -> Tensor:
+        return torch.einsum("cn,cnp->p", weights, self.values[:, selection])
+
     def folded(self, left: Fold, right: Fold) -> Dense:
         return Dense(right(self.values))
 
@@ -121,6 +128,8 @@ class Outer(Factors):
         a, g = self.inputs, self.cotangents
         n, tokens, p = a.shape
         k, q = len(g) // groups, g.shape[-1]
+        if tokens == 0:
+            return g.new_zeros(n, groups, k, k, dtype=torch.float64)
         if tokens == 1:
             return gram_of(g[:, :, 0], groups) * a.double().square().sum((1, 2))[:, None, None, None]
         # <G_k, G_l> = sum over token pairs (a a^T) * (g_k g_l^T), or multiply out: whichever costs less
@@ -162,6 +171,11 @@ class Outer(Factors):
         a, g = self.inputs[start:stop], self.cotangents[:, start:stop]
         return (a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a).flatten(2)
 
+    def combination(self, selection: slice, weights: Tensor) -> Tensor:
+        a = self.inputs[selection].flatten(0, 1)
+        g = torch.einsum("cn,cntq->ntq", weights, self.cotangents[:, selection]).flatten(0, 1)
+        return (a.to(g).T @ g if self.inputs_first else g.T @ a).flatten()
+
     def folded(self, left: Fold, right: Fold) -> Outer:
         return Outer(right(self.inputs), left(self.cotangents), self.inputs_first)
 
@@ -188,6 +202,9 @@ class Mixed(Factors):
 
     def dense(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.dense(start, stop) for part in self.parts]).sum(0)
+
+    def combination(self, selection: slice, weights: Tensor) -> Tensor:
+        return torch.stack([part.combination(selection, weights) for part in self.parts]).sum(0)
 
     def folded(self, left: Fold, right: Fold) -> Factors:
         return Dense(torch.cat([right(self.dense(*part)) for part in slices(self.samples, self.sample_bytes)], 1))

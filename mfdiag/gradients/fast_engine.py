@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from mfdiag.gradients.capabilities import NetworkCapabilities
 from mfdiag.gradients.concatenated import sum_over_uses
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
-from mfdiag.gradients.functional import call, expand_over_samples, parameter_places
+from mfdiag.gradients.functional import call, expand_over_samples, flat_gradient, parameter_places
 from mfdiag.gradients.recorder import LayerUse, RecordedForward, record_uses
 from mfdiag.gradients.reference_engine import per_sample_gradients
 from mfdiag.gradients.rules import rule_for
+from mfdiag.gradients.running_check import Decision, FastPathError, part_note, unexpected_layers
 
 __all__ = ["FastEngine", "OverwrittenOutputError"]
 
@@ -85,11 +87,15 @@ class FastEngine(Engine):
         n = len(inputs[0])
         fallback = self.capabilities.fallback
         graph = graph or self.forward_graph(inputs)
+        if self.capabilities.rows is not None:
+            self._require_ruled(unexpected_layers(graph.uses, n, self.capabilities.rows, self.layers))
         gradients = graph.backward(cotangents)
         uses_left = Counter(name for use in graph.uses for name in self.parameters[use.layer].values())
         parts: dict[str, list[Factors]] = defaultdict(list)
         for use, g in zip(graph.uses, gradients, strict=False):
             by_parameter = self._rule_factors(use, g, n)
+            if not by_parameter and self.capabilities.rows is not None:
+                self._require_ruled({use.layer})
             for local, name in self.parameters[use.layer].items():
                 if name not in fallback and by_parameter:
                     parts[name].append(by_parameter[local])
@@ -97,18 +103,31 @@ class FastEngine(Engine):
                 if not uses_left[name] and name in parts:
                     yield name, sum_over_uses(parts.pop(name), n, len(cotangents) * self.state[name].numel())
         for name, gradient in zip(graph.bare, gradients, strict=False):
-            yield name, Dense(gradient[..., None].flatten(2))
+            yield name, Dense(flat_gradient(gradient, 2))
         if fallback:
             with torch.no_grad():
                 rest = per_sample_gradients(self.module, inputs, cotangents, sorted(fallback))
             for name, values in rest.items():
-                yield name, Dense(values[..., None].flatten(2))
+                yield name, Dense(flat_gradient(values, 2))
+
+    def left_to_reference(self, names: frozenset[str]) -> FastEngine:
+        """The same engine with the parameters `names` left to the reference."""
+        before = self.capabilities
+        fallback = before.fallback | names
+        bare = {name: axes for name, axes in before.bare.items() if name not in fallback}
+        layers = frozenset(name for name, own in self.parameters.items() if set(own.values()) - fallback)
+        unproved = before.unproved - names
+        changed = replace(before, layers=layers, bare=bare, fallback=fallback, unproved=unproved)
+        return FastEngine(self.module, changed)
+
+    def _require_ruled(self, unexpected: set[str]) -> None:
+        """FastPathError where layers are `unexpected`."""
+        if unexpected:
+            names = {name for layer in unexpected for name in self.parameters[layer].values()}
+            raise FastPathError(Decision(frozenset(names)), part_note(min(unexpected)))
 
     def _rule_factors(self, use: LayerUse, g: Tensor, n: int) -> dict[str, Factors]:
-        """The rule's factors for g [C, n, ...]; none where the rule does not fit the layer's use.
-
-        A use that no rule fits is noticed in the trials, which leave the layer's parameters to the reference.
-        """
+        """The rule's factors for g [C, n, ...]; none where the rule does not fit the layer's use."""
         layer = self.layers[use.layer]
         rule = rule_for(layer)
         assert rule is not None

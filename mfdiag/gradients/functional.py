@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["call", "expand_over_samples", "hooked", "parameter_places"]
+__all__ = ["call", "expand_over_samples", "flat_gradient", "gradient_size", "hooked", "parameter_places"]
 
 
 def parameter_places(module: nn.Module) -> dict[str, str]:
@@ -41,6 +42,17 @@ def call(module: nn.Module, places: Mapping[str, str], tensors: Mapping[str, Ten
     """
     tensors_by_place = {place: tensors[name] for place, name in places.items()}
     return functional_call(module, tensors_by_place, inputs, tie_weights=False)
+
+
+def flat_gradient(gradient: Tensor, axes: int = 0) -> Tensor:
+    """Gradients [*axes, *shape] of a parameter as real vectors [*axes, P]. A complex entry counts as two real ones."""
+    gradient = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+    return gradient[..., None].flatten(axes)
+
+
+def gradient_size(parameter: Tensor) -> int:
+    """P, the real numbers in the gradient of `parameter`."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
 @contextmanager

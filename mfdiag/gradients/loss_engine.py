@@ -12,7 +12,7 @@ and parameters on which the two disagree are left to the twin.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,17 @@ from mfdiag.gradients.agreement import disagreeing_parameters
 from mfdiag.gradients.concatenated import Concatenated, sum_over_uses
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
-from mfdiag.gradients.functional import call, expand_over_samples, parameter_places
+from mfdiag.gradients.functional import call, expand_over_samples, flat_gradient, gradient_size, parameter_places
 from mfdiag.gradients.recorder import record_uses
 from mfdiag.gradients.rules import LINEAR_RULES, rule_for
+from mfdiag.gradients.running_check import (
+    Decision,
+    FastPathError,
+    SignedSums,
+    part_note,
+    rows_per_sample,
+    unexpected_layers,
+)
 
 __all__ = ["LossEngine"]
 
@@ -60,24 +68,62 @@ class LossEngine:
         self.names = {id(p): name for name, p in module.named_parameters()}
         self.layers = {name: module.get_submodule(name) for name in sorted(engine.capabilities.layers)}
         self.bare = engine.capabilities.bare
+        self.rows: dict[Loss, dict[str, tuple[tuple[float, float], ...]]] = {}  # on the first samples, by loss
         self.slow = [self._slow_parameters(loss, fields) if engine.uses_rules else list(self.state) for loss in losses]
         if engine.uses_rules and (slow := {name for names in self.slow for name in names}):
             count = f"{len(slow)} parameter{'s' * (len(slow) > 1)}"
             say(f"{count} computed one sample at a time for some estimators, with the same result: first {min(slow)}.")
 
-    def append_losses(self, factors: Iterator[tuple[str, Factors]], fields: Fields) -> Iterator[tuple[str, Factors]]:
-        """Each parameter's `factors` of the cotangents, followed by those of each loss, as one group."""
+    def append_losses(
+        self, factors: Iterator[tuple[str, Factors]], fields: Fields, sums: Sequence[SignedSums] = ()
+    ) -> Iterator[tuple[str, Factors]]:
+        """Each parameter's `factors` of the cotangents, followed by those of each loss, as one group.
+
+        `sums`, where there are any, add up the gradients of each loss.
+        """
         n = len(fields.u)
         of_losses = [self.factors(k, fields) for k in range(len(self.losses))]
+        if sums:
+            of_losses = [dict(s.watch(by_name.items())) for s, by_name in zip(sums, of_losses, strict=True)]
         for name, of_cotangents in factors:
             parts = (of_cotangents, *(by_name.pop(name) for by_name in of_losses))
-            yield name, Concatenated(parts, n, self.state[name].numel())
+            yield name, Concatenated(parts, n, gradient_size(self.state[name]))
 
     def factors(self, index: int, fields: Fields) -> dict[str, Factors]:
-        """Factors [1, n, P] of every parameter for the loss number `index`."""
+        """Factors [1, n, P] of every parameter for the loss number `index`.
+
+        Raises FastPathError where a layer is used unlike on the first samples.
+        """
         loss, slow = self.losses[index], self.slow[index]
-        fast = {} if len(slow) == len(self.state) else self._batched(loss, fields)
-        return fast | (self._sample_by_sample(loss, fields, slow) if slow else {})
+        fast = {} if len(slow) == len(self.state) else self._fast(index, fields)
+        factors = fast | (self._sample_by_sample(loss, fields, slow) if slow else {})
+        if missing := self.state.keys() - factors.keys():
+            raise FastPathError(Decision(losses={index: frozenset(missing)}), f"no rule fits {min(missing)}")
+        return factors
+
+    def leave_to_reference(self, names: Mapping[int, frozenset[str]]) -> None:
+        """Compute the parameters `names` one sample at a time, for each loss by its number."""
+        for k, slow in names.items():
+            self.slow[k] = [name for name in self.state if name in slow or name in self.slow[k]]
+
+    def disagreeing(self, index: int, fields: Fields, sums: SignedSums) -> frozenset[str]:
+        """Parameters with a fast path whose `sums` of the loss `index` are not the gradients of the signed sum.
+
+        Args:
+            index: The number of the loss.
+            fields: The selected samples.
+            sums: The signed sums of their gradients.
+        """
+        names = [name for name in self.state if name not in self.slow[index]]
+        if not names:
+            return frozenset()
+        state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
+        with torch.enable_grad():
+            network = self._network(state, fields, self.jvp or jvp_by_double_backward)
+            value = (fields.apply_weight(self.losses[index](fields, network)) * sums.signs[0]).sum()
+            inputs = [state[name] for name in names]
+            gradients = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+        return frozenset(sums.disagreeing(dict(zip(names, gradients, strict=True))))
 
     # -- one sample at a time -----------------------------------------------------------------------------------
 
@@ -93,7 +139,7 @@ class LossEngine:
                 inputs = [state[name] for name in names]
                 gradients.append(torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True))
         columns = zip(names, zip(*gradients, strict=True), strict=True)
-        return {name: Dense(torch.stack([g.flatten() for g in column])[None]) for name, column in columns}
+        return {name: Dense(torch.stack([flat_gradient(g) for g in column])[None]) for name, column in columns}
 
     def _network(
         self, state: Mapping[str, Tensor], fields: Fields, jvp: Callable[..., Any], copies: Mapping[str, Tensor] = {}
@@ -110,8 +156,16 @@ class LossEngine:
 
     # -- all samples at once ------------------------------------------------------------------------------------
 
-    def _batched(self, loss: Loss, fields: Fields) -> dict[str, Factors]:
-        """The same from one backward pass, for the parameters that fast paths serve."""
+    def _fast(self, index: int, fields: Fields) -> dict[str, Factors]:
+        """As `_batched`. Raises FastPathError where that is no longer possible."""
+        slow = self.slow[index]
+        try:
+            return self._batched(self.losses[index], fields, slow)
+        except FastPathError as error:
+            raise FastPathError(Decision(losses={index: error.decision.cotangents}), error.cause) from error
+
+    def _batched(self, loss: Loss, fields: Fields, slow: Container[str] = ()) -> dict[str, Factors]:
+        """The same from one backward pass, for the parameters that fast paths serve, except the `slow` ones."""
         n = len(fields.u)
         bare = {
             name: expand_over_samples(self.state[name], n, axes).requires_grad_() for name, axes in self.bare.items()
@@ -120,21 +174,41 @@ class LossEngine:
         with record_uses(self.layers, self.layers, of_loss=True) as uses, torch.enable_grad():
             network = self._network(self.state, fields, self.jvp or jvp_by_dual_numbers, bare)
             values = fields.apply_weight(loss(fields, network))
+        own = {
+            layer: {local: self.names[id(p)] for local, p in module.named_parameters(recurse=False)}
+            for layer, module in self.layers.items()
+        }
+        fast = {layer for layer, names in own.items() if any(name not in slow for name in names.values())}
+        expected = self.rows.setdefault(loss, rows_per_sample(uses, n))
+        if unexpected := unexpected_layers(uses, n, expected, fast):
+            names = {name for layer in unexpected for name in own[layer].values()}
+            raise FastPathError(Decision(frozenset(names)), part_note(min(unexpected)))
         targets = [*(use.output for use in uses), *bare.values()]
         gradients = torch.autograd.grad(values.sum(), targets, allow_unused=True, materialize_grads=True)
         parts: dict[str, list[Factors]] = defaultdict(list)
+        failed: set[str] = set()
         for use, g in zip(uses, gradients, strict=False):
+            if use.layer not in fast:
+                continue
             layer = self.layers[use.layer]
             points = len(g) // n  # point k of every sample counts as a separate use
             for k in range(points):
                 tangent = None if use.tangent is None else use.tangent[k::points]
-                by_parameter = _rule_factors(layer, use.input[k::points], tangent, g[None, k::points])
+                try:
+                    by_parameter = _rule_factors(layer, use.input[k::points], tangent, g[None, k::points])
+                except (RuntimeError, ValueError, IndexError):  # the layer is not what its rule expects
+                    failed.update(own[use.layer].values())
+                    break
                 for local, p in layer.named_parameters(recurse=False):
                     if local in by_parameter:
                         parts[self.names[id(p)]].append(by_parameter[local])
-        by_rules = {name: sum_over_uses(factors, n, self.state[name].numel()) for name, factors in parts.items()}
+        ruled = {
+            name: sum_over_uses(uses_of, n, gradient_size(self.state[name]))
+            for name, uses_of in parts.items()
+            if name not in failed
+        }
         of_copies = zip(bare, gradients[len(uses) :], strict=True)
-        return {**by_rules, **{name: Dense(g.reshape(1, n, -1)) for name, g in of_copies}}
+        return {**ruled, **{name: Dense(flat_gradient(g[None], 2)) for name, g in of_copies}}
 
     def _slow_parameters(self, loss: Loss, fields: Fields) -> list[str]:
         """Parameters whose gradients from `_batched` disagree with those of `_sample_by_sample`."""

@@ -15,12 +15,12 @@ from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.capabilities import NetworkCapabilities
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
-from mfdiag.gradients.functional import call, parameter_places
+from mfdiag.gradients.functional import call, flat_gradient, gradient_size, parameter_places
 from mfdiag.gradients.recorder import RecordedForward
 
 __all__ = ["ReferenceEngine", "per_sample_gradients"]
 
-_VMAP_REFUSES = ("functorch", "vmap", "transform")  # words in torch's errors
+_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)  # by a network that vmap does not support
 
 
 def per_sample_gradients(
@@ -54,9 +54,7 @@ def per_sample_gradients(
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the reference may be slow
         try:
             gradients = vmap(of_sample, in_dims=in_dims, randomness="error")(x, r, t, labels, cotangents)
-        except RuntimeError as error:
-            if not any(word in str(error) for word in _VMAP_REFUSES):
-                raise
+        except _REFUSALS:  # a network that fails on single samples too raises its own error
             return _one_by_one(module, inputs, cotangents, parameters)
     return {name: values.transpose(0, 1) for name, values in gradients.items()}  # out_dims=1 fails on unused parameters
 
@@ -96,7 +94,7 @@ class ReferenceEngine(Engine):
             fallback=frozenset(parameters),
             reversible=False,
             linearized=False,
-            bytes_per_sample=sum(p.numel() * p.element_size() for p in parameters.values()),
+            bytes_per_sample=sum(gradient_size(p) * p.element_size() for p in parameters.values()),
         )
 
     def forward_graph(self, inputs: Inputs) -> None:
@@ -108,4 +106,4 @@ class ReferenceEngine(Engine):
         with torch.no_grad():
             gradients = per_sample_gradients(self.module, inputs, cotangents)
         for name, values in gradients.items():
-            yield name, Dense(values[..., None].flatten(2))
+            yield name, Dense(flat_gradient(values, 2))

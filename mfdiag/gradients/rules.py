@@ -33,7 +33,12 @@ def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
 
 
 def rule_for(module: nn.Module) -> Rule | None:
-    """The rule of a module whose forward is a known layer type's, else of the type that its parameters resemble."""
+    """The rule of a module whose forward is a known layer type's, else of the type that its parameters resemble.
+
+    No rule holds for complex parameters.
+    """
+    if any(p.is_complex() for p in module.parameters(recurse=False)):
+        return None
     kind = _known_kind(module)
     if kind is None:
         return _likely_rule(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,16 @@ from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.times import GridTimes
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
-from mfdiag.gradients.engine import prepare_engine
+from mfdiag.gradients.engine import batch_gradient, fallback_note, prepare_engine, require_sum, single_gradients
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.fast_engine import FastEngine
+from mfdiag.gradients.functional import gradient_size
 from mfdiag.gradients.loss_engine import LossEngine
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.pass_types import PassResult, PassSettings, Plan, SupportNetworks
 from mfdiag.gradients.recorder import RecordedForward
+from mfdiag.gradients.running_check import Decision, FastPathError, SignedSums, Sums, check_signs
 from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks", "evaluate_batch", "run_pass"]
@@ -68,11 +71,34 @@ def run_pass(
     """
     say = say or _mute
     prepared = _prepare(plan, module, draws, settings, support, say)
-    totals = prepared.totals
     state = checkpoint.load() if checkpoint is not None else None
     if state is not None:
-        totals.restore(state)
-    order = prepared.cells.order
+        if decision := Decision.from_state(state.get("left_to_reference", Decision().state())):
+            say(fallback_note(decision.names))
+            prepared = prepared.restarted(plan, decision)
+        prepared.totals.restore(state)
+    while True:
+        try:
+            _measure_chunks(plan, prepared, progress, checkpoint)
+            break
+        except FastPathError as error:
+            say(f"The pass restarts, because {error.cause}: {fallback_note(error.decision.names)}")
+            prepared = prepared.restarted(plan, error.decision)
+            if checkpoint is not None:  # an older state holds sums of the path that failed
+                checkpoint.save(prepared.state())
+    if checkpoint is not None:
+        checkpoint.clear()
+    return prepared.result()
+
+
+def _measure_chunks(
+    plan: Plan,
+    prepared: _PreparedPass,
+    progress: Callable[[int, int], None] | None,
+    checkpoint: PassCheckpoint | None,
+) -> None:
+    """Measures the samples that remain. Raises FastPathError where a fast path does not hold."""
+    totals, order = prepared.totals, prepared.cells.order
     try:
         while (start := totals.gradient.position) < len(order):
             index = order[start : start + prepared.chunk]
@@ -80,14 +106,11 @@ def run_pass(
             if progress is not None:
                 progress(start + len(index), len(order))
             if checkpoint is not None and checkpoint.due() and totals.resumable:
-                checkpoint.save(totals.state())
+                checkpoint.save(prepared.state())
     except KeyboardInterrupt:
         if checkpoint is not None and totals.resumable:
-            checkpoint.save(totals.state())
+            checkpoint.save(prepared.state())
         raise
-    if checkpoint is not None:
-        checkpoint.clear()
-    return prepared.result()
 
 
 @dataclass(frozen=True)
@@ -105,21 +128,69 @@ class _PreparedPass:
     losses: LossEngine | None
     chunk: int
     totals: _Totals
+    check: Sums
+    decision: Decision = field(default_factory=Decision)
 
     def measure(self, plan: Plan, index: np.ndarray) -> None:
-        """Add the samples `index`. The chunk's tensors are freed on return, before the next chunk needs memory."""
+        """Adds the samples `index`. On return the chunk's tensors are freed, before the next chunk needs them.
+
+        Raises FastPathError where a fast path does not hold for these samples.
+        """
+        position, n = self.totals.gradient.position, len(index)
         inputs, fields, graph = evaluate_batch(self.builder, self.engine, self.derivative, self.draws.batch(index))
         cotangents = fields.apply_weight(plan.cotangents(fields), axis=1)
         _require_finite(cotangents, fields, inputs, index)
         factors = self.engine.factors(inputs, cotangents, graph)
+        due, selection, sums = self.check.due(position), self.check.selection(position, n), []
+        if due or self.check.unproved:
+            selected = cotangents[:, selection]
+            groups = [selected, *(selected[:1] for _ in plan.losses)]
+            sums = [SignedSums(selection, check_signs(position, k, group)) for k, group in enumerate(groups)]
+            factors = sums[0].watch(factors)
         if self.losses is not None:
-            factors = self.losses.append_losses(factors, fields)
+            factors = self.losses.append_losses(factors, fields, sums[1:])
         outputs = plan.outputs(fields)
         if outputs is not None:
             outputs = fields.apply_weight(outputs, axis=1)
         prefix = prefix_of(self.module)
         by_own_name = ((name.removeprefix(prefix), gradients) for name, gradients in factors)
         self.totals.add(index, plan.scalars(fields), outputs, by_own_name)
+        if sums and (due or any(s.sums[name].any() for s in sums for name in self.check.unproved)):
+            self._require_sums(sums, select_samples(inputs, selection), cotangents[:, selection], fields)
+
+    def _require_sums(self, sums: list[SignedSums], inputs: Inputs, cotangents: Tensor, fields: Fields) -> None:
+        """FastPathError where per-sample gradients do not add up to those of their sum; InputError without a remedy."""
+        of_u, *of_losses = sums
+        combined = torch.einsum("cn,cn...->n...", of_u.signs, cotangents)
+        expected = batch_gradient(self.module, inputs, combined)
+        wrong = of_u.disagreeing(expected)
+        losses = {}
+        if of_losses:
+            assert self.losses is not None
+            selected = fields.select(of_u.selection)
+            losses = {k: self.losses.disagreeing(k, selected, s) for k, s in enumerate(of_losses)}
+        fast = frozenset(wrong - self.engine.capabilities.fallback)
+        if decision := Decision(fast, {k: names for k, names in losses.items() if names}):
+            raise FastPathError(decision, f"the gradient of {decision.names[0]} is not the sum over samples")
+        if wrong:
+            _require_no_mixing(self.module, inputs, combined)
+        self.check.unproved -= {name for name, gradient in expected.items() if gradient.any()}
+
+    def restarted(self, plan: Plan, decision: Decision) -> _PreparedPass:
+        """The same pass without any samples, and with the parameters of `decision` left to the reference."""
+        engine = self.engine
+        if decision.cotangents:
+            assert isinstance(engine, FastEngine)
+            engine = engine.left_to_reference(decision.cotangents)
+        if self.losses is not None:
+            self.losses.leave_to_reference(decision.losses)
+        totals = _Totals(self.cells, self.totals.gradient.parameters, plan)
+        check = Sums(engine.capabilities)
+        return replace(self, engine=engine, totals=totals, check=check, decision=self.decision | decision)
+
+    def state(self) -> dict[str, Any]:
+        """What the next run resumes from: the running totals, and what is left to the reference."""
+        return {**self.totals.state(), "left_to_reference": self.decision.state()}
 
     def result(self) -> PassResult:
         """What the pass measured, once every sample is added."""
@@ -165,9 +236,11 @@ def _prepare(
     at_once = plan.groups * plan.size + 2  # cotangents, and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (activation_bytes * at_once + 1), cells)
     prefix = prefix_of(measured)
-    parameters = {name.removeprefix(prefix): p.numel() for name, p in measured.named_parameters()}
+    parameters = {name.removeprefix(prefix): gradient_size(p) for name, p in measured.named_parameters()}
     totals = _Totals(cells, parameters, plan)
-    return _PreparedPass(measured, draws, r, t, cells, builder, engine, derivative, losses, chunk, totals)
+    return _PreparedPass(
+        measured, draws, r, t, cells, builder, engine, derivative, losses, chunk, totals, Sums(engine.capabilities)
+    )
 
 
 def _field_builder(
@@ -216,6 +289,22 @@ def evaluate_batch(
     # a derivative with a `jvp` is a difference quotient, which double backward must not replace
     shared = graph.derivatives if graph is not None and graph.reversible and derivative.jvp is None else None
     return inputs, builder.fields(batch, inputs, derivative.differentiate, shared), graph
+
+
+def _require_no_mixing(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> None:
+    """InputError where the model mixes the samples of a batch, among the even ones and among the odd ones.
+
+    A sample whose routing is at a tie of rounding, and differs between batches, is in one half alone.
+    """
+    errors = []
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        half, e = select_samples(inputs, part), cotangent[part]
+        try:
+            require_sum(module, half, e, single_gradients(module, half, e))
+        except InputError as error:
+            errors.append(error)
+    if len(errors) == 2:
+        raise errors[0]
 
 
 def _mute(note: str) -> None:

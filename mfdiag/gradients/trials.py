@@ -17,6 +17,7 @@ from mfdiag.gradients.capabilities import NetworkCapabilities
 from mfdiag.gradients.fast_engine import FastEngine, OverwrittenOutputError
 from mfdiag.gradients.recorder import RecordedForward
 from mfdiag.gradients.rules import is_guess, rule_for
+from mfdiag.gradients.running_check import rows_per_sample, selects_by_value
 
 __all__ = ["find_capabilities"]
 
@@ -57,7 +58,8 @@ def find_capabilities(
 
     # where these samples have no gradient, nothing distinguishes a right guess from a wrong one
     guessed = {name for layer in layers if is_guess(layers[layer]) for name in parameters[layer]}
-    undecided = {name for name in guessed | unruled if not any(gradient.any() for gradient in reference[name])}
+    zero = frozenset(name for name in shapes if not any(gradient.any() for gradient in reference[name]))
+    undecided = zero & (guessed | unruled)
 
     for name in sorted(capabilities.fallback - undecided):
         for axes in _BROADCASTS:
@@ -73,6 +75,9 @@ def find_capabilities(
         fallback=fallback,
         overwritten=frozenset(trials.overwritten),
         bytes_per_sample=trials.bytes_per_sample,
+        rows=trials.rows,
+        unproved=zero - fallback,
+        selects_by_value=selects_by_value(module, inputs),
     )
 
 
@@ -91,6 +96,7 @@ class _Trials:
         self.module, self.inputs, self.cotangents, self.reference = module, inputs, cotangents, reference
         self.overwritten: set[str] = set()
         self.bytes_per_sample = 0  # of the latest forward pass
+        self.rows: dict[str, tuple[tuple[float, float], ...]] = {}  # likewise
 
     def derivative(self, capabilities: NetworkCapabilities) -> tuple[NetworkCapabilities, RecordedForward | None]:
         """Check double backward with as much of `capabilities` as the network allows: no copies, then no linearization.
@@ -131,6 +137,7 @@ class _Trials:
     def _forward(self, engine: FastEngine) -> RecordedForward:
         graph = engine.forward_graph(self.inputs)
         self.bytes_per_sample = graph.bytes_per_sample
+        self.rows = rows_per_sample(graph.uses, len(self.inputs[0]))
         return graph
 
     def _learn_from(self, error: Exception) -> bool:

@@ -7,14 +7,20 @@ from torch import Tensor, nn
 
 __all__ = ["in_precision"]
 
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
 
 def in_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast the real parameters and buffers of `module` to `dtype`, in place. Complex ones keep their dtype.
+    """Cast the parameters and buffers of `module` to `dtype`, in place.
+
+    Complex parameters get the complex dtype of the same precision. Complex buffers keep their dtype.
 
     `module.to(dtype)` would drop the imaginary part of complex tensors, such as rotary tables.
     """
 
     def cast(value: Tensor) -> Tensor:
+        if value.is_complex() and isinstance(value, nn.Parameter) and dtype in _COMPLEX:
+            return value.to(_COMPLEX[dtype])
         return value.to(dtype) if value.is_floating_point() else value
 
     return module._apply(cast)
