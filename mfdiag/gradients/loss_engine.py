@@ -77,9 +77,15 @@ class LossEngine:
     def append_losses(
         self, factors: Iterator[tuple[str, Factors]], fields: Fields, sums: Sequence[SignedSums] = ()
     ) -> Iterator[tuple[str, Factors]]:
-        """Each parameter's `factors` of the cotangents, followed by those of each loss, as one group.
+        """Append the factors of each loss to those of the cotangents, as one group.
 
-        `sums`, where there are any, add up the gradients of each loss.
+        Args:
+            factors: The factors of the cotangents, by parameter.
+            fields: The samples' fields.
+            sums: One for each loss, to add up its gradients; empty for none.
+
+        Yields:
+            The name of each parameter, and its factors [C + number of losses, n, P].
         """
         n = len(fields.u)
         of_losses = [self.factors(k, fields) for k in range(len(self.losses))]
@@ -113,6 +119,9 @@ class LossEngine:
             index: The number of the loss.
             fields: The selected samples.
             sums: The signed sums of their gradients.
+
+        Returns:
+            Names of parameters.
         """
         names = [name for name in self.state if name not in self.slow[index]]
         if not names:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.capabilities import NetworkCapabilities
@@ -35,24 +35,15 @@ __all__ = [
     "unexpected_layers",
 ]
 
-_EVERY = 8  # one chunk in so many is checked, and one of so many of its samples: 0.4 % of a DiT's pass
+_CHUNKS = 16  # one chunk in so many is checked,
+_EVERY = 8  # and one of so many of its samples, which costs 1 % of a DiT's pass
 _SEED = 0x51695
 _TOLERANCE = {torch.float64: (1e-9, 1e-12)}  # relative to the parameter's gradient, and to that of all parameters
 _TOLERANCE_OTHERWISE = (1e-3, 1e-6)
-_SELECTING = (  # operators through which rows can be chosen or ordered by values
-    "index.",
-    "index_",
-    "gather.",
-    "scatter",
-    "masked_s",
-    "nonzero",
-    "sort.",
-    "topk.",
-    "take",
-    "_local_scalar_dense",
-    "_unsafe_index",
-    "put_",
-)
+_SELECTING = (  # starts of names of functions through which rows can be chosen or ordered by values
+    "index_", "gather", "scatter", "masked_s", "nonzero", "argwhere", "sort", "argsort", "topk", "take", "item",
+    "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,15 @@ def part_note(layer: str) -> str:
 
 
 def rows_per_sample(uses: Iterable[LayerUse], n: int) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Rows that each use of each layer takes and returns, divided by n."""
+    """Count the rows that each use of each layer takes and returns.
+
+    Args:
+        uses: The uses of a forward pass.
+        n: Its samples.
+
+    Returns:
+        By layer, the two numbers of each of its uses, divided by n.
+    """
     rows: dict[str, tuple[tuple[float, float], ...]] = {}
     for use in uses:
         taken, returned = (len(a) / n if a.ndim else 0.0 for a in (use.input, use.output))
@@ -132,27 +131,42 @@ def unexpected_layers(
     return {layer for layer in layers if actual.get(layer, ()) != expected.get(layer, ())}
 
 
-class _SelectionDetector(TorchDispatchMode):
-    """Sees whether an operator chooses or orders rows by values, or Python reads one."""
+class _SelectionDetector(TorchFunctionMode):
+    """Sees whether a function chooses or orders rows by values, or Python reads one."""
 
-    found_selection = False
+    seen = False
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        self.found_selection |= func.__name__.startswith(_SELECTING)
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__"):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            self.seen |= any(isinstance(part, Tensor | list | np.ndarray) for part in index)
+        else:
+            self.seen |= name.startswith(_SELECTING) or (name == "where" and len(args) == 1)
         return func(*args, **(kwargs or {}))
 
 
 def selects_by_value(module: nn.Module, inputs: Inputs) -> bool:
-    """Whether `module` may give a layer samples or tokens chosen or ordered by their values, as routing does."""
+    """Whether a network may give a layer samples or tokens chosen or ordered by their values, as routing does.
+
+    Args:
+        module: The network.
+        inputs: A few samples.
+
+    Returns:
+        Whether a call on these samples selects by value or cannot be seen.
+    """
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        return True  # what cannot be seen is checked
     detector = _SelectionDetector()
     try:
         with torch.no_grad(), detector:
             module(*inputs)
-    except (RuntimeError, TypeError, NotImplementedError):  # what cannot be seen is checked
+    except (RuntimeError, TypeError, NotImplementedError):
         return True
-    return detector.found_selection
+    return detector.seen
 
 
 class SignedSums:
@@ -186,7 +200,7 @@ class Sums:
     """Which samples of which chunks are checked. The choice depends on the chunk's position alone.
 
     Every chunk and every sample is checked where the network selects by value. Otherwise the first chunk of a run and a
-    random one in eight are, and those in which a parameter first has a gradient that had none on the first samples.
+    random one in sixteen are, and those in which a parameter first has a gradient that had none on the first samples.
     """
 
     def __init__(self, capabilities: NetworkCapabilities) -> None:
@@ -196,7 +210,7 @@ class Sums:
     def due(self, position: int) -> bool:
         """Whether the chunk that starts at `position` is checked, whatever its gradients."""
         first, self._first = self._first, False
-        return first or self.always or np.random.default_rng((_SEED, position)).random() < 1 / _EVERY
+        return first or self.always or np.random.default_rng((_SEED, position)).random() < 1 / _CHUNKS
 
     def selection(self, position: int, n: int) -> slice:
         """The samples to check in the chunk of n samples at `position`."""
@@ -205,6 +219,15 @@ class Sums:
 
 
 def check_signs(position: int, count: int, like: Tensor) -> Tensor:
-    """Random signs [C, m] for the cotangents `like` [C, m, *shape] of the `count`th group of the chunk."""
+    """Draw signs for a check, from a generator of its own.
+
+    Args:
+        position: Where the chunk starts.
+        count: The number of the group of gradients: 0 for cotangents, then the losses.
+        like: Cotangents [C, m, *shape] of the m selected samples.
+
+    Returns:
+        Signs 1 and -1, [C, m].
+    """
     generator = torch.Generator().manual_seed(_SEED + 1009 * position + count)
     return (torch.randint(0, 2, like.shape[:2], generator=generator) * 2 - 1).to(like)
