@@ -132,7 +132,7 @@ class _PreparedPass:
     decision: Decision = field(default_factory=Decision)
 
     def measure(self, plan: Plan, index: np.ndarray) -> None:
-        """Adds the samples `index`. On return the chunk's tensors are freed, before the next chunk needs them.
+        """Add the samples `index`. On return the chunk's tensors are freed, before the next chunk needs them.
 
         Raises FastPathError where a fast path does not hold for these samples.
         """
