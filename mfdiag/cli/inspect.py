@@ -109,6 +109,11 @@ def _print_proposal(proposal: Proposal, path: Path, console: Console) -> None:
         console.print(f"card: this looks like {proposal.about}")
     else:
         console.print("card: no shipped card fits this file")
+    for candidate in proposal.candidates:
+        console.print(f"  the tensors also fit {candidate}")
+    if proposal.unconfirmed:
+        fields = ", ".join(f"{field} {value}" for field, value in proposal.unconfirmed.items())
+        console.print(f"  not confirmed by the file, so check them: {fields}")
     if not proposal.differs:
         console.print(f"  pass --model {proposal.recognised}")
         return

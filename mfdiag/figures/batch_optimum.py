@@ -83,5 +83,5 @@ FIGURE = FigureSpec(
     "coefficient",
     rows,
     draw,
-    says="the optimal beta against batch size, and the batch size at which it has halved",
+    says="the optimal beta against batch size, and the batch size that halves it",
 )

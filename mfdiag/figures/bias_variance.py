@@ -120,5 +120,5 @@ FIGURE = FigureSpec(
     "sweep",
     rows,
     draw,
-    says="variance, bias and error of the gradient against beta, for a small, a middle and a large batch",
+    says="variance, bias and mean squared error of the gradient against beta, for a small, a medium and a large batch",
 )

@@ -76,4 +76,6 @@ def _draw_points(axes: Axes, ratios: pd.DataFrame, estimators: list[str], line: 
     )
 
 
-FIGURE = FigureSpec("compare", "compare", rows, draw, says="variance and error of every method, relative to MeanFlow")
+FIGURE = FigureSpec(
+    "compare", "compare", rows, draw, says="variance and mean squared error of every method, relative to MeanFlow"
+)

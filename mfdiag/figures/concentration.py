@@ -82,5 +82,9 @@ def _draw_lorenz(axes: Axes, norms: np.ndarray, line: Line, name: str) -> None:
 
 
 FIGURE = FigureSpec(
-    "concentration", "samples", rows, draw, says="the share of the squared gradient norm that the largest samples carry"
+    "concentration",
+    "samples",
+    rows,
+    draw,
+    says="the fraction of the squared gradient norm that the largest samples carry",
 )

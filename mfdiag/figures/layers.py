@@ -80,4 +80,4 @@ def _draw_bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-FIGURE = FigureSpec("layers", "variance", rows, draw, says="each layer's share of the gradient variance")
+FIGURE = FigureSpec("layers", "variance", rows, draw, says="the fraction of the gradient variance in each layer")

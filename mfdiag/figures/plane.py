@@ -207,5 +207,6 @@ FIGURE = FigureSpec(
     "sweep",
     rows,
     draw,
-    says="error and bias over beta and gamma, and the optimum as the batch grows; needs three values of both",
+    says="mean squared error and bias over beta and gamma, and the optimum as the batch grows; "
+    "needs three values of each",
 )

@@ -113,5 +113,5 @@ FIGURE = FigureSpec(
     "quality",
     rows,
     draw,
-    says="distances between samples and data against the number of steps, or model by model",
+    says="distances between samples and data, against the number of steps or by model",
 )

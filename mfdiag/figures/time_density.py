@@ -92,5 +92,5 @@ FIGURE = FigureSpec(
     "times",
     rows,
     draw,
-    says="the density of (r, t) with the lowest gradient variance beside the trained one, and its gain",
+    says="the density of (r, t) with the lowest gradient variance, the trained one, and the gain",
 )

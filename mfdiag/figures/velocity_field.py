@@ -58,5 +58,9 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 FIGURE = FigureSpec(
-    "velocity_field", "variance", rows, draw, says="divergence and rotation of the velocity field against t"
+    "velocity_field",
+    "variance",
+    rows,
+    draw,
+    says="divergence and antisymmetric share of the velocity field's Jacobian against t",
 )

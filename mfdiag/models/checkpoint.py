@@ -22,7 +22,14 @@ from mfdiag.models.formats.containers import (
     weight_sets,
 )
 from mfdiag.models.networks.registry import build_model
-from mfdiag.models.weights import abbreviated, find_weights, load_weights, select_weights
+from mfdiag.models.weights import (
+    abbreviated,
+    find_weights,
+    fitted_weights,
+    load_weights,
+    select_weights,
+    weight_notes,
+)
 from mfdiag.storage import atomic_write, sha256_of
 
 if TYPE_CHECKING:
@@ -69,7 +76,8 @@ class LoadedModel:
 
     `state` holds every set of weights in the file by its key, which is dotted where nested and "" for a bare state
     dict. `description` is None for files of other projects, `card` is None for networks loaded without one, and `step`
-    is the training step, or None if the file does not record it.
+    is the training step, or None if the file does not record it. `notes` are sentences about what loading changed.
+    `unusable` are the averaged weights, by their key, that do not fit the network or are not finite.
     """
 
     module: nn.Module
@@ -79,10 +87,12 @@ class LoadedModel:
     step: int | None
     path: Path
     card: Card | None = None
+    notes: tuple[str, ...] = ()
+    unusable: tuple[str, ...] = ()
 
     def has_weights(self, key: str) -> bool:
-        """Whether the file holds the weights that `--weights KEY` selects."""
-        return find_weights(self.state, key, self.card) is not None
+        """Whether the file holds weights that `--weights KEY` selects, and they can be used."""
+        return key not in self.unusable and find_weights(self.state, key, self.card) is not None
 
     def with_weights(self, key: str) -> nn.Module:
         """A copy of `module` with another set of weights. Raises InputError as `load_model` does."""
@@ -132,7 +142,16 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
         )
     step = description.step if description else training_step(file.tree)
     module = load_weights(module, state, weights, path, card)
-    return LoadedModel(module, state, description, sha256_of(*file.files), step, path, card)
+    network = module if card is None else module.get_submodule("network")
+    notes = weight_notes(network, state, weights, path, card)
+    unusable: tuple[str, ...] = ()
+    if weights == "raw" and find_weights(state, "ema", card) is not None:
+        try:
+            fitted_weights(network, state, "ema", path, card)
+        except InputError as error:
+            unusable = ("ema",)
+            notes.append(f"Measured without the averaged weights. {error}")
+    return LoadedModel(module, state, description, sha256_of(*file.files), step, path, card, tuple(notes), unusable)
 
 
 def provides_network(path: str | os.PathLike[str]) -> bool:

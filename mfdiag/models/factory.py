@@ -11,7 +11,9 @@ from mfdiag.usercode import call_user_factory
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["call_factory"]
+__all__ = ["PARAMETER_ORDER", "call_factory"]
+
+PARAMETER_ORDER = "_mfdiag_parameter_order"  # attribute of a network: its parameters before frozen ones became buffers
 
 
 def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -39,6 +41,7 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
             f"Expected {factory} to return a torch.nn.Module, but it returned {type(model).__name__}; "
             "return the network itself."
         )
+    model.__dict__[PARAMETER_ORDER] = [name for name, _ in model.named_parameters()]
     if any(p.requires_grad for p in model.parameters()):
         for module in model.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):

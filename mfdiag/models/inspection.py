@@ -17,6 +17,7 @@ from mfdiag.models.cards.proposal import Proposal, propose
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
 from mfdiag.models.formats.containers import is_tensor, read_container, scalar, training_step, weight_sets
 from mfdiag.models.formats.exported import Program
+from mfdiag.models.formats.weight_names import is_average, place_of, split_copies
 from mfdiag.storage import sha256_of
 
 __all__ = ["FileEntry", "Inspection", "TensorInfo", "TensorLayout", "WeightSet", "inspect_checkpoint"]
@@ -178,10 +179,18 @@ def _notes(
         notes.append("The file describes neither its data nor how (r, t) are drawn; pass --data and --times.")
     if not sets:
         notes.append("The file has no state dict, which is a mapping from names to tensors.")
-    if not any(
-        "ema" in key or any("ema" in name.partition(".")[0] for name in weights) for key, weights in sets.items()
-    ):
+    copies = split_copies(sets)
+    averaged = [place for place in copies if is_average(place, copies)]
+    if not averaged:
         notes.append("No weights in the file have a name for an exponential moving average, such as ema.")
+    elif description is None:
+        raw, ema = (place_of(copies, key) for key in ("raw", "ema"))
+        selected = [
+            f"--weights {key} selects {place or 'the bare state dict'}"
+            for key, place in (("raw", raw), ("ema", ema))
+            if place is not None and place not in (key, "model")
+        ]
+        notes += [f"By the names in the file, {', and '.join(selected)}."] if selected else []
     if any(entry.type == "Tensor" for entry in entries):
         notes.append("Tensors that are not weights are listed without their values.")
     return notes

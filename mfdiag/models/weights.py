@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mfdiag.errors import InputError
 from mfdiag.models.cards.card import Card
-from mfdiag.models.formats.containers import StateDict, tensors_at, tensors_below
+from mfdiag.models.factory import PARAMETER_ORDER
+from mfdiag.models.formats.containers import StateDict, tensors_at
+from mfdiag.models.formats.weight_names import NamedWeights, place_of, split_copies, under_names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["abbreviated", "find_weights", "load_weights", "select_weights"]
-
-_ALIASES = {  # names that training scripts give these sets
-    "raw": ("raw", "", "model", "net", "state_dict"),
-    "ema": ("ema", "model_ema", "ema_model", "ema_state_dict", "net_ema"),
-}
-_WRAPPERS = {"module", "_orig_mod"}  # prefixes left by DistributedDataParallel and torch.compile
+__all__ = ["abbreviated", "find_weights", "fitted_weights", "load_weights", "select_weights", "weight_notes"]
 
 
 def find_weights(state: Mapping[str, StateDict], key: str, card: Card | None = None) -> StateDict | None:
@@ -34,17 +31,23 @@ def find_weights(state: Mapping[str, StateDict], key: str, card: Card | None = N
     Returns:
         Tensors by name, or None if the file or the card has no such weights.
     """
-    if card is not None and key in ("raw", "ema"):
-        place = getattr(card.weights, key)
-        return None if place is None else tensors_at(state, place)
-    names = _ALIASES.get(key, (key,))
-    for name in names:
-        below = [place for place in state if name and place.startswith(f"{name}.")]
-        if name in state:
-            return state[name]
-        if len(below) == 1:
-            return state[below[0]]
-    return next((tensors for name in filter(None, names) if (tensors := tensors_at(state, name))), None)
+    places = split_copies(state)
+    if key in ("raw", "ema"):
+        place = _first(place_of(places, key), place_of(state, key)) if card is None else getattr(card.weights, key)
+        if place is None:
+            return None
+        return tensors_at(places, place) or tensors_at(state, place)
+    return tensors_at(state, key) or tensors_at(places, key) or _below(places, key)
+
+
+def _first(place: str | None, other: str | None) -> str | None:
+    return other if place is None else place
+
+
+def _below(places: Mapping[str, StateDict], name: str) -> StateDict | None:
+    """The only set below a place: `ema` for `ema.shadow`."""
+    below = [place for place in places if place.startswith(f"{name}.")]
+    return places[below[0]] if len(below) == 1 else None
 
 
 def select_weights(state: Mapping[str, StateDict], key: str, path: Path, card: Card | None = None) -> StateDict:
@@ -64,11 +67,11 @@ def select_weights(state: Mapping[str, StateDict], key: str, path: Path, card: C
     """
     tensors = find_weights(state, key, card)
     if tensors is None:
-        if not state:
+        if not split_copies(state):
             raise InputError(
                 f"Expected weights {key!r} in {path}, but it holds no state dict. Pass another checkpoint."
             )
-        known = ", ".join(repr(name) if name else "'raw' (a bare state dict)" for name in state)
+        known = ", ".join(map(_quoted, split_copies(state).items()))
         place = None if card is None or key not in ("raw", "ema") else getattr(card.weights, key)
         where = "" if place is None else f" at {place!r}"
         raise InputError(f"Expected weights {key!r}{where} in {path}, but it has {known}; pass one of these.")
@@ -95,19 +98,52 @@ def load_weights(
     """
     network = module if card is None else module.get_submodule("network")
     own = network.state_dict()
+    parameters = fitted_weights(network, state, key, path, card)
+    network.load_state_dict(own | {name: value.to(own[name].dtype) for name, value in parameters.items()})
+    return module.eval().requires_grad_(False)
+
+
+def fitted_weights(
+    network: nn.Module, state: Mapping[str, StateDict], key: str, path: Path, card: Card | None = None
+) -> StateDict:
+    """A set of weights under the names of a network, with the shapes of its tensors and the dtypes of the file.
+
+    Args:
+        network: The network, without a `CardAdapter`.
+        state: Every set of weights of the file, by its dotted place.
+        key: "raw", "ema", or a dotted place.
+        path: The file, for errors.
+        card: The model card; it says where the weights are and which tensors may be absent or unused.
+
+    Returns:
+        Tensors by name. Buffers that an average lacks are those of the raw weights.
+
+    Raises:
+        InputError: If the weights are absent, do not fit the network, or are not finite.
+    """
+    own = network.state_dict()
     tensors = select_weights(state, key, path, card)
-    if card is not None and all(name.isdecimal() for name in tensors):
-        tensors = select_weights(state, "raw", path, card) | _named_by_order(tensors, network)
-    tensors = _without_prefixes(tensors, own.keys(), () if card is None else card.weights.strip)
+    tensors = _completed(_named(tensors, network, path, card), network, state, key, path, card)
     absent, unused = ((), ()) if card is None else (card.weights.absent, card.weights.unused)
     missing = [name for name in own if name not in tensors and not _matches(name, absent)]
     unexpected = [name for name in tensors if name not in own and not _matches(name, unused)]
+    pairs = {name: (tensors[name], own[name]) for name in own if name in tensors}
     wrong = [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        f"{name} {list(value.shape)} instead of {list(expected.shape)}"
+        for name, (value, expected) in pairs.items()
+        if value.shape != expected.shape
     ]
-    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
+    kinds = [
+        f"{name} {_dtype(value)} instead of {_dtype(expected)}"
+        for name, (value, expected) in pairs.items()
+        if not _castable(value, expected)
+    ]
+    problems = [
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", wrong),
+        ("of another kind of number", kinds),
+    ]
     summary = "; ".join(f"{len(names)} {problem}: {abbreviated(names)}" for problem, names in problems if names)
     if summary:
         remedy = "the --model that was trained" if card is None else f"another card, or correct {card.name}"
@@ -115,34 +151,115 @@ def load_weights(
             f"Expected {path} to hold weights that fit {type(network).__name__}, but they do not ({summary}); "
             f"pass {remedy}, or other --weights."
         )
-    parameters = {name: tensors[name] for name in own if name in tensors}
+    parameters = {name: value for name, (value, _) in pairs.items()}
     _check_finite(parameters, path)
-    network.load_state_dict(own | parameters)
-    return module.eval().requires_grad_(False)
+    return parameters
+
+
+def weight_notes(
+    network: nn.Module, state: Mapping[str, StateDict], key: str, path: Path, card: Card | None = None
+) -> list[str]:
+    """Sentences about what loading a set of weights changes: dtypes that are cast, and modules that are not used.
+
+    Args:
+        network: The network, without a `CardAdapter`, with its weights loaded.
+        state: Every set of weights of the file, by its dotted place.
+        key: "raw", "ema", or a dotted place.
+        path: The file.
+        card: The model card.
+
+    Returns:
+        No sentence, or one for each change.
+    """
+    own = network.state_dict()
+    tensors = select_weights(state, key, path, card)
+    notes = []
+    named = under_names(_stripped(tensors, card), own)
+    if isinstance(named, NamedWeights) and named.ignored:
+        modules = list(dict.fromkeys(name.partition(".")[0] for name in named.ignored))
+        notes.append(
+            f"{path} also holds weights of {abbreviated(modules)}, which {type(network).__name__} does not have; "
+            "they are not used."
+        )
+    values = named.tensors if isinstance(named, NamedWeights) else {}
+    casts = Counter(
+        (_dtype(value), _dtype(own[name]))
+        for name, value in values.items()
+        if name in own and value.dtype != own[name].dtype
+    )
+    for (stored, used), count in casts.items():
+        notes.append(f"{path} stores {count} of {len(own)} tensors as {stored}; they are cast to {used}.")
+    return notes
+
+
+def _named(tensors: StateDict, network: nn.Module, path: Path, card: Card | None) -> StateDict:
+    """The tensors under the network's names: lists by their order, others without prefixes and wrappers."""
+    if all(name.isdecimal() for name in tensors):
+        own = network.state_dict()
+        if not tensors.keys() & own.keys():
+            return _named_by_order(tensors, network)
+    named = under_names(_stripped(tensors, card), network.state_dict())
+    if isinstance(named, NamedWeights):
+        return named.tensors
+    raise InputError(
+        f"Expected one copy of {type(network).__name__} in the weights, but {path} holds {len(named)}: "
+        f"{abbreviated(named)}; pass one of these as --weights, after the name of its set."
+    )
+
+
+def _stripped(tensors: StateDict, card: Card | None) -> StateDict:
+    """The tensors without the prefixes that the card strips."""
+    for prefix in () if card is None else card.weights.strip:
+        tensors = {name.removeprefix(f"{prefix.removesuffix('.')}."): value for name, value in tensors.items()}
+    return tensors
+
+
+def _completed(
+    tensors: StateDict, network: nn.Module, state: Mapping[str, StateDict], key: str, path: Path, card: Card | None
+) -> StateDict:
+    """An average with the buffers of the raw weights that it lacks; many averages hold only trained parameters."""
+    absent = [name for name in network.state_dict() if name not in tensors]
+    raw = find_weights(state, "raw", card)
+    if key == "raw" or not absent or raw is None or not any(name in network.state_dict() for name in tensors):
+        return tensors
+    fixed = {name for name, _ in network.named_buffers()}
+    values = _named(raw, network, path, card)
+    return dict(tensors) | {name: values[name] for name in absent if name in fixed and name in values}
 
 
 def _named_by_order(tensors: StateDict, network: nn.Module) -> StateDict:
-    """Tensors named 0, 1, ... under the names of the network's parameters, in the same order."""
-    names = [name for name, _ in network.named_parameters()]
+    """Tensors named 0, 1, ... under the names of the network's parameters, or of its trained ones, in their order."""
+    own = network.state_dict()
+    trained = [name for name, _ in network.named_parameters()]
+    everything = network.__dict__.get(PARAMETER_ORDER, trained)
     values = [tensors[number] for number in sorted(tensors, key=int)]
-    if len(names) != len(values):
-        raise InputError(
-            f"Expected a numbered tensor for each of the {len(names)} trained parameters of {type(network).__name__}, "
-            f"but there are {len(values)}; correct network or weights in the card."
-        )
-    return dict(zip(names, values, strict=True))
+    for names in (trained, everything):
+        if [own[name].shape for name in names] == [value.shape for value in values]:
+            return dict(zip(names, values, strict=True))
+    shapes = " of other shapes" if len(values) == len(trained) else ""
+    raise InputError(
+        f"Expected a tensor for each of the {len(trained)} trained parameters of {type(network).__name__}, in their "
+        f"order and with their shapes, but there are {len(values)}{shapes}; "
+        "correct the network, or pass other --weights."
+    )
 
 
-def _without_prefixes(tensors: StateDict, names: Collection[str], strip: Sequence[str]) -> StateDict:
-    """The tensors without the prefixes in `strip`, and without wrappers' prefixes that keep them from `names`."""
-    for prefix in strip:
-        tensors = {name.removeprefix(f"{prefix.removesuffix('.')}."): value for name, value in tensors.items()}
-    while tensors.keys().isdisjoint(names):
-        wrapper = next(iter(tensors)).partition(".")[0]
-        if wrapper not in _WRAPPERS or not all(name.startswith(f"{wrapper}.") for name in tensors):
-            break
-        tensors = tensors_below(tensors, wrapper)
-    return tensors
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _castable(value: Tensor, own: Tensor) -> bool:
+    """Whether a cast keeps what the number means: integers are quantized weights, and a real part is not the whole."""
+    if own.dtype.is_floating_point:
+        return value.dtype.is_floating_point
+    return not value.dtype.is_complex or own.dtype.is_complex
+
+
+def _quoted(entry: tuple[str, StateDict]) -> str:
+    name, tensors = entry
+    if name:
+        return repr(name)
+    return "'ema' (averaged weights)" if "n_averaged" in tensors else "'raw' (a bare state dict)"
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -150,7 +267,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _check_finite(tensors: StateDict, path: Path) -> None:
-    counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
+    # float8 has no isfinite
+    floats = {name: value.float() if value.dtype.itemsize == 1 else value for name, value in tensors.items()}
+    counts = {name: int((~value.isfinite()).sum()) for name, value in floats.items()}
     bad = [f"{name} ({count} of {tensors[name].numel()})" for name, count in counts.items() if count]
     if bad:
         raise InputError(

@@ -175,7 +175,8 @@ def test_half_precision_weights_take_the_networks_dtype(tmp_path: Path, factory:
 def test_bad_files(tmp_path: Path, saved: Path, model: MLP) -> None:
     bad = tmp_path / "bad.pt"
     assert "does not exist" in refusal(tmp_path / "none.pt")
-    assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert "is a folder with none" in refusal(tmp_path / "folder")
     bad.touch()
     assert "is empty" in refusal(bad)
     bad.write_text("step,loss\n1,2\n")

@@ -156,6 +156,8 @@ def load_subject(
     """
     loaded = load_model(checkpoint, model=options.model, weights=options.weights)
     card = loaded.card
+    for note in loaded.notes:
+        say(note)
     data_spec = _data_spec(checkpoint, options, loaded)
     if card is not None:
         say(f"{card.name} builds the network with {card.factory}, whose code is run.")

@@ -8,12 +8,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from mfdiag.models.cards.card_files import shipped_cards
 from mfdiag.models.cards.recognition import Recognise
 from mfdiag.models.formats.containers import tensors_at, tensors_below
 from mfdiag.models.formats.pickles import TensorHeader
+from mfdiag.models.formats.weight_names import (
+    is_average,
+    is_bookkeeping,
+    place_of,
+    split_copies,
+    without_wrappers,
+)
 
 __all__ = ["Proposal", "propose"]
 
@@ -24,6 +31,14 @@ _LABELS = re.compile(r"(^|[._])(y|label|labels|class|cls|map_label)_?(emb\w*|pro
 _TIMES = re.compile(r"(^|[._])(t|r|h|s|time|timestep|noise|map_noise|sigma|gap)\d?_?(emb\w*|proj\w*|mlp)([._]|$)", re.I)
 _SIDES = re.compile(r"(^|\.)(img_resolution|resolution|image_size|img_size|input_size)$")
 _SCALES = re.compile(r"(^|\.)\w*(latents?|vae|scal\w*)_(scale|factor)\w*$")
+_CONVENTIONS = {  # field that no tensor shows -> its value if the shipped card has none
+    "call.arguments": ["x", "r", "t"],
+    "convention.direction": "D0",
+    "output.prediction": "u",
+    "objective.weighting": "none",
+    "objective.times": "none",
+    "data.scale": 1,
+}
 _MAX_HINTS = 8  # plain values that one comment lists
 _HINTS = {  # field of the card -> places of plain values that bear on it
     "network.arguments": re.compile(
@@ -40,13 +55,17 @@ class Proposal(BaseModel):
 
     `recognised` is the shipped card that it extends, or None; `about` is the line of that card, and `differs` says
     whether the proposal changes any of its fields. `unknown` are the fields that the file does not determine, with what
-    is assumed for each. `text` is the card as YAML.
+    is assumed for each. `unconfirmed` are the fields that come from the shipped card and leave no trace in a file.
+    `candidates` are other cards and repositories whose files have the same tensors, with what differs. `text` is the
+    card as YAML.
     """
 
     recognised: str | None = None
     about: str = ""
     differs: bool = True
     unknown: dict[str, str]
+    unconfirmed: dict[str, str] = Field(default_factory=dict)
+    candidates: list[str] = Field(default_factory=list)
     text: str
 
 
@@ -75,46 +94,68 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
         A card that extends the shipped one whose rule fits the file, or a complete card; None if the file holds no
         weights.
     """
-    places = dict(_split_copies(sets))
+    places = split_copies(sets)
     if not places:
         return None
     guess = _guess_weights(places)
-    entries = {place.partition(".")[0] for place in (*sets, *plain_values)}
-    fitting: list[tuple[str, dict[str, Any], Recognise, _WeightPlaces]] = []
+    entries = {place.partition(".")[0] for place in (*sets, *plain_values)} | set(plain_values)
+    fitting, similar = [], []
     for card, (fields, rule) in _rules().items():
-        weights = _weights_of_card(fields.get("weights", {}), sets) or guess
-        if rule.fits(weights.tensors, entries):
+        from_card = _weights_of_card(fields.get("weights", {}), sets)
+        options = (from_card,) if from_card else (guess, *_without_common_prefix(guess))
+        weights = next((weights for weights in options if rule.fits(weights.tensors, entries)), None)
+        if weights is None:
+            continue
+        others = [name for name, other in rule.similar.items() if other.entries and entries.issuperset(other.entries)]
+        if others:
+            similar += [_similar(rule, name) for name in others] + [f"{card} ({fields.get('about', '')})"]
+        else:
             fitting.append((card, fields, rule, weights))
     if fitting:
         most_specific = max(fitting, key=lambda candidate: len(candidate[2].tensors))
-        return _extension_of_shipped(*most_specific, plain_values)
+        proposal = _extension_of_shipped(*most_specific, plain_values)
+        others = [f"{card} ({fields.get('about', '')})" for card, fields, _, _ in fitting if card != most_specific[0]]
+        similar += others + [_similar(most_specific[2], name) for name in most_specific[2].similar]
+        return _with_candidates(proposal, similar)
     fields, comments = _own_card(name, guess, plain_values)
     unknown = {field: str(value) for field, value in fields.items() if isinstance(value, _Unknown)}
-    return Proposal(unknown=unknown | comments, text=_yaml(fields, comments))
+    return _with_candidates(Proposal(unknown=unknown | comments, text=_yaml(fields, comments)), similar)
 
 
-def _split_copies(sets: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensors]]:
-    """The sets of weights, where a set that holds copies of one network (net.*, net_ema.*) becomes one set per copy."""
-    for place, tensors in sets.items():
-        prefixes = dict.fromkeys(name.partition(".")[0] for name in tensors)
-        parts = {prefix: tensors_below(tensors, prefix) for prefix in prefixes}
-        copies = {
-            prefix: part
-            for prefix, part in parts.items()
-            if len(part) > 1 and sum(part.keys() == other.keys() for other in parts.values()) > 1
-        }
-        if any("ema" in prefix for prefix in copies):
-            yield from ((f"{place}.{prefix}" if place else prefix, part) for prefix, part in copies.items())
-        else:
-            yield place, tensors
+def _similar(rule: Recognise, repository: str) -> str:
+    return f"{repository} ({rule.similar[repository].differs})"
+
+
+def _with_candidates(proposal: Proposal, candidates: list[str]) -> Proposal:
+    """The proposal with comments on what the file does not confirm, and on what else it may be."""
+    lines = []
+    if proposal.unconfirmed:
+        fields = ", ".join(f"{field} {value}" for field, value in proposal.unconfirmed.items())
+        lines.append(f"# not confirmed by the file; check them: {fields}")
+    lines += [f"# the tensors also fit {candidate}" for candidate in candidates]
+    text = proposal.text + "".join(f"{_one_line(line)}\n" for line in lines)
+    return proposal.model_copy(update={"candidates": candidates, "text": text})
 
 
 def _guess_weights(places: Mapping[str, Tensors]) -> _WeightPlaces:
-    """As raw weights the largest set that is no average, and as EMA the first that is one."""
-    averaged = [place for place in places if re.search("ema|shadow|averag", place, re.I)]
+    """The raw weights and their average, by their names; else the largest set as raw, and the first average."""
+    averaged = [place for place in places if is_average(place, places)]
     sizes = {place: sum(math.prod(header.shape) for header in tensors.values()) for place, tensors in places.items()}
-    raw = max(places, key=lambda place: (place not in averaged, sizes[place]))
-    return _stripped(raw, next((place for place in averaged if place != raw), None), places[raw])
+    largest = max(places, key=lambda place: (place not in averaged, sizes[place]))
+    raw = place_of(places, "raw")
+    raw = largest if raw is None else raw
+    ema = place_of(places, "ema")
+    first = next((place for place in averaged if place != raw), None)
+    return _stripped(raw, first if ema is None or ema == raw else ema, places[raw])
+
+
+def _without_common_prefix(weights: _WeightPlaces) -> Iterator[_WeightPlaces]:
+    """The weights without the one attribute of a training module that all tensors are below, as Lightning writes."""
+    prefixes = {name.partition(".")[0] for name in weights.tensors}
+    if len(prefixes) == 1:
+        prefix = prefixes.pop()
+        tensors = tensors_below(weights.tensors, prefix)
+        yield weights._replace(strip=[*weights.strip, prefix], tensors=tensors)
 
 
 def _stripped(raw: str, ema: str | None, tensors: Tensors) -> _WeightPlaces:
@@ -123,7 +164,8 @@ def _stripped(raw: str, ema: str | None, tensors: Tensors) -> _WeightPlaces:
         if all(name.startswith(f"{wrapper}.") for name in tensors):
             tensors = tensors_below(tensors, wrapper)
             strip.append(wrapper)
-    return _WeightPlaces(raw, ema, strip, tensors)
+    plain = {without_wrappers(name): header for name, header in tensors.items() if not is_bookkeeping(name)}
+    return _WeightPlaces(raw, ema, strip, plain)
 
 
 def _weights_of_card(section: Mapping[str, Any], sets: Mapping[str, Tensors]) -> _WeightPlaces | None:
@@ -157,6 +199,7 @@ def _extension_of_shipped(
     in_file = {
         "weights.raw": weights.raw,
         "weights.ema": weights.ema,
+        **({"weights.strip": weights.strip} if set(weights.strip).difference(_WRAPPERS) else {}),
         **rule.values_in(weights.tensors, plain_values),
     }
     fields = {field: value for field, value in in_file.items() if value != _value_at(shipped, field)}
@@ -170,7 +213,14 @@ def _extension_of_shipped(
         unknown["network.factory"] = text
     text = _yaml({"extends": card, **fields}, comments)
     about = shipped_fields.get("about", "")
-    return Proposal(recognised=card, about=about, differs=bool(fields), unknown=unknown, text=text)
+    unconfirmed = {}
+    for field, default in _CONVENTIONS.items():
+        if field not in in_file:
+            value = _value_at(shipped, field)
+            unconfirmed[field] = _inline(default if value is None else value)
+    return Proposal(
+        recognised=card, about=about, differs=bool(fields), unknown=unknown, unconfirmed=unconfirmed, text=text
+    )
 
 
 def _value_at(values: Any, field: str) -> Any:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mfdiag.models.formats.pickles import TensorHeader
 
-__all__ = ["Recognise", "size_in"]
+__all__ = ["Recognise", "Similar", "size_in"]
 
 _NAME = r"[\w.*?-]+"
 _TERM = re.compile(rf"(?:count\(({_NAME})\)|sqrt\(({_NAME})\[(\d)\]\)|({_NAME})\[(\d)\]|(\d+))")
@@ -27,6 +27,18 @@ def _formula(text: str) -> str:
 
 
 Formula = Annotated[str, AfterValidator(_formula)]
+
+
+class Similar(BaseModel):
+    """Another repository, without a shipped card, whose files hold tensors of the same names and shapes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    differs: str = Field(description="how its conventions differ, as fields of a card")
+    entries: list[str] = Field(
+        default_factory=list,
+        description="dotted places that only files of that repository have; a file with all of them is not of the card",
+    )
 
 
 class Recognise(BaseModel):
@@ -57,6 +69,10 @@ class Recognise(BaseModel):
     )
     choices: dict[str, dict[str, dict[Formula, int]]] = Field(
         default_factory=dict, description="dotted field of the card: {value: {formula: size}} for each possible value"
+    )
+
+    similar: dict[str, Similar] = Field(
+        default_factory=dict, description="other repositories whose files have the same tensors, and what differs"
     )
 
     def fits(self, tensors: Mapping[str, TensorHeader], entries: Collection[str]) -> bool:

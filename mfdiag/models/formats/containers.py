@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ StateDict = dict[str, "Tensor"]
 
 _STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
 _MAX_DEPTH = 3  # of the mappings that are searched for state dicts
+_CALLBACKS = "callbacks"  # where Lightning stores the state of callbacks, an average among them
+_LISTS = re.compile("shadow|ema|averag", re.I)  # names of lists of tensors that are averages
+_MAX_EXAMPLES = 3  # files that an error lists
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_NOT_WEIGHTS = re.compile(r"optim|sched|scaler|random|rng|sampler|trainer_state|training_args", re.I)
 
 
 @dataclass
@@ -75,13 +81,13 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
 
 
 def _checkpoint_file(path: str | os.PathLike[str]) -> Path:
-    """`path` itself, or the index of shards in it if it is a folder. Raises InputError if it is no readable file."""
+    """`path` itself, or the only index of shards or file of weights in it if it is a folder.
+
+    Raises InputError if it is no readable file.
+    """
     file = Path(path)
     if file.is_dir():
-        indexes = sorted(file.glob(f"*{INDEX_SUFFIX}"))
-        if len(indexes) != 1:
-            raise InputError(f"Expected a checkpoint file, but {file} is a folder; pass a file inside it.")
-        file = indexes[0]
+        file = _file_in_folder(file)
     try:
         with file.open("rb") as stream:
             if stream.read(1):
@@ -91,6 +97,23 @@ def _checkpoint_file(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise InputError(f"Expected a readable checkpoint, but {file} is not ({error.strerror}); check it.") from error
     raise InputError(f"Expected a checkpoint, but {file} is empty; write or download it again.")
+
+
+def _file_in_folder(folder: Path) -> Path:
+    """The index of shards in a folder, else its only file of weights, as diffusers and accelerate write folders."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    indexes = [file for file in files if file.name.endswith(INDEX_SUFFIX)]
+    weights = [file for file in files if file.suffix in _WEIGHT_FILES and not _NOT_WEIGHTS.search(file.name)]
+    choices = indexes or weights
+    if len(choices) == 1:
+        return choices[0]
+    below = sorted(file for file in folder.glob("*/*") if file.suffix in _WEIGHT_FILES)
+    examples = [file.relative_to(folder) for file in (choices or below)][:_MAX_EXAMPLES]
+    listed = f"; it has {', '.join(map(str, examples))}" if examples else ""
+    raise InputError(
+        f"Expected a checkpoint file or a folder with one file of weights, but {folder} is a folder with "
+        f"{len(choices) or 'none'}{listed}; pass a file inside it."
+    )
 
 
 def _container_format(path: Path) -> str:
@@ -160,11 +183,14 @@ def weight_sets(tree: Mapping[Any, Any], described: bool) -> dict[str, dict[str,
     """Dotted place in a file -> state dict; "" is the top level of the file.
 
     A state dict is a mapping from names to tensors, without mappings inside; optimizer states, whose keys are numbers,
-    are none. With `described`, the sets are those that mfdiag writes, with the prefixes `raw.` and `ema.`.
+    are none. A list of tensors that is named as an average (`shadow_params`) is a set whose names are 0, 1, ... With
+    `described`, the sets are those that mfdiag writes, with the prefixes `raw.` and `ema.`.
     """
     if described:
         return {key: tensors for key in ("raw", "ema") if (tensors := tensors_below(tree, key))}
-    return dict(_state_dicts(tree, "", _MAX_DEPTH))
+    sets = dict(_state_dicts(tree, "", _MAX_DEPTH))
+    callbacks = tree.get(_CALLBACKS)
+    return sets | (dict(_state_dicts(callbacks, _CALLBACKS, _MAX_DEPTH + 1)) if isinstance(callbacks, Mapping) else {})
 
 
 def tensors_at(sets: Mapping[str, dict[str, Any]], place: str) -> dict[str, Any] | None:
@@ -185,5 +211,9 @@ def _state_dicts(tree: Mapping[Any, Any], place: str, depth: int) -> Iterator[tu
     tensors = {name: value for name, value in tree.items() if is_tensor(value)}
     if tensors and not inner:
         yield place, tensors
+    for name, value in tree.items():
+        is_list = isinstance(value, list | tuple) and len(value) > 1 and all(map(is_tensor, value))
+        if is_list and _LISTS.search(name):
+            yield f"{place}.{name}" if place else name, {str(number): item for number, item in enumerate(value)}
     for name, value in inner.items():
         yield from _state_dicts(value, f"{place}.{name}" if place else name, depth - 1)

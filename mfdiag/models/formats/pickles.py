@@ -63,11 +63,17 @@ class UnknownObject:
 
 @dataclass
 class PickleContent:
-    """What a pickle holds: its value, the names that have no stand-in, and the bytes of each storage by its key."""
+    """What a pickle holds: its value, the names that have no stand-in, and the bytes of each storage by its key.
+
+    `parts` describes the distributed tensors of which the file holds only a part, and `distributed` says whether it
+    holds any distributed tensor.
+    """
 
     tree: Any = None
     unknown: list[str] = field(default_factory=list)
     storages: dict[str, int] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    distributed: bool = False
 
 
 def read_pickle(file: IO[bytes], pickled: PickleContent | None = None) -> PickleContent:
@@ -85,7 +91,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes], pickled: PickleContent) -> None:
         super().__init__(file, encoding="utf-8")
         self._pickled = pickled
-        self._stand_ins = value_stand_ins() | _torch_stand_ins()
+        self._stand_ins = value_stand_ins() | _torch_stand_ins() | _distributed_stand_ins(pickled)
 
     def find_class(self, module: str, name: str) -> Any:
         # torch.save writes protocol 2, which calls modules as Python 2 did
@@ -245,7 +251,6 @@ def _torch_stand_ins() -> dict[str, Any]:
         "torch._utils._rebuild_tensor_v3": typed_tensor,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-        "torch._tensor._rebuild_from_type_v2": lambda build, kind, arguments, state: build(*arguments),
         "torch.Tensor": type("Tensor", (), {}),
         "torch.nn.parameter.Parameter": type("Parameter", (), {}),
         "torch.Size": tuple,
@@ -255,4 +260,47 @@ def _torch_stand_ins() -> dict[str, Any]:
         "torch.storage.UntypedStorage": "uint8",
         **{f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()},
         **{f"torch.{dtype}": dtype for dtype in _DTYPES},
+    }
+
+
+def _distributed_stand_ins(pickled: PickleContent) -> dict[str, Any]:
+    """Stand-ins for a DTensor: its header is that of its local tensor, which must be all of it."""
+
+    class Inert:
+        def __setstate__(self, state: Any) -> None:
+            pass
+
+    class Whole:
+        def __init__(self, kind: Any, dtype: str, size: Any, *_: Any) -> None:
+            self.size = tuple(size)
+
+    def from_type(build: Any, kind: Any, arguments: Any, state: Any) -> Any:
+        tensor = build(*arguments)
+        if not isinstance(tensor, Whole):
+            return tensor
+        pickled.distributed = True
+        parts = state if isinstance(state, tuple) else (state,)
+        attributes = {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
+        local = attributes.get("_local_tensor")
+        if not isinstance(local, TensorHeader):
+            raise pickle.UnpicklingError("a distributed tensor without its local tensor")
+        if local.shape != tensor.size:
+            pickled.parts.append(f"{list(local.shape)} of {list(tensor.size)}")
+        return TensorHeader(tensor.size, local.dtype)
+
+    names = (
+        "tensor.DTensor",
+        *(f"tensor._dtensor_spec.{name}" for name in ("DTensorSpec", "TensorMeta", "ShardOrderEntry")),
+        *(f"tensor.placement_types.{name}" for name in ("Shard", "_StridedShard", "Replicate", "Partial")),
+        *("device_mesh.DeviceMesh", "_mesh_layout._MeshLayout", "_mesh_layout._FlatLayout"),
+    )
+
+    def inert(name: str) -> type:
+        # accepts the arguments of tuples, such as TensorMeta
+        return type(name, (Inert,), {"__new__": lambda cls, *_: object.__new__(cls)})
+
+    return {
+        "torch._tensor._rebuild_from_type_v2": from_type,
+        "torch._utils._rebuild_wrapper_subclass": Whole,
+        **{f"torch.distributed.{name}": inert(name.rpartition(".")[2]) for name in names},
     }

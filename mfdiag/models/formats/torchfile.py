@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,14 @@ def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
     if pickled.unknown or plain:
         example = f" ({pickled.unknown[0]})" if pickled.unknown else ""
         raise _refused(path, f"pickled Python objects{example}", conversion_of(path, pickled, plain=plain))
-    tree = _loaded(path, container) if load else pickled.tree
+    if pickled.parts:
+        raise InputError(
+            f"Expected whole tensors, but {path} holds one process's part of distributed tensors ({pickled.parts[0]}); "
+            "gather them on all processes with get_model_state_dict(model, options=StateDictOptions("
+            "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, save the result with torch.save on one "
+            "process, and pass that file."
+        )
+    tree = _loaded(path, container, distributed=pickled.distributed) if load else pickled.tree
     if not isinstance(tree, Mapping):
         kind = "Tensor" if type(tree).__name__ == "TensorHeader" else type(tree).__name__
         raise InputError(
@@ -82,15 +90,29 @@ def _read_legacy(path: Path, pickled: PickleContent) -> bool:
     return False
 
 
-def _loaded(path: Path, container: str) -> Any:
+def _loaded(path: Path, container: str, *, distributed: bool) -> Any:
     import torch
 
     allowed: list[Any] = [(stand_in, name) for name, stand_in in value_stand_ins().items()]
     try:
+        if distributed:
+            import torch.distributed.tensor  # torch then loads DTensor and its parts with weights_only
+
+            logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)  # it has no processes here
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=container == "torch zip")
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=container == "torch zip")
     except Exception as error:
         raise damaged_file(path, container, _first_line(error)) from error
+    return _local(tree) if distributed else tree
+
+
+def _local(value: Any) -> Any:
+    """`value` with the local tensors of its DTensors, which are all of them."""
+    if isinstance(value, Mapping):
+        return {name: _local(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_local(item) for item in value]
+    return getattr(value, "_local_tensor", value)
 
 
 def _first_line(error: Exception) -> str:

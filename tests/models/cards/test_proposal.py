@@ -384,3 +384,49 @@ def test_texts_filled_with_numbers_are_valid(name: str, field: str, text: str, t
     own = {section: {last: value}} if section else {last: value}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"extends": name, **own}))
     assert "{" not in value and load_card(str(tmp_path / "own.yaml"))
+
+
+def test_conventions_that_no_file_shows_are_listed(tmp_path: Path) -> None:
+    proposal = proposed(*FILES["zhuyu-meanflow"])
+    assert proposal.unconfirmed["convention.direction"] == "D0"
+    assert proposal.unconfirmed["data.scale"] == "0.18125"
+    assert "objective.weighting" in proposal.unconfirmed and "not confirmed by the file" in proposal.text
+    assert as_card(proposal, tmp_path)
+    weighted = proposed(*FILES["zhuyu-meanflow"], args__weighting="uniform")
+    assert "objective.weighting" not in weighted.unconfirmed
+
+
+def test_repositories_with_the_same_tensors_are_named(tmp_path: Path) -> None:
+    tensors = haidog(blocks__0__norm1__g=(1,), final_layer__norm_final__g=(1,))
+    bare = proposed({"": tensors})
+    assert bare.recognised == "haidog-meanflow-2025.yaml" and "primepake/modular_meanflow" in bare.candidates[0]
+    assert "direction D1" in bare.text and as_card(bare, tmp_path)
+    modular = proposed({"model": tensors, "ema_model": tensors}, ["optimizer", "step", "config"])
+    assert modular.recognised is None and "convention.direction" in modular.unknown
+    assert "primepake/modular_meanflow" in modular.candidates[0] and "haidog" in modular.candidates[1]
+    assert as_card(modular, tmp_path).weights.ema == "ema_model"
+    sway = proposed({"model": sit(), "ema": sit()}, ["steps"], args__bootstrap_ratio=0.5)
+    assert sway.recognised is None and "SwayStar123" in sway.candidates[0] and "0.3099" in sway.candidates[0]
+    zhuyu = proposed(*FILES["zhuyu-meanflow"])
+    assert zhuyu.recognised == "zhuyu-meanflow.yaml" and "SwayStar123" in zhuyu.candidates[0]
+
+
+def test_two_cards_that_fit_are_both_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = {}
+    for name, direction in (("one.yaml", "D0"), ("two.yaml", "D1")):
+        cards[name] = tmp_path / name
+        cards[name].write_text(
+            f"about: {name}\nnetwork: {{factory: a:b}}\nconvention: {{direction: {direction}}}\n"
+            "recognise: {tensors: [w]}\n"
+        )
+    monkeypatch.setattr("mfdiag.models.cards.proposal.shipped_cards", lambda: cards)
+    proposal = proposed({"": headers(w=(2, 2))})
+    assert proposal.recognised == "one.yaml" and proposal.candidates == ["two.yaml (two.yaml)"]
+
+
+def test_recognition_looks_below_lightning_and_wrappers(tmp_path: Path) -> None:
+    wrapped = {f"network.{name.replace('blocks.', 'blocks._orig_mod.')}": header for name, header in sit().items()}
+    proposal = proposed({"state_dict": wrapped})
+    assert proposal.recognised == "zhuyu-meanflow.yaml"
+    card = as_card(proposal, tmp_path)
+    assert (card.weights.raw, card.weights.strip) == ("state_dict", ["network"])

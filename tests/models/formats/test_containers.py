@@ -408,3 +408,31 @@ def test_what_dill_calls_into_being_keeps_its_items() -> None:
     raw = b"\x80\x02cdill._dill\n_load_type\nX\x0b\x00\x00\x00OrderedDict\x85R)R(X\x01\x00\x00\x00wK\x01u."
     pickled = read_pickle(io.BytesIO(raw))
     assert pickled.tree.dict_items == {"w": 1} and pickled.unknown == ["dill._dill._load_type"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whole_distributed_tensors_are_read_and_parts_are_refused(tmp_path: Path, zipped: bool) -> None:
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+    mesh = torch.distributed.device_mesh.DeviceMesh
+    if torch.distributed.is_initialized():
+        pytest.skip("another test has a process group")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        local, path = torch.arange(6.0).reshape(3, 2), tmp_path / "d.pt"
+        cpu = mesh("cpu", torch.arange(1))
+        for rows, placement in ((3, Replicate()), (3, Shard(0)), (6, Shard(0))):
+            size = torch.Size((rows, 2))
+            spec = DTensorSpec(cpu, (placement,), TensorMeta(size, (2, 1), torch.float32))
+            value = DTensor(local, spec, requires_grad=False)
+            torch.save({"model": {"w": value}, "step": 3}, path, _use_new_zipfile_serialization=zipped)
+            if rows == 3:
+                assert read_container(path, load=False).tree["model"]["w"] == TensorHeader((3, 2), "float32")
+                weights = read_container(path, load=True).tree["model"]["w"]
+                assert type(weights) is Tensor and torch.equal(weights, local)
+            else:
+                text = refusal(path)
+                assert "[3, 2] of [6, 2]" in text and "get_model_state_dict" in text and "full_state_dict=True" in text
+    finally:
+        torch.distributed.destroy_process_group()

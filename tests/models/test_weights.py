@@ -1,0 +1,337 @@
+"""Weights are found in files as training tools write them, and the proposed card loads the file it was made from."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from mfdiag.errors import InputError
+from mfdiag.models.checkpoint import LoadedModel, load_model
+from mfdiag.models.inspection import inspect_checkpoint
+
+State = dict[str, Tensor]
+Content = Callable[[State, State], Any]
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.position = nn.Parameter(torch.zeros(2), requires_grad=False)
+
+    def forward(self, x, r, t, y=None):
+        return self.net(torch.cat([x, r[:, None], t[:, None]], 1)) + self.position
+
+def build():
+    return Net()
+
+class Compiled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self._orig_mod = Net()
+
+    def forward(self, x, r, t, y=None):
+        return self._orig_mod(x, r, t, y)
+"""
+BUFFERS = ("net.1.running_mean", "net.1.running_var", "net.1.num_batches_tracked")
+ORDER = ("position", "net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias", "net.2.weight", "net.2.bias")
+TRAINED = ORDER[1:]
+
+
+def copies() -> tuple[State, State]:
+    """State dicts of raw weights and of their average; buffers are the same in both, as averages of parameters do."""
+    shapes = {
+        "position": (2,),
+        "net.0.weight": (4, 4),
+        "net.0.bias": (4,),
+        "net.1.weight": (4,),
+        "net.1.bias": (4,),
+        "net.1.running_mean": (4,),
+        "net.1.running_var": (4,),
+        "net.2.weight": (2, 4),
+        "net.2.bias": (2,),
+    }
+    generator = torch.Generator().manual_seed(0)
+    raw = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+    raw["net.1.num_batches_tracked"] = torch.tensor(7)
+    return raw, {name: value if name in (*BUFFERS, "position") else value + 1 for name, value in raw.items()}
+
+
+def below(prefix: str, state: State) -> State:
+    return {f"{prefix}.{name}": value for name, value in state.items()}
+
+
+def infixed(state: State, word: str) -> State:
+    return {name.replace("net.", f"net.{word}.", 1): value for name, value in state.items()}
+
+
+def ema_pytorch(raw: State, ema: State) -> State:
+    return {
+        "initted": torch.tensor(True),
+        "step": torch.tensor(3),
+        **below("online_model", raw),
+        **below("ema_model", ema),
+    }
+
+
+def shadow(ema: State, names: tuple[str, ...]) -> dict[str, Any]:
+    return {"decay": 0.99, "num_updates": 3, "shadow_params": [ema[name] for name in names], "collected_params": None}
+
+
+AVERAGED = {"n_averaged": torch.tensor(5)}
+PLAIN: dict[str, Content] = {  # files without an average
+    "bare": lambda raw, ema: raw,
+    "step": lambda raw, ema: {"model": raw, "step": 3},
+    "one set of another name": lambda raw, ema: {"generator": raw},
+    "lightning": lambda raw, ema: {
+        "state_dict": below("model", raw),
+        "global_step": 3,
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}],
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(1.0)}},
+    },
+    "lightning, another prefix": lambda raw, ema: {"state_dict": below("student.backbone", raw)},
+    "lightning, other modules": lambda raw, ema: {
+        "state_dict": below("model", raw) | {"vae.weight": torch.ones(3), "loss.scale": torch.ones(())}
+    },
+    "ddp in lightning": lambda raw, ema: {"state_dict": below("module", raw)},
+    "compiled": lambda raw, ema: {"model": below("_orig_mod", raw)},
+    "compiled inside": lambda raw, ema: {"model": infixed(raw, "_orig_mod")},
+    "checkpointed inside": lambda raw, ema: {"model": infixed(raw, "_checkpoint_wrapped_module")},
+    "fsdp": lambda raw, ema: below("_fsdp_wrapped_module", infixed(raw, "_fsdp_wrapped_module")),
+    "ddp and compiled": lambda raw, ema: {"model": below("module._orig_mod", infixed(raw, "_orig_mod"))},
+}
+BOTH: dict[str, Content] = {  # files with an average
+    "model, ema": lambda raw, ema: {"model": raw, "ema": ema, "step": 3},
+    "ema-pytorch": lambda raw, ema: {"model": raw, "ema": ema_pytorch(raw, ema)},
+    "ema-pytorch alone": ema_pytorch,
+    "ema-pytorch without the online model": lambda raw, ema: {
+        "model": raw,
+        "ema": {"initted": torch.tensor(True), "step": torch.tensor(3), **below("ema_model", ema)},
+    },
+    "ema-pytorch in lightning": lambda raw, ema: {
+        "state_dict": below("model", raw) | below("ema", ema_pytorch(raw, ema))
+    },
+    "AveragedModel": lambda raw, ema: {"model": raw, "ema": AVERAGED | below("module", ema)},
+    "AveragedModel of another name": lambda raw, ema: {"model": raw, "smooth": AVERAGED | below("module", ema)},
+    "AveragedModel in lightning": lambda raw, ema: {
+        "state_dict": below("net", raw) | below("ema_model.module", ema) | {"ema_model.n_averaged": torch.tensor(5)}
+    },
+    "WeightAveraging of lightning": lambda raw, ema: {
+        "state_dict": below("model", ema),
+        "current_model_state": below("model", raw),
+        "averaging_state": AVERAGED,
+    },
+    "lightning, ema beside": lambda raw, ema: {"state_dict": below("model", raw), "ema": below("model", ema)},
+    "lightning, ema in a prefix": lambda raw, ema: {"state_dict": below("model", raw) | below("model_ema", ema)},
+    "lightning, ema in callbacks": lambda raw, ema: {
+        "state_dict": below("net", raw),
+        "callbacks": {"EMACallback{'decay': 0.99}": {"state": {"weights": below("net", ema)}}},
+    },
+    "lightning, ema list in callbacks": lambda raw, ema: {
+        "state_dict": below("net", raw),
+        "callbacks": {"EMA": {"ema_weights": [ema[name] for name in ORDER]}},
+    },
+    "latent diffusion": lambda raw, ema: {
+        "state_dict": below("model", raw)
+        | {f"model_ema.{name.replace('.', '')}": ema[name] for name in TRAINED}
+        | {"model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": torch.tensor(3)}
+    },
+    "list of all parameters": lambda raw, ema: {"model": raw, "ema": shadow(ema, ORDER)},
+    "list of trained parameters": lambda raw, ema: {"model": raw, "ema": shadow(ema, TRAINED)},
+    "compiled average": lambda raw, ema: {"model": below("_orig_mod", raw), "ema": infixed(ema, "_orig_mod")},
+    "prefixes": lambda raw, ema: {"model": below("net_ema", ema) | below("net", raw)},
+}
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> str:
+    (tmp_path / "network.py").write_text(NETWORK)
+    return f"{tmp_path / 'network.py'}:build"
+
+
+def same(loaded: LoadedModel, state: State) -> bool:
+    own = {name.removeprefix("network."): value for name, value in loaded.module.state_dict().items()}
+    if loaded.card is not None:  # frozen parameters are buffers of the adapter, under the same names
+        own = loaded.module.get_submodule("network").state_dict()
+    return own.keys() == state.keys() and all(torch.equal(own[name], state[name]) for name in own)
+
+
+def proposed_card(path: Path, folder: Path) -> str:
+    proposal = inspect_checkpoint(path).proposal
+    assert proposal is not None
+    (folder / "my.yaml").write_text(proposal.text)
+    return str(folder / "my.yaml")
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *BOTH])
+def test_each_file_loads_by_factory_and_by_its_proposed_card(name: str, factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    path = tmp_path / "file.ckpt"
+    torch.save((PLAIN | BOTH)[name](raw, ema), path)
+    for model in (factory, proposed_card(path, tmp_path)):
+        loaded = load_model(path, model=model)
+        assert same(loaded, raw), "raw"
+        assert loaded.has_weights("ema") == (name in BOTH)
+        if name in BOTH:
+            assert same(load_model(path, model=model, weights="ema"), ema), "ema"
+            averaged = loaded.with_weights("ema")
+            network = averaged.get_submodule("network") if loaded.card else averaged
+            assert all(torch.equal(value, ema[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "sharded", "folder", "diffusers", "accelerate", "legacy"])
+def test_containers_load_by_their_proposed_card(kind: str, factory: str, tmp_path: Path) -> None:
+    raw, _ = copies()
+    path = tmp_path / "checkpoint"
+    path.mkdir()
+    if kind == "sharded":
+        for part, names in enumerate((list(raw)[::2], list(raw)[1::2])):
+            save_file({name: raw[name] for name in names}, path / f"{part}.safetensors")
+        places = {name: f"{part}.safetensors" for part in (0, 1) for name in list(raw)[part::2]}
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    elif kind in ("folder", "diffusers", "accelerate"):
+        name = {
+            "folder": "last.pt",
+            "diffusers": "diffusion_pytorch_model.safetensors",
+            "accelerate": "model.safetensors",
+        }
+        (path / "config.json").write_text("{}")
+        if kind == "folder":
+            torch.save(raw, path / name[kind])
+        else:
+            save_file(raw, path / name[kind])
+        for other in ("optimizer.bin", "scheduler.bin", "scaler.pt", "random_states_0.pkl"):
+            (path / other).write_bytes(b"not weights")
+    else:
+        path = path / "file"
+        torch.save({"model": raw}, path, _use_new_zipfile_serialization=False) if kind == "legacy" else save_file(
+            raw, path
+        )
+    for model in (factory, proposed_card(path, tmp_path)):
+        assert same(load_model(path, model=model), raw)
+
+
+def test_a_folder_with_several_files_is_refused(factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    (tmp_path / "run" / "unet").mkdir(parents=True)
+    save_file(raw, tmp_path / "run" / "unet" / "model.safetensors")
+    with pytest.raises(InputError, match=r"folder with none; it has unet/model\.safetensors; pass a file"):
+        load_model(tmp_path / "run", model=factory)
+    for name, state in (("model", raw), ("ema", ema)):
+        save_file(state, tmp_path / "run" / f"{name}.safetensors")
+    with pytest.raises(InputError, match=r"folder with 2; it has ema\.safetensors, model\.safetensors"):
+        load_model(tmp_path / "run", model=factory)
+
+
+def test_real_averaged_models_of_torch(factory: str, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    averaged = AveragedModel(network)
+    averaged.update_parameters(network)
+    nn.init.ones_(network[0].weight)
+    averaged.update_parameters(network)
+    (tmp_path / "small.py").write_text(
+        "from torch import nn\n\ndef build(): return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))\n"
+    )
+    path, model = tmp_path / "swa.pt", f"{tmp_path / 'small.py'}:build"
+    torch.save(averaged.state_dict(), path)
+    assert same(load_model(path, model=model, weights="ema"), averaged.module.state_dict())
+    with pytest.raises(InputError, match=r"Expected weights 'raw' .* 'ema' \(averaged weights\)"):
+        load_model(path, model=model)
+
+
+def test_a_compiled_network_takes_plain_names(factory: str, tmp_path: Path) -> None:
+    raw, _ = copies()
+    torch.save(raw, tmp_path / "file.pt")
+    loaded = load_model(tmp_path / "file.pt", model=factory.replace(":build", ":Compiled"))
+    assert same(loaded, below("_orig_mod", raw))
+
+
+def test_two_copies_without_an_average_are_named(factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    path = tmp_path / "file.pt"
+    torch.save({"state_dict": below("student", raw) | below("teacher", ema)}, path)
+    with pytest.raises(InputError, match=r"one copy of Net .* holds 2: student, teacher; pass one"):
+        load_model(path, model=factory)
+    assert same(load_model(path, model=factory, weights="state_dict.teacher"), ema)
+
+
+def test_what_is_left_out_is_said(factory: str, tmp_path: Path) -> None:
+    raw, _ = copies()
+    path = tmp_path / "file.pt"
+    torch.save({"state_dict": below("model", raw) | {"vae.weight": torch.ones(3)}}, path)
+    (note,) = load_model(path, model=factory).notes
+    assert "also holds weights of vae" in note and "not used" in note
+    torch.save({"state_dict": below("model", raw) | {"model.head": torch.ones(3)}}, path)
+    with pytest.raises(InputError, match="1 unexpected: head"):
+        load_model(path, model=factory)
+
+
+def test_wrong_lists_are_refused(factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    path = tmp_path / "file.pt"
+    for names in (TRAINED[:-1], TRAINED[::-1]):
+        torch.save({"model": raw, "ema": shadow(ema, names)}, path)
+        with pytest.raises(InputError, match="each of the 6 trained parameters of Net"):
+            load_model(path, model=factory, weights="ema")
+        loaded = load_model(path, model=factory)
+        assert not loaded.has_weights("ema") and "without the averaged weights" in loaded.notes[0]
+
+
+def test_copies_that_were_not_asked_for_do_not_matter(factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    path = tmp_path / "file.pt"
+    broken = ema | {"net.0.weight": torch.full((4, 4), torch.nan)}
+    torch.save({"model": raw, "ema": broken}, path)
+    loaded = load_model(path, model=factory)
+    assert same(loaded, raw) and not loaded.has_weights("ema") and "NaN" in loaded.notes[0]
+    with pytest.raises(InputError, match="Expected finite weights"):
+        load_model(path, model=factory, weights="ema")
+    torch.save({"model": broken, "ema": ema}, path)
+    assert same(load_model(path, model=factory, weights="ema"), ema)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64]
+)
+def test_other_dtypes_are_cast_and_said(dtype: torch.dtype, factory: str, tmp_path: Path) -> None:
+    raw, _ = copies()
+    stored = {name: value.to(dtype) if value.is_floating_point() else value for name, value in raw.items()}
+    torch.save({"model": stored}, tmp_path / "file.pt")
+    loaded = load_model(tmp_path / "file.pt", model=factory)
+    assert same(loaded, {name: value.to(raw[name].dtype) for name, value in stored.items()})
+    (note,) = loaded.notes
+    assert f"stores 9 of 10 tensors as {str(dtype).removeprefix('torch.')}; they are cast to float32" in note
+
+
+def test_casts_that_change_the_meaning_are_refused(factory: str, tmp_path: Path) -> None:
+    raw, _ = copies()
+    for dtype in (torch.int8, torch.complex64):
+        torch.save(raw | {"net.0.weight": raw["net.0.weight"].to(dtype)}, tmp_path / "file.pt")
+        with pytest.raises(InputError, match=r"1 of another kind of number: net\.0\.weight \w+ instead of float32"):
+            load_model(tmp_path / "file.pt", model=factory)
+
+
+def test_a_layer_named_ema_is_no_average(tmp_path: Path) -> None:
+    (tmp_path / "mega.py").write_text(
+        "from torch import nn\n\n"
+        "def block(): return nn.ModuleDict({name: nn.Linear(2, 2) for name in ('ema', 'a', 'b', 'c', 'd')})\n\n"
+        "def build(): return nn.ModuleDict({f'block{i}': block() for i in range(2)})\n"
+    )
+    state = nn.ModuleDict(
+        {f"block{i}": nn.ModuleDict({k: nn.Linear(2, 2) for k in ("ema", "a", "b", "c", "d")}) for i in range(2)}
+    ).state_dict()
+    torch.save({"model": copy.deepcopy(state)}, tmp_path / "file.pt")
+    loaded = load_model(tmp_path / "file.pt", model=f"{tmp_path / 'mega.py'}:build")
+    assert same(loaded, state) and not loaded.has_weights("ema")
