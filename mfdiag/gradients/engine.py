@@ -18,6 +18,7 @@ from mfdiag.gradients.functional import call, parameter_places
 from mfdiag.gradients.reference_engine import ReferenceEngine
 from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
 from mfdiag.gradients.trials import find_capabilities
+from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["Engine", "prepare_engine", "single_gradients"]
 
@@ -59,7 +60,7 @@ def prepare_engine(
     capabilities = find_capabilities(module, inputs, cotangent[None], singles)
     if capabilities.fallback:  # otherwise every gradient comes from the batch's own, and agrees with the singles
         _require_sum(module, inputs, cotangent, singles)
-        say(_fallback_note(sorted(capabilities.fallback)))
+        say(_fallback_note(sorted(name.removeprefix(prefix_of(module)) for name in capabilities.fallback)))
     return FastEngine(module, capabilities)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ from mfdiag.storage import atomic_write, sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from mfdiag.flow.data.datasets import Data
 
 __all__ = ["LoadedModel", "bundled", "load_model", "provides_network", "save_checkpoint"]
 
@@ -69,7 +71,8 @@ class LoadedModel:
 
     `state` holds every set of weights in the file by its key, which is dotted where nested and "" for a bare state
     dict. `description` is None for files of other projects, `card` is None for networks loaded without one, and `step`
-    is the training step, or None if the file does not record it.
+    is the training step, or None if the file does not record it. `built_by_code` is whether the user's code built the
+    network without a card.
     """
 
     module: nn.Module
@@ -79,6 +82,7 @@ class LoadedModel:
     step: int | None
     path: Path
     card: Card | None = None
+    built_by_code: bool = False
 
     def has_weights(self, key: str) -> bool:
         """Whether the file holds the weights that `--weights KEY` selects."""
@@ -87,6 +91,17 @@ class LoadedModel:
     def with_weights(self, key: str) -> nn.Module:
         """A copy of `module` with another set of weights. Raises InputError as `load_model` does."""
         return load_weights(copy.deepcopy(self.module), self.state, key, self.path, self.card)
+
+    def adapted(self, data: Data) -> LoadedModel:
+        """With the network called as samples of `data` show to be right, if the user's code built it.
+
+        Raises InputError as `adapt_call` does.
+        """
+        from mfdiag.models.call_adapter import adapt_call
+
+        if not self.built_by_code:
+            return self
+        return replace(self, module=adapt_call(self.module, data.shape, data.num_classes, data.name))
 
 
 def load_model(path: str | os.PathLike[str], *, model: str | None = None, weights: str = "raw") -> LoadedModel:
@@ -116,7 +131,9 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     if card is not None:
         module = _from_card(card, file.tree)
     elif model is not None:
-        module = call_factory(model)
+        from mfdiag.models.call_adapter import adapt_call
+
+        module = adapt_call(call_factory(model))
     elif description is not None:
         module = build_model(description.architecture.name, description.architecture.arguments)
     elif file.program is not None:
@@ -132,7 +149,8 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
         )
     step = description.step if description else training_step(file.tree)
     module = load_weights(module, state, weights, path, card)
-    return LoadedModel(module, state, description, sha256_of(*file.files), step, path, card)
+    by_code = model is not None and card is None
+    return LoadedModel(module, state, description, sha256_of(*file.files), step, path, card, by_code)
 
 
 def provides_network(path: str | os.PathLike[str]) -> bool:
