@@ -45,7 +45,8 @@ class Options:
         None,
         OWN,
         "Estimator to measure, see `mfdiag list estimators`; repeatable, `all` for every one. A file's code is run. "
-        "[default: meanflow and ema_tangent; all for compare; meanflow for times]",
+        "[default: meanflow and ema_tangent, or the proxy's tangent without EMA weights; all for compare; meanflow for "
+        "times]",
         metavar="NAME[:args]|FILE.py:name",
     )
     extra: list[str] | None = _option(

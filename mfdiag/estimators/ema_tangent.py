@@ -1,6 +1,7 @@
 """EMA tangent: the velocity of the EMA weights as tangent, the conditional velocity as target, (1, 0).
 
-If a run has no EMA weights, `mfdiag variance` uses the proxy of the run instead; the column `proxy` says which.
+It needs EMA weights. If a checkpoint has none, the default of `mfdiag variance` is the tangent of the run's own proxy:
+`self_tangent`, `teacher_tangent` or, for the proxy exact, `plane:1,0`.
 """
 
 from mfdiag.estimators.plane import plane_point

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURE", "draw", "rows"]
 
-_TANGENTS = {"meanflow": "conditional", "ema_tangent": "deterministic"}
+_DETERMINISTIC = ("ema_tangent", "self_tangent", "teacher_tangent", "plane:1,0")  # the last for the proxy exact
+_TANGENTS = {"meanflow": "conditional"} | dict.fromkeys(_DETERMINISTIC, "deterministic")
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -57,9 +58,10 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def _add_largest_ratio(axes: Axes, part: pd.DataFrame) -> None:
     """Adds to the legend the largest ratio of the two tangents' loss variances, and its bin."""
+    measured = set(part["estimator"])
     conditional, deterministic = (
         part[part["estimator"] == name].drop_duplicates(["t_low", "t_high"])[["t_low", "t_high", "value"]]
-        for name in _TANGENTS
+        for name in ("meanflow", next((name for name in _DETERMINISTIC if name in measured), "none"))
     )
     both = conditional.merge(deterministic, on=["t_low", "t_high"])
     if not both.empty:

@@ -12,6 +12,7 @@ from scipy.special import expit, logit, ndtr, ndtri
 from mfdiag.errors import did_you_mean
 from mfdiag.flow.curricula import AlphaFlowTimes, MeanAudioTimes
 from mfdiag.flow.density import DensityTimes, read_density
+from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.specs import parse_arguments
 from mfdiag.flow.time_sampler import TimePairs, TimeSampler, TimeSamplerBase, logit_normal_pairs, time_cells
 from mfdiag.flow.u_shaped import UShapedTimes
@@ -28,6 +29,7 @@ __all__ = [
     "TimeSampler",
     "UniformTimes",
     "parse_times",
+    "same_times_note",
     "time_cells",
 ]
 
@@ -59,6 +61,7 @@ TIMES: dict[str, str] = {
     "leave the objective unchanged; `mfdiag times` writes the file: density:FILE",
 }
 
+_PAIRS = 4096  # a sampler with r != t in one of a thousand pairs shows it among so many
 _MAX_CELLS = 2**20  # of a grid; its table of bounds then has 32 MiB
 
 
@@ -274,6 +277,18 @@ def parse_times(spec: str) -> TimeSampler:
         raise did_you_mean("time sampler", name, TIMES)
     sampler = _SAMPLERS[name]
     return sampler(**parse_arguments(spec, sampler.defaults(), integers={"r_bins", "t_bins"}))
+
+
+def same_times_note(times: TimeSampler) -> str | None:
+    """What to say of a sampler all of whose pairs have r = t; None for any other."""
+    numbers = np.arange(_PAIRS)
+    r, t = times.sample(uniforms(0, "times", numbers, times.width), numbers)
+    if (r < t).any():
+        return None
+    return (
+        f"--times {times.name} draws r = t for every pair, which is flow matching: no derivative enters the gradient. "
+        "The argument r_ne_t is the fraction of pairs with r != t, r_eq_t the fraction with r = t."
+    )
 
 
 _SAMPLERS: dict[str, Any] = {

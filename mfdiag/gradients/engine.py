@@ -18,6 +18,7 @@ from mfdiag.gradients.functional import call, parameter_places
 from mfdiag.gradients.reference_engine import ReferenceEngine
 from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
 from mfdiag.gradients.trials import find_capabilities
+from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["Engine", "batch_gradient", "fallback_note", "prepare_engine", "require_sum", "single_gradients"]
 
@@ -59,13 +60,13 @@ def prepare_engine(
     capabilities = find_capabilities(module, inputs, cotangent[None], singles)
     if capabilities.fallback:  # otherwise every gradient comes from the batch's own, and agrees with the singles
         require_sum(module, inputs, cotangent, singles)
-        say(fallback_note(capabilities.fallback))
+        say(fallback_note(module, capabilities.fallback))
     return FastEngine(module, capabilities)
 
 
-def fallback_note(parameters: Iterable[str]) -> str:
-    """What a run says about `parameters` that the reference computes."""
-    names = sorted(parameters)
+def fallback_note(module: nn.Module, parameters: Iterable[str]) -> str:
+    """What a run says about `parameters` of `module` that the reference computes."""
+    names = sorted(name.removeprefix(prefix_of(module)) for name in parameters)
     count = f"{len(names)} parameter{'s' * (len(names) > 1)}"
     listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
     return f"{count} computed by the slower reference method, with the same result: {listed}."

@@ -74,7 +74,7 @@ def run_pass(
     state = checkpoint.load() if checkpoint is not None else None
     if state is not None:
         if decision := Decision.from_state(state.get("left_to_reference", Decision().state())):
-            say(fallback_note(decision.names))
+            say(fallback_note(module, decision.names))
             prepared = prepared.restarted(plan, decision)
         prepared.totals.restore(state)
     while True:
@@ -82,7 +82,7 @@ def run_pass(
             _measure_chunks(plan, prepared, progress, checkpoint)
             break
         except FastPathError as error:
-            say(f"The pass restarts, because {error.cause}: {fallback_note(error.decision.names)}")
+            say(f"The pass restarts, because {error.cause}: {fallback_note(module, error.decision.names)}")
             prepared = prepared.restarted(plan, error.decision)
             if checkpoint is not None:  # an older state holds sums of the path that failed
                 checkpoint.save(prepared.state())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ from mfdiag.storage import atomic_write, sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from mfdiag.flow.data.datasets import Data
 
 __all__ = ["LoadedModel", "bundled", "load_model", "provides_network", "save_checkpoint"]
 
@@ -78,6 +80,7 @@ class LoadedModel:
     dict. `description` is None for files of other projects, `card` is None for networks loaded without one, and `step`
     is the training step, or None if the file does not record it. `notes` are sentences about what loading changed.
     `unusable` are the averaged weights, by their key, that do not fit the network or are not finite.
+    `built_by_code` is whether the user's code built the network without a card.
     """
 
     module: nn.Module
@@ -89,6 +92,7 @@ class LoadedModel:
     card: Card | None = None
     notes: tuple[str, ...] = ()
     unusable: tuple[str, ...] = ()
+    built_by_code: bool = False
 
     def has_weights(self, key: str) -> bool:
         """Whether the file holds weights that `--weights KEY` selects, and they can be used."""
@@ -97,6 +101,17 @@ class LoadedModel:
     def with_weights(self, key: str) -> nn.Module:
         """A copy of `module` with another set of weights. Raises InputError as `load_model` does."""
         return load_weights(copy.deepcopy(self.module), self.state, key, self.path, self.card)
+
+    def adapted(self, data: Data) -> LoadedModel:
+        """With the network called as samples of `data` show to be right, if the user's code built it.
+
+        Raises InputError as `adapt_call` does.
+        """
+        from mfdiag.models.call_adapter import adapt_call
+
+        if not self.built_by_code:
+            return self
+        return replace(self, module=adapt_call(self.module, data.shape, data.num_classes, data.name))
 
 
 def load_model(path: str | os.PathLike[str], *, model: str | None = None, weights: str = "raw") -> LoadedModel:
@@ -126,7 +141,9 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     if card is not None:
         module = _from_card(card, file.tree)
     elif model is not None:
-        module = call_factory(model)
+        from mfdiag.models.call_adapter import adapt_call
+
+        module = adapt_call(call_factory(model))
     elif description is not None:
         module = build_model(description.architecture.name, description.architecture.arguments)
     elif file.program is not None:
@@ -142,6 +159,7 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
         )
     step = description.step if description else training_step(file.tree)
     module = load_weights(module, state, weights, path, card)
+    by_code = model is not None and card is None
     network = module if card is None else module.get_submodule("network")
     notes = weight_notes(network, state, weights, path, card)
     unusable: tuple[str, ...] = ()
@@ -151,7 +169,10 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
         except InputError as error:
             unusable = ("ema",)
             notes.append(f"Measured without the averaged weights. {error}")
-    return LoadedModel(module, state, description, sha256_of(*file.files), step, path, card, tuple(notes), unusable)
+    sha256 = sha256_of(*file.files)
+    return LoadedModel(
+        module, state, description, sha256, step, path, card, tuple(notes), unusable, built_by_code=by_code
+    )
 
 
 def provides_network(path: str | os.PathLike[str]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.paths import LINEAR, parse_path
 from mfdiag.models.cards.card_files import is_card
 from mfdiag.models.checkpoint import load_model, provides_network
@@ -17,7 +18,9 @@ from mfdiag.usercode import is_user_code
 __all__ = ["load_teacher", "teacher_velocity"]
 
 
-def load_teacher(checkpoint: str, model: str | None, prediction: str = "u", path: str | None = None) -> nn.Module:
+def load_teacher(
+    checkpoint: str, model: str | None, prediction: str = "u", path: str | None = None, data: Data | None = None
+) -> nn.Module:
     """Load a teacher u(x, r, t, labels) with its raw weights.
 
     Args:
@@ -25,6 +28,7 @@ def load_teacher(checkpoint: str, model: str | None, prediction: str = "u", path
         model: What builds the network if PATH has no @MODEL and does not describe its network.
         prediction: What the network predicts if neither its description nor its card says so.
         path: Name of the path that the teacher must have been trained on; None accepts any.
+        data: The data it is evaluated on, which decide how the user's own network is called; None for its names alone.
 
     Returns:
         The teacher as average velocity.
@@ -45,6 +49,7 @@ def load_teacher(checkpoint: str, model: str | None, prediction: str = "u", path
             )
         model = None if described else model
     loaded = load_model(file, model=model, weights="raw")
+    loaded = loaded if data is None else loaded.adapted(data)
     if loaded.card is not None:
         prediction, own_path = loaded.card.prediction, loaded.card.convention.path
     elif loaded.description is not None:
@@ -59,12 +64,21 @@ def load_teacher(checkpoint: str, model: str | None, prediction: str = "u", path
     return as_average_velocity(loaded.module, prediction, parse_path(own_path))
 
 
-def teacher_velocity(checkpoint: str, model: str | None = None) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+def teacher_velocity(
+    checkpoint: str, model: str | None = None, data: Data | None = None
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """The velocity v(x, t, labels) = u(x, t, t, labels) of a checkpoint, as `load_teacher` loads it.
 
-    It is computed on the CPU in the checkpoint's precision; results have the dtype and device of x [n, *shape].
+    Args:
+        checkpoint: As in `load_teacher`.
+        model: As in `load_teacher`.
+        data: As in `load_teacher`.
+
+    Returns:
+        The velocity. It is computed on the CPU in the checkpoint's precision; results have the dtype and device of
+        x [n, *shape].
     """
-    network = load_teacher(checkpoint, model)
+    network = load_teacher(checkpoint, model, data=data)
     dtype = next((p.dtype for p in network.parameters()), torch.float64)
     conditional = bool(getattr(network, "num_classes", 0))
 

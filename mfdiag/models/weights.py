@@ -84,7 +84,7 @@ def load_weights(
     """Load a set of weights into a network, freeze it, and put it into eval mode.
 
     Args:
-        module: The network; with `card`, a `CardAdapter` around it. It is changed in place.
+        module: The network, or an adapter around it. It is changed in place.
         state: Every set of weights of the file, by its dotted place.
         key: "raw", "ema", or a dotted place.
         path: The file, for errors.
@@ -96,7 +96,9 @@ def load_weights(
     Raises:
         InputError: If the weights are absent, do not fit the network, or are not finite.
     """
-    network = module if card is None else module.get_submodule("network")
+    from mfdiag.models.wrapper import unwrapped  # here, since it imports torch
+
+    network = unwrapped(module)
     own = network.state_dict()
     parameters = fitted_weights(network, state, key, path, card)
     network.load_state_dict(own | {name: value.to(own[name].dtype) for name, value in parameters.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["Wrapper", "prefix_of"]
+__all__ = ["Wrapper", "prefix_of", "unwrapped"]
 
 
 class Wrapper(nn.Module):
@@ -18,3 +18,10 @@ class Wrapper(nn.Module):
 def prefix_of(module: nn.Module) -> str:
     """The prefix that wrappers around a network add to the names of its parameters."""
     return f"network.{prefix_of(module.network)}" if isinstance(module, Wrapper) else ""
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside all wrappers."""
+    while isinstance(module, Wrapper):
+        module = module.network
+    return module

@@ -9,7 +9,7 @@ from scipy.special import logit
 
 from mfdiag.errors import InputError
 from mfdiag.flow.seeds import uniforms
-from mfdiag.flow.times import TIMES, GridTimes, TimeSampler, parse_times, time_cells
+from mfdiag.flow.times import TIMES, GridTimes, TimeSampler, parse_times, same_times_note, time_cells
 
 SPECS = [
     "logit_normal",
@@ -274,3 +274,16 @@ def test_every_name_is_described_and_known() -> None:
 def test_bad_specs(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_times(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "same"),
+    [
+        *((spec, True) for spec in ("uniform:1", "logit_normal:0,1,0", "restricted:0", "point:0.3,0.3")),
+        *((spec, False) for spec in ("uniform:0.99", "logit_normal", "restricted:0.1", "point:0.2,0.3")),
+    ],
+)
+def test_a_sampler_whose_pairs_all_have_equal_times_is_reported(spec: str, same: bool) -> None:
+    note = same_times_note(parse_times(spec))
+    assert (note is not None) == same
+    assert note is None or (spec in note and "r_ne_t is the fraction of pairs with r != t" in note)

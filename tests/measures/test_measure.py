@@ -193,7 +193,7 @@ UNLABELLED = {"proxy": "self", "proxy_model": None}
         ({"model": Output(lambda u: u[:, :1]), **UNLABELLED}, "shape"),
         ({"model": Output(lambda u: torch.cat([u, u], 1)), **UNLABELLED}, "shape"),
         ({"model": Output(lambda u: (u, u)), **UNLABELLED}, "."),
-        ({"model": NoTimes(), **UNLABELLED}, "cannot be evaluated"),
+        ({"model": NoTimes(), **UNLABELLED}, "which are x, r and t"),
         ({"proxy_model": Output(lambda u: u[:, :1])}, "shape"),
         ({"proxy_model": network(dim=3, classes=0)}, "cannot be evaluated"),
         ({"proxy_model": with_nan()}, "NaN or infinit"),

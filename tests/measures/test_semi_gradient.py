@@ -305,7 +305,7 @@ def test_no_gap_where_r_equals_t() -> None:
 
 
 def test_only_where_asked_for_and_only_with_meanflow() -> None:
-    options = {"tables": ["variance"], "samples": 64, "estimators": ["ema_tangent"]}
+    options = {"tables": ["variance"], "samples": 64, "estimators": ["self_tangent"]}
     plain = measure(network().float(), KNOWN, **options)["variance"]  # type: ignore[arg-type]
     assert not plain["quantity"].str.startswith("semi_gradient_gap").any()
     with pytest.raises(InputError, match="add --estimator meanflow"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,7 @@ from helpers import (
 from torch import nn
 
 from mfdiag import load_data, measure
+from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
@@ -36,7 +39,7 @@ from mfdiag.models.networks.mlp import MLP
 
 SAMPLES = 128
 KNOWN = load_data("mixture:2,3")
-POINTS = {"meanflow": (0.0, 0.0), "ema_tangent": (1.0, 0.0), "plane:0.3,-0.5": (0.3, -0.5)}
+POINTS = {"meanflow": (0.0, 0.0), "teacher_tangent": (1.0, 0.0), "plane:0.3,-0.5": (0.3, -0.5)}
 WEIGHTS = {"none": (0.0, 1e-3), "adaptive:0.5,0.01": (0.5, 0.01)}
 
 
@@ -249,3 +252,20 @@ def test_hill_finds_the_index_of_a_pareto_tail(alpha: float) -> None:
     values = 1 + np.random.default_rng(0).pareto(alpha, size=(100, 4000))
     found = np.mean([1 / tail_index(one) for one in values])
     assert found == pytest.approx(1 / alpha, rel=4 / (200 * 100) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "tangent"), [("self", "self_tangent"), ("teacher", "teacher_tangent"), ("exact", "plane:1,0")]
+)
+def test_without_ema_weights_nothing_is_called_ema_tangent(proxy: str, tangent: str) -> None:
+    notes: list[str] = []
+    options: dict[str, Any] = {"tables": ("variance",), "samples": 64, "by_layer": False, "say": notes.append}
+    options |= {"proxy": proxy, "proxy_model": network(1) if proxy == "teacher" else None, "dtype": torch.float64}
+    default = measure(network(), KNOWN, **options)["variance"]
+    assert set(default["estimator"].dropna()) == {"meanflow", tangent}
+    assert f"ema_tangent left out: the checkpoint has no EMA weights, so {tangent} is measured instead." in notes
+    explicit = measure(network(), KNOWN, estimators=["plane:1,0"], **options)["variance"]
+    values, expected = (rows(f, estimator=e)["value"] for f, e in ((default, tangent), (explicit, "plane:1,0")))
+    np.testing.assert_array_equal(values, expected)
+    with pytest.raises(InputError, match="ema_tangent cannot be measured: the checkpoint has no EMA weights"):
+        measure(network(), KNOWN, estimators=["ema_tangent"], **options)

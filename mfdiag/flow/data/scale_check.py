@@ -10,10 +10,11 @@ import numpy as np
 from mfdiag.flow.data.datasets import Data, FiniteData, MomentsData
 from mfdiag.flow.seeds import uniforms
 
-__all__ = ["check_scale", "shape_hint"]
+__all__ = ["check_scale", "shape_hint", "whole_numbers_note"]
 
 _MAX_RATIO = 2.5  # images in [-1, 1] have standard deviations from about 0.4, which needs no note
 _NUMBERS = 2**22  # coordinates that the check reads
+_LEAST_MAXIMUM = 32  # of whole numbers that look like pixels; counts, classes and masks stay below
 _SAMPLES = (16, 256)  # fewest and most samples that the check reads
 _SAME_ENCODER = 0.25  # relative difference of two scales, in logarithms, below which an encoder explains the ratio
 _MAX_CHANNELS = 16  # more standard deviations would hide the note
@@ -38,18 +39,37 @@ def check_scale(data: Data, say: Callable[[str], None], *, std: float = 1.0) -> 
     """
     if not isinstance(data, FiniteData | MomentsData):
         return
-    fewest, most = _SAMPLES
-    count = min(most, max(fewest, _NUMBERS // math.prod(data.shape)))
-    x, _ = data.sample(uniforms(0, "scale", np.arange(count), data.width))
+    x = _first_samples(data)
     measured = float(x.std())
     if std / _MAX_RATIO <= measured <= std * _MAX_RATIO:
         return
     channels = [f"{value:.3g}" for value in x.swapaxes(0, 1).reshape(x.shape[1], -1).std(axis=1)]
     by_channel = f" (by channel: {', '.join(channels)})" if x.ndim > 2 and len(channels) <= _MAX_CHANNELS else ""
     say(
-        f"{data.name}: the model card implies a standard deviation of about {std:.3g}, but {count} samples have mean "
+        f"{data.name}: the model card implies a standard deviation of about {std:.3g}, but {len(x)} samples have mean "
         f"{x.mean():.3g} and standard deviation {measured:.3g}{by_channel}. {_remedy(x, measured, std)}."
     )
+
+
+def whole_numbers_note(data: Data) -> str | None:
+    """What to say of stored data whose numbers are whole and in [0, 255], as images before any scaling; else None."""
+    if not isinstance(data, FiniteData):
+        return None
+    x = _first_samples(data)
+    if x.min() < 0 or not _LEAST_MAXIMUM <= x.max() <= 255 or not (x == np.round(x)).all():
+        return None
+    return (
+        f"{data.name}: all numbers are whole, from {x.min():.0f} to {x.max():.0f}, and are used unscaled. If these are "
+        "images in [0, 255], every result is on a wrong scale: add mean=127.5,std=127.5 to --data if the model was "
+        "trained on [-1, 1], or std=255 if on [0, 1]."
+    )
+
+
+def _first_samples(data: FiniteData | MomentsData) -> np.ndarray:
+    """Some samples of the data [n, *shape]."""
+    fewest, most = _SAMPLES
+    count = min(most, max(fewest, _NUMBERS // math.prod(data.shape)))
+    return data.sample(uniforms(0, "scale", np.arange(count), data.width))[0]
 
 
 def _remedy(x: np.ndarray, measured: float, std: float) -> str:

@@ -15,10 +15,11 @@ from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.data.datasets import Data, as_data
+from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import parse_source
-from mfdiag.flow.times import parse_times
+from mfdiag.flow.times import parse_times, same_times_note
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures import find_table
@@ -26,6 +27,7 @@ from mfdiag.measures.run.choice import require_known_extras
 from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject
+from mfdiag.models.call_adapter import CallAdapter, adapt_call
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import teacher_velocity
 
@@ -111,7 +113,8 @@ def measure(
 
     Args:
         model: A module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape], data at t = 0.
-            It is copied and measured in eval mode. A model with `num_classes` > 0 receives the data's labels.
+            It is copied and measured in eval mode. Parameters with other names or in another order are passed by
+            name. A model with `num_classes` > 0 receives the data's labels.
         data: A specification ("eight_gaussians", "gaussian:2,0,1", a file), a `Data`, or an array [N, *shape].
         tables: Names of the tables to measure; table `times` needs `bins`.
         objective: What the model was trained on.
@@ -147,7 +150,7 @@ def measure(
         settings=replace(base.settings, **settings),
     )
     require_known_extras(base.extras)
-    subject = _subject(model, data, objective)
+    subject = _subject(model, data, objective, say)
     frames: dict[str, pd.DataFrame] = {}
     for name in tables:
         table = find_table(name)
@@ -156,20 +159,31 @@ def measure(
     return frames
 
 
-def _subject(model: nn.Module, data: str | Data | np.ndarray, objective: Objective) -> Subject:
+def _subject(
+    model: nn.Module, data: str | Data | np.ndarray, objective: Objective, say: Callable[[str], None] | None
+) -> Subject:
     """The model with the data, the samplers and the proxy of its objective."""
     data = as_data(data)
+    times = parse_times(objective.times)
+    if say is not None:
+        for note in filter(None, (whole_numbers_note(data), same_times_note(times))):
+            say(note)
     proxy, proxy_model = objective.proxy, objective.proxy_model
     if proxy not in get_args(Proxy):
         raise did_you_mean("proxy", proxy, get_args(Proxy))
     if proxy in ("ema", "teacher") and proxy_model is None:
         raise InputError(f"proxy={proxy!r} needs proxy_model, the network whose u(x_t, t, t) is the proxy velocity.")
     path, source = parse_path(objective.path), parse_source(objective.source, data)
+    model = adapt_call(model, data.shape, data.num_classes, data.name)
+    if proxy_model is not None:
+        proxy_model = adapt_call(proxy_model, data.shape, data.num_classes, data.name)
+    if isinstance(model, CallAdapter) and say is not None:
+        say(model.note)
     proxy_network = None if proxy_model is None else as_average_velocity(proxy_model, objective.prediction, path)
     return Subject(
         as_average_velocity(model, objective.prediction, path),
         data,
-        parse_times(objective.times),
+        times,
         proxy,
         proxy_network,
         proxy,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.estimators import Estimator, estimators, find_estimator
+from mfdiag.estimators import DEFAULT_ESTIMATORS, Estimator, estimators, find_estimator
 from mfdiag.measures import measured_tables
 from mfdiag.measures.run.subject import Subject
 from mfdiag.measures.run.table import MeasuredTable
@@ -20,6 +20,10 @@ _LACKING = {
     "head": "the network has no velocity head, a method velocity(x, r, t, labels)",
     "teacher": "no teacher was passed (--proxy teacher=PATH)",
 }
+
+
+_PROXY_TANGENTS = {"self": "self_tangent", "teacher": "teacher_tangent", "exact": "plane:1,0"}
+"""What is measured by default in place of ema_tangent where there are no EMA weights: the run's proxy as tangent."""
 
 
 def require_known_extras(extras: Sequence[str]) -> None:
@@ -41,13 +45,17 @@ def choose_estimators(
         table: The table they are measured for.
 
     Returns:
-        The estimators in the order of `names`, each once; and reason -> names that "all" leaves out for it.
+        The estimators in the order of `names`, each once; and reason -> names that "all" or the defaults leave out.
 
     Raises:
         InputError: A named estimator cannot be measured, two share a name, or a table about one estimator got several.
     """
     estimators_by_name: dict[str, Estimator] = {}
     left_out: dict[str, list[str]] = {}
+    if "ema" not in subject.networks and set(DEFAULT_ESTIMATORS) <= set(names):
+        tangent = _PROXY_TANGENTS[subject.proxy]
+        names = [tangent if name == "ema_tangent" else name for name in names]
+        left_out[f"{_LACKING['ema']}, so {tangent} is measured instead"] = ["ema_tangent"]
     for spec in names:
         if spec == "all":
             for estimator in estimators().values():
@@ -77,11 +85,8 @@ def left_out_note(reason: str, names: Sequence[str]) -> str:
 
 def _unavailable(estimator: Estimator, subject: Subject, table: MeasuredTable) -> str | None:
     """Why the estimator cannot be measured on the subject; None where it can."""
-    if not table.measures_losses:
-        if estimator.loss is not None:
-            return "it has a loss of its own, which only `mfdiag compare` measures"
-        if "ema" in estimator.needs.networks:  # the run's proxy stands in for missing EMA weights
-            return None
+    if estimator.loss is not None and not table.measures_losses:
+        return "it has a loss of its own, which only `mfdiag compare` measures"
     available = {*subject.networks, *(["head"] if hasattr(subject.module, "velocity") else [])}
     for name in estimator.needs.networks:
         if name not in available:

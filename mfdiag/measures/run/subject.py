@@ -12,11 +12,12 @@ from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
 from mfdiag.flow.data.datasets import Data, load_data
-from mfdiag.flow.data.scale_check import check_scale, shape_hint
+from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
 from mfdiag.flow.guidance import Guidance, parse_guidance
 from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.flow.sources import Source, parse_source
-from mfdiag.flow.times import TimeSampler, parse_times
+from mfdiag.flow.times import TimeSampler, parse_times, same_times_note
+from mfdiag.models.call_adapter import CallAdapter
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
@@ -164,13 +165,15 @@ def load_subject(
     times = _times(checkpoint, options, loaded, say)
     axes = _axes(checkpoint, options, loaded)
     data = load_data(data_spec, **({} if card is None else card.data.statistics))
+    _report_whole_numbers(data, card, say)
+    loaded = _adapted(loaded, data, say)
     if card is not None:
         _require_fitting(card, data, say)
         standard = card.data.scale if card.data.std is not None else None  # without std, the card's scale normalizes
         check_scale(data, say, std=abs(standard or 1))
     path = parse_path(axes["path"])
     source = parse_source(axes["source"], data)
-    kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path)
+    kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data)
     classes = getattr(loaded.module, "num_classes", 0)
     if classes and data.num_classes > classes:
         raise InputError(
@@ -181,7 +184,7 @@ def load_subject(
     return Subject(
         as_average_velocity(loaded.module, axes["prediction"], path),
         data,
-        parse_times(times),
+        times,
         kind,  # type: ignore[arg-type]
         networks.get(kind),
         proxy_name,
@@ -191,7 +194,9 @@ def load_subject(
         step=loaded.step,
         conditional=bool(classes),
         source=source,
-        coupling=parse_coupling(axes["coupling"], data, source, lambda file: teacher_velocity(file, options.model)),
+        coupling=parse_coupling(
+            axes["coupling"], data, source, lambda file: teacher_velocity(file, options.model, data)
+        ),
         path=path,
         prediction=prediction_name(axes["prediction"]),
         networks=networks,
@@ -215,7 +220,25 @@ def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedMode
     return loaded.description.data
 
 
-def _times(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]) -> str:
+def _adapted(loaded: LoadedModel, data: Data, say: Callable[[str], None]) -> LoadedModel:
+    """The model called as its own signature and the data say, which it reports."""
+    loaded = loaded.adapted(data)
+    if isinstance(loaded.module, CallAdapter):
+        say(loaded.module.note)
+    return loaded
+
+
+def _times(
+    checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]
+) -> TimeSampler:
+    """The sampler of (r, t), with what must be said of it."""
+    times = parse_times(_times_spec(checkpoint, options, loaded, say))
+    if (note := same_times_note(times)) is not None:
+        say(note)
+    return times
+
+
+def _times_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]) -> str:
     """The sampler's specification: the user's, the checkpoint's, or MeanFlow's own, with a note."""
     if options.times is not None:
         return options.times
@@ -236,7 +259,7 @@ def _axes(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) ->
 
 
 def _proxy(
-    options: SubjectOptions, loaded: LoadedModel, prediction: str, path: Path
+    options: SubjectOptions, loaded: LoadedModel, prediction: str, path: Path, data: Data
 ) -> tuple[str, str, dict[str, nn.Module]]:
     """The proxy's kind, its name in the tables, and the networks "ema" and "teacher" if there are any."""
     proxy = options.proxy
@@ -247,7 +270,7 @@ def _proxy(
     if kind == "teacher":
         if not teacher:
             raise InputError("--proxy teacher needs the teacher's checkpoint: pass --proxy teacher=PATH.")
-        networks["teacher"] = load_teacher(teacher, options.model, prediction, path.name)
+        networks["teacher"] = load_teacher(teacher, options.model, prediction, path.name, data)
     elif kind == "ema":
         networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)
     elif kind not in ("self", "exact") or teacher:
@@ -255,6 +278,21 @@ def _proxy(
     if kind != "ema" and options.weights == "raw" and loaded.has_weights("ema"):
         networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)
     return kind, proxy, networks
+
+
+def _report_whole_numbers(data: Data, card: Card | None, say: Callable[[str], None]) -> None:
+    """Says that data look like unscaled images. Raises InputError if the card states another scale."""
+    note = whole_numbers_note(data)
+    if note is None:
+        return
+    statistics = {} if card is None else card.data.statistics
+    if card is not None and statistics not in ({}, {"scale": 1.0}):
+        stated = ", ".join(f"{name}: {value}" for name, value in statistics.items())
+        raise InputError(
+            f"Expected data on the scale that {card.name} states ({stated}), but --data replaces it and {data.name} "
+            "has whole numbers up to 255; remove scale, mean, std and statistics from --data, or correct the card."
+        )
+    say(note)
 
 
 def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.flow.paths import parse_path
+from mfdiag.models.call_adapter import per_sample, shaped_times
 from mfdiag.models.cards.card import Card
 from mfdiag.models.wrapper import Wrapper
 
@@ -55,7 +56,7 @@ class CardAdapter(Wrapper):
         Raises:
             InputError: If the network does not return what the card says.
         """
-        return self._read_output(self._call_network(x, r, t, y), self.card.output.part)
+        return self._evaluate(x, r, t, y, self.card.output.part)
 
     @property
     def velocity(self) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
@@ -65,9 +66,15 @@ class CardAdapter(Wrapper):
             raise AttributeError("the card has no velocity head")
 
         def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-            return self._read_output(self._call_network(x, r, t, y), head)
+            return self._evaluate(x, r, t, y, head)
 
         return velocity
+
+    def _evaluate(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None, part: int | str | None) -> Tensor:
+        """The tensor at `part` of the output."""
+        if not self.card.call.time_shape and len(x) > 1:  # the network takes one sample at a time
+            return per_sample(lambda x, r, t, y: self._evaluate(x, r, t, y, part), x, r, t, y)
+        return self._read_output(self._call_network(x, r, t, y), part)
 
     def _call_network(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Any:
         """Call the network in its own convention."""
@@ -91,7 +98,9 @@ class CardAdapter(Wrapper):
         scale = card.call.time_scale
         if card.call.layout == "NHWC":
             x = x.movedim(1, -1)
-        words: dict[str, Any] = {"x": x, "r": scale * r, "t": scale * t, "h": scale * h, "none": None}
+        times = {"r": r, "t": t, "h": h}
+        words: dict[str, Any] = {"x": x, "none": None}
+        words |= {word: shaped_times(scale * time, card.call.time_shape) for word, time in times.items()}
         if self.takes_guidance:
             words |= {"omega": torch.ones_like(t), "t_min": torch.zeros_like(t), "t_max": torch.ones_like(t)}
             if y is not None and y.ndim == 2:
@@ -144,7 +153,7 @@ def _value_of(word: Any, words: Mapping[str, Any]) -> Any:
     if word.keys() == {"value"}:
         return word["value"]
     if word.keys() == {"each"}:
-        return torch.full_like(words["t"], word["each"])
+        return torch.full_like(words["t"].reshape(-1), word["each"])
     return {name: _value_of(item, words) for name, item in word.items()}
 
 

@@ -89,6 +89,11 @@ class Call(_Section):
     keywords: dict[str, Word] = Field(default_factory=dict, description="keyword arguments: the same, by name")
     method: str = Field(default="forward", description="the method that is called")
     time_scale: float = Field(default=1.0, description="factor on every time that is passed, including h")
+    time_shape: tuple[Literal["n", 1], ...] = Field(
+        default=("n",),
+        description="shape of each time that is passed, including h: [n], [n, 1], [n, 1, 1, 1], or [] for a network "
+        "that takes one sample at a time with each time as one number",
+    )
     layout: Literal["NCHW", "NHWC"] = Field(default="NCHW", description="order of the axes; C are the channels")
 
 
@@ -234,6 +239,8 @@ class Card(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
+        if self.call.time_shape and self.call.time_shape != ("n", *[1] * (len(self.call.time_shape) - 1)):
+            raise ValueError("time_shape must be [], or n followed by ones, as in [n, 1, 1, 1]")
         words = self.words
         if not {"x", "t"} <= words:
             raise ValueError("call must pass x and t")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mfdiag.flow.data.datasets import Data, FiniteData, load_data
-from mfdiag.flow.data.scale_check import check_scale, shape_hint
+from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
 
 N = np.random.default_rng(0).normal(size=(300, 4, 4, 4))
 
@@ -71,3 +71,13 @@ def test_hints_for_shapes() -> None:
     assert "layout=nhwc" in shape_hint((32, 32, 4), (4, 32, 32))
     assert "moments" in shape_hint((8, 32, 32), (4, 32, 32))
     assert shape_hint((3, 32, 32), (4, 32, 32)) == shape_hint((2,), (3,)) == ""
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_whole_numbers_up_to_255_are_reported_with_the_remedy(dtype: type) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4)).astype(dtype)
+    note = whole_numbers_note(FiniteData("pixels.npy", pixels))
+    assert note is not None and "add mean=127.5,std=127.5 to --data" in note and "std=255 if on [0, 1]" in note
+    for other in (pixels / 255, pixels - 128.0, pixels % 10, pixels * 2.0):
+        assert whole_numbers_note(FiniteData("other", np.asarray(other, np.float32))) is None
+    assert whole_numbers_note(load_data("gaussian:2,0,1")) is None

@@ -175,6 +175,21 @@ def test_times_are_clamped_then_scaled() -> None:
     torch.testing.assert_close(h, torch.tensor([450.0, 600.0]))
 
 
+@pytest.mark.parametrize("shape", [["n", 1], ["n", 1, 1, 1], []])
+def test_times_have_the_shape_that_the_card_states(shape: list[str | int]) -> None:
+    network = Returns(X) if shape else Returns(X[:1])
+    call = {"arguments": ["x", "r", "t", "h"], "time_shape": shape, "keywords": {"w": {"each": 2.0}}}
+    out = adapted(network, call=call)(X, R, T)
+    assert out.shape == X.shape
+    (x, r, t, h), keywords = network.called
+    expected = [len(X) if size == "n" else 1 for size in shape]
+    assert list(r.shape) == list(t.shape) == list(h.shape) == expected and keywords["w"].shape == (len(x),)
+    last = slice(None) if shape else slice(-1, None)
+    torch.testing.assert_close(h.reshape(-1), (T - R)[last])
+    with pytest.raises(ValueError, match=r"time_shape must be \[\], or n followed by ones"):
+        adapted(network, call=call | {"time_shape": [1, "n"]})
+
+
 def test_constants_and_packs() -> None:
     network = Returns(X)
     keywords = {"flag": False, "kind": {"value": "flow"}, "w": {"each": 7.5}, "extra": {"t": "t"}, "empty": {}}

@@ -1,0 +1,222 @@
+"""A network without a model card as u(x, r, t, y), called as its own signature says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mfdiag.errors import InputError
+from mfdiag.models.call_signature import NetworkCall, call_of
+from mfdiag.models.wrapper import Wrapper
+
+__all__ = ["CallAdapter", "TimeShape", "adapt_call", "per_sample", "shaped_times"]
+
+TimeShape = tuple[str | int, ...]
+"""Shape of the times that a network takes: ("n",), ("n", 1), ("n", 1, 1, 1), or () for one number per call."""
+
+_ALIKE = 1e-3  # relative; other kernels for other batch lengths stay far below
+
+
+class CallAdapter(Wrapper):
+    """`network` as a function of (x, r, t, y), called as `call` says.
+
+    `num_classes` exists if the network has it or `classes` is given.
+
+    Args:
+        network: The network.
+        call: Which parameter receives what.
+        time_shape: Shape of the times that the network takes.
+        classes: Number of labels, where the network does not say it.
+    """
+
+    def __init__(
+        self, network: nn.Module, call: NetworkCall, time_shape: TimeShape = ("n",), classes: int | None = None
+    ) -> None:
+        super().__init__(network)
+        self.call, self.time_shape, self.classes = call, time_shape, classes
+        if classes is not None or hasattr(network, "num_classes"):
+            self.num_classes: Any = network.num_classes if classes is None else classes
+        self.takes_guidance = bool(getattr(network, "takes_guidance", False))
+
+    @property
+    def note(self) -> str:
+        """One line that says how the network is called."""
+        shape = "" if self.time_shape == ("n",) else f"; {_described(self.time_shape)}"
+        classes = "" if self.classes is None else f" ({self.classes} classes, as in the data)"
+        return f"{type(self.network).__name__}.forward is called with {self.call}{classes}{shape}."
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """What the network returns.
+
+        Args:
+            x: Points x_t [n, *shape].
+            r: Times r [n] in [0, 1], the other end of the interval.
+            t: Times t [n] in [0, 1] of the points.
+            y: Labels int64 [n], or None.
+
+        Returns:
+            The network's output.
+        """
+        return self._evaluate(self.network, self.call, x, r, t, y)
+
+    @property
+    def velocity(self) -> Callable[..., Tensor]:
+        """(x, r, t, labels) -> the network's velocity head, called as its own signature says; exists if it has one."""
+        head: Any = self.network.velocity
+        call = call_of(head, f"{type(self.network).__name__}.velocity")
+
+        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return self._evaluate(head, call, x, r, t, y)
+
+        return velocity
+
+    def _evaluate(self, function: Callable[..., Tensor], call: NetworkCall, *inputs: Any) -> Tensor:
+        x, r, t, y = inputs
+        if not self.time_shape and len(x) > 1:
+            return per_sample(lambda *sample: self._evaluate(function, call, *sample), *inputs)
+        times = {word: shaped_times(time, self.time_shape) for word, time in (("r", r), ("t", t), ("h", t - r))}
+        values = {"x": x, "y": y, **times}
+        return function(*(values[w] for _, w in call.arguments), **{name: values[w] for name, w in call.keywords})
+
+
+def per_sample(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """The results [n, ...] of a function that takes one sample at a time.
+
+    Args:
+        function: Takes the inputs of one sample, each [1, ...] or None.
+        *inputs: Inputs of n samples, each [n, ...] or None.
+
+    Returns:
+        The results, concatenated.
+    """
+    count = next(len(value) for value in inputs if value is not None)
+    return torch.cat([function(*(None if v is None else v[i : i + 1] for v in inputs)) for i in range(count)])
+
+
+def shaped_times(times: Tensor, shape: Sequence[str | int]) -> Tensor:
+    """Times [n] in the shape that a network takes; () stands for one number and takes n = 1."""
+    return times if tuple(shape) == ("n",) else times.reshape([-1 if size == "n" else 1 for size in shape])
+
+
+def adapt_call(
+    network: nn.Module, shape: Sequence[int] | None = None, classes: int = 0, data: str = "the data"
+) -> nn.Module:
+    """A network as u(x, r, t, y), called as the names of its own parameters say.
+
+    With `shape`, two or three random samples decide what names do not: the shape of the times, and whether labels
+    matter. The network does not change.
+
+    Args:
+        network: A network without a card. A wrapper other than `CallAdapter` is returned as it is.
+        shape: Shape of one sample; None tries nothing.
+        classes: Number of classes of the data; 0 if it has no labels.
+        data: Name of the data, for errors.
+
+    Returns:
+        `network` itself where it takes (x, r, t, labels) with times [n], else a `CallAdapter` around it.
+
+    Raises:
+        InputError: If the names do not decide the call, or if labels would be dropped that change the output.
+    """
+    if isinstance(network, Wrapper) and not isinstance(network, CallAdapter):
+        return network
+    if isinstance(network, CallAdapter):
+        inner, call = network.network, network.call
+    else:
+        inner, readable = network, _readable(network)
+        call = call_of(readable.forward, f"{type(readable).__name__}.forward")
+        network = network if call.documented else CallAdapter(network, call)
+    return network if shape is None else _adapted_by_trial(network, inner, call, tuple(shape), classes, data)
+
+
+def _readable(network: nn.Module) -> nn.Module:
+    """The network inside torch.compile and data parallelism, whose own forward takes any arguments."""
+    while isinstance(inner := getattr(network, "_orig_mod", getattr(network, "module", None)), nn.Module):
+        if not any(p.kind is Parameter.VAR_POSITIONAL for p in signature(network.forward).parameters.values()):
+            break
+        network = inner
+    return network
+
+
+def _adapted_by_trial(
+    network: nn.Module, inner: nn.Module, call: NetworkCall, shape: tuple[int, ...], classes: int, data: str
+) -> nn.Module:
+    """`network`, or an adapter with the shape of times and the labels that samples of `shape` show to be right."""
+    declared = getattr(inner, "num_classes", None)
+    undeclared = "y" in call.words and bool(classes) and declared is None
+    choices = (True, False) if undeclared else (bool(classes and declared),)
+    inputs = _trial_inputs(inner, shape, classes)
+    for time_shape in _time_shapes(len(shape)):
+        adapter = CallAdapter(inner, call, time_shape)
+        outputs = {labels: _output(adapter, inputs, labels) for labels in choices}
+        if all(output is None for output in outputs.values()):
+            continue
+        uses_labels = undeclared and _labels_matter(inner, call, outputs, classes, data)
+        if time_shape == ("n",) and not uses_labels:
+            return network
+        return CallAdapter(inner, call, time_shape, classes if uses_labels else None)
+    return network  # the measurement says what the network refuses
+
+
+def _time_shapes(axes: int) -> Iterator[TimeShape]:
+    """The shapes to try for samples with so many axes."""
+    yield from (("n",), ("n", 1))
+    if axes > 1:
+        yield ("n", *[1] * axes)
+    yield ()
+
+
+def _trial_inputs(network: nn.Module, shape: tuple[int, ...], classes: int) -> tuple[Tensor, ...]:
+    """x, r, t and labels of a few samples; their number differs from the length of every axis of a sample."""
+    n = next(n for n in range(2, len(shape) + 3) if n not in shape)
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+    r, t = torch.linspace(0.1, 0.4, n).to(like), torch.linspace(0.5, 0.9, n).to(like)
+    return x, r, t, torch.arange(n, device=x.device) % max(classes, 1)
+
+
+def _output(adapter: CallAdapter, inputs: tuple[Tensor, ...], labels: bool) -> Tensor | None:
+    """The network's output; None where it fails, has another shape, or differs from that of single samples."""
+    buffers = {name: buffer.clone() for name, buffer in adapter.named_buffers()}  # a network may write to them
+
+    def evaluate(x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return functional_call(adapter, buffers, (x, r, t, y if labels else None))
+
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output, single = evaluate(*inputs), per_sample(evaluate, *inputs)
+            alike = output.shape == inputs[0].shape and bool(
+                torch.dist(output.double(), single.double()) <= _ALIKE * single.double().norm()
+            )
+    except Exception:  # whatever the user's network raises: the next shape may suit it
+        return None
+    return output if alike else None
+
+
+def _labels_matter(
+    network: nn.Module, call: NetworkCall, outputs: dict[bool, Tensor | None], classes: int, data: str
+) -> bool:
+    """Whether to pass labels. Raises InputError where they would be dropped although the network takes them."""
+    labeled, unlabeled = outputs[True], outputs[False]
+    if labeled is not None and unlabeled is not None and torch.equal(labeled, unlabeled):
+        return False
+    if (labeled is None) != call.labels_tell:
+        return labeled is not None
+    fails = f"it fails with class numbers as {call.parameter_of('y')}"
+    raise InputError(
+        f"Expected {type(network).__name__} to say how it takes the labels of {data}, but it has no num_classes, and "
+        f"{fails if labeled is None else 'its output depends on them'}; pass --model a card with `conditioning: "
+        f"{{kind: {'one_hot' if labeled is None else 'index'}, classes: {classes}}}`, set num_classes in the network, "
+        "or leave the labels out with --data PATH:labels=none."
+    )
+
+
+def _described(shape: TimeShape) -> str:
+    if not shape:
+        return "one sample at a time, because it takes each time as one number"
+    return f"times have the shape [{', '.join(map(str, shape))}], found by trying"

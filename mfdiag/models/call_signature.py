@@ -1,0 +1,197 @@
+"""How a network without a model card is called, as the names of its own parameters say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from typing import Any, NamedTuple
+
+from mfdiag.errors import InputError
+
+__all__ = ["NetworkCall", "call_of"]
+
+DOCUMENTED = ("x", "r", "t", "y")
+_NAMES = {  # word of a call -> names that tell it, without underscores and in lower case
+    "x": "x z xt zt sample samples input inputs noisy noisysample noisyinput image images latent latents hiddenstates",
+    "t": "t time times timestep timesteps sigma sigmas noiselevel noiselevels tcur curt tnow",
+    "r": "r rtime timer rtimestep timestepr tnext nextt timenext nexttime timestepnext nexttimestep sigmanext "
+    "nextsigma targettime targettimestep",
+    "h": "h dt delta deltat deltatime timedelta gap interval stepsize tminusr",
+    "y": "y label labels classlabel classlabels classid classids classes",
+}
+_WORDS = {name: word for word, names in _NAMES.items() for name in names.split()}
+_CONDITIONS = ("cond", "condition", "conditions")  # labels only where no other parameter has a name of labels
+_EITHER_TIME = re.compile(  # a time, but not which one: repositories use these for both ends
+    r"s|tau|(s|t|tau|time|times|timestep|sigma)\d|(t|time|timestep|sigma)?(start|end|from|to|src|dst|prev|begin|stop)"
+)
+_MEANING = {"x": "x_t", "t": "t", "r": "r", "h": "t - r", "y": "labels"}
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class NetworkCall(NamedTuple):
+    """How a network is called: (parameter, word) of each argument; those in `keywords` are passed by name.
+
+    `labels_tell` is whether the parameter of the labels has a name that says so.
+    """
+
+    arguments: tuple[tuple[str, str], ...]
+    keywords: tuple[tuple[str, str], ...] = ()
+    labels_tell: bool = True
+
+    @property
+    def words(self) -> set[str]:
+        """The words that the call passes."""
+        return {word for _, word in (*self.arguments, *self.keywords)}
+
+    @property
+    def documented(self) -> bool:
+        """Whether it is the documented call (x, r, t, labels), all of them by position."""
+        return not self.keywords and tuple(word for _, word in self.arguments) == DOCUMENTED
+
+    def parameter_of(self, word: str) -> str:
+        """The parameter that receives a word."""
+        return next(name for name, passed in (*self.arguments, *self.keywords) if passed == word)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} = {_MEANING[word]}" for name, word in (*self.arguments, *self.keywords))
+
+
+DOCUMENTED_CALL = NetworkCall(tuple((word, word) for word in DOCUMENTED), labels_tell=False)
+
+
+def call_of(function: Callable[..., Any], name: str) -> NetworkCall:
+    """How a network is called, by the names of its parameters.
+
+    Names that tell are used. Where none contradicts the documented order (x, r, t, labels), that order is used.
+
+    Args:
+        function: The network's forward, or another method of it.
+        name: What errors call it.
+
+    Returns:
+        The call.
+
+    Raises:
+        InputError: If the names contradict the call or do not decide it; the error has the lines of a card that do.
+    """
+    try:
+        parameters = list(signature(function).parameters.values())
+    except (TypeError, ValueError):  # functions of extensions have no signature
+        return DOCUMENTED_CALL
+    return _Reading(name, parameters).call()
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+class _Reading:
+    """The parameters of one function, and the word that each stands for."""
+
+    def __init__(self, name: str, parameters: Sequence[Parameter]) -> None:
+        self.name = name
+        self.text = f"{name}({', '.join(str(p).split(':')[0] for p in parameters)})"
+        self.variadic = any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)
+        self.parameters = [p for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+        self.positional = [p for p in self.parameters if p.kind in _POSITIONAL]
+        self.words = {p.name: _WORDS.get(_plain(p.name)) for p in self.parameters}
+        if "y" not in self.words.values():
+            for p in self.parameters:
+                if _plain(p.name) in _CONDITIONS:
+                    self.words[p.name] = "y"
+                    break
+        if self.positional and self.words[self.positional[0].name] is None and "x" not in self.words.values():
+            self.words[self.positional[0].name] = "x"
+
+    def call(self) -> NetworkCall:
+        """As `call_of`."""
+        if not self._documented_order():
+            return self._by_name()
+        first = [p.name for p in self.positional[:4]]
+        if len(first) < 4:
+            labeled = self.variadic
+            first += [f"argument {number}" for number in range(len(first) + 1, 5)]
+        else:
+            labeled = self._can_be_labels(self.positional[3])
+        if not labeled and "y" in self.words.values():  # further back, or passed by name
+            return self._by_name()
+        arguments = tuple(zip(first, DOCUMENTED if labeled else DOCUMENTED[:3], strict=False))
+        self._refuse_required([p for p in self.parameters if p.name not in dict(arguments)])
+        return NetworkCall(arguments, labels_tell=self.words.get(first[3]) == "y")
+
+    def _documented_order(self) -> bool:
+        """Whether no name contradicts x, r, t, in this order."""
+        names = [p.name for p in self.positional[:3]]
+        if len(names) < 3 and not self.variadic:
+            return False
+        agree = all(self.words[name] in (None, word) for name, word in zip(names, DOCUMENTED, strict=False))
+        return agree and not any(self.words[n] is None and _EITHER_TIME.fullmatch(_plain(n)) for n in names)
+
+    def _can_be_labels(self, parameter: Parameter) -> bool:
+        word = self.words[parameter.name]
+        unnamed = word is None and "y" not in self.words.values() and parameter.default in (None, Parameter.empty)
+        return word == "y" or unnamed
+
+    def _by_name(self) -> NetworkCall:
+        chosen: dict[str, Parameter] = {}
+        for p in self.parameters:
+            word = self.words[p.name]
+            if word is None or word in chosen:
+                continue
+            chosen[word] = p
+        self._refuse_undecided(chosen)
+        if "r" in chosen and "h" in chosen and chosen["h"].default is not Parameter.empty:
+            del chosen["h"]  # r and t say it already
+        names = {p.name: word for word, p in chosen.items()}
+        self._refuse_required([p for p in self.parameters if p.name not in names])
+        arguments: list[tuple[str, str]] = []
+        keywords: list[tuple[str, str]] = []
+        leading = True
+        for p in self.parameters:
+            leading = leading and p.name in names and p.kind in _POSITIONAL
+            if p.name in names:
+                (arguments if leading else keywords).append((p.name, names[p.name]))
+        return NetworkCall(tuple(arguments), tuple(keywords))
+
+    def _refuse_undecided(self, chosen: dict[str, Parameter]) -> None:
+        """Refuse names that do not say which parameter is x, which is t, and which is r or t - r."""
+        either = [p.name for p in self.parameters if _EITHER_TIME.fullmatch(_plain(p.name))]
+        has_interval = bool({"r", "h"} & chosen.keys())
+        if {"x", "t"} <= chosen.keys() and has_interval and not self.variadic:
+            return
+        if either or (self.variadic and ("t" in chosen or has_interval)):
+            what = f"{', '.join(either)} can be either" if either else "*args can be anything"
+            problem = f"which is the time t of the point and which is r, but {what}"
+            remedy = "`call: {arguments: [x, r, t]}` or `call: {arguments: [x, t, r]}`"
+        elif {"x", "t"} <= chosen.keys() and self._unnamed_required(chosen):
+            names = ", ".join(self._unnamed_required(chosen))
+            problem = f"which is r, or t - r, but {names} does not"
+            remedy = "`call: {arguments: [x, t, r]}` or `call: {arguments: [x, t, h]}`, where h = t - r"
+        elif {"x", "t"} <= chosen.keys():
+            problem = "that it takes an interval, but they have t and neither r nor t - r"
+            remedy = "`call: {arguments: [x, t]}` and `output: {average: false}` if it predicts a velocity at t"
+        else:
+            problem = "which are x, r and t, but they do not"
+            remedy = "`call: {arguments: [x, r, t]}`, in the order that it takes them"
+        raise self._error(problem, remedy)
+
+    def _unnamed_required(self, chosen: dict[str, Parameter]) -> list[str]:
+        known = {p.name for p in chosen.values()}
+        return [p.name for p in self.parameters if p.name not in known and p.default is Parameter.empty]
+
+    def _refuse_required(self, others: Sequence[Parameter]) -> None:
+        """Refuse parameters without a default that mfdiag has nothing for."""
+        names = [p.name for p in others if p.default is Parameter.empty]
+        if names:
+            value = ", ".join(f"{name}: VALUE" for name in names)
+            raise self._error(
+                f"that it needs x, r, t and labels alone, but it also needs {', '.join(names)}",
+                f"`call: {{arguments: [x, r, t], keywords: {{{value}}}}}`, in the order that it takes them",
+            )
+
+    def _error(self, problem: str, remedy: str) -> InputError:
+        return InputError(
+            f"Expected the parameters of {self.text} to say {problem}; pass --model a card with {remedy}, or rename "
+            "the parameters."
+        )
