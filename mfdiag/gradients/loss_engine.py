@@ -32,7 +32,7 @@ from mfdiag.gradients.rules import LINEAR_RULES, rule_for
 from mfdiag.gradients.running_check import (
     Decision,
     FastPathError,
-    SignedSums,
+    WeightedSums,
     part_note,
     rows_per_sample,
     unexpected_layers,
@@ -75,7 +75,7 @@ class LossEngine:
             say(f"{count} computed one sample at a time for some estimators, with the same result: first {min(slow)}.")
 
     def append_losses(
-        self, factors: Iterator[tuple[str, Factors]], fields: Fields, sums: Sequence[SignedSums] = ()
+        self, factors: Iterator[tuple[str, Factors]], fields: Fields, sums: Sequence[WeightedSums] = ()
     ) -> Iterator[tuple[str, Factors]]:
         """Append the factors of each loss to those of the cotangents, as one group.
 
@@ -112,13 +112,13 @@ class LossEngine:
         for k, slow in names.items():
             self.slow[k] = [name for name in self.state if name in slow or name in self.slow[k]]
 
-    def disagreeing(self, index: int, fields: Fields, sums: SignedSums) -> frozenset[str]:
-        """Parameters with a fast path whose `sums` of the loss `index` are not the gradients of the signed sum.
+    def disagreeing(self, index: int, fields: Fields, sums: WeightedSums) -> frozenset[str]:
+        """Parameters with a fast path whose `sums` of the loss `index` are not the gradients of the weighted sum.
 
         Args:
             index: The number of the loss.
             fields: The selected samples.
-            sums: The signed sums of their gradients.
+            sums: The weighted sums of their gradients.
 
         Returns:
             Names of parameters.
@@ -129,7 +129,7 @@ class LossEngine:
         state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
         with torch.enable_grad():
             network = self._network(state, fields, self.jvp or jvp_by_double_backward)
-            value = (fields.apply_weight(self.losses[index](fields, network)) * sums.signs[0]).sum()
+            value = (fields.apply_weight(self.losses[index](fields, network)) * sums.weights[0]).sum()
             inputs = [state[name] for name in names]
             gradients = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
         return frozenset(sums.disagreeing(dict(zip(names, gradients, strict=True))))

@@ -1,9 +1,9 @@
 """Checks of the fast paths on the samples that are measured, not on the first ones alone.
 
 Two things show that a path does not hold. A layer is called on another number of rows than on the first samples; every
-chunk is checked for that. Or the per-sample gradients of a chunk, added with random signs, are not the gradient of the
-sum of its samples with the same signs. The signs matter: gradients that were given to the wrong samples have the right
-plain sum. Parameters that fail are left to the reference, and the pass restarts.
+chunk is checked for that. Or the per-sample gradients of a chunk, added with random weights, are not the gradient of
+the sum of its samples with the same weights. The weights matter: gradients that were given to the wrong samples have
+the right plain sum. Parameters that fail are left to the reference, and the pass restarts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from mfdiag.gradients.recorder import LayerUse
 __all__ = [
     "Decision",
     "FastPathError",
-    "SignedSums",
     "Sums",
-    "check_signs",
+    "WeightedSums",
+    "check_weights",
     "part_note",
     "rows_per_sample",
     "selects_by_value",
@@ -169,21 +169,21 @@ def selects_by_value(module: nn.Module, inputs: Inputs) -> bool:
     return detector.seen
 
 
-class SignedSums:
-    """Sums of per-sample gradients [C, n, P] with the signs of `Sums`, by parameter, as the factors pass by."""
+class WeightedSums:
+    """Sums of per-sample gradients [C, n, P] with random `weights` [C, n], by parameter, as the factors pass by."""
 
-    def __init__(self, selection: slice, signs: Tensor) -> None:
-        self.selection, self.signs = selection, signs
+    def __init__(self, selection: slice, weights: Tensor) -> None:
+        self.selection, self.weights = selection, weights
         self.sums: dict[str, Tensor] = {}
 
     def watch(self, factors: Iterable[tuple[str, Factors]]) -> Iterator[tuple[str, Factors]]:
         """Pass on `factors`, and add up those of the selected samples."""
         for name, gradients in factors:
-            self.sums[name] = gradients.combination(self.selection, self.signs)
+            self.sums[name] = gradients.combination(self.selection, self.weights)
             yield name, gradients
 
     def disagreeing(self, expected: Mapping[str, Tensor]) -> set[str]:
-        """Parameters whose sums are not the gradients of the signed sum, `expected`, of the parameters' shapes."""
+        """Parameters whose sums are not the gradients of the weighted sum, `expected`, of the parameters' shapes."""
         flat = {name: flat_gradient(gradient).flatten() for name, gradient in expected.items()}
         norms = {name: gradient.norm() for name, gradient in flat.items()}
         whole = torch.stack(list(norms.values())).norm()
@@ -218,8 +218,10 @@ class Sums:
         return slice(int(np.random.default_rng((_SEED, position, 1)).integers(step)), None, step)
 
 
-def check_signs(position: int, count: int, like: Tensor) -> Tensor:
-    """Draw signs for a check, from a generator of its own.
+def check_weights(position: int, count: int, like: Tensor) -> Tensor:
+    """Draw weights for a check, from a generator of its own.
+
+    They are normal, because signs could cancel: two proportional cotangents of one sample leave nothing to compare.
 
     Args:
         position: Where the chunk starts.
@@ -227,7 +229,7 @@ def check_signs(position: int, count: int, like: Tensor) -> Tensor:
         like: Cotangents [C, m, *shape] of the m selected samples.
 
     Returns:
-        Signs 1 and -1, [C, m].
+        Independent standard normal numbers, [C, m].
     """
     generator = torch.Generator().manual_seed(_SEED + 1009 * position + count)
-    return (torch.randint(0, 2, like.shape[:2], generator=generator) * 2 - 1).to(like)
+    return torch.randn(like.shape[:2], generator=generator, dtype=torch.float64).to(like)

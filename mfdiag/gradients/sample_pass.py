@@ -28,7 +28,7 @@ from mfdiag.gradients.loss_engine import LossEngine
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.pass_types import PassResult, PassSettings, Plan, SupportNetworks
 from mfdiag.gradients.recorder import RecordedForward
-from mfdiag.gradients.running_check import Decision, FastPathError, SignedSums, Sums, check_signs
+from mfdiag.gradients.running_check import Decision, FastPathError, Sums, WeightedSums, check_weights
 from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks", "evaluate_batch", "run_pass"]
@@ -145,7 +145,7 @@ class _PreparedPass:
         if due or self.check.unproved:
             selected = cotangents[:, selection]
             groups = [selected, *(selected[:1] for _ in plan.losses)]
-            sums = [SignedSums(selection, check_signs(position, k, group)) for k, group in enumerate(groups)]
+            sums = [WeightedSums(selection, check_weights(position, k, group)) for k, group in enumerate(groups)]
             factors = sums[0].watch(factors)
         if self.losses is not None:
             factors = self.losses.append_losses(factors, fields, sums[1:])
@@ -156,13 +156,13 @@ class _PreparedPass:
         by_own_name = ((name.removeprefix(prefix), gradients) for name, gradients in factors)
         self.totals.add(index, plan.scalars(fields), outputs, by_own_name)
         if sums and (due or any(s.sums[name].any() for s in sums for name in self.check.unproved)):
-            self._require_sums(sums, select_samples(inputs, selection), cotangents[:, selection], fields)
+            self._require_sums(sums, inputs, cotangents, fields)
 
-    def _require_sums(self, sums: list[SignedSums], inputs: Inputs, cotangents: Tensor, fields: Fields) -> None:
+    def _require_sums(self, sums: list[WeightedSums], inputs: Inputs, cotangents: Tensor, fields: Fields) -> None:
         """FastPathError where per-sample gradients do not add up to those of their sum; InputError without a remedy."""
         of_u, *of_losses = sums
-        combined = torch.einsum("cn,cn...->n...", of_u.signs, cotangents)
-        expected = batch_gradient(self.module, inputs, combined)
+        combined = torch.einsum("cn,cn...->n...", of_u.weights, cotangents[:, of_u.selection])
+        expected = batch_gradient(self.module, select_samples(inputs, of_u.selection), combined)
         wrong = of_u.disagreeing(expected)
         losses = {}
         if of_losses:
@@ -173,7 +173,7 @@ class _PreparedPass:
         if decision := Decision(fast, {k: names for k, names in losses.items() if names}):
             raise FastPathError(decision, f"the gradient of {decision.names[0]} is not the sum over samples")
         if wrong:
-            _require_no_mixing(self.module, inputs, combined)
+            _require_no_mixing(self.module, inputs, cotangents[0])
         self.check.unproved -= {name for name, gradient in expected.items() if gradient.any()}
 
     def restarted(self, plan: Plan, decision: Decision) -> _PreparedPass:
@@ -299,6 +299,8 @@ def _require_no_mixing(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> 
     errors = []
     for part in (slice(0, None, 2), slice(1, None, 2)):
         half, e = select_samples(inputs, part), cotangent[part]
+        if not len(e):
+            return
         try:
             require_sum(module, half, e, single_gradients(module, half, e))
         except InputError as error:

@@ -151,9 +151,14 @@ def _adapted_by_trial(
     undeclared = "y" in call.words and bool(classes) and declared is None
     choices = (True, False) if undeclared else (bool(classes and declared),)
     inputs = _trial_inputs(inner, shape, classes)
+    batched = False
     for time_shape in _time_shapes(len(shape)):
+        if batched and not time_shape:  # it takes batches, but mixes their samples: single calls would hide that
+            break
         adapter = CallAdapter(inner, call, time_shape)
-        outputs = {labels: _output(adapter, inputs, labels) for labels in choices}
+        pairs = {labels: _outputs(adapter, inputs, labels) for labels in choices}
+        batched = batched or any(pair is not None for pair in pairs.values())
+        outputs = {labels: pair[0] if pair is not None and _alike(*pair) else None for labels, pair in pairs.items()}
         if all(output is None for output in outputs.values()):
             continue
         uses_labels = undeclared and _labels_matter(inner, call, outputs, classes, data)
@@ -180,8 +185,8 @@ def _trial_inputs(network: nn.Module, shape: tuple[int, ...], classes: int) -> t
     return x, r, t, torch.arange(n, device=x.device) % max(classes, 1)
 
 
-def _output(adapter: CallAdapter, inputs: tuple[Tensor, ...], labels: bool) -> Tensor | None:
-    """The network's output; None where it fails, has another shape, or differs from that of single samples."""
+def _outputs(adapter: CallAdapter, inputs: tuple[Tensor, ...], labels: bool) -> tuple[Tensor, Tensor] | None:
+    """The network's output for the batch and for single samples; None where it fails or has another shape."""
     buffers = {name: buffer.clone() for name, buffer in adapter.named_buffers()}  # a network may write to them
 
     def evaluate(x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -190,12 +195,14 @@ def _output(adapter: CallAdapter, inputs: tuple[Tensor, ...], labels: bool) -> T
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output, single = evaluate(*inputs), per_sample(evaluate, *inputs)
-            alike = output.shape == inputs[0].shape and bool(
-                torch.dist(output.double(), single.double()) <= _ALIKE * single.double().norm()
-            )
     except Exception:  # whatever the user's network raises: the next shape may suit it
         return None
-    return output if alike else None
+    return (output, single) if output.shape == single.shape == inputs[0].shape else None
+
+
+def _alike(output: Tensor, single: Tensor) -> bool:
+    """Whether a batch gives what its samples give one by one."""
+    return bool(torch.dist(output.double(), single.double()) <= _ALIKE * single.double().norm())
 
 
 def _labels_matter(

@@ -278,4 +278,4 @@ def test_ema_tangent_without_ema_weights_is_said(cli: Run, tmp_path: Path) -> No
     save_checkpoint(tmp_path / "raw.safetensors", MLP(2, hidden=4, depth=1), None, description)
     result = cli("variance", tmp_path / "raw.safetensors", "--samples", "64", "--out", tmp_path / "out")
     assert result.code == 0
-    assert "note: the checkpoint has no EMA weights: ema_tangent uses --proxy self instead." in result.err
+    assert "note: ema_tangent left out: the checkpoint has no EMA weights, so self_tangent is measured" in result.err

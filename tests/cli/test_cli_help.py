@@ -115,7 +115,7 @@ def test_as_a_program(checkpoint: Path, tmp_path: Path) -> None:
         "tables: mfdiag-results/sweep.parquet",
         "figures: mfdiag-results/figures",
     ]
-    failed = mfdiag("inspect", tmp_path)
+    failed = mfdiag("inspect", tmp_path / "mfdiag-results")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.count("\n") == 1 and failed.stderr.startswith("mfdiag: Expected a checkpoint file")
 

@@ -130,7 +130,7 @@ def test_unknown_posteriors_say_why() -> None:
         network(), "mixture:2,3", tables=("sweep",), coupling="gibbs:4", samples=128, beta=(0.0,), say=said.append
     )["sweep"]
     assert "conditional_variance" not in set(found["quantity"])
-    assert any("under the coupling gibbs:4" in note for note in said)
+    assert any("coupling gibbs:4 makes x_0 and x_1 dependent" in note for note in said)
     with pytest.raises(InputError, match="marginal velocity is known"):
         measure(network(), "mixture:2,3", tables=("sweep",), coupling="gibbs:4", samples=128, proxy="exact")
 

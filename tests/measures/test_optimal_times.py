@@ -233,7 +233,10 @@ def test_samplers_without_pairs_on_the_diagonal() -> None:
         ({"times": "grid:2,2"}, "one distribution for all samples"),
         ({"bins": None}, "pass --bins R,T"),
         ({"samples": 100, "bins": (9, 9)}, "raise --samples, or ask for fewer --bins"),
-        ({"estimators": ["meanflow", "self_tangent"]}, "about one --estimator, got meanflow, self_tangent"),
+        (
+            {"estimators": ["meanflow", "self_tangent"]},
+            "takes one --estimator, but got meanflow, self_tangent",
+        ),
         ({"estimators": ["terminal_velocity"]}, "--estimator terminal_velocity cannot be measured"),
         ({"floor": 0.0}, "--floor must be above 0 and at most 1, got 0"),
     ],

@@ -234,3 +234,17 @@ def test_a_file_is_loaded_and_measured_by_name(tmp_path: Path) -> None:
     assert notes == ["Net.forward is called with x = x_t, t = t, r = r, y = labels."]
     frame = measure(subject.module, "gaussian:2,0,1", tables=["variance"], samples=32)["variance"]
     assert {"linear.weight", "linear"} & set(frame["layer"]) and not frame["layer"].str.contains("network").any()
+
+
+def test_a_network_that_mixes_samples_is_not_called_one_by_one() -> None:
+    class Centered(nn.Module):
+        def forward(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            return x - x.mean(0)
+
+    class OneTime(nn.Module):
+        def forward(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+            return x * float(t)
+
+    for network, shape in ((Centered(), ("n",)), (OneTime(), ())):
+        adapted = adapt_call(network, (2,))
+        assert isinstance(adapted, CallAdapter) and adapted.time_shape == shape

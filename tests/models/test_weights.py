@@ -237,13 +237,12 @@ def test_a_folder_with_several_files_is_refused(factory: str, tmp_path: Path) ->
 
 def test_real_averaged_models_of_torch(factory: str, tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    code = "from torch import nn\n\nclass Small(nn.Sequential):\n    def forward(self, x, r, t): return x"
     averaged = AveragedModel(network)
     averaged.update_parameters(network)
     nn.init.ones_(network[0].weight)
     averaged.update_parameters(network)
-    (tmp_path / "small.py").write_text(
-        "from torch import nn\n\ndef build(): return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))\n"
-    )
+    (tmp_path / "small.py").write_text(f"{code}\n\ndef build(): return Small(nn.Linear(2, 2), nn.Linear(2, 2))\n")
     path, model = tmp_path / "swa.pt", f"{tmp_path / 'small.py'}:build"
     torch.save(averaged.state_dict(), path)
     assert same(load_model(path, model=model, weights="ema"), averaged.module.state_dict())

@@ -157,11 +157,9 @@ def load_subject(
     """
     loaded = load_model(checkpoint, model=options.model, weights=options.weights)
     card = loaded.card
-    for note in loaded.notes:
-        say(note)
     data_spec = _data_spec(checkpoint, options, loaded)
-    if card is not None:
-        say(f"{card.name} builds the network with {card.factory}, whose code is run.")
+    for note in (*loaded.notes, *_notes_of_code(card)):
+        say(note)
     times = _times(checkpoint, options, loaded, say)
     axes = _axes(checkpoint, options, loaded)
     data = load_data(data_spec, **({} if card is None else card.data.statistics))
@@ -174,12 +172,7 @@ def load_subject(
     path = parse_path(axes["path"])
     source = parse_source(axes["source"], data)
     kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data)
-    classes = getattr(loaded.module, "num_classes", 0)
-    if classes and data.num_classes > classes:
-        raise InputError(
-            f"{checkpoint} holds a network for {classes} classes, but {data_spec} has labels of {data.num_classes} "
-            "classes. Pass the --data it was trained on."
-        )
+    classes = _classes(checkpoint, loaded, data_spec, data)
     run, name = _run_and_name(checkpoint)
     return Subject(
         as_average_velocity(loaded.module, axes["prediction"], path),
@@ -202,6 +195,22 @@ def load_subject(
         networks=networks,
         guidance=parse_guidance(options.guidance or "none"),
     )
+
+
+def _notes_of_code(card: Card | None) -> list[str]:
+    """What must be said of the code that a card runs."""
+    return [] if card is None else [f"{card.name} builds the network with {card.factory}, whose code is run."]
+
+
+def _classes(checkpoint: FilePath, loaded: LoadedModel, data_spec: str, data: Data) -> int:
+    """Classes of the network, 0 for none. Raises InputError if the data have more."""
+    classes: int = getattr(loaded.module, "num_classes", 0)
+    if classes and data.num_classes > classes:
+        raise InputError(
+            f"{checkpoint} holds a network for {classes} classes, but {data_spec} has labels of {data.num_classes} "
+            "classes. Pass the --data it was trained on."
+        )
+    return classes
 
 
 def _run_and_name(checkpoint: FilePath) -> tuple[str, str]:

@@ -19,10 +19,10 @@ def by_pairs(x: Tensor) -> Tensor:
     """Every pair of coordinates turned on its own."""
     turned = x.clone()
     for token in range(5):
-        for k, angle in enumerate(TABLE.angle()[token]):
+        for k, turn in enumerate(TABLE[token]):
             a, b = x[:, token, :, 2 * k], x[:, token, :, 2 * k + 1]
-            turned[:, token, :, 2 * k] = a * angle.cos() - b * angle.sin()
-            turned[:, token, :, 2 * k + 1] = a * angle.sin() + b * angle.cos()
+            turned[:, token, :, 2 * k] = a * turn.real - b * turn.imag
+            turned[:, token, :, 2 * k + 1] = a * turn.imag + b * turn.real
     return turned
 
 
