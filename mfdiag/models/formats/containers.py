@@ -34,6 +34,7 @@ __all__ = [
 
 StateDict = dict[str, "Tensor"]
 
+_TOO_MANY_STEPS = 2**63  # does not fit a table
 _STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
 _MAX_DEPTH = 3  # of the mappings that are searched for state dicts
 _CALLBACKS = "callbacks"  # where Lightning stores the state of callbacks, an average among them
@@ -169,9 +170,10 @@ def scalar(value: Any) -> int | float | str | bool | None:
 
 
 def training_step(tree: Mapping[Any, Any]) -> int | None:
-    """The training step that a checkpoint records, or None."""
+    """The training step that a checkpoint records, or None; a number that cannot count steps is none."""
     values = (scalar(tree[key]) for key in _STEP_KEYS if key in tree)
-    return next((int(value) for value in values if isinstance(value, int | float)), None)
+    counts = (value for value in values if isinstance(value, int | float) and 0 <= value < _TOO_MANY_STEPS)
+    return next(map(int, counts), None)
 
 
 def tensors_below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

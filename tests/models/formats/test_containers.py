@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import load_model
-from mfdiag.models.formats.containers import is_tensor, read_container, weight_sets
+from mfdiag.models.formats.containers import is_tensor, read_container, training_step, weight_sets
 from mfdiag.models.formats.pickles import PickleContent, TensorHeader, read_pickle
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.storage import sha256_of
@@ -436,3 +436,9 @@ def test_whole_distributed_tensors_are_read_and_parts_are_refused(tmp_path: Path
                 assert "[3, 2] of [6, 2]" in text and "get_model_state_dict" in text and "full_state_dict=True" in text
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1, 2**63, 1e300])
+def test_a_number_that_counts_no_steps_is_no_step(value: float) -> None:
+    assert training_step({"step": value}) is None
+    assert training_step({"step": value, "global_step": torch.tensor(7.0)}) == 7
