@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "MfdiagError", "did_you_mean", "plain_validation"]
+__all__ = ["InputError", "MfdiagError", "did_you_mean", "first_line", "plain_validation"]
 
 _MIN_SIMILARITY = 0.5  # below it a suggestion shares too few letters with the name to be a likely typo
 
@@ -33,6 +33,11 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
     closest = difflib.get_close_matches(name, names, n=2, cutoff=_MIN_SIMILARITY)
     hint = f" Did you mean {' or '.join(map(repr, closest))}?" if closest else ""
     return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def plain_validation(message: str) -> str:

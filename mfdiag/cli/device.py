@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 
 __all__ = ["checked_device"]
 
@@ -14,7 +14,7 @@ def checked_device(name: str) -> str:
     try:
         torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device raises nothing yet
     except Exception as error:  # each backend raises its own errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+        reason = first_line(error).partition(". ")[0].rstrip(".")
         if reason.startswith("Expected one of"):  # torch lists every backend that it could be built with
             reason = "torch knows no such device"
         raise InputError(

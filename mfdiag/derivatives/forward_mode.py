@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from mfdiag.derivatives.attention import twice_differentiable
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.fields.inputs import VelocityFunction
 
 __all__ = ["NoForwardModeError", "forward_mode_derivatives"]
@@ -62,4 +62,4 @@ def forward_mode_derivatives(
         except (RuntimeError, NotImplementedError) as error:
             if not any(words in str(error) for words in _NO_FORWARD_MODE):
                 raise
-            raise NoForwardModeError(str(error).splitlines()[0].partition(". ")[0]) from error
+            raise NoForwardModeError(first_line(error).partition(". ")[0]) from error

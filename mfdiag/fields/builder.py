@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.fields.context import EvaluationContext
 from mfdiag.fields.fields import Fields, Velocities, compute_fields
 from mfdiag.fields.guided_velocity import GuidedVelocity, labels_for, labels_with_guidance, takes_guidance
@@ -161,7 +161,7 @@ class FieldBuilder:
         except (RuntimeError, IndexError) as error:
             raise InputError(
                 f"--guidance passes the null label {self.draws.null_label}, one above the classes, but the network "
-                f"does not accept it ({str(error).splitlines()[0]}). Give its label embedding one more row, or "
+                f"does not accept it ({first_line(error)}). Give its label embedding one more row, or "
                 "translate the label in a wrapper or card."
             ) from error
 
@@ -196,7 +196,7 @@ class FieldBuilder:
             with torch.no_grad():
                 vhat = network(x, t, t, labels_for(network, labels))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"The proxy's network cannot be evaluated on samples of shape {tuple(x.shape[1:])}: {reason}. "
                 "Check --proxy."

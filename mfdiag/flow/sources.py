@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from scipy.special import gammaln, ndtri
 
-from mfdiag.errors import InputError, did_you_mean
+from mfdiag.errors import InputError, did_you_mean, first_line
 from mfdiag.flow.data.datasets import Data, FiniteData
 from mfdiag.flow.data.disk_arrays import Points, tiles
 from mfdiag.flow.seeds import uniforms
@@ -214,7 +214,7 @@ class LearnedSource:
             with torch.no_grad():
                 x1 = self.module(z, None if labels is None else torch.as_tensor(labels))
         except Exception as error:  # the user's code
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
             raise InputError(
                 f"Expected source {self.name} to be called as module(z, labels) on noise of shape {list(z.shape)}, but "
                 f"it raised {type(error).__name__}: {reason}. Correct the module."

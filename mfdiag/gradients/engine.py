@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mfdiag.derivatives.reverse_mode import vjp
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.fast_engine import FastEngine
@@ -52,7 +52,7 @@ def prepare_engine(
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(
             f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {tuple(inputs[0].shape[1:])}: "
-            f"{str(error).splitlines()[0]}. Check that --data fits the model, and check --model."
+            f"{first_line(error)}. Check that --data fits the model, and check --model."
         ) from error
     if kind == "reference":
         require_sum(module, inputs, cotangent, singles)

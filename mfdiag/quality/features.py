@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.usercode import call_user_factory
 
 __all__ = ["Features", "flat_features", "load_features"]
@@ -53,7 +53,7 @@ def flat_features(x: Tensor, features: Features | None) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the user's code
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise InputError(
             f"Expected --features to map samples of shape {list(x.shape)} to rows of features, but it raised "
             f"{type(error).__name__}: {reason}. Correct the map."

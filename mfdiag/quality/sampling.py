@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.fields.inputs import require_velocity
 
 __all__ = ["Generate", "generate_samples", "sample"]
@@ -62,7 +62,7 @@ def generate_samples(generate: Generate, noise: Tensor, labels: Tensor | None) -
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"{expected}, but it failed: {reason}. Check --data and --model.") from error
     if not isinstance(x, Tensor) or x.shape != noise.shape:
         returned = list(x.shape) if isinstance(x, Tensor) else type(x).__name__

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.flow.data.datasets import Data, load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
@@ -314,7 +314,7 @@ def _check_fit(module: nn.Module, data: Data, spec: TrainSpec) -> None:
             shape = list(module(x, time, time).shape[1:])
             problem = "" if shape == list(data.shape) else f"it returns shape {shape}"
     except (RuntimeError, ValueError) as error:
-        problem = f"it fails: {str(error).splitlines()[0]}"
+        problem = f"it fails: {first_line(error)}"
     if problem:
         raise InputError(
             f"Expected model {spec.model.name!r} to map samples of {spec.data!r}, shape {list(data.shape)}, to the "

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 
 __all__ = [
     "DATA_KEYS",
@@ -109,7 +109,7 @@ def parser_errors(location: str) -> Iterator[None]:
     except (InputError, ImportError, MemoryError):
         raise
     except Exception as error:  # for damaged bytes parsers raise anything: assertions, struct errors, KeyError
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         problem = (
             f"Cannot read {location} ({reason}). It may be truncated, or not a {Path(location).suffix} file: write it "
             "again."

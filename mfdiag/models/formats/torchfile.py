@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.models.formats.archives import checked_records, damaged_file
 from mfdiag.models.formats.conversion import Conversion, conversion_of, torchscript_conversion
 from mfdiag.models.formats.pickles import PickleContent, read_pickle, value_stand_ins
@@ -47,7 +47,7 @@ def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
         raise
     except Exception as error:  # damaged bytes raise almost anything: struct.error, AttributeError, IndexError, ...
         if not pickled.unknown:
-            raise damaged_file(path, container, _first_line(error)) from error
+            raise damaged_file(path, container, first_line(error).rstrip(".")) from error
     if pickled.unknown or plain:
         example = f" ({pickled.unknown[0]})" if pickled.unknown else ""
         raise _refused(path, f"pickled Python objects{example}", conversion_of(path, pickled, plain=plain))
@@ -102,7 +102,7 @@ def _loaded(path: Path, container: str, *, distributed: bool) -> Any:
         with torch.serialization.safe_globals(allowed):
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=container == "torch zip")
     except Exception as error:
-        raise damaged_file(path, container, _first_line(error)) from error
+        raise damaged_file(path, container, first_line(error).rstrip(".")) from error
     return _local(tree) if distributed else tree
 
 
@@ -113,10 +113,6 @@ def _local(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_local(item) for item in value]
     return getattr(value, "_local_tensor", value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _refused(path: Path, content: str, conversion: Conversion | None) -> InputError:
