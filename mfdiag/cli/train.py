@@ -61,11 +61,11 @@ def command(
     from mfdiag.measures.training import TrainJob
     from mfdiag.training.trainer import TrainOptions, estimate_seconds
 
-    console = Console(stderr=True, quiet=quiet, highlight=False)
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     options = TrainOptions(checked_device(device), compile_, resume=not overwrite)
 
     def say(text: str) -> None:
-        console.print(text, markup=False)
+        console.print(f"note: {text}", markup=False)
 
     if dry_run:
         _print_cells(cells, estimate_seconds(cells, out, options, say=say))

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 from mfdiag.flow.time_sampler import TimePairs, TimeSamplerBase, logit_normal_pairs
+from mfdiag.flow.time_shares import SHARE
 
 __all__ = ["AlphaFlowTimes", "MeanAudioTimes", "alpha_at"]
 
@@ -63,24 +64,25 @@ class AlphaFlowTimes(TimeSamplerBase):
 class MeanAudioTimes(TimeSamplerBase):
     """MeanAudio's instantaneous-to-mean curriculum with flow-field mix-up (arXiv 2508.06098).
 
-    Before progress `switch` every pair has r = t. After it, the fraction `r_eq_t` has r = t, and the rest are
-    MeanFlow's logit-normal pairs.
+    Before progress `switch` every pair has r = t. After it, the fraction `r_ne_t` are MeanFlow's logit-normal pairs,
+    and the rest have r = t.
     """
 
     kind: ClassVar[str] = "mean_audio"
     width: ClassVar[int] = 3
+    spelled_from: ClassVar[str | None] = SHARE
     progress: float
     switch: float = 0.5
-    r_eq_t: float = 0.75
+    r_ne_t: float = 0.25
     mu: float = -0.4
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        self._require_fraction("progress", "switch", "r_eq_t")
+        self._require_fraction("progress", "switch", "r_ne_t")
         self._require_positive("sigma")
 
     def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
         r, t = logit_normal_pairs(u[:, :2], self.mu, self.sigma)
-        r_eq_t = 1.0 if self.progress < self.switch else self.r_eq_t
-        return np.where(u[:, 2] < 1 - r_eq_t, r, t), t
+        r_ne_t = 0.0 if self.progress < self.switch else self.r_ne_t
+        return np.where(u[:, 2] < r_ne_t, r, t), t

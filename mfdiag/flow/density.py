@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mfdiag.errors import InputError
 from mfdiag.flow.time_sampler import TimePairs, TimeSampler, time_cells
+from mfdiag.flow.time_shares import current_spelling
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
 __all__ = [
@@ -220,4 +221,4 @@ def read_density(spec: str, parse: Callable[[str], TimeSampler]) -> DensityTimes
             "`mfdiag times`."
         )
     trained, drawn = (np.array([getattr(cell, name) for cell in content.cells]) for name in ("trained", "drawn"))
-    return DensityTimes(spec, parse(content.times), content.bins, trained, drawn)
+    return DensityTimes(spec, parse(current_spelling(content.times, stored=True)), content.bins, trained, drawn)

@@ -51,9 +51,14 @@ def parse_arguments(
     return {key: value for key, value in values.items() if value is not None}
 
 
-def format_spec(name: str, *values: float) -> str:
-    """NAME:1,2.5 from numbers, with the fewest digits that read back the same. The inverse of `parse_arguments`."""
-    return ":".join([name, *([",".join(repr(float(value)).removesuffix(".0") for value in values)] if values else [])])
+def format_spec(name: str, *values: float, **named: float) -> str:
+    """NAME:1,b=2.5 from numbers, with the fewest digits that read back the same. The inverse of `parse_arguments`."""
+    pieces = [*map(_digits, values), *(f"{key}={_digits(value)}" for key, value in named.items())]
+    return f"{name}:{','.join(pieces)}" if pieces else name
+
+
+def _digits(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")
 
 
 def _number(spec: str, key: str, text: str, whole: bool) -> float:

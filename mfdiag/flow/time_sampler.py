@@ -47,6 +47,8 @@ class TimeSamplerBase:
 
     kind: ClassVar[str]
     stratified: ClassVar[bool] = False
+    spelled_from: ClassVar[str | None] = None
+    """The first argument that `name` spells `key=value`, as it does all that follow; None for none."""
 
     @classmethod
     def defaults(cls) -> dict[str, float | None]:
@@ -59,10 +61,14 @@ class TimeSamplerBase:
     @property
     def name(self) -> str:
         """See `TimeSampler.name`."""
-        arguments = [(getattr(self, key), default) for key, default in self.defaults().items()]
-        while arguments and arguments[-1][0] == arguments[-1][1]:
-            arguments.pop()
-        return format_spec(self.kind, *(value for value, _ in arguments))
+        defaults = self.defaults()
+        keys = list(defaults)
+        split = len(keys) if self.spelled_from is None else keys.index(self.spelled_from)
+        positional, spelled = keys[:split], keys[split:]
+        while positional and getattr(self, positional[-1]) == defaults[positional[-1]]:
+            positional.pop()
+        changed = {key: getattr(self, key) for key in spelled if getattr(self, key) != defaults[key]}
+        return format_spec(self.kind, *(getattr(self, key) for key in positional), **changed)
 
     def weight(self, r: np.ndarray, t: np.ndarray) -> np.ndarray | None:
         """See `TimeSampler.weight`."""

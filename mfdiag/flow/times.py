@@ -15,6 +15,7 @@ from mfdiag.flow.density import DensityTimes, read_density
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.specs import parse_arguments
 from mfdiag.flow.time_sampler import TimePairs, TimeSampler, TimeSamplerBase, logit_normal_pairs, time_cells
+from mfdiag.flow.time_shares import SHARE, current_spelling
 from mfdiag.flow.u_shaped import UShapedTimes
 
 __all__ = [
@@ -41,8 +42,8 @@ TIMES: dict[str, str] = {
     "logit_normal_sorted": "t and r are the larger and the smaller of sigmoid(N(mu, sigma^2)) and "
     "sigmoid(N(r_mu, r_sigma^2)); a fraction r_ne_t keeps r != t, the rest have r = t: "
     "logit_normal_sorted:[mu=0.4],[sigma=1],[r_mu=-1.2],[r_sigma=1],[r_ne_t=1]",
-    "uniform": "sorted pair of two uniform draws; a fraction r_eq_t has r = t; a shift s maps each time t to "
-    "s t / (1 + (s - 1) t): uniform:[r_eq_t=0],[shift=1]",
+    "uniform": "sorted pair of two uniform draws; a fraction r_ne_t keeps r != t, the rest have r = t; a shift s maps "
+    "each time t to s t / (1 + (s - 1) t): uniform:[r_ne_t=1],[shift=1]",
     "restricted": "t uniform, r uniform in [max(0, t - delta), t]; delta = 0 is flow matching: restricted:delta",
     "terminal_velocity": "Terminal Velocity Matching's times: t - r = sigmoid(N(gap_mu, gap_sigma^2)), then r from "
     "sigmoid(N(mu, sigma^2)) below 1 - (t - r): "
@@ -51,7 +52,7 @@ TIMES: dict[str, str] = {
     "annealing, from r = t at 0 to MeanFlow's pair at 1: "
     "alpha_flow:progress,[r_ne_t=0.5],[gamma=25],[clamp=0.005],[mu=-0.4],[sigma=1]",
     "mean_audio": "MeanAudio's curriculum after a fraction progress of training: r = t for all pairs before switch, "
-    "then for a fraction r_eq_t: mean_audio:progress,[switch=0.5],[r_eq_t=0.75],[mu=-0.4],[sigma=1]",
+    "after which a fraction r_ne_t keeps r != t: mean_audio:progress,[switch=0.5],[r_ne_t=0.25],[mu=-0.4],[sigma=1]",
     "u_shaped": "Re-MeanFlow's times: t has density proportional to e^(4t) + e^(4(1-t)), capped at 80/81; "
     "t - r = sigmoid(N(mu, sigma^2)), but r = 0 if t > 0.8 and r < 0.4; a fraction r_ne_t keeps r != t: "
     "u_shaped:[mu=-0.8],[sigma=1],[r_ne_t=0.25]",
@@ -143,25 +144,27 @@ class SortedTimes(TimeSamplerBase):
 
 @dataclass(frozen=True)
 class UniformTimes(TimeSamplerBase):
-    """A sorted pair of two uniform draws: uniform on the triangle r <= t. With probability `r_eq_t`, r is set to t.
+    """A sorted pair of two uniform draws: uniform on the triangle r <= t.
 
+    With probability `r_ne_t` the pair keeps r != t. Otherwise r is set to t, the larger of the two.
     A `shift` above 1 moves both times toward noise, as high-dimensional data need (arXiv 2403.03206, equation 23).
     """
 
     kind: ClassVar[str] = "uniform"
-    width: ClassVar[int] = 3  # also for r_eq_t = 0, so that all values of r_eq_t share their pairs
-    r_eq_t: float = 0.0
+    width: ClassVar[int] = 3  # also for r_ne_t = 1, so that all values of r_ne_t share their pairs
+    spelled_from: ClassVar[str | None] = SHARE
+    r_ne_t: float = 1.0
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        self._require_fraction("r_eq_t")
+        self._require_fraction("r_ne_t")
         self._require_positive("shift")
 
     def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
         """See `TimeSampler.sample`."""
         shifted = u[:, :2] / (u[:, :2] + (1 - u[:, :2]) / self.shift)  # never above 1; equals u if shift is 1
         pairs = np.sort(shifted, axis=1)
-        return np.where(u[:, 2] < self.r_eq_t, pairs[:, 1], pairs[:, 0]), pairs[:, 1]
+        return np.where(u[:, 2] < 1 - self.r_ne_t, pairs[:, 1], pairs[:, 0]), pairs[:, 1]
 
 
 @dataclass(frozen=True)
@@ -265,11 +268,12 @@ class PointTimes(TimeSamplerBase):
 
 
 def parse_times(spec: str) -> TimeSampler:
-    """The time sampler of a specification: a key of `TIMES` with arguments, such as `uniform:r_eq_t=0.75`.
+    """The time sampler of a specification: a key of `TIMES` with arguments, such as `uniform:r_ne_t=0.25`.
 
     Raises InputError for an unknown name, a wrong number of arguments, an argument outside its range, or a file that
     does not hold a density.
     """
+    spec = current_spelling(spec)
     name = spec.partition(":")[0]
     if name == DensityTimes.kind:
         return read_density(spec, parse_times)
@@ -287,7 +291,7 @@ def same_times_note(times: TimeSampler) -> str | None:
         return None
     return (
         f"--times {times.name} draws r = t for every pair, which is flow matching: no derivative enters the gradient. "
-        "The argument r_ne_t is the fraction of pairs with r != t, r_eq_t the fraction with r = t."
+        "The argument r_ne_t is the fraction of pairs with r != t."
     )
 
 

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from mfdiag.errors import InputError
+from mfdiag.flow.time_shares import current_spelling
 
 __all__ = ["METADATA_KEY", "Architecture", "Description", "parse_description"]
 
@@ -43,6 +53,12 @@ class Description(BaseModel):
     seed: int
     specification: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("times")
+    @classmethod
+    def _share_by_name(cls, value: str, info: ValidationInfo) -> str:
+        """Spell the share of pairs with r != t by name; without a name, it means the opposite in older files."""
+        return current_spelling(value, stored=bool(info.context and info.context["stored"]))
+
     @model_serializer(mode="wrap")
     def _readable_by_0_1(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out newer fields that have the values version 0.1 assumed, so that it can read the file."""
@@ -52,7 +68,7 @@ class Description(BaseModel):
 def parse_description(text: str, source: object) -> Description:
     """The description in the JSON `text` of file `source`. Raises InputError that names the first wrong field."""
     try:
-        return Description.model_validate_json(text)
+        return Description.model_validate_json(text, context={"stored": True})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or "the whole entry"

@@ -44,7 +44,7 @@ COMMON = (
     Column(
         "times",
         "string",
-        "Sampler of (r, t) with its arguments, such as uniform:0; null if none enters.",
+        "Sampler of (r, t) with its arguments, such as uniform:r_ne_t=0.25; null if none enters.",
         nullable=True,
     ),
     Column("seed", "int64", "Seed of the samples: sample i depends on (seed, i) alone."),

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from mfdiag.errors import InputError
 from mfdiag.flow.density import DensityTimes
+from mfdiag.flow.time_shares import share_note
 from mfdiag.training.spec import TrainSpec
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
@@ -25,10 +26,14 @@ _MAX_CELLS = 10_000  # more is a mistake: such a grid would train for months
 
 @dataclass(frozen=True)
 class GridCell:
-    """One run of a grid: its name, which is also its folder ("" for a grid without axes), and its specification."""
+    """One run of a grid: its name, which is also its folder ("" for a grid without axes), and its specification.
+
+    `notes` are sentences about how the file was read.
+    """
 
     name: str
     spec: TrainSpec
+    notes: tuple[str, ...] = ()
 
 
 def load_grid(path: str | os.PathLike[str]) -> list[GridCell]:
@@ -77,7 +82,8 @@ def load_grid(path: str | os.PathLike[str]) -> list[GridCell]:
             spec = TrainSpec.model_validate(merged)
         except ValidationError as error:
             raise InputError(_message(path, root, error, axes)) from error
-        cells.append(GridCell(_name(point), spec))
+        note = share_note(merged["times"])
+        cells.append(GridCell(_name(point), spec, () if note is None else (note,)))
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)

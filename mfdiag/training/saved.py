@@ -147,7 +147,7 @@ def changed_fields(before: dict[str, Any], spec: TrainSpec, *, can_resume: bool)
         Each change as `field: old -> new`.
     """
     try:
-        saved = TrainSpec.model_validate(before).model_dump(mode="json", by_alias=True)
+        saved = TrainSpec.model_validate(before, context={"stored": True}).model_dump(mode="json", by_alias=True)
     except ValidationError:
         saved = before  # of another version
     now = spec.model_dump(mode="json", by_alias=True)

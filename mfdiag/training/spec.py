@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.time_shares import current_spelling
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.description import Architecture
 from mfdiag.models.networks.registry import MODELS, PREDICTIONS
@@ -174,10 +175,12 @@ class TrainSpec(_Strict):
 
     @field_validator("times")
     @classmethod
-    def _known_times(cls, value: str) -> str:
+    def _known_times(cls, value: str, info: ValidationInfo) -> str:
+        """Spell the share of pairs with r != t by name; without a name, it means the opposite in older files."""
         from mfdiag.flow.times import parse_times  # imports scipy
 
-        return _require_parsable(parse_times, value)
+        _require_parsable(parse_times, value)
+        return current_spelling(value, stored=bool(info.context and info.context["stored"]))
 
     @field_validator("source", "coupling", "path")
     @classmethod

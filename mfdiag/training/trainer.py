@@ -15,8 +15,10 @@ from torch import nn
 
 from mfdiag.errors import InputError, first_line
 from mfdiag.flow.data.datasets import Data, load_data
+from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
+from mfdiag.flow.times import same_times_note
 from mfdiag.models.networks.registry import build_model
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.training.draws import BatchFeed, SamplingKey
@@ -110,7 +112,7 @@ def train(
         InputError: Model and data do not fit, or `out` has cells of another specification.
         KeyboardInterrupt: Ctrl-C, after the states are saved.
     """
-    work = _prepare(cells, out, options)
+    work = _prepare(cells, out, options, say)
     if not options.resume:
         for item in work:
             for name in (STATE, CHECKPOINT):
@@ -153,7 +155,7 @@ def estimate_seconds(
     Raises:
         InputError: As `train`.
     """
-    work = _prepare(cells, out, options)
+    work = _prepare(cells, out, options, say)
     seconds = 0.0
     for group in _groups(work, options.device):
         ensemble = _ensemble(group, replace(options, compile="off"), say)
@@ -191,10 +193,15 @@ class _Work:
         save_run(self.folder, self.cell.spec, self.run)
 
 
-def _prepare(cells: Sequence[GridCell], out: Path, options: TrainOptions) -> list[_Work]:
+def _prepare(cells: Sequence[GridCell], out: Path, options: TrainOptions, say: Callable[[str], None]) -> list[_Work]:
     """Load or start every cell. Raises InputError before anything is trained if one of them cannot be."""
     data = {name: load_data(name) for name in dict.fromkeys(cell.spec.data for cell in cells)}
     draws = {key: key.draws(data[key.data]) for key in dict.fromkeys(SamplingKey.of(cell.spec) for cell in cells)}
+    notes = [whole_numbers_note(item) for item in data.values()]
+    notes += [note for cell in cells for note in cell.notes]
+    notes += [same_times_note(item.times) for item in draws.values()]
+    for note in filter(None, dict.fromkeys(notes)):
+        say(note)
     work, changed = [], []
     for cell in cells:
         folder, module = out / cell.name, initial_module(cell.spec)

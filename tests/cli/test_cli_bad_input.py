@@ -45,7 +45,7 @@ def refused(cli: Run, tmp_path: Path) -> Run:
         ("sweep --data no/such.npy", "No file at no/such.npy"),
         ("sweep --data eight_gausians", "Did you mean 'eight_gaussians'"),
         ("sweep --times unifrm", "Did you mean 'uniform'"),
-        ("sweep --times uniform:2", "r_eq_t must be in [0, 1], got 2.0"),
+        ("sweep --times uniform:2", "r_ne_t must be in [0, 1], got 2.0"),
         ("sweep --proxy exakt", "Did you mean 'exact'"),
         ("sweep --proxy teacher", "teacher=PATH"),
         ("sweep --proxy teacher=none.pt", "none.pt does not exist"),

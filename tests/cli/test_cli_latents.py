@@ -80,3 +80,13 @@ def test_moments_are_drawn_and_their_posterior_is_known(cli: Run, project: Path)
     value = table.query("estimator == 'meanflow'").set_index("quantity")["value"]
     assert 0 < value["conditional_variance"] < value["variance"]
     assert load_data("d:moments=std").shape == SHAPE
+
+
+@pytest.mark.parametrize("command", ["variance", "sweep", "coefficient", "compare", "quality"])
+def test_images_as_they_lie_are_refused_where_the_card_states_a_scale(cli: Run, project: Path, command: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, *SHAPE)).astype(np.uint8)
+    np.savez(project / "images.npz", x=images, y=np.arange(64) % 3)
+    common = ("model.pt", "--model", "card.yaml", "--samples", 64, "--out", "a")
+    result = cli(command, *common, "--data", "images.npz:scale=1")
+    assert result.code == 2 and "whole numbers up to 255" in result.err and "Traceback" not in result.err
+    assert "the scale that card.yaml states (scale: 0.2)" in result.err

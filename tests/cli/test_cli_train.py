@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -195,3 +196,15 @@ def test_divergence_is_told_and_the_others_finish(cli: Run, spec: Path, tmp_path
     frame = read_table("training", tmp_path / "grid")
     assert frame["cell"].nunique() == 4
     assert set(frame[frame["cell"].str.contains("0.001")]["status"]) == {"ok"}
+
+
+def test_images_as_they_lie_are_said_before_they_are_trained_on(cli: Run, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, 2)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    for options, said in (("", True), (":mean=127.5,std=127.5", False)):
+        model = "model: {name: mlp, arguments: {dim: 2, hidden: 4, depth: 1}}"
+        text = f'data: "{tmp_path / "images.npy"}{options}"\n{model}\ntimes: uniform\nsteps: 2\nbatch_size: 4\n'
+        (tmp_path / "spec.yaml").write_text(text)
+        result = cli("train", tmp_path / "spec.yaml", "--out", tmp_path / f"model{said}", "--compile", "off")
+        assert result.code == 0, result.err
+        assert ("note: " in result.err and "add mean=127.5,std=127.5 to --data" in result.err) == said

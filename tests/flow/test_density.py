@@ -22,10 +22,10 @@ from mfdiag.flow.time_sampler import TimePairs, TimeSamplerBase
 from mfdiag.flow.times import parse_times
 
 BINS = (2, 3)
-BASES = ["logit_normal:-0.4,1,0.5", "uniform:0.3", "restricted:0.4", "alpha_flow:0.5"]
+BASES = ["logit_normal:-0.4,1,0.5", "uniform:r_ne_t=0.7", "restricted:0.4", "alpha_flow:0.5"]
 
 
-def density_of(base: str = "uniform:0.3", bins: tuple[int, int] = BINS, seed: int = 0) -> DensityTimes:
+def density_of(base: str = "uniform:r_ne_t=0.7", bins: tuple[int, int] = BINS, seed: int = 0) -> DensityTimes:
     """`base` in random shares, some a tenth of its own, some several times them."""
     sampler = parse_times(base)
     trained = cell_shares(sampler, bins)
@@ -50,7 +50,7 @@ def written(folder: Path, old: str = "", new: str = "") -> str:
 
 
 def test_cells_hold_the_pairs_that_their_bounds_say() -> None:
-    r, t = parse_times("uniform:0.3").sample(uniforms(0, "times", np.arange(2000), 3), np.arange(2000))
+    r, t = parse_times("uniform:r_ne_t=0.7").sample(uniforms(0, "times", np.arange(2000), 3), np.arange(2000))
     cells = density_cells(BINS)
     assert len(cells) == 4 + 1 + 3  # r in the lower half meets all bins of t, in the upper half two
     for (r_low, r_high, t_low, t_high), apart, one_r, one_t in zip(
@@ -64,7 +64,7 @@ def test_shares_of_the_uniform_law() -> None:
     edges = np.arange(5) / 4
     squares = {(i, j): (1 if i < j else 0.5) * 2 / 16 for i in range(4) for j in range(i, 4)}
     expected = [0.7 * squares[key] for key in sorted(squares)] + list(0.3 * np.diff(edges**2))
-    np.testing.assert_allclose(cell_shares(parse_times("uniform:0.3"), (4, 4)), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(cell_shares(parse_times("uniform:r_ne_t=0.7"), (4, 4)), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -139,7 +139,7 @@ def test_a_sample_depends_on_seed_and_number_alone() -> None:
 
 
 def test_equal_shares_are_the_base_itself() -> None:
-    base = parse_times("uniform:0.3")
+    base = parse_times("uniform:r_ne_t=0.7")
     p = cell_shares(base, BINS)
     times = DensityTimes("density:x", base, BINS, p, p.copy())
     assert times.width == base.width and times.max_rejections == 0
@@ -207,5 +207,5 @@ def test_no_file_and_no_density_of_a_density(tmp_path: Path) -> None:
         parse_times(f"density:{tmp_path / 'absent.yaml'}")
     inner = written(tmp_path)
     (tmp_path / "outer.yaml").write_text((tmp_path / "times.yaml").read_text().replace("uniform:0.5", inner))
-    with pytest.raises(InputError, match=r"Pass the sampler it was made for: --times uniform:0\.5"):
+    with pytest.raises(InputError, match=r"Pass the sampler it was made for: --times uniform:r_ne_t=0\.5"):
         parse_times(f"density:{tmp_path / 'outer.yaml'}")

@@ -17,8 +17,8 @@ SPECS = [
     "logit_normal_capped",
     "logit_normal_capped:0,1,0.5,2,1",
     "uniform",
-    "uniform:0.75",
-    "uniform:0.75,6.9282",
+    "uniform:r_ne_t=0.25",
+    "uniform:r_ne_t=0.25,shift=6.9282",
     "logit_normal_sorted",
     "logit_normal_sorted:-0.6,1.6,-4,1.6,0.75",
     "restricted:0",
@@ -30,7 +30,7 @@ SPECS = [
     "alpha_flow:0.5",
     "alpha_flow:1,0.75",
     "mean_audio:0.2",
-    "mean_audio:1,0.5,0.6",
+    "mean_audio:1,0.5,0.4",
     "u_shaped",
     "u_shaped:0.5,2,1",
     "grid:4,4",
@@ -103,18 +103,18 @@ def test_sorted_law(spec: str, mu: float, sigma: float, r_mu: float, r_sigma: fl
 
 def test_shifted_uniform_law() -> None:
     """A time moved to t has density s / (s - (s - 1) t)^2, of which t is the larger and r the smaller of two."""
-    r, t = draw("uniform:0,4")
+    r, t = draw("uniform:shift=4")
 
     def one(t: np.ndarray) -> np.ndarray:
         return t / (4 - 3 * t)
 
     assert passes(t, lambda x: one(x) ** 2)
     assert passes(r, lambda x: 1 - (1 - one(x)) ** 2)
-    np.testing.assert_array_equal(draw("uniform:0,1"), draw("uniform"))
+    np.testing.assert_array_equal(draw("uniform:1,1"), draw("uniform"))
 
 
 @pytest.mark.parametrize(
-    ("spec", "apart"), [("logit_normal", 0.25), ("logit_normal:0,1,0", 0), ("uniform", 1), ("uniform:0.75", 0.25)]
+    ("spec", "apart"), [("logit_normal", 0.25), ("logit_normal:0,1,0", 0), ("uniform", 1), ("uniform:0.75", 0.75)]
 )
 def test_share_of_pairs_apart(spec: str, apart: float) -> None:
     r, t = draw(spec)
@@ -220,12 +220,15 @@ def test_point() -> None:
         ("logit_normal:-0.4,1.0", "logit_normal"),
         ("logit_normal:mu=-0.4,sigma=1,r_ne_t=0.5", "logit_normal:-0.4,1,0.5"),
         ("logit_normal:0", "logit_normal:0"),
-        ("uniform:0", "uniform"),
-        ("uniform:r_eq_t=0.75", "uniform:0.75"),
+        ("uniform:1", "uniform"),
+        ("uniform:0.25", "uniform:r_ne_t=0.25"),
+        ("uniform:1,4", "uniform:shift=4"),
+        ("uniform:r_eq_t=0.7,shift=4", "uniform:r_ne_t=0.3,shift=4"),
         ("restricted:0.20", "restricted:0.2"),
         ("terminal_velocity:gap_sigma=1,mu=0", "terminal_velocity:-0.8,1,0"),
         ("alpha_flow:0.5,0.5,25", "alpha_flow:0.5"),
-        ("mean_audio:1,r_eq_t=0.5", "mean_audio:1,0.5,0.5"),
+        ("mean_audio:1,r_eq_t=0.5", "mean_audio:1,r_ne_t=0.5"),
+        ("mean_audio:1,0.4,0.25,0", "mean_audio:1,0.4,mu=0"),
         ("grid:8, 8", "grid:8,8"),
         ("point:0,1.0", "point:0,1"),
     ],
@@ -247,7 +250,12 @@ def test_every_name_is_described_and_known() -> None:
         ("logit_normal:0,1,1.5", "r_ne_t must be in"),
         ("logit_normal:0,1,0.5,3", "expected logit_normal:"),
         ("logit_normal:nu=3", "unknown argument 'nu'"),
-        ("uniform:-0.1", "r_eq_t must be in"),
+        ("uniform:-0.1", "r_ne_t must be in"),
+        ("uniform:r_eq_t=1.1", "r_ne_t must be in"),
+        ("uniform:r_eq_t=0.1,r_ne_t=0.9", "repeated argument 'r_ne_t'"),
+        ("uniform:0.5,1,2", "expected uniform:"),
+        ("uniform:r_eq_t=half", "finite number, got 'half'"),
+        ("uniform:r_eq_t=1e9999999", "finite number"),
         ("uniform:half", "finite number, got 'half'"),
         ("restricted", "no value for delta"),
         ("restricted:-0.1", "delta must be in"),
@@ -279,11 +287,11 @@ def test_bad_specs(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "same"),
     [
-        *((spec, True) for spec in ("uniform:1", "logit_normal:0,1,0", "restricted:0", "point:0.3,0.3")),
-        *((spec, False) for spec in ("uniform:0.99", "logit_normal", "restricted:0.1", "point:0.2,0.3")),
+        *((spec, True) for spec in ("uniform:0", "logit_normal:0,1,0", "restricted:0", "point:0.3,0.3")),
+        *((spec, False) for spec in ("uniform:0.01", "logit_normal", "restricted:0.1", "point:0.2,0.3")),
     ],
 )
 def test_a_sampler_whose_pairs_all_have_equal_times_is_reported(spec: str, same: bool) -> None:
     note = same_times_note(parse_times(spec))
     assert (note is not None) == same
-    assert note is None or (spec in note and "r_ne_t is the fraction of pairs with r != t" in note)
+    assert note is None or (parse_times(spec).name in note and "r_ne_t is the fraction of pairs with r != t" in note)

@@ -29,7 +29,7 @@ def tables_of(**changed: Any) -> dict[str, pd.DataFrame]:
     options: dict[str, Any] = {
         "model": network(),
         "data": LABELLED,
-        "times": "uniform:0.3",
+        "times": "uniform:r_ne_t=0.7",
         "proxy": "ema",
         "proxy_model": network(1),
         "beta": (0.0, 0.7),
@@ -296,7 +296,8 @@ def test_groups_and_keywords_ask_for_the_same() -> None:
         request=mfdiag.Request(betas=[0, 1], seed=3, settings=mfdiag.PassSettings(samples=64)),
     )
     pd.testing.assert_frame_equal(keywords["sweep"], groups["sweep"])
-    both = measure(model, "two_moons", tables=["sweep"], objective=mfdiag.Objective(times="uniform:1"), times="uniform")
+    same = mfdiag.Objective(times="uniform:r_ne_t=0")
+    both = measure(model, "two_moons", tables=["sweep"], objective=same, times="uniform")
     assert set(both["sweep"]["times"]) == {"uniform"}  # a keyword overrides its group
 
 

@@ -28,7 +28,7 @@ from mfdiag.measures.times import add_density_rows
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
 
-STD, BINS, TIMES = 0.5, (3, 3), "uniform:0.3"
+STD, BINS, TIMES = 0.5, (3, 3), "uniform:r_ne_t=0.7"
 
 
 class Shift(nn.Module):

@@ -165,7 +165,7 @@ def test_where_the_plane_has_no_optimum() -> None:
 
     assert optima(gamma=(0.0,)).empty, "a plane needs both coefficients"
     assert optima(weighting="adaptive:1,0.1").empty, "the error is no quadratic under weights"
-    assert set(optima(times="uniform:1")["status"]) == {"degenerate_control"}
+    assert set(optima(times="uniform:r_ne_t=0")["status"]) == {"degenerate_control"}
     assert set(optima(samples=8)["status"]) <= {"too_few_samples", "nonfinite", "degenerate_control"}
     negative = optima(samples=256, seed=1)  # the plain estimate of the bias is lost in noise
     wrong = rows(negative, quantity="optimum_beta").set_index("batch_size")["status"] == "negative_estimate"

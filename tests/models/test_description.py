@@ -40,3 +40,11 @@ def test_other_draws_come_back(field: str, value: str) -> None:
     description = parse_description(json.dumps(EARLIER | {field: value}), "file")
     assert getattr(description, field) == value
     assert Description.model_validate_json(description.model_dump_json()) == description
+
+
+def test_a_share_of_version_0_2_means_what_it_meant() -> None:
+    """Without a name it was the fraction with r = t; written again, it has the name of the fraction with r != t."""
+    description = parse_description(json.dumps(EARLIER | {"times": "uniform:0.7"}), "file")
+    assert description.times == "uniform:r_ne_t=0.3"
+    assert parse_description(description.model_dump_json(), "file") == description
+    assert Description.model_validate(EARLIER | {"times": "uniform:0.7"}).times == "uniform:r_ne_t=0.7"

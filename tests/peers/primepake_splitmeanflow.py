@@ -22,7 +22,7 @@ SMALL = {
     "network": {"arguments": {"input_size": 8, "dim": 32, "depth": 2, "num_heads": 2}},
     "call": {"arguments": ["x", "r", "t", "y"]},
     "convention": {"direction": "D0"},
-    "objective": {"times": "uniform:0"},  # the other share of training, at r = t, is distillation of a teacher
+    "objective": {"times": "uniform"},  # the other share of training, at r = t, is distillation of a teacher
     "data": {"shape": list(SHAPE), "mean": 0, "std": 1},
 }
 DTYPES = (torch.float64,)  # the residual is a small difference of large numbers

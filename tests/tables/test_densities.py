@@ -18,8 +18,8 @@ from mfdiag.tables.store import read_table, write_table
 
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
-    found = measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["times"], times="uniform:0.25", samples=640, bins=(2, 3))
-    return found["times"]
+    options = {"times": "uniform:r_ne_t=0.75", "samples": 640, "bins": (2, 3)}
+    return measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["times"], **options)["times"]  # type: ignore[arg-type]
 
 
 def test_the_file_is_the_density_of_the_table(frame: pd.DataFrame, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_file_is_the_density_of_the_table(frame: pd.DataFrame, tmp_path: Pat
     (path,) = write_densities(read_table("times", tmp_path), tmp_path)
     assert path == tmp_path / "times-model.yaml" and "`times: density:times-model.yaml`" in path.read_text()
     times = parse_times(f"density:{path}")
-    assert isinstance(times, DensityTimes) and times.base.name == "uniform:0.25" and times.bins == (2, 3)
+    assert isinstance(times, DensityTimes) and times.base.name == "uniform:r_ne_t=0.75" and times.bins == (2, 3)
     for quantity, shares in (("trained_share", times.trained), ("drawn_share", times.drawn)):
         np.testing.assert_array_equal(shares, frame[frame["quantity"] == quantity]["value"])
     cells = frame[frame["quantity"] == "drawn_share"].sample(frac=1, random_state=0)

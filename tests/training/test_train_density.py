@@ -22,7 +22,7 @@ from mfdiag.training.grid import load_grid
 from mfdiag.training.loss import LossCoefficients, TrainBatch, training_loss
 from mfdiag.training.trainer import initial_module, train
 
-BASE = "uniform:0.3"
+BASE = "uniform:r_ne_t=0.7"
 
 
 @pytest.fixture

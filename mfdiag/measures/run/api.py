@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
@@ -19,6 +20,7 @@ from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import parse_source
+from mfdiag.flow.time_shares import share_note
 from mfdiag.flow.times import parse_times, same_times_note
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings
@@ -165,6 +167,8 @@ def _subject(
     """The model with the data, the samplers and the proxy of its objective."""
     data = as_data(data)
     times = parse_times(objective.times)
+    if (note := share_note(objective.times)) is not None:  # the number changed between versions: never without a word
+        say(note) if say is not None else warnings.warn(note, FutureWarning, stacklevel=3)
     if say is not None:
         for note in filter(None, (whole_numbers_note(data), same_times_note(times))):
             say(note)

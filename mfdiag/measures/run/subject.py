@@ -16,6 +16,7 @@ from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_
 from mfdiag.flow.guidance import Guidance, parse_guidance
 from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.flow.sources import Source, parse_source
+from mfdiag.flow.time_shares import share_note
 from mfdiag.flow.times import TimeSampler, parse_times, same_times_note
 from mfdiag.models.call_adapter import CallAdapter
 from mfdiag.models.cards.card import Card
@@ -241,8 +242,9 @@ def _times(
     checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]
 ) -> TimeSampler:
     """The sampler of (r, t), with what must be said of it."""
-    times = parse_times(_times_spec(checkpoint, options, loaded, say))
-    if (note := same_times_note(times)) is not None:
+    spec = _times_spec(checkpoint, options, loaded, say)
+    times = parse_times(spec)
+    for note in filter(None, (share_note(spec), same_times_note(times))):
         say(note)
     return times
 
