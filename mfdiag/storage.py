@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mfdiag.errors import InputError
 
-__all__ = ["atomic_write", "sha256_of"]
+__all__ = ["atomic_write", "exists", "is_file", "is_folder", "sha256_of"]
 
 
 @contextmanager
@@ -58,3 +58,18 @@ def sha256_of(*paths: Path) -> str:
         except OSError as error:
             raise InputError(f"Cannot read {path} ({error.strerror or error}). Check the path.") from error
     return digest.hexdigest()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at `path`; False for a name that nothing can have, for which pathlib may raise."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file; False for a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder; False for a name that no folder can have."""
+    return os.path.isdir(path)  # noqa: PTH112

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,8 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _import(location: str, option: str) -> ModuleType:
     path = Path(location)
-    if location.endswith(".py") and not path.is_file():
+    is_file = os.path.isfile(path)  # noqa: PTH113 (pathlib raises for a name that no file can have)
+    if location.endswith(".py") and not is_file:
         raise InputError(f"Expected a Python file for {option}, but {path} does not exist. Check the path.")
     try:
         if not location.endswith(".py"):

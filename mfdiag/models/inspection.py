@@ -84,8 +84,9 @@ class Inspection(BaseModel):
     def layouts(self) -> list[TensorLayout]:
         """The sets of weights, grouped by the names and shapes of their tensors."""
         keys_by_layout: dict[tuple[Any, ...], list[str]] = {}
+        infos_by_key = _by_key(self.tensors)
         for weights in self.weights:
-            infos = [(info.name, tuple(info.shape)) for info in self.tensors if info.weights == weights.key]
+            infos = [(info.name, tuple(info.shape)) for info in infos_by_key[weights.key]]
             counts = Counter((re.sub(r"(?<![^.])\d+(?![^.])", "*", name), shape) for name, shape in infos)
             layout = tuple((pattern, shape, count) for (pattern, shape), count in counts.items())
             keys_by_layout.setdefault(layout, []).append(weights.key)
@@ -129,7 +130,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         container=file.kind,
         size_bytes=sum(part.stat().st_size for part in file.files),
         sha256=sha256_of(*file.files),
-        weights=[_weight_set(key, [info for info in tensors if info.weights == key]) for key in sets],
+        weights=[_weight_set(key, infos) for key, infos in _by_key(tensors).items()],
         description=description,
         entries=entries,
         tensors=tensors,
@@ -137,6 +138,14 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         proposal=proposal,
         notes=notes,
     )
+
+
+def _by_key(tensors: list[TensorInfo]) -> dict[str, list[TensorInfo]]:
+    """The tensors of each set of weights, in the order of the file."""
+    infos: dict[str, list[TensorInfo]] = {}
+    for info in tensors:
+        infos.setdefault(info.weights, []).append(info)
+    return infos
 
 
 def _tensor(key: str, name: str, value: Any) -> TensorInfo:

@@ -283,3 +283,12 @@ def test_ema_tangent_without_ema_weights_is_said(cli: Run, tmp_path: Path) -> No
     result = cli("variance", tmp_path / "raw.safetensors", "--samples", "64", "--out", tmp_path / "out")
     assert result.code == 0
     assert "note: ema_tangent left out: the checkpoint has no EMA weights, so self_tangent is measured" in result.err
+
+
+@pytest.mark.parametrize("option", ["", "--data", "--model", "--proxy"])
+@pytest.mark.parametrize("name", ["x" * 300, "\udcff" * 3, "no:such,thing"])
+def test_any_name_of_a_file(refused: Run, checkpoint: Path, tmp_path: Path, option: str, name: str) -> None:
+    value = {"": name, "--data": name, "--model": f"{name}.py:build", "--proxy": f"teacher={name}"}[option]
+    words = (value,) if not option else (checkpoint, option, value)
+    text = refused("sweep", *words, "--samples", 8, "--out", tmp_path / "out")
+    assert any(word in text for word in ("Expected", "Unknown", "No file"))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mfdiag.errors import InputError, first_line
+from mfdiag.storage import is_file
 
 __all__ = [
     "DATA_KEYS",
@@ -93,7 +94,7 @@ def read_arrays(content: FileContent, location: str, extract: Callable[[_Arrays]
     suffix = Path(location).suffix.lower()
     if suffix not in READERS:
         raise InputError(f"Cannot read {location}: unknown extension {suffix!r}; known: {', '.join(READERS)}.")
-    if isinstance(content, Path) and not content.is_file():
+    if isinstance(content, Path) and not is_file(content):
         raise InputError(f"No file at {location}. Pass the path of a data file or the name of a data set.")
     if not (content.stat().st_size if isinstance(content, Path) else content.getbuffer().nbytes):
         raise InputError(f"{location} is empty (0 bytes). Write it again.")

@@ -31,6 +31,7 @@ from mfdiag.flow.data.scaling import (
     make_scaling,
     read_statistics,
 )
+from mfdiag.storage import exists, is_file, is_folder
 
 __all__ = ["SPEC_KEYS", "is_stored_data", "read_stored_data"]
 
@@ -53,12 +54,12 @@ def is_stored_data(spec: str) -> bool:
     """Whether `spec` refers to something on disk, by its form or because the path exists."""
     path = _split(spec)[0]
     looks_like_path = "/" in path or "\\" in path or bool(Path(path.partition(":")[0]).suffix)
-    return looks_like_path or Path(path).suffix.lower() in READERS or (bool(path) and Path(path).exists())
+    return looks_like_path or Path(path).suffix.lower() in READERS or (bool(path) and exists(Path(path)))
 
 
 def _split(spec: str) -> tuple[str, str]:
     """Path and options of `PATH[:key=value,...]`. If the whole text is an existing path, it has no options."""
-    if Path(spec).expanduser().exists():
+    if exists(Path(spec).expanduser()):
         return spec, ""
     match = re.fullmatch(r"(.+?):([a-z]+(?:[=,].*)?)", spec)
     return (match[1], match[2]) if match else (spec, "")
@@ -135,13 +136,13 @@ def _read_unscaled(path: Path, options: Mapping[str, str]) -> tuple[Points, np.n
     """Samples as stored, and labels."""
     label_option = options.get("labels")
     points: Points
-    if not path.exists() and path.suffix.lower() in ("", ".json", *ARCHIVES):
+    if not exists(path) and path.suffix.lower() in ("", ".json", *ARCHIVES):
         raise InputError(f"No file or folder at {path}. Pass the path of the data or the name of a data set.")
-    if path.is_dir() or path.suffix.lower() in ARCHIVES:
+    if is_folder(path) or path.suffix.lower() in ARCHIVES:
         points, labels = _read_many_files(path, options.get("files"), with_labels=label_option is None)
     elif path.suffix.lower() == ".json":
         points, labels = read_file_list(path)
-    elif path.suffix.lower() in _MEMORY_MAPPED and path.is_file() and path.stat().st_size > _STREAMED:
+    elif path.suffix.lower() in _MEMORY_MAPPED and is_file(path) and path.stat().st_size > _STREAMED:
         points = ShardedArray([path])
         labels = points.labels
     else:

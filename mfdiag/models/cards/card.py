@@ -18,6 +18,7 @@ from mfdiag.models.cards.field_types import (
     leaves,
 )
 from mfdiag.models.cards.recognition import Recognise
+from mfdiag.storage import is_file
 
 __all__ = [
     "Call",
@@ -235,7 +236,7 @@ class Card(_Section):
         """The factory of the network; FILE.py is the file beside the card if that exists."""
         place, _, attribute = self.network.factory.rpartition(":")
         beside = self._file.parent / place
-        return f"{beside}:{attribute}" if place.endswith(".py") and beside.is_file() else self.network.factory
+        return f"{beside}:{attribute}" if place.endswith(".py") and is_file(beside) else self.network.factory
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.models.cards.card import Card
+from mfdiag.storage import is_file
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
 __all__ = ["errors_in_field", "is_card", "load_card", "shipped_cards"]
@@ -78,7 +79,7 @@ def _located(layers: list[_Layer], place: tuple[Any, ...]) -> str:
 def _card_file(name: str, folder: Path) -> Path:
     """The file `name` in `folder`, or the shipped card of that name."""
     path = folder / name
-    if path.is_file():
+    if is_file(path):
         return path
     shipped = shipped_cards()
     if name not in shipped:

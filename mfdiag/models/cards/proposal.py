@@ -139,9 +139,10 @@ def _with_candidates(proposal: Proposal, candidates: list[str]) -> Proposal:
 
 def _guess_weights(places: Mapping[str, Tensors]) -> _WeightPlaces:
     """The raw weights and their average, by their names; else the largest set as raw, and the first average."""
-    averaged = [place for place in places if is_average(place, places)]
+    averaged = {place: None for place in places if is_average(place, places)}
     sizes = {place: sum(math.prod(header.shape) for header in tensors.values()) for place, tensors in places.items()}
-    largest = max(places, key=lambda place: (place not in averaged, sizes[place]))
+    raws = [place for place in places if place not in averaged] or list(averaged)
+    largest = max(raws, key=sizes.__getitem__)
     raw = place_of(places, "raw")
     raw = largest if raw is None else raw
     ema = place_of(places, "ema")

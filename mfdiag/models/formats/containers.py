@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from mfdiag.errors import InputError
 from mfdiag.models.formats.archives import damaged_file
 from mfdiag.models.formats.exported import Program, read_exported
+from mfdiag.models.formats.named_files import regular_file
 from mfdiag.models.formats.shards import INDEX_SUFFIX, read_safetensors, read_sharded
 from mfdiag.models.formats.torchfile import read_torch
+from mfdiag.storage import is_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,20 +86,10 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
 def _checkpoint_file(path: str | os.PathLike[str]) -> Path:
     """`path` itself, or the only index of shards or file of weights in it if it is a folder.
 
-    Raises InputError if it is no readable file.
+    Raises InputError if it is no regular file that can be read.
     """
     file = Path(path)
-    if file.is_dir():
-        file = _file_in_folder(file)
-    try:
-        with file.open("rb") as stream:
-            if stream.read(1):
-                return file
-    except FileNotFoundError:
-        raise InputError(f"Expected a checkpoint file, but {file} does not exist; check the path.") from None
-    except OSError as error:
-        raise InputError(f"Expected a readable checkpoint, but {file} is not ({error.strerror}); check it.") from error
-    raise InputError(f"Expected a checkpoint, but {file} is empty; write or download it again.")
+    return regular_file(_file_in_folder(file) if is_folder(file) else file)
 
 
 def _file_in_folder(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mfdiag.errors import InputError
 from mfdiag.models.formats.archives import damaged_file
+from mfdiag.models.formats.named_files import file_beside
 from mfdiag.models.formats.pickles import TensorHeader
 
 __all__ = ["INDEX_SUFFIX", "read_safetensors", "read_sharded"]
@@ -48,25 +49,18 @@ def read_sharded(index: Path, *, load: bool) -> tuple[dict[str, Any], list[Path]
     """
     try:
         places = json.loads(index.read_bytes())["weight_map"]
-        files = sorted(set(places.values()))
+        names = sorted(set(places.values()), key=str)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"Expected an index with a weight_map from tensor names to file names, but {index} is not one "
             f"({type(error).__name__}); download it again."
         ) from error
-    for name in files:
-        if not isinstance(name, str) or name != Path(name).name or "\\" in name or not name.strip("."):
-            raise InputError(
-                f"Expected the shards of {index} in its own folder, but it names {name!r}; mfdiag reads nothing "
-                "outside its folder. Correct the index."
-            )
-        if not (index.parent / name).is_file():
-            raise InputError(f"Expected the shard {name} beside {index}, but it is missing; download the shard.")
-    shards = {name: read_safetensors(index.parent / name, load=load)[0] for name in files}
+    files = {name: file_beside(index, name) for name in names}
+    shards = {name: read_safetensors(file, load=load)[0] for name, file in files.items()}
     missing = [name for name, place in places.items() if name not in shards[place]]
     if missing:
         raise InputError(
             f"Expected the tensor {missing[0]} in {places[missing[0]]}, as {index} says, but it is missing "
             f"({len(missing)} of {len(places)} are); download the shards again."
         )
-    return {name: shards[place][name] for name, place in places.items()}, [index.parent / name for name in files]
+    return {name: shards[place][name] for name, place in places.items()}, list(files.values())

@@ -32,6 +32,7 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fs
 _BOOKKEEPING = frozenset({"n_averaged", "initted", "step", "decay", "num_updates"})
 _AVERAGE = re.compile(r"(?:^|[^a-zA-Z])emas?(?![a-z])|EMA|Ema(?![a-z])|shadow|averag|(?:^|_)(?:avg|swa)(?:_|$)")
 _MAX_RAW_COPIES = 2  # beside averages: the network itself, and the online model of ema-pytorch
+_PREFIX_WORDS = 2  # of the prefixes that may hold a copy
 _ANCHORS = 8  # names of the network that are searched for in the file to find prefixes
 
 
@@ -82,32 +83,59 @@ def _copies(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
         words = name.split(".")
-        for depth in range(1, min(len(words), 3)):
+        for depth in range(1, min(len(words), _PREFIX_WORDS + 1)):
             groups.setdefault(".".join(words[:depth]), {})[".".join(words[depth:])] = value
-    averages = [prefix for prefix in groups if _AVERAGE.search(prefix.rpartition(".")[2])]
+    averages = {prefix for prefix in groups if _AVERAGE.search(prefix.rpartition(".")[2])}
     if not averages:
         return {}
     weights = [name for name in tensors if not is_bookkeeping(name)]
-    for prefix in averages:
-        if len(weights) > 1 and all(name.startswith(f"{prefix}.") for name in weights):
+    for prefix in groups:
+        if prefix in averages and len(weights) > 1 and all(name.startswith(f"{prefix}.") for name in weights):
             nested = _copies(groups[prefix])
             return {f"{prefix}.{inner}": part for inner, part in nested.items()} or {prefix: groups[prefix]}
-    outside = {name: v for name, v in tensors.items() if not name.startswith(tuple(f"{p}." for p in averages))}
+    outside = {name: value for name, value in tensors.items() if averages.isdisjoint(_prefixes_of(name))}
     signatures = {prefix: _signature(part) for prefix, part in (groups | {"": outside}).items()}
-    others = [prefix for prefix in signatures if prefix not in averages]
-    pairs = [(a, b) for a in averages for b in others if _may_average(signatures[a], signatures[b])]
-    copies = list(dict.fromkeys(prefix for pair in pairs for prefix in pair))
-    copies = [prefix for prefix in copies if not prefix or prefix.rpartition(".")[0] not in filter(None, copies)]
-    parts = {prefix: groups[prefix] if prefix else outside for prefix in copies}
-    others = [prefix for prefix in copies if prefix not in averages]
+    copies = _paired(signatures, averages)
+    copies = {prefix for prefix in copies if not prefix or prefix.rpartition(".")[0] not in copies - {""}}
+    parts = {prefix: groups[prefix] if prefix else outside for prefix in signatures if prefix in copies}
+    others = copies - averages
     # a network's own layers may be named ema; they are many, of one name, or only a part of the file
-    last_words = {prefix.rpartition(".")[2] for prefix in copies if prefix in averages}
+    last_words = {prefix.rpartition(".")[2] for prefix in copies & averages}
     is_whole_network = (
         0 < len(others) <= _MAX_RAW_COPIES
         and len(last_words) == len(copies) - len(others)
         and 2 * sum(map(len, parts.values())) >= len(tensors)
     )
     return parts if is_whole_network else {}
+
+
+def _prefixes_of(name: str) -> list[str]:
+    """The prefixes that may hold a copy: the first word, the first two."""
+    words = name.split(".")
+    return [".".join(words[:depth]) for depth in range(1, min(len(words), _PREFIX_WORDS + 1))]
+
+
+def _paired(signatures: Mapping[str, frozenset[str]], averages: Collection[str]) -> set[str]:
+    """The prefixes of averages that may average another prefix, and those others.
+
+    A file may have as many prefixes as tensors, so equal signatures are compared once, and an average only with the
+    signatures that have its rarest name.
+    """
+    prefixes: dict[tuple[bool, frozenset[str]], list[str]] = {}
+    for prefix, signature in signatures.items():
+        prefixes.setdefault((prefix in averages, signature), []).append(prefix)
+    networks: dict[str, list[frozenset[str]]] = {}
+    for averaged, signature in prefixes:
+        for name in () if averaged else signature:
+            networks.setdefault(name, []).append(signature)
+    paired = set()
+    for averaged, signature in prefixes:
+        if averaged and len(signature) > 1:
+            candidates = min((networks.get(name, []) for name in signature), key=len)
+            for other in candidates:
+                if _may_average(signature, other):
+                    paired |= {*prefixes[True, signature], *prefixes[False, other]}
+    return paired
 
 
 def _may_average(average: frozenset[str], network: frozenset[str]) -> bool:
@@ -139,7 +167,8 @@ def place_of(places: Mapping[str, dict[str, Any]], key: str) -> str | None:
 
 def without_wrappers(name: str) -> str:
     """The name of a tensor without the words that wrappers add to it, anywhere in it."""
-    return ".".join(word for word in name.split(".") if word not in _WRAPPERS)
+    words = name.split(".")
+    return name if _WRAPPERS.isdisjoint(words) else ".".join(word for word in words if word not in _WRAPPERS)
 
 
 def under_names(tensors: Mapping[str, Any], names: Collection[str]) -> NamedWeights | list[str]:
