@@ -163,6 +163,115 @@ def dispersive(s: One, coefficient: float, temperature: float, partners: int) ->
     return meanflow(s) + coefficient * spread.log()
 
 
+def solution(s: One, x: Tensor, t: Tensor, end: Tensor, net: nn.Module | None = None) -> Tensor:
+    """The flow map from x at t to `end`, as SoFlow, Align Your Flow and self-distillation write it."""
+    return x + (end - t) * s.u(x, end, t, net)
+
+
+def soflow(s: One, ratio: float, flow_matching: float) -> Tensor:
+    later = s.t + ratio * (s.r - s.t)
+    x_l = s.at(s.t) + s.v_c * (later - s.t)
+    error = square(solution(s, s.at(s.t), s.t, s.r) - solution(s, x_l, later, s.r).detach())
+    weight = 1 / ((s.t - later) * (s.t - s.r))
+    velocity = square(s.u(s.at(s.t), s.t, s.t) - s.v_c)
+    return flow_matching * velocity + (1 - flow_matching) * (weight * error).sum()
+
+
+def euler_mean_flow(s: One, step: float) -> Tensor:
+    """Velocities; samples whose interval is not longer than the step regress v_c."""
+    x_t, target = s.at(s.t), s.v_c
+    if float(s.t - s.r) > step:
+        x = x_t - step * s.u(x_t, s.t, s.t)
+        slope = (s.u(x_t, s.r, s.t) - s.u(x, s.r, s.t - step)) / step
+        target = target - (s.t - s.r - step) * slope
+    return square(s.u(x_t, s.r, s.t) - target.detach())
+
+
+def euler_mean_flow_of_ends(s: One, step: float) -> Tensor:
+    """Ends x_0: the paper's form for x-prediction, its time reversed."""
+
+    def end(x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return x - t * s.u(x, r, t)
+
+    x_t, target, prediction = s.at(s.t), s.x0, end(s.at(s.t), s.r, s.t)
+    if float(s.t - s.r) > step:
+        x = x_t + step / s.t * (end(x_t, s.t, s.t) - x_t)
+        factor = (s.t - s.r - step) * s.t / (s.r.clamp_min(0.02) * step)
+        target = target + factor * (end(x, s.r, s.t - step) - prediction)
+    return square(prediction - target.detach()) / s.t.square().sum()
+
+
+def consistency(s: One, velocity: Tensor, end: Tensor, warmup: float) -> Tensor:
+    """-df/dt of the map to `end` along `velocity`, where the second of its parts has a factor."""
+    x_t, velocity = s.at(s.t), velocity.detach()
+    du = jvp(lambda x, t: s.u(x, end, t), (x_t, s.t), (velocity, torch.ones_like(s.t)))[1]
+    return s.u(x_t, end, s.t) - velocity + warmup * (s.t - end) * du
+
+
+def normalised(s: One, tangent: Tensor, end: Tensor, constant: float) -> Tensor:
+    u, tangent = s.u(s.at(s.t), end, s.t), tangent.detach()
+    return square(u - (u.detach() - tangent / (tangent.square().sum().sqrt() + constant)))
+
+
+def scm(s: One, constant: float, warmup: float) -> Tensor:
+    zero = torch.zeros_like(s.t)
+    return normalised(s, consistency(s, s.v_c, zero, warmup), zero, constant)
+
+
+def eulerian_distillation(s: One, constant: float, warmup: float) -> Tensor:
+    return normalised(s, consistency(s, instantaneous(s, s.teacher), s.r, warmup), s.r, constant)
+
+
+def facm(s: One, power: float, velocity: Tensor) -> Tensor:
+    """The repository's loss in its own time, where data is at 1 and velocities point to the data; d times its means."""
+    t, v, x = 1 - s.t, -velocity.detach(), s.at(s.t)
+
+    def mean_velocity(x: Tensor, t: Tensor) -> Tensor:
+        return -s.u(x, torch.zeros_like(t), 1 - t)
+
+    anchor = -s.u(x, s.t, s.t)
+    cosine = (anchor * v).sum() / (anchor.norm() * v.norm())
+    F, slope = mean_velocity(x, t), jvp(mean_velocity, (x, t), (v, torch.ones_like(t)))[1]
+    g = (F - (v + (1 - t) * slope)).clamp(-1, 1)
+    target = (F - (1 - t**power) * g).detach()
+    error = (F - target).square().mean()
+    consistent = error / (error + 1e-3).sqrt().detach() * torch.cos(t * torch.pi / 2).sum()
+    return x.numel() * ((anchor - v).square().mean() + 1 - cosine + consistent)
+
+
+def lagrangian_distillation(s: One) -> Tensor:
+    """The inner product whose gradient the paper gives, without its factor t-r, and twice it as a square has."""
+    x = s.at(s.t)
+    f, speed = jvp(lambda r: solution(s, x, s.t, r), (s.r,), (torch.ones_like(s.r),))
+    e = (speed - s.u(f, s.r, s.r, s.teacher)).detach()
+    return 2 * (solution(s, x, s.t, s.r) * -e).sum() / (s.t - s.r).sum()
+
+
+def diagonal(s: One) -> Tensor:
+    return square(s.u(s.at(s.t), s.t, s.t) - s.v_c)
+
+
+def lagrangian_self_distillation(s: One) -> Tensor:
+    x = s.at(s.t)
+    f, speed = jvp(lambda r: solution(s, x, s.t, r), (s.r,), (torch.ones_like(s.r),), create_graph=True)
+    return square(speed - s.u(f.detach(), s.r, s.r).detach()) + diagonal(s)
+
+
+def eulerian_self_distillation(s: One, jacobian: bool) -> Tensor:
+    x, ones = s.at(s.t), torch.ones_like(s.t)
+    v = s.u(x, s.t, s.t).detach()
+    slope = jvp(lambda t: solution(s, x, t, s.r), (s.t,), (ones,), create_graph=True)[1]
+    transport = jvp(lambda x: solution(s, x, s.t, s.r), (x,), (v,), create_graph=True)[1]
+    return square(slope + (transport if jacobian else transport.detach())) + diagonal(s)
+
+
+def progressive_self_distillation(s: One, share: Tensor) -> Tensor:
+    middle = s.r + share * (s.t - s.r)
+    x_s = solution(s, s.at(s.t), s.t, middle)
+    error = solution(s, s.at(s.t), s.t, s.r) - solution(s, x_s, middle, s.r).detach()
+    return square(error / (s.t - s.r)) + diagonal(s)
+
+
 LOSSES: dict[str, Callable[[One], Tensor]] = {
     "meanflow": meanflow,
     "ema_tangent": lambda s: meanflow(s, instantaneous(s, s.ema)),
@@ -189,6 +298,22 @@ LOSSES: dict[str, Callable[[One], Tensor]] = {
     "modular_meanflow:1": lambda s: modular_meanflow(s, 1.0),
     "terminal_velocity": terminal_velocity,
     "flow_matching": flow_matching,
+    "soflow": lambda s: soflow(s, 0.002, 0.75),
+    "soflow:0.3,0.5": lambda s: soflow(s, 0.3, 0.5),
+    "euler_mean_flow": lambda s: euler_mean_flow(s, 0.05),
+    "euler_mean_flow:0.1,1": lambda s: euler_mean_flow_of_ends(s, 0.1),
+    "scm": lambda s: scm(s, 0.1, 1.0),
+    "scm:0.5,0.3": lambda s: scm(s, 0.5, 0.3),
+    "facm": lambda s: facm(s, 0.5, s.v_c),
+    "facm:2,1": lambda s: facm(s, 2.0, instantaneous(s, s.teacher)),
+    "eulerian_distillation": lambda s: eulerian_distillation(s, 0.1, 0.99),
+    "eulerian_distillation:1,0.5": lambda s: eulerian_distillation(s, 1.0, 0.5),
+    "lagrangian_distillation": lagrangian_distillation,
+    "lagrangian_self_distillation": lagrangian_self_distillation,
+    "eulerian_self_distillation": lambda s: eulerian_self_distillation(s, False),
+    "eulerian_self_distillation:1": lambda s: eulerian_self_distillation(s, True),
+    "progressive_self_distillation": lambda s: progressive_self_distillation(s, s.uniform("split")),
+    "progressive_self_distillation:1": lambda s: progressive_self_distillation(s, torch.full_like(s.t, 0.5)),
     "stable_velocity:5": lambda s: stable_velocity(s, 5),
     "dispersive": lambda s: dispersive(s, 0.5, 0.5, 4),
     "dispersive:2,0.3,2": lambda s: dispersive(s, 2.0, 0.3, 2),

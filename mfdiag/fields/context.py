@@ -59,19 +59,21 @@ class EvaluationContext:
     guidance_affine: tuple[Tensor, Tensor] | None = None
     proxy_cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """The measured network at any point and times.
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, network: str = "self") -> Tensor:
+        """A network of the run at any point and times.
 
         Args:
             x: Points [n, *shape].
             r: Start times [n].
             t: End times [n].
+            network: "self" for the measured network, or "ema".
 
         Returns:
             u(x, r, t) with the samples' labels, [n, *shape].
         """
+        function = self.model if network == "self" else self.networks[network]
         with torch.no_grad():
-            return self.model(x, r, t, self.labels)
+            return function(x, r, t, labels_for(function, self.labels))
 
     def instantaneous_velocity(self, network: str, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at one time of a network of the run.

@@ -130,18 +130,21 @@ class Fields:
 
     # -- evaluations elsewhere, without gradient; times broadcast against x -----------------------------------------
 
-    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """The measured network at any point and times.
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, network: str = "self") -> Tensor:
+        """A network of the run at any point and times.
+
+        An estimator lists the networks that it uses in `Needs.networks`.
 
         Args:
             x: Points [n, *shape].
             r: Start times.
             t: End times.
+            network: "self" for the measured network, or "ema".
 
         Returns:
             u(x, r, t) with the samples' labels, [n, *shape].
         """
-        return self._context.average_velocity(x, r.flatten(), t.flatten())
+        return self._context.average_velocity(x, r.flatten(), t.flatten(), network)
 
     def instantaneous_velocity(self, network: str, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at one time of a network of the run.
@@ -160,7 +163,21 @@ class Fields:
 
     def jvp_v_c_at(self, r: Tensor) -> Tensor:
         """du/dx v_c + du/dt at (x_t, r, t), for another start time r; [n, *shape]."""
-        return self._context.derivatives(r.flatten(), self.v_c[None], torch.ones_like(self._context.t)[None])[1][0]
+        return self.derivative_at(r, self.v_c)
+
+    def derivative_at(self, r: Tensor, dx: Tensor, dt: float = 1.0) -> Tensor:
+        """The measured network's derivative at (x_t, r, t), for any start time.
+
+        Args:
+            r: Start times.
+            dx: Tangent of x, [n, *shape].
+            dt: Tangent of t.
+
+        Returns:
+            du/dx dx + du/dt dt, [n, *shape].
+        """
+        context = self._context
+        return context.derivatives(r.flatten(), dx[None], torch.full_like(context.t, dt)[None])[1][0]
 
     def path_at(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Another point of the sample's own path from x_0 to x_1.

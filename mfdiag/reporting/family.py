@@ -98,9 +98,7 @@ def _page(name: str, estimator: Estimator, measured: pd.DataFrame) -> str:
         beta, gamma = estimator.coefficients
         parts.append(f"A point of the coefficient plane: beta = {beta:g}, gamma = {gamma:g}.\n")
     if estimator.loss is not None:
-        parts.append(
-            "This loss is differentiated through more than u(x_t, r, t), so only `mfdiag compare` measures it.\n"
-        )
+        parts.append("It has a loss of its own instead of a residual, so only `mfdiag compare` measures it.\n")
     parts.append(markdown_table(("a training step needs", ""), _needs(estimator)))
     numbers = _numbers(measured, name)
     if any(numbers):

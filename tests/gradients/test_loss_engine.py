@@ -49,7 +49,8 @@ def engine_of(name: str, kind: str = "fast") -> tuple[LossEngine, Fields, list[s
     module = randomised(build()).double().eval().requires_grad_(False)
     points = np.random.default_rng(0).standard_normal((20, *shape))
     draws = Draws(FiniteData("points", points, np.arange(20) % CLASSES), parse_times("uniform"), 3)
-    builder = FieldBuilder(module, module, draws, FieldNeeds(), "self", lambda a: a.double())
+    others = {"ema": module, "teacher": module}
+    builder = FieldBuilder(module, module, draws, FieldNeeds(), "self", lambda a: a.double(), others)
     engine = prepare_engine(module, builder.inputs(draws.batch(np.arange(2))), kind, lambda _: None)  # type: ignore[arg-type]
     notes: list[str] = []
     fields = evaluate_batch(builder, engine, forward_mode(module), draws.batch(np.arange(2)))[1]
@@ -68,7 +69,7 @@ def test_all_at_once_is_one_at_a_time(name: str) -> None:
             got, want = factors.dense(0, N), truth[parameter].dense(0, N)
             torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-9, msg=f"{loss} {parameter}")
     slow = {loss for loss, left in zip(LOSSES, engine.slow, strict=True) if left}
-    tracked = {"modular_meanflow", "terminal_velocity"}
+    tracked = {name for name, e in estimators().items() if e.needs.trained_jvps} | {"lagrangian_distillation"}
     assert slow == (set(LOSSES) if name in SLOW else tracked if name in ONLY_UNTRACKED else set())
     assert bool(notes) == bool(slow)
 
