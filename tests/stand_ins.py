@@ -138,6 +138,13 @@ class ByName(_Core):
         return self.value(x, t, r, condition)
 
 
+class Instant(_Labelled):
+    """SiT and LightningDiT: (x, t, y), a velocity from noise to data."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.of(x, t, t, y)
+
+
 class InExtra(_Labelled):
     """flow_matching: a velocity from noise to data, labels in a dictionary."""
 
@@ -235,6 +242,14 @@ STAND_INS = {
         lambda state: {"model": state, "ema": _ema(state), "optimizer": {}, "step": 9, "config": {"dim": 8}},
         lambda net, x, y: _towards_data(net, x, *_times(x), y),
     ),
+    "modular-meanflow": StandIn(
+        Between,
+        lambda state: {"model": state, "ema_model": _ema(state), "optimizer": {}, "step": 9, "config": {"dim": 8}},
+        lambda net, x, y: _towards_data(net, x, *_times(x), y),
+    ),
+    "swaystar-meanflow": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
+    "sit": StandIn(Instant, _research, lambda net, x, y: _towards_data(net, x, _times(x)[0], y)),
+    "lightningdit": StandIn(Instant, _research, lambda net, x, y: _towards_data(net, x, _times(x)[0], y)),
     "re-meanflow": StandIn(Preconditioned, _preconditioned, _reflowed),
     "fastgen": StandIn(
         ByName,

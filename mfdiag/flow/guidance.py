@@ -6,6 +6,7 @@ stop-gradient. Outside an interval of t, v_g = v_c, or the teacher's velocity. A
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -25,6 +26,8 @@ GUIDANCES: dict[str, str] = {
     "meanflow": "omega v_c + kappa u(x_t,t,t,y) + (1 - omega - kappa) u(x_t,t,t,null) if low <= t <= high, else v_c; a "
     "fraction drop of the labels is null and keeps v_c (arXiv 2505.13447, section 4.2): "
     "meanflow:omega,[kappa=0],[low=0],[high=1],[drop=0.1]",
+    "meanflow_apart": "as meanflow, but pairs with r = t keep v_c (SwayStar123/MeanFlow): "
+    "meanflow_apart:omega,[kappa=0],[low=0],[high=1],[drop=0.1]",
     "re_meanflow": "as meanflow with kappa = 1 - omega/scale, at all t and also for null labels (Re-MeanFlow): "
     "re_meanflow:omega,scale,[drop=0.1]",
     "model_guidance": "v_c + omega (u(x_t,t,t,y) - u(x_t,t,t,null)), interval and null labels as in meanflow (arXiv "
@@ -153,6 +156,13 @@ def _meanflow(name: str, omega: float, kappa: float, low: float, high: float, dr
     return Guidance(name, lambda w: (w, kappa, 1 - w - kappa), scale, drop, changes_velocity=changes_velocity)
 
 
+def _meanflow_apart(name: str, omega: float, kappa: float, low: float, high: float, drop: float) -> Guidance:
+    def sample(u: np.ndarray, equal: np.ndarray, dropped: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.full(len(u), omega), np.where(equal, 2, low), np.full(len(u), high)  # no t is above 2
+
+    return dataclasses.replace(_meanflow(name, omega, kappa, low, high, drop), sample_scale=sample)
+
+
 def _re_meanflow(name: str, omega: float, scale: float, drop: float) -> Guidance:
     # the effective guidance scale is omega / (1 - kappa); the specification gives it as `scale`
     kappa = 1 - omega / scale
@@ -190,6 +200,7 @@ def _teacher(name: str, omega: float, low: float, high: float, drop: float) -> G
 _INTERVAL: dict[str, float | None] = {"low": 0.0, "high": 1.0}
 _KINDS: dict[str, tuple[dict[str, float | None], Callable[..., Guidance]]] = {
     "meanflow": ({"omega": None, "kappa": 0.0, **_INTERVAL, "drop": 0.1}, _meanflow),
+    "meanflow_apart": ({"omega": None, "kappa": 0.0, **_INTERVAL, "drop": 0.1}, _meanflow_apart),
     "re_meanflow": ({"omega": None, "scale": None, "drop": 0.1}, _re_meanflow),
     "model_guidance": ({"omega": None, **_INTERVAL, "drop": 0.1}, _model_guidance),
     "improved": (

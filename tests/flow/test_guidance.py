@@ -24,6 +24,7 @@ NUMBERS = np.arange(2000)
 # (v_c, velocity with the label, velocity with the null label, omega) -> v_g inside the interval
 FORMULAS: dict[str, Callable[[float, float, float, float], float]] = {
     "meanflow:2,0.3,0.2,0.7": lambda v, own, null, w: w * v + 0.3 * own + (1 - w - 0.3) * null,
+    "meanflow_apart:2,0.3,0.2,0.7": lambda v, own, null, w: w * v + 0.3 * own + (1 - w - 0.3) * null,
     "re_meanflow:0.5,2": lambda v, own, null, w: w * v + (1 - w / 2) * own + (1 - w - (1 - w / 2)) * null,
     "model_guidance:0.4,0.2,0.7": lambda v, own, null, w: v + w * (own - null),
     "improved:3,0.2,0.7": lambda v, own, null, w: v + (1 - 1 / w) * (own - null),
@@ -102,6 +103,18 @@ def test_a_label_is_dropped_by_seed_and_number_alone() -> None:
     assert unguided.labels is not None and torch.equal(unguided.x_t, whole.x_t)
     assert torch.equal(whole.labels, torch.where(whole.dropped, NULL, unguided.labels))
     assert not torch.equal(other.batch(NUMBERS).dropped, whole.dropped)  # type: ignore[arg-type]
+
+
+def test_pairs_with_r_equal_to_t_keep_v_c() -> None:
+    draws, everywhere = draws_of("meanflow_apart:2,0.3,0.2,0.7"), draws_of("meanflow:2,0.3,0.2,0.7")
+    batch, plain = draws.batch(NUMBERS), everywhere.batch(NUMBERS)
+    assert batch.scale is not None and plain.scale is not None and batch.dropped is not None
+    factors = law_of("meanflow_apart:2,0.3,0.2,0.7").factors(batch.scale, batch.t, batch.dropped)
+    equal = batch.r == batch.t
+    assert (factors.data[equal] == 1).all() and (factors.null[equal] == 0).all()
+    expected = law_of("meanflow:2,0.3,0.2,0.7").factors(plain.scale, plain.t, batch.dropped)
+    assert all(torch.equal(a[~equal], b[~equal]) for a, b in zip(factors, expected, strict=True))
+    assert (factors.data[~equal] == 2).any() and equal.any()
 
 
 def test_strengths_drawn_for_each_sample() -> None:

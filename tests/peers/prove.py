@@ -4,7 +4,8 @@
 
 DIR holds checkouts named OWNER+NAME, or OWNER+NAME@REVISION. For each repository its own network is built small with
 random weights that are nowhere zero and saved by its own code; its own loss code is run on samples that mfdiag drew,
-and what it regresses is compared with what mfdiag measures through the card; then the commands run on the saved file.
+and what it regresses is compared with what mfdiag measures through the card; then the commands run on the saved file,
+after `mfdiag inspect` has recognized it.
 Packages the repositories import must be on PYTHONPATH. Prints a row for each repository, and exits with 1 where one
 disagrees.
 
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -85,6 +87,7 @@ def prove(peer: ModuleType, repositories: Path, work: Path, commands: list[str])
         found = differences(peer, in_precision(model, dtype).eval(), checkpoint, card, data, dtype)
         row |= {f"{what}, {str(dtype).removeprefix('torch.')}": value for what, value in found.items()}
         assert max(found.values()) <= TOLERANCE[dtype], f"{peer.REPOSITORY} disagrees in {dtype}: {found}"
+    recognized(checkpoint, peer.CARD, work, paths)
     start = time.perf_counter()
     for command in commands:
         run(command, checkpoint, card, data, work, paths)
@@ -216,14 +219,29 @@ def relative(ours: Tensor, reference: Tensor) -> float:
 
 def run(command: str, checkpoint: Path, model: Path | str, data: Path, out: Path, paths: list[str], *more: str) -> None:
     """One command of the installed program on the saved file; AssertionError where it fails or measures nothing."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
     program = [str(Path(sys.executable).with_name("mfdiag")), command, str(checkpoint)]
     options = ["--model", str(model), "--data", str(data), "--samples", str(SAMPLES), "--out", str(out), "--quiet"]
     done = subprocess.run(
-        [*program, *options, *more, "--format", "csv"], env=environment, capture_output=True, text=True
+        [*program, *options, *more, "--format", "csv"], env=environment_with(paths), capture_output=True, text=True
     )
     assert done.returncode == 0, f"{' '.join(program)} exits with {done.returncode}: {done.stderr}"
     assert len(done.stdout.splitlines()) > 1, f"{' '.join(program)} has no rows"
+
+
+def recognized(checkpoint: Path, card: str, work: Path, paths: list[str]) -> None:
+    """`mfdiag inspect` takes the saved file for one of the repository, and the card that it proposes can be read."""
+    program = [str(Path(sys.executable).with_name("mfdiag")), "inspect", str(checkpoint), "--format", "json"]
+    done = subprocess.run(program, env=environment_with(paths), capture_output=True, text=True)
+    assert done.returncode == 0, f"mfdiag inspect exits with {done.returncode}: {done.stderr}"
+    proposal = json.loads(done.stdout)["proposal"]
+    assert proposal["recognised"] == f"{card}.yaml", f"the file is taken for {proposal['recognised']}"
+    (work / "proposed.yaml").write_text(proposal["text"])
+    load_card(str(work / "proposed.yaml"))
+
+
+def environment_with(paths: list[str]) -> dict[str, str]:
+    """The environment of a program that imports from these folders."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
 
 
 def commit(checkout: Path) -> str:

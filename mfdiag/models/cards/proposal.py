@@ -99,7 +99,7 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
         return None
     guess = _guess_weights(places)
     entries = {place.partition(".")[0] for place in (*sets, *plain_values)} | set(plain_values)
-    fitting, similar = [], []
+    fitting, excluded = [], []
     for card, (fields, rule) in _rules().items():
         from_card = _weights_of_card(fields.get("weights", {}), sets)
         options = (from_card,) if from_card else (guess, *_without_common_prefix(guess))
@@ -108,18 +108,18 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
             continue
         others = [name for name, other in rule.similar.items() if other.entries and entries.issuperset(other.entries)]
         if others:
-            similar += [_similar(rule, name) for name in others] + [f"{card} ({fields.get('about', '')})"]
+            excluded += [_similar(rule, name) for name in others] + [f"{card} ({fields.get('about', '')})"]
         else:
             fitting.append((card, fields, rule, weights))
     if fitting:
         most_specific = max(fitting, key=lambda candidate: len(candidate[2].tensors))
         proposal = _extension_of_shipped(*most_specific, plain_values)
         others = [f"{card} ({fields.get('about', '')})" for card, fields, _, _ in fitting if card != most_specific[0]]
-        similar += others + [_similar(most_specific[2], name) for name in most_specific[2].similar]
-        return _with_candidates(proposal, similar)
+        others += [_similar(most_specific[2], name) for name in most_specific[2].similar]
+        return _with_candidates(proposal, others)
     fields, comments = _own_card(name, guess, plain_values)
     unknown = {field: str(value) for field, value in fields.items() if isinstance(value, _Unknown)}
-    return _with_candidates(Proposal(unknown=unknown | comments, text=_yaml(fields, comments)), similar)
+    return _with_candidates(Proposal(unknown=unknown | comments, text=_yaml(fields, comments)), excluded)
 
 
 def _similar(rule: Recognise, repository: str) -> str:

@@ -48,6 +48,21 @@ def sit(depth: int = 12, width: int = 768, patch: int = 4, classes: int = 1000) 
     )
 
 
+def swaystar() -> Tensors:
+    """Its position embedding is computed in each call."""
+    tensors = transformer(28, 1152, 1, 32, 16, "embedding_table", 1000) | headers(r_embedder__mlp__0__weight=(1, 256))
+    return {name: header for name, header in tensors.items() if name != "pos_embed"}
+
+
+def lightning() -> Tensors:
+    return transformer(28, 1152, 1, 32, 16, "embedding_table", 1000) | headers(
+        blocks__0__norm1__weight=(1152,),
+        blocks__0__mlp__w12__weight=(6144, 1152),
+        final_layer__norm_final__weight=(1152,),
+        feat_rope__freqs_cos=(256, 72),
+    )
+
+
 def haidog(**more: tuple[int, ...]) -> Tensors:
     own = transformer(12, 512 if "w_embedder__mlp__0__weight" in more else 384, 2, 3, 32, "embedding", 10)
     return own | headers(r_embedder__mlp__0__weight=(512, 256), **more)
@@ -179,6 +194,17 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
         },
         ["optimizer", "step", "config"],
     ),
+    "modular-meanflow": (
+        {
+            key: transformer(8, 256, 4, 1, 28, "embedding", 10)
+            | headers(r_embedder__mlp__0__weight=(256, 256), blocks__0__norm1__g=(1,), final_layer__norm_final__g=(1,))
+            for key in ("model", "ema_model")
+        },
+        ["optimizer", "step", "config"],
+    ),
+    "swaystar-meanflow": ({"model": swaystar(), "ema": swaystar()}, ["args", "steps"]),
+    "sit": ({key: transformer(28, 1152, 2, 4, 32, "embedding_table", 1000) for key in ("model", "ema")}, ["opt"]),
+    "lightningdit": ({"model": lightning(), "ema": lightning()}, ["opt", "config"]),
     "torchcfm": ({"net_model": TORCHCFM, "ema_model": TORCHCFM}, ["sched", "optim", "step"]),
     "flow-matching": (
         {
@@ -402,13 +428,16 @@ def test_repositories_with_the_same_tensors_are_named(tmp_path: Path) -> None:
     assert bare.recognised == "haidog-meanflow-2025.yaml" and "primepake/modular_meanflow" in bare.candidates[0]
     assert "direction D1" in bare.text and as_card(bare, tmp_path)
     modular = proposed({"model": tensors, "ema_model": tensors}, ["optimizer", "step", "config"])
-    assert modular.recognised is None and "convention.direction" in modular.unknown
-    assert "primepake/modular_meanflow" in modular.candidates[0] and "haidog" in modular.candidates[1]
+    assert modular.recognised == "modular-meanflow.yaml" and modular.candidates == []
     assert as_card(modular, tmp_path).weights.ema == "ema_model"
-    sway = proposed({"model": sit(), "ema": sit()}, ["steps"], args__bootstrap_ratio=0.5)
-    assert sway.recognised is None and "SwayStar123" in sway.candidates[0] and "0.3099" in sway.candidates[0]
-    zhuyu = proposed(*FILES["zhuyu-meanflow"])
-    assert zhuyu.recognised == "zhuyu-meanflow.yaml" and "SwayStar123" in zhuyu.candidates[0]
+    other = proposed({"net": tensors, "ema_model": tensors}, ["optimizer"])
+    assert other.recognised is None and "convention.direction" in other.unknown
+    assert "primepake/modular_meanflow" in other.candidates[0] and "haidog" in other.candidates[1]
+
+
+def test_a_position_embedding_in_the_file_tells_two_repositories_apart() -> None:
+    assert proposed(*FILES["zhuyu-meanflow"]).recognised == "zhuyu-meanflow.yaml"
+    assert proposed(*FILES["swaystar-meanflow"]).recognised == "swaystar-meanflow.yaml"
 
 
 def test_two_cards_that_fit_are_both_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
