@@ -105,8 +105,9 @@ def _fields(model: type[BaseModel]) -> list[str]:
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The pydantic models that a field with this annotation may hold."""
-    types = [annotation, *get_args(annotation)]
-    return [type_ for type_ in types if isinstance(type_, type) and issubclass(type_, BaseModel)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_of(argument)]
 
 
 def _section(model: type[BaseModel], field_path: FieldPath) -> type[BaseModel]:

@@ -17,6 +17,7 @@ from mfdiag.derivatives.forward_graph import CheckedJvp, forward_graph
 from mfdiag.derivatives.forward_mode import NoForwardModeError, forward_mode_derivatives
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.inputs import Differentiate, Inputs
+from mfdiag.flow.conditions import Condition
 
 __all__ = ["Derivative", "choose_derivative", "forward_mode", "parse_derivative"]
 
@@ -141,19 +142,19 @@ def _reversible(module: nn.Module, inputs: Inputs) -> bool:
 
 
 def _forward_mode_or_double_backward(
-    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, condition: Condition, dx: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Forward mode, which is cheaper for many tangents, where the network supports it. Both are right."""
     try:
-        return forward_mode_derivatives(module, x, r, t, labels, dx, dt)
+        return forward_mode_derivatives(module, x, r, t, condition, dx, dt)
     except NoForwardModeError:
-        return _double_backward(module, x, r, t, labels, dx, dt)
+        return _double_backward(module, x, r, t, condition, dx, dt)
 
 
 def _double_backward(
-    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+    module: nn.Module, x: Tensor, r: Tensor, t: Tensor, condition: Condition, dx: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return forward_graph(module, (x, r, t, labels)).derivatives(dx, dt)
+    return forward_graph(module, (x, r, t, condition)).derivatives(dx, dt)
 
 
 def _require_agreement(module: nn.Module, checked: CheckedJvp, say: Callable[[str], None] | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mfdiag.derivatives.differentiable_jvp import Point
 from mfdiag.fields.inputs import Inputs
+from mfdiag.flow.conditions import Condition, map_condition
 
 __all__ = ["CentralDifference", "central_difference", "difference_quotients", "jvp_by_difference"]
 
@@ -46,13 +47,13 @@ class CentralDifference:
         return f"difference:{self.step:g}"
 
     def __call__(
-        self, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+        self, x: Tensor, r: Tensor, t: Tensor, condition: Condition, dx: Tensor, dt: Tensor
     ) -> tuple[Tensor, Tensor]:
         """u [n, *shape] and its derivatives [m, n, *shape] along dx [m, n, *shape], dt [m, n], which is 0 or 1."""
         with torch.no_grad():
-            u = self.module(x, r, t, labels).detach()  # some networks turn gradients on within
+            u = self.module(x, r, t, condition).detach()  # some networks turn gradients on within
             derivatives = difference_quotients(
-                self.network, self.dtype, (x, r, t, labels), dx, dt, self.step, self.within_times
+                self.network, self.dtype, (x, r, t, condition), dx, dt, self.step, self.within_times
             )
         return u, derivatives.detach().to(u)
 
@@ -145,12 +146,12 @@ def difference_quotients(
     Returns:
         m quotients [m, n, *shape] in `dtype`.
     """
-    x, r, t, labels = _cast(inputs, dtype)
+    x, r, t, condition = _cast(inputs, dtype)
     column = (-1, *[1] * (x.ndim - 1))
     quotients = []
     for v, speed in zip(dx.to(dtype), dt.to(dtype), strict=True):
         low, high = _ends(t, r, torch.ones_like(t), speed * within_times, step)
-        values = [network(x + s.view(column) * v, r, t + s * speed, labels) for s in (low, high)]
+        values = [network(x + s.view(column) * v, r, t + s * speed, condition) for s in (low, high)]
         quotients.append((values[1] - values[0]) / (high - low).clamp_min(_TINY).view(column))
     return torch.stack(quotients)
 
@@ -187,7 +188,6 @@ def jvp_by_difference(
 
 
 def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    x, r, t, labels = inputs
-    if labels is not None and labels.is_floating_point():  # labels with guidance
-        labels = labels.to(dtype)
-    return x.to(dtype), r.to(dtype), t.to(dtype), labels
+    x, r, t, condition = inputs
+    x = x.to(dtype)  # labels with guidance are floating-point numbers too
+    return x, r.to(dtype), t.to(dtype), map_condition(condition, lambda v: v.to(x) if v.is_floating_point() else v)

@@ -11,6 +11,7 @@ from torch.func import jvp, vmap
 from mfdiag.derivatives.attention import twice_differentiable
 from mfdiag.errors import InputError, first_line
 from mfdiag.fields.inputs import VelocityFunction
+from mfdiag.flow.conditions import Condition
 
 __all__ = ["NoForwardModeError", "forward_mode_derivatives"]
 
@@ -31,7 +32,7 @@ class NoForwardModeError(InputError):
 
 
 def forward_mode_derivatives(
-    model: VelocityFunction, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, dx: Tensor, dt: Tensor
+    model: VelocityFunction, x: Tensor, r: Tensor, t: Tensor, condition: Condition, dx: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute u and its derivatives along tangents in x and t, with dr = 0.
 
@@ -40,7 +41,7 @@ def forward_mode_derivatives(
         x: Points, [n, *shape].
         r: Start times, [n].
         t: End times, [n].
-        labels: Labels, [n], or None.
+        condition: Labels [n], `Conditions` or None.
         dx: Tangents of x, [m, n, *shape].
         dt: Tangents of t, [m, n].
 
@@ -52,7 +53,7 @@ def forward_mode_derivatives(
     """
 
     def along(dx_one: Tensor, dt_one: Tensor) -> tuple[Tensor, ...]:
-        return jvp(lambda x_, t_: model(x_, r, t_, labels), (x, t), (dx_one, dt_one))
+        return jvp(lambda x_, t_: model(x_, r, t_, condition), (x, t), (dx_one, dt_one))
 
     chunks = zip(dx.split(_TANGENTS_AT_ONCE), dt.split(_TANGENTS_AT_ONCE), strict=True)
     with torch.no_grad(), twice_differentiable():

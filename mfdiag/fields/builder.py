@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError, first_line
 from mfdiag.fields.context import EvaluationContext
 from mfdiag.fields.fields import Fields, Velocities, compute_fields
-from mfdiag.fields.guided_velocity import GuidedVelocity, labels_for, labels_with_guidance, takes_guidance
+from mfdiag.fields.guided_velocity import GuidedVelocity, condition_for, takes_guidance, with_guidance
 from mfdiag.fields.inputs import DerivativesAtPoint, Differentiate, Inputs, VelocityFunction, require_velocity
 from mfdiag.fields.probes import FULL_JACOBIAN_DIM, random_signs
+from mfdiag.flow.conditions import Condition, labels_of, move_condition, null_of
 from mfdiag.flow.draw import Batch, Draws
+from mfdiag.models.wrapper import conditions_taken
 
 __all__ = ["FieldBuilder", "FieldNeeds", "Proxy"]
 
@@ -83,12 +85,12 @@ class FieldBuilder:
             )
 
     def inputs(self, batch: Batch) -> Inputs:
-        """x_t, r, t and labels of `batch` as the network takes them."""
+        """x_t, r, t and condition of `batch` as the network takes them."""
         x, r, t = (self._cast(a) for a in (batch.x_t, batch.r, batch.t))
-        labels = None if batch.labels is None else batch.labels.to(x.device)
-        if labels is not None and batch.scale is not None and takes_guidance(self.module):
-            labels = labels_with_guidance(labels, batch.scale, x)
-        return x, r, t, labels
+        condition = move_condition(batch.condition, x)
+        if condition is not None and batch.scale is not None and takes_guidance(self.module):
+            condition = with_guidance(condition, batch.scale, x)
+        return x, r, t, condition
 
     def fields(
         self, batch: Batch, inputs: Inputs, differentiate: Differentiate, shared: DerivativesAtPoint | None = None
@@ -108,7 +110,7 @@ class FieldBuilder:
             InputError: The proxy's network cannot be evaluated or does not return a velocity, or u does not have the
                 shape of x.
         """
-        x, _, t, labels = inputs
+        x, _, t, condition = inputs
         posterior = None
         if self.posterior_known or self.proxy == "exact":
             posterior = self.draws.velocity_posterior(batch)
@@ -123,7 +125,7 @@ class FieldBuilder:
         if self.proxy == "exact" and posterior is not None:
             vhat = guide(posterior.mean)
         else:
-            vhat = self._proxy_velocity(x, t, labels)
+            vhat = self._proxy_velocity(x, t, condition)
         of_fields = posterior if self.posterior_known else None  # else it serves the exact proxy alone
         velocities = Velocities(
             guide(batch.velocity),
@@ -146,18 +148,15 @@ class FieldBuilder:
         return replace(fields, context=replace(context, guided=guided, guidance_affine=affine), weight=weight)
 
     def require_null_label(self, inputs: Inputs) -> None:
-        """Check that the network accepts the null label, by one evaluation at labeled `inputs`.
+        """Check that the network accepts the null condition, by one evaluation at conditioned `inputs`.
 
         Raises:
             InputError: It does not.
         """
-        x, r, t, labels = inputs
-        assert labels is not None
-        null = labels.clone()
-        (null if null.ndim == 1 else null[:, 0]).fill_(self.draws.null_label)
+        x, r, t, condition = inputs
         try:
             with torch.no_grad():
-                self.module(x, r, t, null)
+                self.module(x, r, t, null_of(condition, self.draws.null_label))
         except (RuntimeError, IndexError) as error:
             raise InputError(
                 f"--guidance passes the null label {self.draws.null_label}, one above the classes, but the network "
@@ -183,18 +182,20 @@ class FieldBuilder:
             return None
         network = self.module if guidance.network == "self" else self.networks[guidance.network]
 
-        def velocity(x: Tensor, r: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-            return network(x, r if guidance.network == "head" else t, t, labels)
+        def velocity(x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            if guidance.network == "head":
+                return network(x, r, t, condition)
+            return network(x, t, t, condition if conditions_taken(network) else labels_of(condition))
 
-        with_guidance = takes_guidance(network if guidance.network == "teacher" else self.module)
-        return GuidedVelocity.of_batch(batch, guidance, velocity, with_guidance, self.draws.null_label, x)
+        takes = takes_guidance(network if guidance.network == "teacher" else self.module)
+        return GuidedVelocity.of_batch(batch, guidance, velocity, takes, self.draws.null_label, x)
 
-    def _proxy_velocity(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def _proxy_velocity(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """vhat = u(x_t, t, t) of the proxy's network."""
         network = self.proxy_module
         try:
             with torch.no_grad():
-                vhat = network(x, t, t, labels_for(network, labels))
+                vhat = network(x, t, t, condition_for(network, condition))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = first_line(error)
             raise InputError(

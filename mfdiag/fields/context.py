@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.fields.guided_velocity import GuidedVelocity, labels_for, labels_with_guidance
+from mfdiag.fields.guided_velocity import GuidedVelocity, condition_for, with_guidance
 from mfdiag.fields.inputs import Differentiate, VelocityFunction
+from mfdiag.flow.conditions import Condition, labels_of, move_condition
+from mfdiag.flow.data.datasets import FiniteData, MomentsData
 from mfdiag.flow.draw import Draws
 
 __all__ = ["EvaluationContext"]
@@ -20,7 +22,7 @@ _OTHER_SAMPLES = 2**40  # numbers of other samples start here, far above those o
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """The point (x_t, r, t, labels) of each sample, and what can be evaluated from there without gradients.
+    """The point (x_t, r, t, condition) of each sample, and what can be evaluated from there without gradients.
 
     Estimators use it through the methods of `Fields`, whose times broadcast against x. Here times are [n].
 
@@ -28,9 +30,9 @@ class EvaluationContext:
         x: x_t, [n, *shape].
         r: Start times [n].
         t: End times [n].
-        labels: Labels [n], [n, 4] if the network takes its guidance as an input, or None.
-        model: The measured network u(x, r, t, labels).
-        networks: The networks that the run has, by name: "ema" and "teacher" map (x, r, t, labels) to u, "head" maps
+        condition: Labels [n], [n, 4] if the network takes its guidance as an input; `Conditions`; or None.
+        model: The measured network u(x, r, t, condition).
+        networks: The networks that the run has, by name: "ema" and "teacher" map (x, r, t, condition) to u, "head" maps
             them to the velocity head's v.
         proxy: Name of the network that gives the run's vhat.
         jvp_x: Tangents dx [m, n, *shape] -> du/dx dx [m, n, *shape] at the point.
@@ -46,7 +48,7 @@ class EvaluationContext:
     x: Tensor
     r: Tensor
     t: Tensor
-    labels: Tensor | None
+    condition: Condition
     model: VelocityFunction
     networks: Mapping[str, VelocityFunction]
     proxy: str
@@ -69,11 +71,11 @@ class EvaluationContext:
             network: "self" for the measured network, or "ema".
 
         Returns:
-            u(x, r, t) with the samples' labels, [n, *shape].
+            u(x, r, t) with the samples' condition, [n, *shape].
         """
         function = self.model if network == "self" else self.networks[network]
         with torch.no_grad():
-            return function(x, r, t, labels_for(function, self.labels))
+            return function(x, r, t, condition_for(function, self.condition))
 
     def instantaneous_velocity(self, network: str, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at one time of a network of the run.
@@ -88,12 +90,12 @@ class EvaluationContext:
         """
         with torch.no_grad():
             if network == "head":
-                labels = self.labels
+                condition = self.condition
                 if self.guided is not None and self.guided.network_takes_guidance:
-                    labels = self.guided.own_labels(t)
-                return self.networks[network](x, self.r, t, labels)
+                    condition = self.guided.own_condition(t)
+                return self.networks[network](x, self.r, t, condition)
             function = self.model if network == "self" else self.networks[network]
-            return function(x, t, t, labels_for(function, self.labels))
+            return function(x, t, t, condition_for(function, self.condition))
 
     def derivatives(self, r: Tensor, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives of the measured network at (x_t, r, t), for any r.
@@ -106,7 +108,7 @@ class EvaluationContext:
         Returns:
             u [n, *shape] and its derivatives [m, n, *shape].
         """
-        return self.differentiate(self.x, r, self.t, self.labels, dx, dt)
+        return self.differentiate(self.x, r, self.t, self.condition, dx, dt)
 
     def remove_guidance(self, velocity: Tensor) -> Tensor:
         """The samples' own v_c [n, *shape] from `velocity` [n, *shape], which is v_g at x_t under guidance."""
@@ -139,25 +141,34 @@ class EvaluationContext:
         """Other data points x_0 for each sample, drawn independently: see `Fields.other_data`."""
         data = self.draws.data
         uniforms = self.draws.uniforms(self._stream("further data"), self.index, count * data.width)
-        drawn = [data.sample(part) for part in np.split(uniforms, count, axis=1)]
+        parts = np.split(uniforms, count, axis=1)
+        drawn = [data.sample(part) for part in parts]
         points = torch.as_tensor(np.stack([x0 for x0, _ in drawn]), dtype=torch.float64, device=self.x.device)
-        return points, torch.stack([self._matches(labels) for _, labels in drawn])
+        return points, torch.stack([self._matches(u, labels) for u, (_, labels) in zip(parts, drawn, strict=True)])
 
-    def _matches(self, labels: np.ndarray | None) -> Tensor:
-        """Which drawn points [n] could have the sample's label; all of them under the null label."""
-        if self.labels is None or labels is None:
+    def _matches(self, u: np.ndarray, labels: np.ndarray | None) -> Tensor:
+        """Which points [n] drawn by `u` could have the sample's condition; all of them under the null condition."""
+        data, draws = self.draws.data, self.draws
+        rows, own_rows = self.index, self.index
+        if draws.conditions:
+            assert isinstance(data, FiniteData | MomentsData), "only stored samples have conditions"
+            rows, own_rows = data.rows(u), draws.marginals.rows_of(self.index)
+        own = labels_of(self.condition if self.guided is None else self.guided.condition)
+        drawn = draws.condition_numbers(rows, labels)
+        numbers = draws.condition_numbers(own_rows, own)
+        if numbers is None or drawn is None:
             return torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
-        drawn = torch.as_tensor(labels, device=self.x.device)
-        return drawn == self.labels if self.guided is None else (drawn == self.guided.labels) | self.guided.dropped
+        same = drawn.to(self.x.device) == numbers.to(self.x.device)
+        return same if self.guided is None else same | self.guided.dropped
 
-    def other_samples(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def other_samples(self, count: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
         """Other samples for each sample, drawn independently: see `Fields.other_samples`."""
         numbers = self.index[:, None] * count + np.arange(count)
         batch = self.draws.batch((numbers + _OTHER_SAMPLES * (1 + self.is_second_draw)).ravel())
-        labels = None if batch.labels is None else batch.labels.to(self.x.device)
-        if labels is not None and self.labels is not None and self.labels.ndim == 2 and batch.scale is not None:
-            labels = labels_with_guidance(labels, batch.scale, self.x)
-        return self._cast(batch.x_t), self._cast(batch.r), self._cast(batch.t), labels
+        condition, own = move_condition(batch.condition, self.x), labels_of(self.condition)
+        if own is not None and own.ndim == 2 and batch.scale is not None:
+            condition = with_guidance(condition, batch.scale, self.x)
+        return self._cast(batch.x_t), self._cast(batch.r), self._cast(batch.t), condition
 
     def select(self, samples: slice) -> EvaluationContext:
         """The context of some of the samples.
@@ -171,7 +182,7 @@ class EvaluationContext:
             x=self.x[samples],
             r=self.r[samples],
             t=self.t[samples],
-            labels=None if self.labels is None else self.labels[samples],
+            condition=None if self.condition is None else self.condition[samples],
             index=self.index[samples],
             guided=None if self.guided is None else self.guided.select(samples),
             guidance_affine=None if affine is None else (affine[0][samples], affine[1][samples]),

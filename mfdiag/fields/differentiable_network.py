@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.fields.fields import Fields
+from mfdiag.flow.conditions import Condition
 
 __all__ = ["DifferentiableNetwork", "Loss"]
 
@@ -16,24 +17,24 @@ __all__ = ["DifferentiableNetwork", "Loss"]
 class DifferentiableNetwork:
     """u(x, r, t) with a gradient to the network's parameters, its directional derivatives and its hidden features.
 
-    The engines make one for each loss and batch; a loss calls it. Times are [n], or [n, 1, ...] as in `Fields`. Labels
-    are those of the batch.
+    The engines make one for each loss and batch; a loss calls it. Times are [n], or [n, 1, ...] as in `Fields`. The
+    condition is that of the batch.
 
     Args:
         module: The measured network, whose layers `features` looks up.
-        evaluate: (x, r, t, labels) -> u [n, *shape], with a gradient to the parameters.
-        labels: Labels of the batch.
+        evaluate: (x, r, t, condition) -> u [n, *shape], with a gradient to the parameters.
+        condition: Condition of the batch.
         jvp: (function, (x, r, t), tangents) -> its value and directional derivative, both with a gradient.
     """
 
     def __init__(
-        self, module: nn.Module, evaluate: Callable[..., Tensor], labels: Tensor | None, jvp: Callable[..., Any]
+        self, module: nn.Module, evaluate: Callable[..., Tensor], condition: Condition, jvp: Callable[..., Any]
     ) -> None:
-        self._module, self._evaluate, self._labels, self._jvp = module, evaluate, labels, jvp
+        self._module, self._evaluate, self._condition, self._jvp = module, evaluate, condition, jvp
 
     def __call__(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """u(x, r, t) [n, *shape] at x [n, *shape]."""
-        return self._evaluate(x, r.flatten(), t.flatten(), self._labels)
+        return self._evaluate(x, r.flatten(), t.flatten(), self._condition)
 
     def jvp(
         self, x: Tensor, r: Tensor, t: Tensor, *, dx: Tensor | None = None, dr: float = 0.0, dt: float = 0.0
@@ -53,16 +54,16 @@ class DifferentiableNetwork:
         """
         r, t = r.flatten(), t.flatten()
         tangents = (torch.zeros_like(x) if dx is None else dx, torch.full_like(r, dr), torch.full_like(t, dt))
-        return self._jvp(lambda *inputs: self._evaluate(*inputs, self._labels), (x, r, t), tangents)
+        return self._jvp(lambda *inputs: self._evaluate(*inputs, self._condition), (x, r, t), tangents)
 
-    def features(self, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def features(self, x: Tensor, r: Tensor, t: Tensor, condition: Condition = None) -> tuple[Tensor, Tensor]:
         """u and hidden features from the middle of the network's longest stack of layers.
 
         Args:
             x: Points [n, *shape].
             r: Start times.
             t: End times.
-            labels: Labels of x if these are not the batch's own samples.
+            condition: Condition of x if these are not the batch's own samples.
 
         Returns:
             u(x, r, t) [n, *shape], and features [n, number of features].
@@ -70,7 +71,7 @@ class DifferentiableNetwork:
         outputs: list[Tensor] = []
         handle = _middle_layer(self._module).register_forward_hook(lambda module, args, out: outputs.append(out))
         try:
-            u = self._evaluate(x, r.flatten(), t.flatten(), self._labels if labels is None else labels)
+            u = self._evaluate(x, r.flatten(), t.flatten(), self._condition if condition is None else condition)
         finally:
             handle.remove()
         return u, outputs[0].reshape(len(x), -1)  # also where tokens are folded into the batch axis

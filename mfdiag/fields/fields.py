@@ -14,6 +14,7 @@ from mfdiag.errors import InputError
 from mfdiag.fields.context import EvaluationContext
 from mfdiag.fields.inputs import DerivativesAtPoint, Inputs
 from mfdiag.fields.probes import FULL_JACOBIAN_DIM, coordinate_basis
+from mfdiag.flow.conditions import Condition
 
 __all__ = ["Fields", "Jacobian", "PosteriorFields", "Velocities", "compute_fields"]
 
@@ -212,15 +213,15 @@ class Fields:
         """Draw `count` other data points for each sample, independently.
 
         Returns:
-            x_0 [count, n, *shape] in float64, and whether each has the label of the sample, [count, n].
+            x_0 [count, n, *shape] in float64, and whether each has the condition of the sample, [count, n].
         """
         return self._context.other_data(count)
 
-    def other_samples(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def other_samples(self, count: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
         """Draw `count` other samples for each sample, independently.
 
         Returns:
-            x_t [n * count, *shape], r and t [n * count], and labels or None; those of sample 0 come first.
+            x_t [n * count, *shape], r and t [n * count], and the condition; those of sample 0 come first.
         """
         return self._context.other_samples(count)
 

@@ -7,20 +7,21 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mfdiag.errors import InputError
+from mfdiag.flow.conditions import Condition
 
 __all__ = ["DerivativesAtPoint", "Differentiate", "Inputs", "VelocityFunction", "require_velocity", "select_samples"]
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""x [n, *shape], r [n], t [n], and labels [n] or None.
+Inputs = tuple[Tensor, Tensor, Tensor, Condition]
+"""x [n, *shape], r [n], t [n], and the condition: labels [n], `Conditions` with arrays by name, or None.
 
 Labels are [n, 4] for a network that takes its guidance as an input (`takes_guidance`).
 """
 
 VelocityFunction = Callable[..., Tensor]
-"""(x [n, *shape], r [n], t [n], labels [n] or None) -> velocity [n, *shape]; modules are called this way."""
+"""(x [n, *shape], r [n], t [n], condition) -> velocity [n, *shape]; modules are called this way."""
 
-Differentiate = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x, r, t, labels, dx [m, n, *shape], dt [m, n]) -> u [n, *shape] and its derivatives [m, n, *shape].
+Differentiate = Callable[[Tensor, Tensor, Tensor, Condition, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x, r, t, condition, dx [m, n, *shape], dt [m, n]) -> u [n, *shape] and its derivatives [m, n, *shape].
 
 The m tangents are (dx, dr, dt) with dr = 0.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.data.datasets import Data
+from mfdiag.flow.data.datasets import Data, FiniteData, MomentsData, conditions_of
 from mfdiag.flow.data.disk_arrays import Points, tiles
 from mfdiag.flow.data.pairs import read_pairs
 from mfdiag.flow.seeds import uniforms
@@ -89,6 +89,16 @@ class Marginals:
         """x_0 [n, *shape] and labels [n] (or None) of the samples `index`."""
         return self.data.sample(uniforms(self.seed, f"{self.stream_prefix}data", index, self.data.width))
 
+    def rows_of(self, index: np.ndarray) -> np.ndarray:
+        """The number [n] of the stored sample that each of the samples `index` is."""
+        assert isinstance(self.data, FiniteData | MomentsData), "only stored samples have numbers"
+        return self.data.rows(uniforms(self.seed, f"{self.stream_prefix}data", index, self.data.width))
+
+    def conditions_of(self, index: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The conditions `names` [n, ...] of the samples `index`; none for no names."""
+        rows = self.rows_of(index) if names else index
+        return {name: conditions_of(self.data)[name][rows] for name in names}
+
     def noise_of(self, index: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """x_1 [n, *shape] of the samples `index` with these labels."""
         return self.source.sample(uniforms(self.seed, f"{self.stream_prefix}noise", index, self.source.width), labels)
@@ -111,6 +121,9 @@ class Coupling(Protocol):
     def labels(self, marginals: Marginals, index: np.ndarray) -> np.ndarray | None:
         """The labels that `pairs` returns, without the cost of the pairs."""
 
+    def conditions(self, marginals: Marginals, index: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """The conditions `names` [n, ...] of the samples, which belong to their x_0."""
+
 
 class _DataLabels:
     """Base of couplings whose labels are those of the data."""
@@ -123,6 +136,10 @@ class _DataLabels:
             return None
         chunks = tiles(index, max(1, _LABEL_CHUNK // math.prod(marginals.data.shape)))
         return np.concatenate([np.asarray(marginals.data_of(chunk)[1]) for chunk in chunks])
+
+    def conditions(self, marginals: Marginals, index: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `Coupling.conditions`."""
+        return marginals.conditions_of(index, names)
 
 
 @dataclass(frozen=True)
@@ -222,12 +239,14 @@ class FilePairs:
         x0: [N, *shape], in memory or on disk.
         x1: [N, *shape], in memory or on disk.
         stored_labels: int64 [N], or None.
+        stored_conditions: Conditions [N, ...] by name.
     """
 
     name: str
     x0: np.ndarray | Points
     x1: np.ndarray | Points
     stored_labels: np.ndarray | None
+    stored_conditions: Mapping[str, Points] = field(default_factory=dict)
     dependent: ClassVar[bool] = True
 
     def _rows(self, marginals: Marginals, index: np.ndarray) -> np.ndarray:
@@ -243,6 +262,18 @@ class FilePairs:
     def labels(self, marginals: Marginals, index: np.ndarray) -> np.ndarray | None:
         """See `Coupling.labels`."""
         return None if self.stored_labels is None else self.stored_labels[self._rows(marginals, index)]
+
+    def conditions(self, marginals: Marginals, index: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `Coupling.conditions`. Raises InputError if the file lacks one."""
+        rows = self._rows(marginals, index)
+        for name in names:
+            if name not in self.stored_conditions:
+                present = ", ".join(self.stored_conditions) or "none"
+                raise InputError(
+                    f"Expected array {name!r} beside x0 and x1 of {self.name}, because the network takes it, but the "
+                    f"other arrays are {present}. Add it, one row per pair."
+                )
+        return {name: self.stored_conditions[name][rows] for name in names}
 
 
 @dataclass(frozen=True)
@@ -336,18 +367,18 @@ def parse_coupling(spec: str, data: Data, source: Source, teacher: Callable[[str
 
 
 def _file_pairs(spec: str, path: Path, data: Data) -> FilePairs:
-    x0, x1, labels = read_pairs(path)
+    x0, x1, labels, conditions = read_pairs(path)
     if x0.shape[1:] != data.shape:
         raise InputError(
             f"Expected pairs of shape {list(data.shape)} as in {data.name}, but {path} has {list(x0.shape[1:])}. Pass "
             "--data that the pairs were made from."
         )
     if not data.num_classes:
-        return FilePairs(spec, x0, x1, None)
+        return FilePairs(spec, x0, x1, None, conditions)
     if labels is None or labels.max() >= data.num_classes:
         problem = "no labels" if labels is None else f"labels up to {labels.max()}"
         raise InputError(
             f"Expected labels 0 to {data.num_classes - 1} in {path}, as in {data.name}, but it has {problem}. Add an "
             "array named labels."
         )
-    return FilePairs(spec, x0, x1, labels)
+    return FilePairs(spec, x0, x1, labels, conditions)

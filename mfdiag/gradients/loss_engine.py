@@ -161,7 +161,7 @@ class LossEngine:
             repeated = {name: p if points == 1 else p.repeat_interleave(points, 0) for name, p in copies.items()}
             return call(self.module, self.places, {**state, **repeated}, (x, *others))
 
-        return DifferentiableNetwork(self.module, evaluate, fields.context.labels, jvp)
+        return DifferentiableNetwork(self.module, evaluate, fields.context.condition, jvp)
 
     # -- all samples at once ------------------------------------------------------------------------------------
 

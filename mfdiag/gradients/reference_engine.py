@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch.func import grad, vmap
 
 from mfdiag.derivatives.attention import twice_differentiable
 from mfdiag.derivatives.reverse_mode import vjp
-from mfdiag.fields.inputs import Inputs
+from mfdiag.fields.inputs import Inputs, select_samples
+from mfdiag.flow.conditions import Conditions
 from mfdiag.gradients.capabilities import NetworkCapabilities
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
@@ -40,20 +42,23 @@ def per_sample_gradients(
     state = {k: p.detach() for k, p in module.named_parameters()}
     parameters = {k: state[k] for k in (state if names is None else names)}
     places = parameter_places(module)
-    x, r, t, labels = inputs
+    x, r, t, condition = inputs
+    tensors = condition.tensors if isinstance(condition, Conditions) else condition  # vmap knows no other classes
 
-    def of_sample(x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None, e: Tensor) -> dict[str, Tensor]:
+    def of_sample(x: Tensor, r: Tensor, t: Tensor, own: Any, e: Tensor) -> dict[str, Tensor]:
+        one = condition.with_tensors(own) if isinstance(condition, Conditions) else own
+
         def product(parameters: dict[str, Tensor], e_c: Tensor) -> Tensor:
-            batch = (x[None], r[None], t[None], None if labels is None else labels[None])
+            batch = (x[None], r[None], t[None], None if one is None else one[None])
             return (call(module, places, {**state, **parameters}, batch)[0] * e_c).sum()
 
         return vmap(grad(product), in_dims=(None, 0))(parameters, e)
 
-    in_dims = (0, 0, 0, None if labels is None else 0, 1)
+    in_dims = (0, 0, 0, None if condition is None else 0, 1)
     with twice_differentiable(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the reference may be slow
         try:
-            gradients = vmap(of_sample, in_dims=in_dims, randomness="error")(x, r, t, labels, cotangents)
+            gradients = vmap(of_sample, in_dims=in_dims, randomness="error")(x, r, t, tensors, cotangents)
         except _REFUSALS:  # a network that fails on single samples too raises its own error
             return _one_by_one(module, inputs, cotangents, parameters)
     return {name: values.transpose(0, 1) for name, values in gradients.items()}  # out_dims=1 fails on unused parameters
@@ -63,16 +68,14 @@ def _one_by_one(
     module: nn.Module, inputs: Inputs, cotangents: Tensor, parameters: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """`per_sample_gradients` of `parameters`, by a loop over samples and cotangents."""
-    x, r, t, labels = inputs
     state = {name: p.detach() for name, p in module.named_parameters()}
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     places = parameter_places(module)
     gradients = {name: p.new_empty(*cotangents.shape[:2], *p.shape) for name, p in parameters.items()}
-    for i in range(len(x)):
+    for i in range(len(inputs[0])):
         sample = slice(i, i + 1)
         with torch.enable_grad():
-            batch = (x[sample], r[sample], t[sample], None if labels is None else labels[sample])
-            u = call(module, places, {**state, **leaves}, batch)
+            u = call(module, places, {**state, **leaves}, select_samples(inputs, sample))
         for c, e in enumerate(cotangents[:, sample]):
             products = vjp([u], [e], list(leaves.values()), retain_graph=True)
             for name, product in zip(leaves, products, strict=True):

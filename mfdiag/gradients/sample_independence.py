@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
+from mfdiag.flow.conditions import map_condition
 from mfdiag.gradients.functional import hooked
 
 __all__ = ["mixing_layer", "require_repeatable"]
@@ -45,13 +46,19 @@ def require_repeatable(module: nn.Module, inputs: Inputs) -> None:
             )
     if not _looks_random(module, inputs):
         return
-    x, r, t, labels = (None if a is None else a.repeat(_COPIES, *[1] * (a.ndim - 1)) for a in inputs)
-    layer = _first_difference(module, *(_calls(module, (x, r, t, labels)) for _ in range(2)))  # type: ignore[arg-type]
+    *others, condition = inputs
+    x, r, t = map(_copies, others)
+    copies = (x, r, t, map_condition(condition, _copies))
+    layer = _first_difference(module, *(_calls(module, copies) for _ in range(2)))
     if layer is not None:
         raise InputError(
             f"Equal calls of the model give different results, first in {layer}: switch off its dropout, label drop or "
             "noise that eval mode leaves on."
         )
+
+
+def _copies(values: Tensor) -> Tensor:
+    return values.repeat(_COPIES, *[1] * (values.ndim - 1))
 
 
 def _looks_random(module: nn.Module, inputs: Inputs) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mfdiag.errors import InputError
+from mfdiag.flow.conditions import Condition, Conditions, labels_of
+from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.models.call_signature import NetworkCall, call_of
 from mfdiag.models.wrapper import Wrapper
 
@@ -39,6 +42,7 @@ class CallAdapter(Wrapper):
     ) -> None:
         super().__init__(network)
         self.call, self.time_shape, self.classes = call, time_shape, classes
+        self.condition_names = self.conditions_without_null = call.conditions
         if classes is not None or hasattr(network, "num_classes"):
             self.num_classes: Any = network.num_classes if classes is None else classes
         self.takes_guidance = bool(getattr(network, "takes_guidance", False))
@@ -50,14 +54,14 @@ class CallAdapter(Wrapper):
         classes = "" if self.classes is None else f" ({self.classes} classes, as in the data)"
         return f"{type(self.network).__name__}.forward is called with {self.call}{classes}{shape}."
 
-    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Condition = None) -> Tensor:
         """What the network returns.
 
         Args:
             x: Points x_t [n, *shape].
             r: Times r [n] in [0, 1], the other end of the interval.
             t: Times t [n] in [0, 1] of the points.
-            y: Labels int64 [n], or None.
+            y: Labels int64 [n], `Conditions`, or None.
 
         Returns:
             The network's output.
@@ -68,9 +72,9 @@ class CallAdapter(Wrapper):
     def velocity(self) -> Callable[..., Tensor]:
         """(x, r, t, labels) -> the network's velocity head, called as its own signature says; exists if it has one."""
         head: Any = self.network.velocity
-        call = call_of(head, f"{type(self.network).__name__}.velocity")
+        call = call_of(head, f"{type(self.network).__name__}.velocity", self.call.conditions)
 
-        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Condition = None) -> Tensor:
             return self._evaluate(head, call, x, r, t, y)
 
         return velocity
@@ -80,22 +84,30 @@ class CallAdapter(Wrapper):
         if not self.time_shape and len(x) > 1:
             return per_sample(lambda *sample: self._evaluate(function, call, *sample), *inputs)
         times = {word: shaped_times(time, self.time_shape) for word, time in (("r", r), ("t", t), ("h", t - r))}
-        values = {"x": x, "y": y, **times}
-        return function(*(values[w] for _, w in call.arguments), **{name: values[w] for name, w in call.keywords})
+        values = {"x": x, "y": labels_of(y), **times}
+        arrays = y.arrays if isinstance(y, Conditions) else {}
+        if missing := [name for name in call.conditions if name not in arrays]:
+            raise InputError(
+                f"{type(self.network).__name__} takes the array {missing[0]!r} of the data, but none was given; pass "
+                "--data with an array of this name, or Conditions that hold it."
+            )
+        keywords = {name: values[w] for name, w in call.keywords} | {name: arrays[name] for name in call.conditions}
+        return function(*(values[w] for _, w in call.arguments), **keywords)
 
 
-def per_sample(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+def per_sample(function: Callable[..., Tensor], x: Tensor, *others: Condition) -> Tensor:
     """The results [n, ...] of a function that takes one sample at a time.
 
     Args:
         function: Takes the inputs of one sample, each [1, ...] or None.
-        *inputs: Inputs of n samples, each [n, ...] or None.
+        x: Points [n, *shape].
+        *others: Further inputs of n samples, each [n, ...], `Conditions` or None.
 
     Returns:
         The results, concatenated.
     """
-    count = next(len(value) for value in inputs if value is not None)
-    return torch.cat([function(*(None if v is None else v[i : i + 1] for v in inputs)) for i in range(count)])
+    inputs = (x, *others)
+    return torch.cat([function(*(None if v is None else v[i : i + 1] for v in inputs)) for i in range(len(x))])
 
 
 def shaped_times(times: Tensor, shape: Sequence[str | int]) -> Tensor:
@@ -104,7 +116,11 @@ def shaped_times(times: Tensor, shape: Sequence[str | int]) -> Tensor:
 
 
 def adapt_call(
-    network: nn.Module, shape: Sequence[int] | None = None, classes: int = 0, data: str = "the data"
+    network: nn.Module,
+    shape: Sequence[int] | None = None,
+    classes: int = 0,
+    data: str = "the data",
+    conditions: Mapping[str, Points] = {},
 ) -> nn.Module:
     """A network as u(x, r, t, y), called as the names of its own parameters say.
 
@@ -116,6 +132,7 @@ def adapt_call(
         shape: Shape of one sample; None tries nothing.
         classes: Number of classes of the data; 0 if it has no labels.
         data: Name of the data, for errors.
+        conditions: Arrays [N, ...] beside the samples by name; the first rows are tried.
 
     Returns:
         `network` itself where it takes (x, r, t, labels) with times [n], else a `CallAdapter` around it.
@@ -125,13 +142,14 @@ def adapt_call(
     """
     if isinstance(network, Wrapper) and not isinstance(network, CallAdapter):
         return network
-    if isinstance(network, CallAdapter):
-        inner, call = network.network, network.call
-    else:
-        inner, readable = network, _readable(network)
-        call = call_of(readable.forward, f"{type(readable).__name__}.forward")
-        network = network if call.documented else CallAdapter(network, call)
-    return network if shape is None else _adapted_by_trial(network, inner, call, tuple(shape), classes, data)
+    inner = network.network if isinstance(network, CallAdapter) else network
+    readable = _readable(inner)
+    call = call_of(readable.forward, f"{type(readable).__name__}.forward", None if shape is None else conditions)
+    network = inner if call.documented else CallAdapter(inner, call)
+    if shape is None:
+        return network
+    inputs = _trial_inputs(inner, tuple(shape), classes, {name: conditions[name] for name in call.conditions})
+    return _adapted_by_trial(network, inner, call, inputs, classes, data)
 
 
 def _readable(network: nn.Module) -> nn.Module:
@@ -144,15 +162,14 @@ def _readable(network: nn.Module) -> nn.Module:
 
 
 def _adapted_by_trial(
-    network: nn.Module, inner: nn.Module, call: NetworkCall, shape: tuple[int, ...], classes: int, data: str
+    network: nn.Module, inner: nn.Module, call: NetworkCall, inputs: _TrialInputs, classes: int, data: str
 ) -> nn.Module:
-    """`network`, or an adapter with the shape of times and the labels that samples of `shape` show to be right."""
+    """`network`, or an adapter with the shape of times and the labels that a few samples show to be right."""
     declared = getattr(inner, "num_classes", None)
     undeclared = "y" in call.words and bool(classes) and declared is None
     choices = (True, False) if undeclared else (bool(classes and declared),)
-    inputs = _trial_inputs(inner, shape, classes)
     batched = False
-    for time_shape in _time_shapes(len(shape)):
+    for time_shape in _time_shapes(inputs[0].ndim - 1):
         if batched and not time_shape:  # it takes batches, but mixes their samples: single calls would hide that
             break
         adapter = CallAdapter(inner, call, time_shape)
@@ -176,28 +193,39 @@ def _time_shapes(axes: int) -> Iterator[TimeShape]:
     yield ()
 
 
-def _trial_inputs(network: nn.Module, shape: tuple[int, ...], classes: int) -> tuple[Tensor, ...]:
-    """x, r, t and labels of a few samples; their number differs from the length of every axis of a sample."""
+_TrialInputs = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]
+
+
+def _trial_inputs(
+    network: nn.Module, shape: tuple[int, ...], classes: int, conditions: Mapping[str, Points]
+) -> _TrialInputs:
+    """x, r, t, labels and arrays of a few samples; their number differs from the length of every axis of a sample."""
     n = next(n for n in range(2, len(shape) + 3) if n not in shape)
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(like)
     r, t = torch.linspace(0.1, 0.4, n).to(like), torch.linspace(0.5, 0.9, n).to(like)
-    return x, r, t, torch.arange(n, device=x.device) % max(classes, 1)
+    y = torch.arange(n, device=x.device) % max(classes, 1)
+    rows = {name: torch.as_tensor(array[np.arange(n) % len(array)]) for name, array in conditions.items()}
+    return x, r, t, y, dict(Conditions(None, rows).to(x).arrays)
 
 
-def _outputs(adapter: CallAdapter, inputs: tuple[Tensor, ...], labels: bool) -> tuple[Tensor, Tensor] | None:
+def _outputs(adapter: CallAdapter, inputs: _TrialInputs, labels: bool) -> tuple[Tensor, Tensor] | None:
     """The network's output for the batch and for single samples; None where it fails or has another shape."""
     buffers = {name: buffer.clone() for name, buffer in adapter.named_buffers()}  # a network may write to them
 
-    def evaluate(x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return functional_call(adapter, buffers, (x, r, t, y if labels else None))
+    x, r, t, y, arrays = inputs
+    own = y if labels else None
+    condition = Conditions(own, arrays) if arrays else own
+
+    def evaluate(*inputs: Any) -> Tensor:
+        return functional_call(adapter, buffers, inputs)
 
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output, single = evaluate(*inputs), per_sample(evaluate, *inputs)
+            output, single = evaluate(x, r, t, condition), per_sample(evaluate, x, r, t, condition)
     except Exception:  # whatever the user's network raises: the next shape may suit it
         return None
-    return (output, single) if output.shape == single.shape == inputs[0].shape else None
+    return (output, single) if output.shape == single.shape == x.shape else None
 
 
 def _alike(output: Tensor, single: Tensor) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 from mfdiag.errors import InputError
 
-__all__ = ["NetworkCall", "call_of"]
+__all__ = ["NetworkCall", "call_of", "possible_conditions"]
 
 DOCUMENTED = ("x", "r", "t", "y")
 _NAMES = {  # word of a call -> names that tell it, without underscores and in lower case
@@ -32,12 +32,14 @@ _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 class NetworkCall(NamedTuple):
     """How a network is called: (parameter, word) of each argument; those in `keywords` are passed by name.
 
-    `labels_tell` is whether the parameter of the labels has a name that says so.
+    `labels_tell` is whether the parameter of the labels has a name that says so. `conditions` are parameters that
+    receive the array of their own name beside the samples.
     """
 
     arguments: tuple[tuple[str, str], ...]
     keywords: tuple[tuple[str, str], ...] = ()
     labels_tell: bool = True
+    conditions: tuple[str, ...] = ()
 
     @property
     def words(self) -> set[str]:
@@ -47,20 +49,21 @@ class NetworkCall(NamedTuple):
     @property
     def documented(self) -> bool:
         """Whether it is the documented call (x, r, t, labels), all of them by position."""
-        return not self.keywords and tuple(word for _, word in self.arguments) == DOCUMENTED
+        return not (self.keywords or self.conditions) and tuple(word for _, word in self.arguments) == DOCUMENTED
 
     def parameter_of(self, word: str) -> str:
         """The parameter that receives a word."""
         return next(name for name, passed in (*self.arguments, *self.keywords) if passed == word)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} = {_MEANING[word]}" for name, word in (*self.arguments, *self.keywords))
+        words = [f"{name} = {_MEANING[word]}" for name, word in (*self.arguments, *self.keywords)]
+        return ", ".join([*words, *(f"{name} = {name} of the data" for name in self.conditions)])
 
 
 DOCUMENTED_CALL = NetworkCall(tuple((word, word) for word in DOCUMENTED), labels_tell=False)
 
 
-def call_of(function: Callable[..., Any], name: str) -> NetworkCall:
+def call_of(function: Callable[..., Any], name: str, conditions: Collection[str] | None = ()) -> NetworkCall:
     """How a network is called, by the names of its parameters.
 
     Names that tell are used. Where none contradicts the documented order (x, r, t, labels), that order is used.
@@ -68,6 +71,8 @@ def call_of(function: Callable[..., Any], name: str) -> NetworkCall:
     Args:
         function: The network's forward, or another method of it.
         name: What errors call it.
+        conditions: Names of the arrays beside the samples. None if the data are not known yet: parameters without a
+            default that mfdiag has nothing else for are then taken as conditions.
 
     Returns:
         The call.
@@ -79,7 +84,17 @@ def call_of(function: Callable[..., Any], name: str) -> NetworkCall:
         parameters = list(signature(function).parameters.values())
     except (TypeError, ValueError):  # functions of extensions have no signature
         return DOCUMENTED_CALL
-    return _Reading(name, parameters).call()
+    return _Reading(name, parameters, conditions).call()
+
+
+def possible_conditions(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters of a network's forward that may receive arrays of their names: all but the point and times."""
+    try:
+        parameters = signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    named = [p.name for p in parameters if p.kind in (*_POSITIONAL, Parameter.KEYWORD_ONLY)]
+    return tuple(name for name in named if _WORDS.get(_plain(name)) is None)
 
 
 def _plain(name: str) -> str:
@@ -89,20 +104,26 @@ def _plain(name: str) -> str:
 class _Reading:
     """The parameters of one function, and the word that each stands for."""
 
-    def __init__(self, name: str, parameters: Sequence[Parameter]) -> None:
-        self.name = name
+    def __init__(self, name: str, parameters: Sequence[Parameter], conditions: Collection[str] | None = ()) -> None:
+        self.name, self.known = name, conditions
         self.text = f"{name}({', '.join(str(p).split(':')[0] for p in parameters)})"
         self.variadic = any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)
         self.parameters = [p for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
-        self.positional = [p for p in self.parameters if p.kind in _POSITIONAL]
         self.words = {p.name: _WORDS.get(_plain(p.name)) for p in self.parameters}
+        self.conditions = [p.name for p in self.parameters if self._is_condition(p)]
+        self.words.update(dict.fromkeys(self.conditions))
+        self.positional = [p for p in self.parameters if p.kind in _POSITIONAL and p.name not in self.conditions]
         if "y" not in self.words.values():
             for p in self.parameters:
-                if _plain(p.name) in _CONDITIONS:
+                if _plain(p.name) in _CONDITIONS and p.name not in self.conditions:
                     self.words[p.name] = "y"
                     break
         if self.positional and self.words[self.positional[0].name] is None and "x" not in self.words.values():
             self.words[self.positional[0].name] = "x"
+
+    def _is_condition(self, parameter: Parameter) -> bool:
+        """Whether a parameter receives the array of its name. Points and times never do."""
+        return parameter.name in (self.known or ()) and self.words[parameter.name] in (None, "y")
 
     def call(self) -> NetworkCall:
         """As `call_of`."""
@@ -116,9 +137,15 @@ class _Reading:
             labeled = self._can_be_labels(self.positional[3])
         if not labeled and "y" in self.words.values():  # further back, or passed by name
             return self._by_name()
-        arguments = tuple(zip(first, DOCUMENTED if labeled else DOCUMENTED[:3], strict=False))
-        self._refuse_required([p for p in self.parameters if p.name not in dict(arguments)])
-        return NetworkCall(arguments, labels_tell=self.words.get(first[3]) == "y")
+        if self.variadic and self.conditions:
+            remedy = f"`call: {{arguments: [x, r, t], conditions: {{{self.conditions[0]}: ARRAY}}}}`"
+            raise self._error("what *args are beside arrays of the data, but they can be anything", remedy)
+        names = dict(zip(first, DOCUMENTED if labeled else DOCUMENTED[:3], strict=False))
+        conditions = self._conditions_beside(names)
+        labels_tell = self.words.get(first[3]) == "y"
+        if not self.conditions:
+            return NetworkCall(tuple(names.items()), (), labels_tell, conditions)
+        return self._in_order(names, conditions)._replace(labels_tell=labels_tell)
 
     def _documented_order(self) -> bool:
         """Whether no name contradicts x, r, t, in this order."""
@@ -131,7 +158,7 @@ class _Reading:
     def _can_be_labels(self, parameter: Parameter) -> bool:
         word = self.words[parameter.name]
         unnamed = word is None and "y" not in self.words.values() and parameter.default in (None, Parameter.empty)
-        return word == "y" or unnamed
+        return word == "y" or (unnamed and not self.known)  # where arrays have names, labels must have one too
 
     def _by_name(self) -> NetworkCall:
         chosen: dict[str, Parameter] = {}
@@ -144,7 +171,10 @@ class _Reading:
         if "r" in chosen and "h" in chosen and chosen["h"].default is not Parameter.empty:
             del chosen["h"]  # r and t say it already
         names = {p.name: word for word, p in chosen.items()}
-        self._refuse_required([p for p in self.parameters if p.name not in names])
+        return self._in_order(names, self._conditions_beside(names))
+
+    def _in_order(self, names: dict[str, str], conditions: tuple[str, ...]) -> NetworkCall:
+        """The call that passes `names` by position as long as no other parameter comes before."""
         arguments: list[tuple[str, str]] = []
         keywords: list[tuple[str, str]] = []
         leading = True
@@ -152,7 +182,15 @@ class _Reading:
             leading = leading and p.name in names and p.kind in _POSITIONAL
             if p.name in names:
                 (arguments if leading else keywords).append((p.name, names[p.name]))
-        return NetworkCall(tuple(arguments), tuple(keywords))
+        return NetworkCall(tuple(arguments), tuple(keywords), conditions=conditions)
+
+    def _conditions_beside(self, names: Collection[str]) -> tuple[str, ...]:
+        """The parameters that receive arrays. Refuses others without a default, unless the data are not known yet."""
+        others = [p for p in self.parameters if p.name not in names and p.name not in self.conditions]
+        if self.known is None:
+            return tuple(p.name for p in others if p.default is Parameter.empty)
+        self._refuse_required(others)
+        return tuple(self.conditions)
 
     def _refuse_undecided(self, chosen: dict[str, Parameter]) -> None:
         """Refuse names that do not say which parameter is x, which is t, and which is r or t - r."""
@@ -185,9 +223,11 @@ class _Reading:
         names = [p.name for p in others if p.default is Parameter.empty]
         if names:
             value = ", ".join(f"{name}: VALUE" for name in names)
+            arrays = ", ".join(f"{name}: ARRAY" for name in names)
             raise self._error(
-                f"that it needs x, r, t and labels alone, but it also needs {', '.join(names)}",
-                f"`call: {{arguments: [x, r, t], keywords: {{{value}}}}}`, in the order that it takes them",
+                f"that it needs x, r, t, labels and arrays of the data alone, but it also needs {', '.join(names)}",
+                f"`call: {{arguments: [x, r, t], keywords: {{{value}}}}}` or `conditions: {{{arrays}}}`, in the order "
+                f"that it takes them, add arrays of {'these names' if len(names) > 1 else 'this name'} to --data",
             )
 
     def _error(self, problem: str, remedy: str) -> InputError:

@@ -94,6 +94,16 @@ class LoadedModel:
     unusable: tuple[str, ...] = ()
     built_by_code: bool = False
 
+    @property
+    def possible_conditions(self) -> tuple[str, ...]:
+        """Names of the arrays beside the samples that the network takes, or may take."""
+        from mfdiag.models.call_signature import possible_conditions
+        from mfdiag.models.wrapper import unwrapped
+
+        if self.card is not None:
+            return self.card.condition_names
+        return possible_conditions(unwrapped(self.module).forward) if self.built_by_code else ()
+
     def has_weights(self, key: str) -> bool:
         """Whether the file holds weights that `--weights KEY` selects, and they can be used."""
         return key not in self.unusable and find_weights(self.state, key, self.card) is not None
@@ -107,11 +117,13 @@ class LoadedModel:
 
         Raises InputError as `adapt_call` does.
         """
+        from mfdiag.flow.data.datasets import conditions_of
         from mfdiag.models.call_adapter import adapt_call
 
         if not self.built_by_code:
             return self
-        return replace(self, module=adapt_call(self.module, data.shape, data.num_classes, data.name))
+        conditions = conditions_of(data)
+        return replace(self, module=adapt_call(self.module, data.shape, data.num_classes, data.name, conditions))
 
 
 def load_model(path: str | os.PathLike[str], *, model: str | None = None, weights: str = "raw") -> LoadedModel:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.conditions import Condition
 from mfdiag.flow.paths import Path
 from mfdiag.flow.specs import format_spec, parse_arguments
 from mfdiag.models.networks.registry import PREDICTIONS
@@ -32,14 +33,14 @@ class PredictionAdapter(Wrapper):
         self.kind, self.path, self.floor = kind, path, floor
         self.num_classes = getattr(network, "num_classes", 0)
 
-    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Condition = None) -> Tensor:
         """Average velocity u.
 
         Args:
             x: Points x_t [n, *shape].
             r: Times r [n] in [0, 1], the other end of the interval.
             t: Times t [n] in [0, 1] of the points.
-            y: Labels int64 [n], or None.
+            y: Labels int64 [n], `Conditions`, or None.
 
         Returns:
             u, shaped as x.
@@ -51,7 +52,7 @@ class PredictionAdapter(Wrapper):
         """(x, r, t, labels) -> the velocity of the network's velocity head, which predicts the same kind."""
         head: Any = self.network.velocity
 
-        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Condition = None) -> Tensor:
             return self._velocity(x, t, head(x, r, t, y))
 
         return velocity

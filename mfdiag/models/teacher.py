@@ -13,6 +13,7 @@ from mfdiag.flow.paths import LINEAR, parse_path
 from mfdiag.models.cards.card_files import is_card
 from mfdiag.models.checkpoint import load_model, provides_network
 from mfdiag.models.prediction import as_average_velocity
+from mfdiag.models.wrapper import conditions_taken
 from mfdiag.usercode import is_user_code
 
 __all__ = ["load_teacher", "teacher_velocity"]
@@ -79,6 +80,11 @@ def teacher_velocity(
         x [n, *shape].
     """
     network = load_teacher(checkpoint, model, data=data)
+    if names := conditions_taken(network):
+        raise InputError(
+            f"Expected a teacher that takes no array of the data for reflow, but {checkpoint} takes "
+            f"{', '.join(names)}; store its pairs with these arrays and pass --coupling pairs:FILE."
+        )
     dtype = next((p.dtype for p in network.parameters()), torch.float64)
     conditional = bool(getattr(network, "num_classes", 0))
 

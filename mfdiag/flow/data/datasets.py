@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Protocol
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import ndtri
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.data.condition_arrays import as_condition, require_rows, row_groups
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.data.scaling import LatentMoments, Numbers
 from mfdiag.flow.data.stored_data import is_stored_data, read_stored_data
@@ -26,7 +28,10 @@ __all__ = [
     "MixtureData",
     "MomentsData",
     "as_data",
+    "condition_groups",
+    "conditions_of",
     "load_data",
+    "with_conditions",
 ]
 
 DATASETS: dict[str, str] = {
@@ -71,12 +76,13 @@ class Data(Protocol):
 class FiniteData:
     """The uniform distribution on `points` [N, *shape], float32 or float64, in memory or on disk.
 
-    `labels` are int64 [N] or None.
+    `labels` are int64 [N] or None, `conditions` are arrays [N, ...] by name.
     """
 
     name: str
     points: np.ndarray | Points
     labels: np.ndarray | None = None
+    conditions: Mapping[str, Points] = field(default_factory=dict)
     width: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
@@ -91,9 +97,13 @@ class FiniteData:
     def num_classes(self) -> int:
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
+    def rows(self, u: np.ndarray) -> np.ndarray:
+        """The point number [n] of each sample that `sample` makes of `u`."""
+        return _rows(u[:, 0], len(self.points))
+
     def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Point number floor(u N) for each row of `u` [n, 1]; see `Data.sample`."""
-        index = _rows(u[:, 0], len(self.points))
+        index = self.rows(u)
         return np.asarray(self.points[index], dtype=np.float64), None if self.labels is None else self.labels[index]
 
 
@@ -101,12 +111,13 @@ class FiniteData:
 class MomentsData:
     """The mixture of N(m_j, s_j^2), j = 1..N, with equal weights: latents of a variational encoder.
 
-    `moments` are m and s, each [N, *shape]. `labels` are int64 [N] or None.
+    `moments` are m and s, each [N, *shape]. `labels` are int64 [N] or None, `conditions` are arrays [N, ...] by name.
     """
 
     name: str
     moments: LatentMoments
     labels: np.ndarray | None = None
+    conditions: Mapping[str, Points] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,9 +131,13 @@ class MomentsData:
     def width(self) -> int:
         return 1 + math.prod(self.shape)
 
+    def rows(self, u: np.ndarray) -> np.ndarray:
+        """The component number [n] of each sample that `sample` makes of `u`."""
+        return _rows(u[:, 0], len(self.moments))
+
     def sample(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """m_j + s_j ndtri(u_1..d) with j = floor(u_0 N), for `u` [n, 1 + d]; see `Data.sample`."""
-        index = _rows(u[:, 0], len(self.moments))
+        index = self.rows(u)
         mean, std = self.moments[index]
         return mean + std * ndtri(u[:, 1:]).reshape(mean.shape), None if self.labels is None else self.labels[index]
 
@@ -221,8 +236,59 @@ def as_data(data: str | Data | np.ndarray) -> Data:
     return FiniteData("array", data) if isinstance(data, np.ndarray) else data
 
 
+def conditions_of(data: Data) -> Mapping[str, Points]:
+    """Arrays of conditions [N, ...] by name, one row for each stored sample; none for closed-form distributions."""
+    return getattr(data, "conditions", {})
+
+
+def with_conditions(data: Data, conditions: Mapping[str, Any]) -> Data:
+    """The data set with arrays in memory as its conditions, in place of those it has under the same names.
+
+    Args:
+        data: A data set of stored samples.
+        conditions: Arrays or tensors [N, ...] by name, one row for each stored sample.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: The samples are not stored, or an array does not fit them.
+    """
+    if not isinstance(data, FiniteData | MomentsData):
+        raise InputError(
+            f"Expected stored samples for conditions, but {data.name} is drawn from a closed form. Pass an array of "
+            "samples, with one row of each condition per sample."
+        )
+    arrays = {name: as_condition(name, values, "conditions") for name, values in conditions.items()}
+    for name, array in arrays.items():
+        require_rows(name, array, len(data.points if isinstance(data, FiniteData) else data.moments), data.name)
+    return replace(data, conditions={**data.conditions, **arrays})
+
+
+@lru_cache(maxsize=4)
+def condition_groups(data: FiniteData | MomentsData, names: tuple[str, ...], with_labels: bool) -> np.ndarray:
+    """Number of the distinct condition of each stored sample, int64 [N].
+
+    Args:
+        data: The data set.
+        names: The conditions.
+        with_labels: Whether class labels are a part of the condition.
+
+    Returns:
+        Numbers 0, 1, ... in the order in which the values first appear.
+    """
+    labels = data.labels if with_labels else None
+    count = len(data.points if isinstance(data, FiniteData) else data.moments)
+    return row_groups({name: data.conditions[name] for name in names}, labels, count)
+
+
 def load_data(
-    spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
+    spec: str,
+    *,
+    scale: Numbers | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    conditions: Collection[str] = (),
 ) -> Data:
     """Loads a data set: a built-in one by name, or data on disk.
 
@@ -233,6 +299,7 @@ def load_data(
             sets none of scale, mean, std and statistics. One number, or one per channel.
         mean: See `scale`.
         std: See `scale`.
+        conditions: For data on disk, names of the arrays of conditions that the network takes.
 
     Returns:
         The data set.
@@ -251,10 +318,10 @@ def load_data(
         parse_arguments(spec, {})
         return _digits() if name == "digits" else FiniteData(name, toy_points(name))
     if is_stored_data(spec):
-        points, labels = read_stored_data(spec, scale=scale, mean=mean, std=std)
-        return (
-            MomentsData(spec, points, labels) if isinstance(points, LatentMoments) else FiniteData(spec, points, labels)
-        )
+        points, labels, arrays = read_stored_data(spec, scale=scale, mean=mean, std=std, needed=conditions)
+        if isinstance(points, LatentMoments):
+            return MomentsData(spec, points, labels, arrays)
+        return FiniteData(spec, points, labels, arrays)
     raise did_you_mean("data set", name, DATASETS)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.files import array_names, as_numpy, float_type, labels_beside, read_arrays, validated_labels
+from mfdiag.flow.data.files import array_beside, array_names, as_numpy, float_type, read_arrays, validated_labels
 
 __all__ = ["DiskArray", "Points", "ShardedArray", "tiles"]
 
@@ -128,7 +128,7 @@ def _open_shard(path: Path) -> _Shard:
 
     shape, labels = read_arrays(path, str(path), shape_and_labels)
     if path.suffix.lower() == ".npy":
-        labels = labels_beside(path)
+        labels = array_beside(path, "labels")
     if len(shape) < 2 or 0 in shape:
         raise InputError(f"{path}: expected shape [samples, features...] with at least one of each, got {list(shape)}.")
     return _Shard(path, shape, None if labels is None else validated_labels(labels, shape[0], path))

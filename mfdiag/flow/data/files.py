@@ -6,27 +6,34 @@ The numbers are used as stored and never standardized, because the model was tra
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from mfdiag.errors import InputError, first_line
 from mfdiag.storage import is_file
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "DATA_KEYS",
     "LABEL_KEYS",
     "READERS",
+    "ArrayRoles",
+    "StoredArrays",
+    "array_beside",
     "array_names",
     "as_numpy",
     "data_and_labels",
     "float_type",
-    "labels_beside",
     "parser_errors",
     "read_arrays",
     "read_points",
@@ -43,47 +50,86 @@ _Arrays = Mapping[str, Any]  # NumPy arrays or tensors by name; "" if a file hol
 _Extracted = TypeVar("_Extracted")
 
 
-def read_points(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+@dataclass(frozen=True)
+class ArrayRoles:
+    """Which array of a file is what, where more is known than names tell.
+
+    Attributes:
+        sample: Name of the samples; None if it is one of `DATA_KEYS`, or the only one left.
+        conditions: Names that the user selects as conditions; None for every array with one row per sample.
+        needed: Names of the conditions that the network takes.
+    """
+
+    sample: str | None = None
+    conditions: tuple[str, ...] | None = None
+    needed: tuple[str, ...] = ()
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """Names that are neither samples nor labels."""
+        return frozenset((*(self.conditions or ()), *self.needed)) - {self.sample}
+
+
+class StoredArrays(NamedTuple):
+    """The arrays of a data file: samples [N, ...], labels int64 [N] or None, and what lies beside them by name."""
+
+    points: np.ndarray
+    labels: np.ndarray | None
+    beside: Mapping[str, Any]
+
+
+def read_points(path: Path, roles: ArrayRoles = ArrayRoles()) -> StoredArrays:
     """Samples and labels of a data file. The first axis counts samples.
 
     The data are the array named one of `DATA_KEYS`, or the only array. The labels are the array named one of
-    `LABEL_KEYS`. For STEM.npy they are in STEM_labels.npy or STEM.labels.npy beside it. In .parquet files every column
-    except the labels is a feature.
+    `LABEL_KEYS`. For STEM.npy they are in STEM_labels.npy or STEM.labels.npy beside it, and so are arrays of conditions
+    (STEM_NAME.npy). In .parquet files, columns of lists are arrays by name; without such columns, every column except
+    labels and conditions is a feature.
 
     Args:
         path: The file.
+        roles: Which array is what, where names do not tell.
 
     Returns:
         Points [N, ...], float32 or float64 as stored (other numeric types widen to one of them), memory-mapped from a
-        .npy file. Labels int64 [N], or None if the file has none.
+        .npy file. Labels int64 [N], or None if the file has none. All other arrays as stored.
 
     Raises:
         InputError: The file is missing, empty, damaged or pickled, or has an unknown extension; numbers cannot be data
             (no samples, no feature axis, not numeric, not finite) or labels (wrong length, negative, fractional).
     """
-    points, labels = read_arrays(path, str(path), lambda arrays: data_and_labels(path, arrays))
+
+    def select(arrays: _Arrays) -> StoredArrays:
+        data, label = array_names(path, arrays.keys(), roles)
+        beside = {name: arrays[name] for name in arrays if name not in (data, label)}
+        return StoredArrays(as_numpy(arrays[data]), None if label is None else as_numpy(arrays[label]), beside)
+
+    points, labels, beside = read_arrays(path, str(path), select, roles.apart)
     if path.suffix.lower() == ".npy":
-        labels = labels_beside(path)
+        labels = array_beside(path, "labels")
+        arrays = {name: array_beside(path, name) for name in sorted(roles.apart)}
+        beside = {name: array for name, array in arrays.items() if array is not None}
     points = validated_points(points, path)
-    return points, None if labels is None else validated_labels(labels, len(points), path)
+    return StoredArrays(points, None if labels is None else validated_labels(labels, len(points), path), beside)
 
 
-def labels_beside(path: Path) -> np.ndarray | None:
-    """The array in STEM_labels.npy or STEM.labels.npy beside STEM.npy, or None."""
-    candidates = (path.with_name(f"{path.stem}{ending}{path.suffix}") for ending in ("_labels", ".labels"))
-    labels_path = next((candidate for candidate in candidates if candidate.exists()), None)
-    if labels_path is None:
-        return None
-    return read_arrays(labels_path, str(labels_path), lambda arrays: np.asarray(arrays[""]))
+def array_beside(path: Path, name: str) -> np.ndarray | None:
+    """The array in STEM_NAME.npy or STEM.NAME.npy beside STEM.npy, or None."""
+    candidates = (path.with_name(f"{path.stem}{separator}{name}{path.suffix}") for separator in "_.")
+    beside = next((candidate for candidate in candidates if candidate.exists()), None)
+    return None if beside is None else read_arrays(beside, str(beside), lambda arrays: np.asanyarray(arrays[""]))
 
 
-def read_arrays(content: FileContent, location: str, extract: Callable[[_Arrays], _Extracted]) -> _Extracted:
+def read_arrays(
+    content: FileContent, location: str, extract: Callable[[_Arrays], _Extracted], apart: Collection[str] = ()
+) -> _Extracted:
     """Opens a file, or the bytes of one, and applies `extract` to its arrays.
 
     Args:
         content: The file, or its bytes. Files of type .npy, .pt and .safetensors are memory-mapped.
         location: Where the content comes from, for errors. Its extension selects the reader.
         extract: A function of the arrays by name; the name is "" in a file with a single array.
+        apart: Columns of a table that are arrays of their own.
 
     Returns:
         What `extract` returns.
@@ -99,6 +145,8 @@ def read_arrays(content: FileContent, location: str, extract: Callable[[_Arrays]
     if not (content.stat().st_size if isinstance(content, Path) else content.getbuffer().nbytes):
         raise InputError(f"{location} is empty (0 bytes). Write it again.")
     with parser_errors(location):
+        if suffix == ".parquet":
+            return extract(_read_parquet(content, location, apart))
         return extract(READERS[suffix](content, location))
 
 
@@ -155,19 +203,49 @@ def _read_safetensors(content: FileContent, location: str) -> _Arrays:
     return load_file(content) if isinstance(content, Path) else load(content.getvalue())  # files are memory-mapped
 
 
-def _read_parquet(content: FileContent, location: str) -> _Arrays:
+def _read_parquet(content: FileContent, location: str, apart: Collection[str] = ()) -> _Arrays:
     import pandas as pd
 
     frame = pd.read_parquet(content)
-    key = next((key for key in LABEL_KEYS if key in frame.columns), None)
-    labels = {} if key is None else {key: frame.pop(key).to_numpy()}
-    for column in frame.columns:
-        if not pd.api.types.is_numeric_dtype(frame[column]):
-            raise InputError(
-                f"Expected numbers in {location}, but column {column!r} holds {frame[column].dtype}. Drop it or encode "
-                "it."
-            )
-    return {"": frame.to_numpy()} | labels
+    arrays: dict[str, np.ndarray] = {}
+    for name in [key for key in LABEL_KEYS if key in frame.columns][:1] + sorted(apart):
+        numbered = sorted((c for c in frame.columns if re.fullmatch(re.escape(name) + r"[_.]\d+", str(c))), key=_number)
+        if name in frame.columns:
+            arrays[name] = _column(frame.pop(name), location)
+        elif numbered:
+            arrays[name] = np.stack([_column(frame.pop(column), location) for column in numbered], axis=1)
+    columns = {str(name): _column(frame[name], location) for name in frame.columns}
+    if any(column.ndim > 1 for column in columns.values()):
+        return columns | arrays
+    return {"": frame.to_numpy()} | arrays
+
+
+def _number(column: str) -> int:
+    """The number at the end of a column's name."""
+    return int(re.split(r"[_.]", column)[-1])
+
+
+def _column(column: pd.Series, location: str) -> np.ndarray:
+    """The numbers of a column [N], or [N, ...] if it holds lists of one length."""
+    if column.dtype.kind in "biufc":
+        return column.to_numpy()
+    values = list(column)
+    if values and all(isinstance(value, np.ndarray | list) for value in values):
+        with suppress(ValueError):  # lists of different lengths
+            return np.stack([_nested(value) for value in values])
+        kind = "lists of different lengths"
+    else:
+        kind = str(column.dtype)
+    raise InputError(
+        f"Expected numbers in {location}, but column {column.name!r} holds {kind}. Drop it or encode it; pad lists to "
+        "one length."
+    )
+
+
+def _nested(value: Any) -> np.ndarray:
+    """A list of lists as one array. Raises ValueError if their lengths differ."""
+    array = np.asarray(value)
+    return np.stack([_nested(item) for item in array]) if array.dtype == object else array
 
 
 READERS: dict[str, Callable[[FileContent, str], _Arrays]] = {
@@ -180,22 +258,32 @@ READERS: dict[str, Callable[[FileContent, str], _Arrays]] = {
 }
 
 
-def data_and_labels(location: Path | str, arrays: _Arrays) -> tuple[np.ndarray, np.ndarray | None]:
+def data_and_labels(
+    location: Path | str, arrays: _Arrays, roles: ArrayRoles = ArrayRoles()
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The data array and the label array (or None) of a file. Raises InputError as `array_names` does."""
-    data, label = array_names(location, arrays.keys())
+    data, label = array_names(location, arrays.keys(), roles)
     return as_numpy(arrays[data]), None if label is None else as_numpy(arrays[label])
 
 
-def array_names(location: Path | str, names: Collection[str]) -> tuple[str, str | None]:
+def array_names(
+    location: Path | str, names: Collection[str], roles: ArrayRoles = ArrayRoles()
+) -> tuple[str, str | None]:
     """The name of the data array and of the label array (or None). Raises InputError if the data are ambiguous."""
-    label = next((key for key in LABEL_KEYS if key in names), None)
-    others = [key for key in names if key != label]
-    data = next((key for key in DATA_KEYS if key in others), others[0] if len(others) == 1 else None)
+    if roles.sample is not None and roles.sample not in names:
+        present = ", ".join(filter(None, sorted(names))) or "no array with a name"
+        raise InputError(
+            f"Expected array {roles.sample!r} in {location}, as samples= says, but it has {present}. Correct samples=."
+        )
+    label = next((key for key in LABEL_KEYS if key in names and key not in (*roles.apart, roles.sample)), None)
+    others = [key for key in names if key != label and key not in roles.apart]
+    only = others[0] if len(others) == 1 else None
+    data = roles.sample or next((key for key in DATA_KEYS if key in others), only)
     if data is None:
         present = ", ".join(sorted(names)) or "none"
         raise InputError(
             f"{location}: expected one array, or one named {', '.join(DATA_KEYS)}, but the file has {present}. Rename "
-            "the data array."
+            "the data array, or add samples=NAME to --data."
         )
     return data, label
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.data.condition_arrays import select_conditions
 from mfdiag.flow.data.disk_arrays import Points, ShardedArray
 from mfdiag.flow.data.file_sources import ARCHIVES, FolderFiles, open_file_source
 from mfdiag.flow.data.files import (
     READERS,
+    ArrayRoles,
     as_numpy,
     data_and_labels,
     parser_errors,
@@ -33,7 +35,7 @@ from mfdiag.flow.data.scaling import (
 )
 from mfdiag.storage import exists, is_file, is_folder
 
-__all__ = ["SPEC_KEYS", "is_stored_data", "read_stored_data"]
+__all__ = ["SPEC_KEYS", "StoredData", "is_stored_data", "read_stored_data"]
 
 SPEC_KEYS: dict[str, str] = {
     "scale": "a number",
@@ -44,6 +46,8 @@ SPEC_KEYS: dict[str, str] = {
     "layout": "nchw or nhwc: channels first or last",
     "labels": "a file of class numbers, or none",
     "files": "samples or shards: what each file of a folder holds",
+    "samples": "the name of the array with the samples",
+    "conditions": "names of arrays separated by /, or none",
 }
 _CHOICES = {"moments": ("logvar", "std"), "layout": ("nchw", "nhwc"), "files": ("samples", "shards")}
 _MEMORY_MAPPED = (".npy", ".pt", ".pth", ".safetensors")
@@ -65,10 +69,23 @@ def _split(spec: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (spec, "")
 
 
+class StoredData(NamedTuple):
+    """Samples [N, *shape] or the moments they are drawn from, labels int64 [N] or None, conditions [N, ...] by name."""
+
+    points: Points | LatentMoments
+    labels: np.ndarray | None
+    conditions: Mapping[str, Points]
+
+
 def read_stored_data(
-    spec: str, *, scale: Numbers | None = None, mean: Numbers | None = None, std: Numbers | None = None
-) -> tuple[Points | LatentMoments, np.ndarray | None]:
-    """The samples and labels of `PATH[:key=value,...]`.
+    spec: str,
+    *,
+    scale: Numbers | None = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    needed: Collection[str] = (),
+) -> StoredData:
+    """The samples, labels and conditions of `PATH[:key=value,...]`.
 
     Samples are read when they are drawn, except from a small single file without scaling, which is read at once.
 
@@ -77,9 +94,10 @@ def read_stored_data(
         scale: Scale of the model's card. It applies if `spec` sets none of scale, mean, std and statistics.
         mean: Mean of the model's card; applies as `scale` does.
         std: Standard deviation of the model's card; applies as `scale` does.
+        needed: Names of the arrays of conditions that the network takes.
 
     Returns:
-        The samples, or the moments they are drawn from, and labels int64 [N] (or None).
+        What is stored.
 
     Raises:
         InputError: The specification contradicts itself or the data, or the data cannot be read.
@@ -91,20 +109,29 @@ def read_stored_data(
         )
         if "statistics" in options:
             mean, std = read_statistics(Path(options["statistics"]).expanduser())
-    stored, labels = _read_unscaled(path, options)
+    stored, labels, conditions = _read_unscaled(path, options, _roles(options, needed))
     channels_last = options.get("layout") == "nhwc"
     channels, *rest = channels_first(stored.shape[1:], channels_last)
     if "moments" not in options:
         scaling = make_scaling(spec, (channels, *rest), scale, mean, std)
         unchanged = scaling.identity and not channels_last
-        return stored if unchanged else ScaledPoints(stored, scaling, channels_last), labels
+        return StoredData(stored if unchanged else ScaledPoints(stored, scaling, channels_last), labels, conditions)
     if channels % 2:
         raise InputError(
             f"{spec}: moments= expects an even number of channels, means first, but samples have {channels} channels. "
             "Remove moments=, or set layout=."
         )
     scaling = make_scaling(spec, (channels // 2, *rest), scale, mean, std)
-    return LatentMoments(stored, scaling, channels_last, options["moments"] == "logvar"), labels
+    moments = LatentMoments(stored, scaling, channels_last, options["moments"] == "logvar")
+    return StoredData(moments, labels, conditions)
+
+
+def _roles(options: Mapping[str, str], needed: Collection[str]) -> ArrayRoles:
+    """Which array is what, as the specification and the network say."""
+    selected = None
+    if "conditions" in options:
+        selected = () if options["conditions"] == "none" else tuple(options["conditions"].split("/"))
+    return ArrayRoles(options.get("samples"), selected, tuple(needed) if selected is None else ())
 
 
 def _parse(spec: str) -> tuple[Path, dict[str, str]]:
@@ -132,10 +159,13 @@ def _numbers(spec: str, key: str, text: str) -> list[float]:
         raise InputError(f"Bad {spec!r}: {key} must be {SPEC_KEYS[key]}, got {text!r}.") from None
 
 
-def _read_unscaled(path: Path, options: Mapping[str, str]) -> tuple[Points, np.ndarray | None]:
-    """Samples as stored, and labels."""
+def _read_unscaled(
+    path: Path, options: Mapping[str, str], roles: ArrayRoles
+) -> tuple[Points, np.ndarray | None, Mapping[str, Points]]:
+    """Samples as stored, labels and conditions."""
     label_option = options.get("labels")
     points: Points
+    conditions: Mapping[str, Points] = {}
     if not exists(path) and path.suffix.lower() in ("", ".json", *ARCHIVES):
         raise InputError(f"No file or folder at {path}. Pass the path of the data or the name of a data set.")
     if is_folder(path) or path.suffix.lower() in ARCHIVES:
@@ -146,10 +176,13 @@ def _read_unscaled(path: Path, options: Mapping[str, str]) -> tuple[Points, np.n
         points = ShardedArray([path])
         labels = points.labels
     else:
-        points, labels = read_points(path)
-    if label_option is None or label_option == "none":
-        return points, labels if label_option is None else None
-    return points, _read_labels(Path(label_option).expanduser(), len(points))
+        points, labels, beside = read_points(path, roles)
+        conditions = select_conditions(beside, roles.conditions, roles.needed, len(points), path)
+    if label_option == "none":
+        labels = None
+    elif label_option is not None:
+        labels = _read_labels(Path(label_option).expanduser(), len(points))
+    return points, labels, conditions
 
 
 def _read_many_files(path: Path, files_hold: str | None, with_labels: bool) -> tuple[Points, np.ndarray | None]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.data.datasets import Data, as_data
+from mfdiag.flow.data.datasets import Data, as_data, conditions_of, with_conditions
 from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
@@ -28,7 +28,7 @@ from mfdiag.measures import find_table
 from mfdiag.measures.run.choice import require_known_extras
 from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
-from mfdiag.measures.run.subject import Subject
+from mfdiag.measures.run.subject import Subject, require_no_dropped_array
 from mfdiag.models.call_adapter import CallAdapter, adapt_call
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import teacher_velocity
@@ -104,6 +104,7 @@ def measure(
     model: nn.Module,
     data: str | Data | np.ndarray,
     *,
+    conditions: Mapping[str, np.ndarray | Tensor] = {},
     tables: Sequence[str] = _TABLES,
     objective: Objective = Objective(),
     request: Request | None = None,
@@ -118,6 +119,8 @@ def measure(
             It is copied and measured in eval mode. Parameters with other names or in another order are passed by
             name. A model with `num_classes` > 0 receives the data's labels.
         data: A specification ("eight_gaussians", "gaussian:2,0,1", a file), a `Data`, or an array [N, *shape].
+        conditions: Arrays [N, ...] beside the samples by name, such as observations, text or a mask: one row for each
+            of N stored samples. The model receives them in the parameters of their names.
         tables: Names of the tables to measure; table `times` needs `bins`.
         objective: What the model was trained on.
         request: Estimators, coefficients, batch sizes and, in its `settings`, how a pass runs. Without it each table's
@@ -152,7 +155,8 @@ def measure(
         settings=replace(base.settings, **settings),
     )
     require_known_extras(base.extras)
-    subject = _subject(model, data, objective, say)
+    data = as_data(data)
+    subject = _subject(model, with_conditions(data, conditions) if conditions else data, objective, say)
     frames: dict[str, pd.DataFrame] = {}
     for name in tables:
         table = find_table(name)
@@ -161,11 +165,8 @@ def measure(
     return frames
 
 
-def _subject(
-    model: nn.Module, data: str | Data | np.ndarray, objective: Objective, say: Callable[[str], None] | None
-) -> Subject:
+def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[str], None] | None) -> Subject:
     """The model with the data, the samplers and the proxy of its objective."""
-    data = as_data(data)
     times = parse_times(objective.times)
     if (note := share_note(objective.times)) is not None:  # the number changed between versions: never without a word
         say(note) if say is not None else warnings.warn(note, FutureWarning, stacklevel=3)
@@ -178,9 +179,11 @@ def _subject(
     if proxy in ("ema", "teacher") and proxy_model is None:
         raise InputError(f"proxy={proxy!r} needs proxy_model, the network whose u(x_t, t, t) is the proxy velocity.")
     path, source = parse_path(objective.path), parse_source(objective.source, data)
-    model = adapt_call(model, data.shape, data.num_classes, data.name)
+    arrays = conditions_of(data)
+    model = adapt_call(model, data.shape, data.num_classes, data.name, arrays)
     if proxy_model is not None:
-        proxy_model = adapt_call(proxy_model, data.shape, data.num_classes, data.name)
+        proxy_model = adapt_call(proxy_model, data.shape, data.num_classes, data.name, arrays)
+    require_no_dropped_array((model, *([] if proxy_model is None else [proxy_model])), data)
     if isinstance(model, CallAdapter) and say is not None:
         say(model.note)
     proxy_network = None if proxy_model is None else as_average_velocity(proxy_model, objective.prediction, path)

@@ -64,6 +64,7 @@ def measure_subject(
         path=subject.path,
         guidance=subject.guidance,
         null_label=getattr(subject.module, "num_classes", 0),
+        conditions=subject.conditions,
     )
     estimators: Sequence[Estimator] = ()
     if "estimator" in table.options:
@@ -86,7 +87,9 @@ def measure_subject(
 def _exact_posterior(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
     """Whether to compute the exact posterior; if not, `say` receives what will be missing and why."""
     data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
-    reason = why_posterior_unknown(data, source, subject.coupling, subject.conditional, subject.guidance)
+    reason = why_posterior_unknown(
+        data, source, subject.coupling, subject.conditional, subject.guidance, subject.conditions
+    )
     if reason is None and request.posterior == "none":
         reason = "--posterior none"
     elif reason is None and request.posterior == "auto" and isinstance(data, FiniteData | MomentsData):

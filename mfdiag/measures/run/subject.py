@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path as FilePath
+from typing import Any
 
 from torch import nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
-from mfdiag.flow.data.datasets import Data, load_data
+from mfdiag.flow.data.datasets import Data, conditions_of, load_data
 from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
 from mfdiag.flow.guidance import Guidance, parse_guidance
 from mfdiag.flow.paths import LINEAR, Path, parse_path
@@ -19,13 +20,15 @@ from mfdiag.flow.sources import Source, parse_source
 from mfdiag.flow.time_shares import share_note
 from mfdiag.flow.times import TimeSampler, parse_times, same_times_note
 from mfdiag.models.call_adapter import CallAdapter
+from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import load_teacher, teacher_velocity
+from mfdiag.models.wrapper import conditions_taken, conditions_without_null, unwrapped
 from mfdiag.usercode import is_user_code
 
-__all__ = ["Subject", "SubjectOptions", "load_subject"]
+__all__ = ["Subject", "SubjectOptions", "load_subject", "require_arrays", "require_no_dropped_array"]
 
 _BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
 _DEFAULTS = {"source": "gaussian", "coupling": "independent", "path": "linear", "prediction": "u"}
@@ -81,8 +84,22 @@ class Subject:
         if self.guidance is not None:
             self._require_guidable(self.guidance)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the arrays beside the samples that one of the networks takes, each once."""
+        networks = (self.module, self.proxy_module, *self.networks.values())
+        return tuple(dict.fromkeys(name for network in networks for name in conditions_taken(network)))
+
     def _require_guidable(self, guidance: Guidance) -> None:
-        if not self.conditional or not self.data.num_classes:
+        guiding = self.networks.get(guidance.network, self.module)
+        for network in (self.module, guiding):
+            if without_null := conditions_without_null(network):
+                raise InputError(
+                    f"--guidance {guidance.name} drops conditions, but no null value of {without_null[0]!r} is known. "
+                    f"Pass a card with `call: {{conditions: {{NAME: {{array: {without_null[0]}, null: 0}}}}}}`, or "
+                    "`null: keep` for one that is never dropped; or pass --guidance none."
+                )
+        if not self.conditions and (not self.conditional or not self.data.num_classes):
             who = f"{self.data.name} has none" if self.conditional else "the network takes none (its num_classes is 0)"
             raise InputError(f"--guidance {guidance.name} needs labels, but {who}. Pass --guidance none.")
         if guidance.network == "head" and not hasattr(self.module, "velocity"):
@@ -163,17 +180,20 @@ def load_subject(
         say(note)
     times = _times(checkpoint, options, loaded, say)
     axes = _axes(checkpoint, options, loaded)
-    data = load_data(data_spec, **({} if card is None else card.data.statistics))
+    statistics: Mapping[str, Any] = {} if card is None else card.data.statistics
+    data = load_data(data_spec, conditions=loaded.possible_conditions, **statistics)
     _report_whole_numbers(data, card, say)
     loaded = _adapted(loaded, data, say)
     if card is not None:
         _require_fitting(card, data, say)
+        require_arrays(card.condition_names, data, card.name)
         standard = card.data.scale if card.data.std is not None else None  # without std, the card's scale normalizes
         check_scale(data, say, std=abs(standard or 1))
     path = parse_path(axes["path"])
     source = parse_source(axes["source"], data)
     kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data)
     classes = _classes(checkpoint, loaded, data_spec, data)
+    require_no_dropped_array((loaded.module, *networks.values()), data)
     run, name = _run_and_name(checkpoint)
     return Subject(
         as_average_velocity(loaded.module, axes["prediction"], path),
@@ -321,6 +341,52 @@ def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None
                 "labels, or give conditioning.null."
             )
         say(f"{data.name} has no labels: the network receives its null label.")
+
+
+def require_arrays(names: Iterable[str], data: Data, who: str) -> None:
+    """Check that data have the arrays that a network takes.
+
+    Args:
+        names: Names of the arrays.
+        data: The data.
+        who: What takes them, for errors.
+
+    Raises:
+        InputError: One is missing.
+    """
+    arrays = conditions_of(data)
+    for name in names:
+        if name not in arrays:
+            present = f"only {', '.join(arrays)}" if arrays else "none"
+            raise InputError(
+                f"Expected array {name!r} beside the samples of {data.name}, because {who} takes it, but there is "
+                f"{present}. Add it with one row per sample, or correct the name."
+            )
+
+
+def require_no_dropped_array(networks: Iterable[nn.Module], data: Data) -> None:
+    """Check that each array beside the samples conditions one of the networks.
+
+    Args:
+        networks: The measured network first.
+        data: The data.
+
+    Raises:
+        InputError: No network receives one of the arrays.
+    """
+    first, *others = networks
+    taken = {name for network in (first, *others) for name in conditions_taken(network)}
+    dropped = [name for name in conditions_of(data) if name not in taken]
+    if not dropped:
+        return
+    adapter, network = first, type(unwrapped(first)).__name__
+    remedy = f"rename the array or the parameter, pass a card with `call: {{conditions: {{PARAMETER: {dropped[0]}}}}}`"
+    if isinstance(adapter, CardAdapter):
+        remedy = f"add `conditions: {{PARAMETER: {dropped[0]}}}` to call in {adapter.card.name}"
+    raise InputError(
+        f"{data.name} has the array{'s' * (len(dropped) > 1)} {', '.join(dropped)} beside its samples, which "
+        f"{network} does not receive: {remedy}, or leave arrays out with --data PATH:conditions=none."
+    )
 
 
 def _without_code(checkpoint: FilePath, axis: str, value: str) -> str:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
+from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.paths import parse_path
 from mfdiag.models.call_adapter import per_sample, shaped_times
-from mfdiag.models.cards.card import Card
+from mfdiag.models.cards.card import Card, ConditionInput
 from mfdiag.models.wrapper import Wrapper
 
 __all__ = ["CardAdapter"]
@@ -23,10 +24,10 @@ class CardAdapter(Wrapper):
     It returns the card's `prediction`, which `as_average_velocity` turns into u. `num_classes` is the number of labels
     without the null label; label `num_classes`, or no labels, stands for the null label. `velocity` exists if the card
     has a velocity head. If `takes_guidance`, labels may also be float [n, 4]: label, guidance scale, and the lower and
-    upper end of the guidance interval.
+    upper end of the guidance interval. If the card has conditions, y is `Conditions` with their arrays.
 
     Raises:
-        InputError: If the network lacks the method that the card calls.
+        InputError: If the network lacks the method or an encoder that the card calls.
     """
 
     def __init__(self, network: nn.Module, card: Card) -> None:
@@ -34,21 +35,30 @@ class CardAdapter(Wrapper):
         self.card = card
         self.num_classes = card.conditioning.classes
         self.takes_guidance = not card.words.isdisjoint(("omega", "t_min", "t_max"))
+        self.condition_names = card.condition_names
+        entries = card.call.conditions.values()
+        self.conditions_without_null = tuple(name for entry in entries if entry.null is None for name in entry.names)
         self.path = parse_path(card.convention.path)
+        for name, entry in card.call.conditions.items():
+            if entry.encoder is not None and not callable(_attribute(network, entry.encoder)):
+                raise InputError(
+                    f"{card.name} encodes {name!r} with {entry.encoder!r}, which {type(network).__name__} does not "
+                    f"have; correct call.conditions.{name}.encoder."
+                )
         if not callable(getattr(network, card.call.method, None)):
             raise InputError(
                 f"{card.name} calls {card.call.method!r}, which {type(network).__name__} does not have; "
                 "correct call.method."
             )
 
-    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Condition = None) -> Tensor:
         """The network's prediction.
 
         Args:
             x: Points x_t [n, *shape].
             r: Times r [n] in [0, 1], the other end of the interval.
             t: Times t [n] in [0, 1] of the points.
-            y: Labels int64 [n], float [n, 4] with guidance, or None.
+            y: Labels int64 [n], float [n, 4] with guidance, or None; or `Conditions` that hold them.
 
         Returns:
             The prediction, shaped as x.
@@ -59,26 +69,27 @@ class CardAdapter(Wrapper):
         return self._evaluate(x, r, t, y, self.card.output.part)
 
     @property
-    def velocity(self) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+    def velocity(self) -> Callable[[Tensor, Tensor, Tensor, Condition], Tensor]:
         """(x, r, t, labels) -> the prediction of the velocity head; exists only if the card has one."""
         head = self.card.output.velocity_head
         if head is None:
             raise AttributeError("the card has no velocity head")
 
-        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        def velocity(x: Tensor, r: Tensor, t: Tensor, y: Condition = None) -> Tensor:
             return self._evaluate(x, r, t, y, head)
 
         return velocity
 
-    def _evaluate(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None, part: int | str | None) -> Tensor:
+    def _evaluate(self, x: Tensor, r: Tensor, t: Tensor, y: Condition, part: int | str | None) -> Tensor:
         """The tensor at `part` of the output."""
         if not self.card.call.time_shape and len(x) > 1:  # the network takes one sample at a time
             return per_sample(lambda x, r, t, y: self._evaluate(x, r, t, y, part), x, r, t, y)
         return self._read_output(self._call_network(x, r, t, y), part)
 
-    def _call_network(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Any:
+    def _call_network(self, x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Any:
         """Call the network in its own convention."""
-        card = self.card
+        card, y = self.card, labels_of(condition)
+        conditions = self._conditions(condition)
         if not card.output.average:
             r = t
         # D1 reverses time: t here is s = 1 - t in the network, and dx/ds = -dx/dt. An average over the interval
@@ -108,8 +119,10 @@ class CardAdapter(Wrapper):
                 words |= dict(zip(("omega", "t_min", "t_max"), guidance, strict=True))
                 y = y.long()
         words["y"] = self._labels(y, x)
+        words["condition"] = conditions
         arguments = [_value_of(word, words) for word in card.call.arguments]
         keywords = {name: _value_of(word, words) for name, word in card.call.keywords.items()}
+        keywords |= {name: value for name, value in conditions.items() if name not in card.conditions_by_place}
         method = self.network if card.call.method == "forward" else getattr(self.network, card.call.method)
         return method(*arguments, **keywords)
 
@@ -126,6 +139,33 @@ class CardAdapter(Wrapper):
             return y
         columns = torch.arange(conditioning.classes, device=x.device)
         return (y[:, None] == columns).to(x.dtype)
+
+    def _conditions(self, condition: Condition) -> dict[str, Any]:
+        """What the network receives for each entry of call.conditions."""
+        entries = self.card.call.conditions
+        arrays = condition.arrays if isinstance(condition, Conditions) else {}
+        dropped = condition.dropped if isinstance(condition, Conditions) else None
+        if missing := [name for name in self.card.condition_names if name not in arrays]:
+            raise InputError(
+                f"{self.card.name} passes the array {missing[0]!r} of the data, but none was given; pass --data with "
+                "it, or Conditions that hold it."
+            )
+        values = {}
+        for name, entry in entries.items():
+            own = {array: _with_null(arrays[array], entry.null, dropped) for array in entry.names}
+            values[name] = self._encoded(entry, own)
+        return values
+
+    def _encoded(self, entry: ConditionInput, arrays: Mapping[str, Tensor]) -> Any:
+        """The arrays of one condition as its encoder, or else the network, takes them."""
+        if entry.encoder is None:
+            return _value_of(entry.array, arrays)
+        n = len(next(iter(arrays.values())))
+        if entry.fold:
+            arrays = {name: values.flatten(0, 1) for name, values in arrays.items()}
+        taken = _value_of(entry.array, arrays)
+        output = _attribute(self.network, entry.encoder)(*(taken if isinstance(taken, tuple) else (taken,)))
+        return output.reshape(n, -1) if entry.fold else output
 
     def _read_output(self, output: Any, part: int | str | None) -> Tensor:
         """The tensor at `part` of what the network returned, in mfdiag's layout and direction."""
@@ -152,9 +192,27 @@ def _value_of(word: Any, words: Mapping[str, Any]) -> Any:
         return word
     if word.keys() == {"value"}:
         return word["value"]
+    if word.keys() == {"condition"} and "condition" in words:
+        return words["condition"][word["condition"]]
     if word.keys() == {"each"}:
         return torch.full_like(words["t"].reshape(-1), word["each"])
     return {name: _value_of(item, words) for name, item in word.items()}
+
+
+def _attribute(network: nn.Module, dotted: str) -> Any:
+    """A dotted attribute of the network, or None."""
+    value: Any = network
+    for name in dotted.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _with_null(values: Tensor, null: Any, dropped: Tensor | None) -> Tensor:
+    """An array [n, ...] of conditions with its null value in the dropped samples."""
+    if dropped is None or null is None or null == "keep":
+        return values
+    rows = dropped.view(-1, *[1] * (values.ndim - 1))
+    return torch.where(rows, torch.as_tensor(null, dtype=values.dtype, device=values.device), values)
 
 
 def _part_of(output: Any, part: int | str | None) -> Any:

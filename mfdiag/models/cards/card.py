@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 
 from mfdiag.models.cards.field_types import (
     DENOISED,
@@ -15,6 +23,7 @@ from mfdiag.models.cards.field_types import (
     TimesSpec,
     WeightingSpec,
     Word,
+    conditions_in,
     leaves,
 )
 from mfdiag.models.cards.recognition import Recognise
@@ -23,6 +32,7 @@ from mfdiag.storage import is_file
 __all__ = [
     "Call",
     "Card",
+    "ConditionInput",
     "Conditioning",
     "Convention",
     "DataScale",
@@ -31,6 +41,9 @@ __all__ = [
     "Output",
     "Weights",
 ]
+
+
+_CONDITION_SCHEMA = WithJsonSchema({"anyOf": [{"type": kind} for kind in ("string", "array", "object")]})
 
 
 class _Section(BaseModel):
@@ -73,6 +86,57 @@ class Weights(_Section):
     )
 
 
+def _null_is_a_name(values: Any) -> Any:
+    """YAML reads the key `null` as None."""
+    if not isinstance(values, dict):
+        return values
+    return {"null" if key is None else key: value for key, value in values.items()}
+
+
+class ConditionInput(_Section):
+    """One condition of the network: what it is made of, and its null value under guidance."""
+
+    array: Any = Field(
+        description="name of an array beside the samples of --data; a mapping of such names is passed as a dictionary, "
+        "a list as a tuple",
+    )
+    encoder: str | None = Field(
+        default=None,
+        description="attribute of the network that is called with the arrays, a list as several arguments; what it "
+        "returns is passed. Its parameters are measured with the others",
+    )
+    fold: bool = Field(
+        default=False,
+        description="whether the encoder takes the second axis of the arrays, such as steps of observation, as further "
+        "samples; its outputs are joined to one row [n, steps * features] for each sample",
+    )
+    null: float | list[Any] | Literal["keep"] | None = Field(
+        default=None,
+        description="value under the null condition of guidance: a number or list that broadcasts against one "
+        "sample's row of the array, or `keep` for a condition that guidance does not drop",
+    )
+
+    _rename_null = model_validator(mode="before")(_null_is_a_name)
+
+    @model_validator(mode="after")
+    def _names_arrays(self) -> ConditionInput:
+        if not all(isinstance(name, str) for name in leaves(self.array)):
+            raise ValueError("array must be a name, or a mapping or list of names")
+        if self.fold and self.encoder is None:
+            raise ValueError("fold is about the axes that an encoder takes: add encoder, or remove fold")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        return leaves(self.array)
+
+
+def _as_condition_input(value: Any) -> Any:
+    """A name, list or mapping of names alone is the `array` of a condition."""
+    return value if isinstance(value, dict) and "array" in value else {"array": value}
+
+
 class Call(_Section):
     """How the network is called.
 
@@ -82,12 +146,19 @@ class Call(_Section):
     `none` is None. Numbers, true, false and null are passed unchanged. `{value: flow}` is a constant string, and
     `{each: 1.0}` is a tensor [n] filled with one number. A list is passed as a tuple, as in [x, [t, h]], and any other
     mapping as a dictionary, as in {label: y}.
+
+    `conditions` names the arrays beside the samples of --data that the network takes: `{global_cond: obs}` passes the
+    array `obs` as the keyword `global_cond`. `{condition: global_cond}` as a word passes it there instead.
     """
 
     arguments: list[Word] = Field(
         default=["x", "r", "t"], description="positional arguments: words, constants, lists, mappings"
     )
     keywords: dict[str, Word] = Field(default_factory=dict, description="keyword arguments: the same, by name")
+    conditions: dict[str, Annotated[ConditionInput, BeforeValidator(_as_condition_input), _CONDITION_SCHEMA]] = Field(
+        default_factory=dict,
+        description="keyword argument: name of an array beside the samples, or a mapping with the fields below",
+    )
     method: str = Field(default="forward", description="the method that is called")
     time_scale: float = Field(default=1.0, description="factor on every time that is passed, including h")
     time_shape: tuple[Literal["n", 1], ...] = Field(
@@ -147,15 +218,7 @@ class Conditioning(_Section):
         description="index of the null label; with one_hot, an index beyond the last column gives a row of zeros",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_a_name(cls, values: Any) -> Any:
-        """YAML reads the key `null` as None."""
-        return (
-            {"null" if key is None else key: value for key, value in values.items()}
-            if isinstance(values, dict)
-            else values
-        )
+    _rename_null = model_validator(mode="before")(_null_is_a_name)
 
     @model_validator(mode="after")
     def _classes_fit_kind(self) -> Conditioning:
@@ -247,6 +310,11 @@ class Card(_Section):
             raise ValueError("call must pass x and t")
         if self.output.average and not words & {"r", "h"}:
             raise ValueError("an average needs r or h, but call passes neither: add one, or set output.average: false")
+        unknown = self.conditions_by_place - self.call.conditions.keys()
+        if unknown:
+            raise ValueError(f"call passes the condition {min(unknown)!r}, which call.conditions does not have")
+        if twice := (self.call.conditions.keys() - self.conditions_by_place) & self.call.keywords.keys():
+            raise ValueError(f"call.keywords and call.conditions both pass {min(twice)!r}: remove one")
         if ("y" in words) != (self.conditioning.kind != "none"):
             raise ValueError("call must pass y exactly if conditioning.kind is index or one_hot")
         if self.predicts_denoised and self.convention.direction == "D1":
@@ -262,6 +330,16 @@ class Card(_Section):
     def words(self) -> set[Any]:
         """All words and constants that the call passes."""
         return set(leaves([*self.call.arguments, *self.call.keywords.values()]))
+
+    @property
+    def conditions_by_place(self) -> set[str]:
+        """The conditions that words of the call pass; the others are keyword arguments."""
+        return conditions_in([*self.call.arguments, *self.call.keywords.values()])
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """The arrays beside the samples that the network takes, each once."""
+        return tuple(dict.fromkeys(name for entry in self.call.conditions.values() for name in entry.names))
 
     @property
     def predicts_denoised(self) -> bool:

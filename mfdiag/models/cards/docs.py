@@ -72,6 +72,10 @@ objective: {estimator: meanflow, weighting: "adaptive:1,0.001", times: "logit_no
 data: {shape: [3, 32, 32], mean: 0.5, std: 0.5}
 ```
 
+A network that is conditioned on more than labels takes arrays beside the samples, as
+[data.md](data.md#conditions) says: `conditions: {global_cond: obs}` in `call` passes the array `obs` as the keyword
+`global_cond`.
+
 Errors name the file, line and field, and say what the field accepts. [card.schema.json](card.schema.json) is the
 JSON Schema for editors.
 

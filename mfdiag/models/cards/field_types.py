@@ -19,6 +19,7 @@ __all__ = [
     "TimesSpec",
     "WeightingSpec",
     "Word",
+    "conditions_in",
     "leaves",
 ]
 
@@ -29,15 +30,20 @@ DENOISED = "denoised"
 """A prediction that only cards have: D(z; sigma) of arXiv 2206.00364, whose input is rescaled as well."""
 
 
+_SPECIAL: tuple[set[str], ...] = ({"each"}, {"value"}, {"condition"})  # keys of mappings that stand for one value
+
+
 def _word(value: Any) -> Any:
-    """Check what a call passes: a word, a constant, `{each: number}`, or a list or mapping of these."""
+    """Check what a call passes: a word, a constant, `{each: number}`, a condition, or a list or mapping of these."""
     if isinstance(value, list):
         return [_word(item) for item in value]
     if isinstance(value, str) and value not in _WORDS:
         raise ValueError(str(did_you_mean("word", value, _WORDS)).removesuffix("."))
     if isinstance(value, dict) and value.keys() == {"each"} and not isinstance(value["each"], int | float):
         raise ValueError("expected {each: number}")
-    if isinstance(value, dict) and value.keys() not in ({"each"}, {"value"}):
+    if isinstance(value, dict) and value.keys() == {"condition"} and not isinstance(value["condition"], str):
+        raise ValueError("expected {condition: NAME} with a name of call.conditions")
+    if isinstance(value, dict) and value.keys() not in _SPECIAL:
         return {name: _word(item) for name, item in value.items()}
     return value
 
@@ -93,8 +99,15 @@ def _prediction(text: str) -> None:
 def leaves(words: Any) -> list[Any]:
     """The words inside nested lists and mappings."""
     if isinstance(words, dict):
-        return [] if words.keys() in ({"each"}, {"value"}) else leaves(list(words.values()))
+        return [] if words.keys() in _SPECIAL else leaves(list(words.values()))
     return [leaf for word in words for leaf in leaves(word)] if isinstance(words, list) else [words]
+
+
+def conditions_in(words: Any) -> set[str]:
+    """The names of conditions inside nested lists and mappings of a call."""
+    if isinstance(words, dict):
+        return {words["condition"]} if words.keys() == {"condition"} else conditions_in(list(words.values()))
+    return set().union(*map(conditions_in, words)) if isinstance(words, list) else set()
 
 
 Word = Annotated[

@@ -75,7 +75,7 @@ def test_without_labels(tmp_path: Path, suffix: str) -> None:
 def test_images_keep_their_shape_and_integers_widen(tmp_path: Path, suffix: str) -> None:
     images = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
     WRITERS[suffix](tmp_path / f"d{suffix}", images, None)
-    points, _ = read_points(tmp_path / f"d{suffix}")
+    points, *_ = read_points(tmp_path / f"d{suffix}")
     assert points.shape == (2, 3, 2, 2) and points.dtype == np.float32
     np.testing.assert_array_equal(points, images)
 
@@ -83,7 +83,7 @@ def test_images_keep_their_shape_and_integers_widen(tmp_path: Path, suffix: str)
 def test_npy_is_memory_mapped_and_takes_either_label_name(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", X)
     np.save(tmp_path / "d.labels.npy", Y.astype(np.float32))
-    points, labels = read_points(tmp_path / "d.npy")
+    points, labels, _ = read_points(tmp_path / "d.npy")
     assert isinstance(points.base, np.memmap)
     np.testing.assert_array_equal(labels, Y)
 
