@@ -122,7 +122,16 @@ class Coupling(Protocol):
         """The labels that `pairs` returns, without the cost of the pairs."""
 
     def conditions(self, marginals: Marginals, index: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """The conditions `names` [n, ...] of the samples, which belong to their x_0."""
+        """The conditions of the samples, which belong to their x_0.
+
+        Args:
+            marginals: The distributions of x_0 and x_1.
+            index: Sample numbers [n].
+            names: Names of the conditions.
+
+        Returns:
+            Arrays [n, ...] by name.
+        """
 
 
 class _DataLabels:
@@ -264,7 +273,19 @@ class FilePairs:
         return None if self.stored_labels is None else self.stored_labels[self._rows(marginals, index)]
 
     def conditions(self, marginals: Marginals, index: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """See `Coupling.conditions`. Raises InputError if the file lacks one."""
+        """The conditions of the pairs.
+
+        Args:
+            marginals: The distributions whose random streams choose the pairs.
+            index: Sample numbers [n].
+            names: Names of the conditions.
+
+        Returns:
+            Arrays [n, ...] by name.
+
+        Raises:
+            InputError: The file lacks one.
+        """
         rows = self._rows(marginals, index)
         for name in names:
             if name not in self.stored_conditions:

@@ -78,6 +78,9 @@ def teacher_velocity(
     Returns:
         The velocity. It is computed on the CPU in the checkpoint's precision; results have the dtype and device of
         x [n, *shape].
+
+    Raises:
+        InputError: If the teacher takes arrays of the data, and as `load_teacher` does.
     """
     network = load_teacher(checkpoint, model, data=data)
     if names := conditions_taken(network):

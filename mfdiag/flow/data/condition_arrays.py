@@ -59,7 +59,17 @@ def as_condition(name: str, values: Any, location: Path | str) -> np.ndarray:
 
 
 def require_rows(name: str, array: Points, samples: int, location: Path | str) -> None:
-    """InputError if an array of conditions has not one row for each of the `samples`."""
+    """Check that an array of conditions has one row for each sample.
+
+    Args:
+        name: Name of the array.
+        array: The array.
+        samples: Number of samples.
+        location: Where it comes from, for errors.
+
+    Raises:
+        InputError: It has another number of rows.
+    """
     if len(array) != samples:
         raise InputError(
             f"Expected one row of {name!r} for each of {samples:,} samples of {location}, but it has shape "

@@ -261,7 +261,16 @@ READERS: dict[str, Callable[[FileContent, str], _Arrays]] = {
 def data_and_labels(
     location: Path | str, arrays: _Arrays, roles: ArrayRoles = ArrayRoles()
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The data array and the label array (or None) of a file. Raises InputError as `array_names` does."""
+    """The data array and the label array of a file. Raises InputError as `array_names` does.
+
+    Args:
+        location: The file, for errors.
+        arrays: Its arrays by name.
+        roles: Which array is what, where names do not tell.
+
+    Returns:
+        The two arrays; None if there are no labels.
+    """
     data, label = array_names(location, arrays.keys(), roles)
     return as_numpy(arrays[data]), None if label is None else as_numpy(arrays[label])
 
@@ -269,7 +278,19 @@ def data_and_labels(
 def array_names(
     location: Path | str, names: Collection[str], roles: ArrayRoles = ArrayRoles()
 ) -> tuple[str, str | None]:
-    """The name of the data array and of the label array (or None). Raises InputError if the data are ambiguous."""
+    """The names of the data array and of the label array of a file.
+
+    Args:
+        location: The file, for errors.
+        names: Names of its arrays.
+        roles: Which array is what, where names do not tell.
+
+    Returns:
+        The two names; None if there are no labels.
+
+    Raises:
+        InputError: The data are ambiguous, or the array that `roles` names is missing.
+    """
     if roles.sample is not None and roles.sample not in names:
         present = ", ".join(filter(None, sorted(names))) or "no array with a name"
         raise InputError(

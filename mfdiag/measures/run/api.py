@@ -139,6 +139,22 @@ def measure(
         InputError: The request is impossible, or the model returns NaN or mixes its samples.
         TypeError: A keyword is unknown.
     """
+    objective, base, estimators = _grouped(options, objective, request)
+    require_known_extras(base.extras)
+    data = as_data(data)
+    subject = _subject(model, with_conditions(data, conditions) if conditions else data, objective, say)
+    frames: dict[str, pd.DataFrame] = {}
+    for name in tables:
+        table = find_table(name)
+        table_request = replace(base, estimators=estimators or table.default_estimators)
+        frames |= measure_subject(subject, table, table_request, progress=progress, say=say)
+    return frames
+
+
+def _grouped(
+    options: Mapping[str, Any], objective: Objective, request: Request | None
+) -> tuple[Objective, Request, Sequence[str] | None]:
+    """The objective and the request with single fields by keyword, and the estimators if any are requested."""
     keywords: dict[str, Any] = dict(options)
     if unknown := keywords.keys() - MeasureOptions.__annotations__.keys():
         raise TypeError(f"measure() got an unexpected keyword argument {min(unknown)!r}")
@@ -154,15 +170,7 @@ def measure(
         weighting=base.weighting if objective.weighting == "none" else parse_weighting(objective.weighting),
         settings=replace(base.settings, **settings),
     )
-    require_known_extras(base.extras)
-    data = as_data(data)
-    subject = _subject(model, with_conditions(data, conditions) if conditions else data, objective, say)
-    frames: dict[str, pd.DataFrame] = {}
-    for name in tables:
-        table = find_table(name)
-        table_request = replace(base, estimators=estimators or table.default_estimators)
-        frames |= measure_subject(subject, table, table_request, progress=progress, say=say)
-    return frames
+    return objective, base, estimators
 
 
 def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[str], None] | None) -> Subject:
