@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "MfdiagError", "did_you_mean", "first_line", "plain_validation"]
+__all__ = ["InputError", "MfdiagError", "did_you_mean", "first_line", "plain_validation", "printable"]
 
 _MIN_SIMILARITY = 0.5  # below it a suggestion shares too few letters with the name to be a likely typo
 
@@ -44,3 +44,8 @@ def plain_validation(message: str) -> str:
     """The text of a pydantic error without its prefix, its parser's words and its final period."""
     problem = message.removeprefix("Value error, ").partition(", unable to parse")[0].removesuffix(".")
     return problem.replace("Input should", "It should").replace("a valid integer", "a whole number")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters replaced: names in a file may hold some that change the terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from mfdiag._version import __version__
 from mfdiag.cli import coefficient, compare, inspect, list_, quality, report, sweep, times, train, variance
 from mfdiag.cli.options import GroupedCommand, Options, measuring
-from mfdiag.errors import MfdiagError, plain_validation
+from mfdiag.errors import MfdiagError, plain_validation, printable
 from mfdiag.measures import MeasuredTable, measured_tables
 
 __all__ = ["app"]
@@ -43,7 +43,7 @@ class _Commands(TyperGroup):
 
 
 def _end(text: str, code: int) -> NoReturn:
-    sys.stderr.write(f"mfdiag: {text}\n")
+    sys.stderr.write(f"mfdiag: {printable(text)}\n")
     sys.exit(code)
 
 

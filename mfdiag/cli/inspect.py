@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ def command(
             raise InputError(
                 f"Expected a file that needs a model card, but {inspection.path} {reason}. Leave out --card."
             )
-        sys.stdout.write(_printable(inspection.proposal.text))
+        sys.stdout.write(printable(inspection.proposal.text))
     elif format == "json":
         sys.stdout.write(inspection.model_dump_json(indent=1) + "\n")
     else:
@@ -60,9 +60,9 @@ def _print_summary(inspection: Inspection, console: Console) -> None:
     _print_weights(inspection, console)
     for entry in inspection.entries:
         values = ", ".join(f"{k}={v}" if k else str(v) for k, v in entry.values.items())
-        console.print(_printable(f"  {entry.name}: {entry.type} {values}"))
+        console.print(printable(f"  {entry.name}: {entry.type} {values}"))
     for note in inspection.notes:
-        console.print(f"note: {_printable(note)}")
+        console.print(f"note: {printable(note)}")
     if inspection.proposal is not None:
         _print_proposal(inspection.proposal, inspection.path, console)
 
@@ -92,14 +92,14 @@ def _print_weights(inspection: Inspection, console: Console) -> None:
         table.add_column(name, justify="right" if name in ("tensors", "parameters") else "left")
     for weights in inspection.weights:
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in weights.dtypes.items())
-        table.add_row(_printable(weights.key) or "raw", f"{weights.tensors:,}", f"{weights.parameters:,}", dtypes)
+        table.add_row(printable(weights.key) or "raw", f"{weights.tensors:,}", f"{weights.parameters:,}", dtypes)
     console.print(table)
     if inspection.description is not None:
         return
     for layout in inspection.layouts:
-        console.print(f"tensors of {_printable(', '.join(key or 'raw' for key in layout.weights))}")
+        console.print(f"tensors of {printable(', '.join(key or 'raw' for key in layout.weights))}")
         for name, shape, count in layout.tensors[:_MAX_LINES]:
-            console.print(f"  {_printable(name)} {shape}" + (f" x {count}" if count > 1 else ""))
+            console.print(f"  {printable(name)} {shape}" + (f" x {count}" if count > 1 else ""))
         if len(layout.tensors) > _MAX_LINES:
             console.print(f"  and {len(layout.tensors) - _MAX_LINES} more; --format json lists all")
 
@@ -119,10 +119,5 @@ def _print_proposal(proposal: Proposal, path: Path, console: Console) -> None:
         return
     fill = ", fill in the fields that are not in the file" if proposal.unknown else ""
     console.print(f"  save these lines with mfdiag inspect {path} --card > my.yaml{fill}, and pass --model my.yaml\n")
-    for line in _printable(proposal.text).splitlines():
+    for line in printable(proposal.text).splitlines():
         console.print(f"    {line}")
-
-
-def _printable(text: str) -> str:
-    """`text` with control characters replaced: names in a file may hold some that change the terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

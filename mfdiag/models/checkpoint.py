@@ -145,7 +145,7 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     """
     card = load_card(model) if model is not None and is_card(model) else None
     file = read_container(path, load=True)
-    path = file.files[0]
+    path = file.path
     text = file.metadata.get(METADATA_KEY)
     description = None if text is None or card is not None else parse_description(text, path)
     state = weight_sets(file.tree, described=description is not None)
@@ -173,7 +173,7 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     module = load_weights(module, state, weights, path, card)
     by_code = model is not None and card is None
     network = module if card is None else module.get_submodule("network")
-    notes = weight_notes(network, state, weights, path, card)
+    notes = [*file.notes, *weight_notes(network, state, weights, path, card)]
     unusable: tuple[str, ...] = ()
     if weights == "raw" and find_weights(state, "ema", card) is not None:
         try:

@@ -103,8 +103,8 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     code.
     """
     file = read_container(path, load=False)
-    path = file.files[0]
-    notes = []
+    path = file.path
+    notes = list(file.notes)
     description = None
     text = file.metadata.get(METADATA_KEY)
     try:
@@ -120,8 +120,9 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         if "" not in sets and str(name) not in weight_entries and description is None
     ]
     entries += [_entry(name, value) for name, value in file.metadata.items() if name != METADATA_KEY]
+    entries += [_entry(name, value) for name, value in file.config.items() if value]
     proposal = None
-    if description is None and file.program is None:
+    if description is None and not (file.program and file.program.has_form_of_u):
         plain_values = {f"{e.name}.{key}" if key else e.name: value for e in entries for key, value in e.values.items()}
         proposal = propose(path.name, sets, plain_values)
     notes += _notes(description, file.program, sets, entries)
@@ -181,7 +182,12 @@ def _notes(
         inputs = ", ".join(
             f"{name} {[n or 'n' for n in shape]}".replace("'", "") for name, shape in program.inputs.items()
         )
-        notes.append(f"The file contains the network, as a program of {inputs}; no --model is needed.")
+        need = (
+            "no --model is needed if it is u(x, r, t) or u(x, r, t, y)"
+            if program.has_form_of_u
+            else "that is not u(x, r, t) with a batch of any length, so pass --model to measure its weights"
+        )
+        notes.append(f"The file contains the network, as a program of {inputs}; {need}.")
     elif description is None:
         notes.append("The file does not describe its network; pass --model to measure it.")
     if description is None:

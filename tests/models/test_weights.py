@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoint_folders as folders
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -334,3 +335,133 @@ def test_a_layer_named_ema_is_no_average(tmp_path: Path) -> None:
     torch.save({"model": copy.deepcopy(state)}, tmp_path / "file.pt")
     loaded = load_model(tmp_path / "file.pt", model=f"{tmp_path / 'mega.py'}:build")
     assert same(loaded, state) and not loaded.has_weights("ema")
+
+
+def exported(folder: Path, raw: State, *, dynamic: bool = True) -> None:
+    """A `.pt2` file of the network with the weights `raw`; with a fixed batch, it needs a card."""
+    scope: dict[str, Any] = {}
+    exec(NETWORK, scope)
+    network = scope["build"]()
+    network.load_state_dict(raw)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    inputs = (torch.randn(3, 2), torch.rand(3), torch.rand(3))
+    shapes = ({0: batch}, {0: batch}, {0: batch}) if dynamic else None
+    folder.mkdir()
+    torch.export.save(torch.export.export(network.eval(), inputs, dynamic_shapes=shapes), folder / "net.pt2")
+
+
+def accelerate(folder: Path, raw: State, ema: State, custom: Any, name: str = "model.safetensors") -> None:
+    folder.mkdir()
+    torch.save(raw, folder / name) if name.endswith("bin") else save_file(raw, folder / name)
+    folders.write_leftovers(folder)
+    torch.save(custom, folder / "custom_checkpoint_0.pkl")
+
+
+def variants(folder: Path, raw: State, ema: State) -> None:
+    """The raw weights as safetensors and as .bin, in full and in half precision; only the first are exact."""
+    folder.mkdir()
+    save_file(raw, folder / "diffusion_pytorch_model.safetensors")
+    half = {key: value.half() + 1 for key, value in raw.items()}
+    save_file(half, folder / "diffusion_pytorch_model.fp16.safetensors")
+    torch.save(half, folder / "diffusion_pytorch_model.bin")
+    folders.write_index(folder, "diffusion_pytorch_model", half, variant=".fp16")
+
+
+def non_ema(folder: Path, raw: State, ema: State) -> None:
+    (folder / "unet").mkdir(parents=True)
+    save_file(ema, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file(raw, folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
+
+
+def index_in(folder: Path, state: State, name: str, **options: Any) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"_class_name": "UNet2DModel", "sample_size": 32}')
+    folders.write_index(folder, name, state, **options)
+
+
+def lightning_fsdp(folder: Path, raw: State, ema: State) -> None:
+    folders.write_dcp(folder, {"model": raw, "optimizer_0": {"state": {"net.0.weight": {"exp_avg": torch.ones(2)}}}})
+    torch.save({"global_step": 3, "callbacks": {"EMA": {"ema_weights": [ema[n] for n in ORDER]}}}, folder / "meta.pt")
+
+
+def accelerate_fsdp(folder: Path, raw: State, ema: State) -> None:
+    folder.mkdir()
+    folders.write_dcp(folder / "pytorch_model_fsdp_0", {"model": raw})
+    folders.write_dcp(folder / "optimizer_0", {"optimizer": {"state": {"net.0.weight": {"exp_avg": torch.ones(2)}}}})
+    torch.save(shadow(ema, ORDER), folder / "custom_checkpoint_0.pkl")
+
+
+FOLDERS: dict[str, Callable[[Path, State, State], None]] = {
+    "exported": lambda folder, raw, ema: exported(folder, raw),
+    "exported with a fixed batch": lambda folder, raw, ema: exported(folder, raw, dynamic=False),
+    "save_pretrained, sharded": lambda folder, raw, ema: index_in(folder, raw, "model"),
+    "save_pretrained, sharded .bin": lambda folder, raw, ema: index_in(folder, raw, "pytorch_model", torch_files=True),
+    "diffusers, sharded variant": lambda folder, raw, ema: index_in(
+        folder, raw, "diffusion_pytorch_model", variant=".fp16"
+    ),
+    "diffusers, several variants": variants,
+    "diffusers pipeline": lambda folder, raw, ema: folders.write_pipeline(folder, raw),
+    "diffusers pipeline of a transformer": lambda folder, raw, ema: folders.write_pipeline(folder, raw, "transformer"),
+    "accelerate with a scheduler": lambda folder, raw, ema: accelerate(folder, raw, ema, {"last_epoch": 3}),
+    "accelerate with an object": lambda folder, raw, ema: accelerate(folder, raw, ema, {"object": Path}),
+    "DCP of a bare state dict": lambda folder, raw, ema: folders.write_dcp(folder, raw),
+    "DCP with an optimizer": lambda folder, raw, ema: folders.write_dcp(
+        folder, {"model": raw, "optim": {"state": {"net.0.weight": {"exp_avg": torch.ones(4)}}}, "step": 3}
+    ),
+    "DCP of three processes": lambda folder, raw, ema: folders.write_dcp_of_processes(folder, {"app": raw}),
+    **{
+        f"ZeRO {stage}, {processes} processes": lambda folder, raw, ema, stage=stage, processes=processes: (
+            folders.write_zero(folder, raw, stage=stage, processes=processes, frozen=("position",))
+        )
+        for stage in (1, 2, 3)
+        for processes in (1, 3)
+    },
+}
+FOLDERS_WITH_AVERAGE: dict[str, Callable[[Path, State, State], None]] = {
+    "diffusers training script": folders.write_training_script,
+    "diffusers, non_ema": non_ema,
+    "accelerate with EMAModel": lambda folder, raw, ema: accelerate(folder, raw, ema, shadow(ema, ORDER)),
+    "accelerate with ema-pytorch": lambda folder, raw, ema: accelerate(
+        folder, raw, ema, ema_pytorch(raw, ema), "pytorch_model.bin"
+    ),
+    "accelerate with AveragedModel": lambda folder, raw, ema: accelerate(
+        folder, raw, ema, AVERAGED | below("module", ema)
+    ),
+    "accelerate with fsdp": accelerate_fsdp,
+    "DCP": lambda folder, raw, ema: folders.write_dcp(folder, {"model": raw, "ema": ema, "step": 3}),
+    "DCP of three processes, with an average": lambda folder, raw, ema: folders.write_dcp_of_processes(
+        folder, {"model": raw, "ema": ema}
+    ),
+    "lightning with fsdp": lightning_fsdp,
+    "lightning with deepspeed": lambda folder, raw, ema: folders.write_zero(
+        folder,
+        below("model", raw),
+        stage=2,
+        client={"callbacks": {"EMA": {"state": {"weights": below("model", ema)}}}, "global_step": 3},
+    ),
+    "ZeRO 3 with an average beside": lambda folder, raw, ema: folders.write_zero(
+        folder, raw, stage=3, frozen=("position",), client={"ema": ema}
+    ),
+    "ZeRO 3 with a frozen average inside": lambda folder, raw, ema: folders.write_zero(
+        folder,
+        below("net", raw) | below("net_ema", ema),
+        stage=3,
+        frozen=(*tuple(f"net_ema.{name}" for name in ORDER), "net.position"),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", [*FOLDERS, *FOLDERS_WITH_AVERAGE])
+def test_folders_load_by_factory_and_by_their_proposed_card(name: str, factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    path = tmp_path / "checkpoint"
+    (FOLDERS | FOLDERS_WITH_AVERAGE)[name](path, raw, ema)
+    inspection = inspect_checkpoint(path)
+    assert (inspection.proposal is None) == (name == "exported")
+    for model in (factory, None if inspection.proposal is None else proposed_card(path, tmp_path)):
+        loaded = load_model(path, model=model)
+        assert same(loaded, raw), "raw"
+        assert loaded.has_weights("ema") == (name in FOLDERS_WITH_AVERAGE)
+        if name in FOLDERS_WITH_AVERAGE:
+            assert same(load_model(path, model=model, weights="ema"), ema), "ema"

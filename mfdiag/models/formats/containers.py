@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
 from mfdiag.models.formats.archives import damaged_file
+from mfdiag.models.formats.dcp import read_dcp
+from mfdiag.models.formats.deepspeed import read_zero
 from mfdiag.models.formats.exported import Program, read_exported
+from mfdiag.models.formats.folders import DCP, ZERO, find_layout, is_index
 from mfdiag.models.formats.named_files import regular_file
-from mfdiag.models.formats.shards import INDEX_SUFFIX, read_safetensors, read_sharded
+from mfdiag.models.formats.shards import read_safetensors, read_sharded
 from mfdiag.models.formats.torchfile import read_torch
 from mfdiag.storage import is_folder
 
@@ -37,76 +41,98 @@ __all__ = [
 StateDict = dict[str, "Tensor"]
 
 _TOO_MANY_STEPS = 2**63  # does not fit a table
-_STEP_KEYS = ("step", "steps", "train_steps", "global_step", "iteration")
+_STEP_KEYS = ("step", "steps", "train_steps", "global_step", "global_steps", "iteration")
 _MAX_DEPTH = 3  # of the mappings that are searched for state dicts
 _CALLBACKS = "callbacks"  # where Lightning stores the state of callbacks, an average among them
 _LISTS = re.compile("shadow|ema|averag", re.I)  # names of lists of tensors that are averages
-_MAX_EXAMPLES = 3  # files that an error lists
-_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_NOT_WEIGHTS = re.compile(r"optim|sched|scaler|random|rng|sampler|trainer_state|training_args", re.I)
 
 
 @dataclass
 class Container:
     """The content of a checkpoint.
 
-    `kind` is its format. `tree` is its outermost mapping, in which each tensor is a tensor or a `TensorHeader`. `files`
-    are the files that hold it, the index of shards first. `metadata` are the text entries of a safetensors header.
-    `program` is the network itself, if the file holds an exported program.
+    `kind` is its format. `tree` is its outermost mapping, in which each tensor is a tensor or a `TensorHeader`. `path`
+    is the file, or the folder if several files hold the weights. `files` are the files that were read, the index of
+    shards first. `metadata` are the text entries of a safetensors header. `program` is the network itself, if the file
+    holds an exported program. `config` are the values of the JSON files that describe the networks of a folder. `notes`
+    are sentences about files of a folder that are not read.
     """
 
     kind: str
     tree: Mapping[Any, Any]
+    path: Path
     files: list[Path]
     metadata: dict[str, str] = field(default_factory=dict)
     program: Program | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
-    """Read a checkpoint: a safetensors file, an index of shards or the folder with it, or a file that torch wrote.
+    """Read a checkpoint: a safetensors file, a file that torch wrote, an index of shards, or a folder of such files.
 
-    With `load`, the weights are tensors, memory-mapped where the format allows. Without it, only names, shapes and
-    plain values are read, and torch is not imported. Raises InputError if the file is missing, empty, damaged or of
-    another format, or holds code.
+    Folders are those of transformers, diffusers, accelerate, torch.distributed.checkpoint and DeepSpeed, and those with
+    one index or one file of weights. With `load`, the weights are tensors, memory-mapped where the format allows.
+    Without it, only names, shapes and plain values are read, and torch is not imported. Raises InputError if a file is
+    missing, empty, damaged or of another format, or holds code.
     """
-    file = _checkpoint_file(path)
+    file = Path(path)
+    return _read_folder(file, load) if is_folder(file) else _read_file(regular_file(file), load)
+
+
+def _read_file(file: Path, load: bool) -> Container:
     kind = _container_format(file)
     if kind == "safetensors":
         tensors, metadata = read_safetensors(file, load=load)
-        return Container(kind, tensors, [file], metadata)
-    if kind == "sharded safetensors":
-        tree, shards = read_sharded(file, load=load)
-        return Container(kind, tree, [file, *shards])
+        return Container(kind, tensors, file, [file], metadata)
+    if kind.startswith("sharded"):
+        tree, shards = read_sharded(file, lambda shard: _read_file(regular_file(shard), load).tree)
+        return Container(kind, tree, file, [file, *shards])
     if kind == "torch.export":
         exported, program = read_exported(file, load=load)
-        return Container(kind, exported, [file], program=program)
-    return Container(kind, read_torch(file, kind, load=load), [file])
+        return Container(kind, exported, file, [file], program=program)
+    return Container(kind, read_torch(file, kind, load=load), file, [file])
 
 
-def _checkpoint_file(path: str | os.PathLike[str]) -> Path:
-    """`path` itself, or the only index of shards or file of weights in it if it is a folder.
-
-    Raises InputError if it is no regular file that can be read.
-    """
-    file = Path(path)
-    return regular_file(_file_in_folder(file) if is_folder(file) else file)
-
-
-def _file_in_folder(folder: Path) -> Path:
-    """The index of shards in a folder, else its only file of weights, as diffusers and accelerate write folders."""
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    indexes = [file for file in files if file.name.endswith(INDEX_SUFFIX)]
-    weights = [file for file in files if file.suffix in _WEIGHT_FILES and not _NOT_WEIGHTS.search(file.name)]
-    choices = indexes or weights
-    if len(choices) == 1:
-        return choices[0]
-    below = sorted(file for file in folder.glob("*/*") if file.suffix in _WEIGHT_FILES)
-    examples = [file.relative_to(folder) for file in (choices or below)][:_MAX_EXAMPLES]
-    listed = f"; it has {', '.join(map(str, examples))}" if examples else ""
-    raise InputError(
-        f"Expected a checkpoint file or a folder with one file of weights, but {folder} is a folder with "
-        f"{len(choices) or 'none'}{listed}; pass a file inside it."
+def _read_folder(folder: Path, load: bool) -> Container:
+    layout = find_layout(folder)
+    if layout.kind == DCP:
+        tree, files = read_dcp(folder, load=load)
+        return Container(DCP, tree, folder, files)
+    if layout.kind == ZERO:
+        zero = read_zero(layout.parts[""], load=load)
+        return Container(zero.kind, zero.tree, folder, zero.files, notes=zero.notes)
+    config = {file.parent.name if file.parent != folder else "config": _json(file) for file in layout.configs}
+    if layout.parts.keys() == {""}:
+        file = regular_file(layout.parts[""])
+        return replace(_read_file(file, load), config=config)
+    notes = [f"{name} is another network of {folder}; it is not read." for name in layout.left_out]
+    parts: dict[str, Container] = {}
+    for name, part in layout.parts.items():
+        try:
+            parts[name] = _read_folder(part, load) if is_folder(part) else _read_file(regular_file(part), load)
+        except InputError as error:
+            if name not in layout.optional:
+                raise
+            notes.append(f"{part} is not read. {error}")
+    kinds = " and ".join(dict.fromkeys(part.kind for part in parts.values()))
+    return Container(
+        kind=f"folder of {kinds}",
+        tree={name: part.tree for name, part in parts.items()},
+        path=folder,
+        files=[file for part in parts.values() for file in part.files],
+        config=config,
+        notes=notes,
     )
+
+
+def _json(file: Path) -> Any:
+    """The mapping in a JSON file; empty for any other content, which says nothing about the weights."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _container_format(path: Path) -> str:
@@ -119,8 +145,8 @@ def _container_format(path: Path) -> str:
         return "safetensors"
     if start[:1] == b"\x80":
         return "torch legacy"
-    if path.name.endswith(INDEX_SUFFIX):
-        return "sharded safetensors"
+    if is_index(path.name):
+        return "sharded safetensors" if ".safetensors." in path.name else "sharded torch"
     raise InputError(
         f"Expected a safetensors file or one written by torch.save, but {path} begins with {start!r}; "
         "convert it to one of these."

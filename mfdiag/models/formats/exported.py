@@ -53,6 +53,13 @@ class Program:
         return {name: [length.get("as_int") for length in values[name]["sizes"]] for name in names}
 
     @property
+    def has_form_of_u(self) -> bool:
+        """Whether it takes three or four inputs with a batch of any length, and returns one value, as u(x, r, t, y)."""
+        shapes = list(self.inputs.values())
+        fits = len(shapes) in (3, 4) and all(shape and shape[0] is None for shape in shapes)
+        return fits and [*map(list, self.signature["output_specs"])] == [["user_output"]]
+
+    @property
     def _first_user_input(self) -> int:
         """Index of the first input that the caller passes; parameters, buffers and constants come before it."""
         return next(i for i, spec in enumerate(self.signature["input_specs"]) if "user_input" in spec)

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
-__all__ = ["PickleContent", "TensorHeader", "UnknownObject", "read_pickle", "value_stand_ins"]
+__all__ = ["PickleContent", "Record", "TensorHeader", "UnknownObject", "read_pickle", "value_stand_ins"]
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,38 @@ class UnknownObject:
         """Ignore the items of a subclass of list."""
 
 
+class Record:
+    """Replaces an object of a class that the caller knows to hold only values: `args` of its call, and attributes."""
+
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any, **_: Any) -> Record:
+        instance = super().__new__(cls)
+        instance.__dict__.update(args=args, state=None)
+        return instance
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"no field {name}")
+
+
 @dataclass
 class PickleContent:
     """What a pickle holds: its value, the names that have no stand-in, and the bytes of each storage by its key.
+
+    `records` are names of classes that become a `Record`. Names of the modules `ignored`, and below them, become
+    objects that only store their arguments, without being listed in `unknown`; `stand_ins` are their classes.
 
     `parts` describes the distributed tensors of which the file holds only a part, and `distributed` says whether it
     holds any distributed tensor.
     """
 
+    records: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
+    stand_ins: dict[str, Any] = field(default_factory=dict)
     tree: Any = None
     unknown: list[str] = field(default_factory=list)
     storages: dict[str, int] = field(default_factory=dict)
@@ -100,9 +124,18 @@ class _Unpickler(pickle._Unpickler):
         )
         path = f"{module}.{name}"
         if path not in self._stand_ins:
-            self._pickled.unknown.append(path)
-            self._stand_ins[path] = type(name, (UnknownObject,), {"path": path})
+            self._stand_ins[path] = self._stand_in(path, name)
         return self._stand_ins[path]
+
+    def _stand_in(self, path: str, name: str) -> Any:
+        if path in self._pickled.records:
+            return type(name, (Record,), {})
+        stand_in = type(name, (UnknownObject,), {"path": path})
+        if path.startswith(tuple(f"{module}." for module in self._pickled.ignored)):
+            self._pickled.stand_ins[path] = stand_in
+        else:
+            self._pickled.unknown.append(path)
+        return stand_in
 
     def persistent_load(self, pid: Any) -> Any:
         if pid[0] == "module":  # the legacy format stores the source of a class beside its name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ from mfdiag.models.formats.archives import damaged_file
 from mfdiag.models.formats.named_files import file_beside
 from mfdiag.models.formats.pickles import TensorHeader
 
-__all__ = ["INDEX_SUFFIX", "read_safetensors", "read_sharded"]
-
-INDEX_SUFFIX = ".safetensors.index.json"
+__all__ = ["read_safetensors", "read_sharded"]
 
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool", "C": "complex"}
 
@@ -41,11 +40,19 @@ def _header(tensor_slice: Any) -> TensorHeader:
     return TensorHeader(tuple(tensor_slice.get_shape()), _DTYPES.get(letters, letters) + code[len(letters) :].lower())
 
 
-def read_sharded(index: Path, *, load: bool) -> tuple[dict[str, Any], list[Path]]:
+def read_sharded(index: Path, read_shard: Callable[[Path], Mapping[str, Any]]) -> tuple[dict[str, Any], list[Path]]:
     """Read the tensors that an index (`weight_map`: tensor name to file name) lists, and the paths of their files.
 
-    Raises InputError if the index is no such JSON or names a file outside its own folder, and if a shard is missing,
-    is damaged, or lacks a tensor.
+    Args:
+        index: The index.
+        read_shard: Reads the tensors of one shard.
+
+    Returns:
+        Tensors by name, and the shards in the order of their names.
+
+    Raises:
+        InputError: If the index is no such JSON or names a file outside its own folder, and if a shard is missing, is
+            damaged, or lacks a tensor.
     """
     try:
         places = json.loads(index.read_bytes())["weight_map"]
@@ -56,7 +63,7 @@ def read_sharded(index: Path, *, load: bool) -> tuple[dict[str, Any], list[Path]
             f"({type(error).__name__}); download it again."
         ) from error
     files = {name: file_beside(index, name) for name in names}
-    shards = {name: read_safetensors(file, load=load)[0] for name, file in files.items()}
+    shards = {name: read_shard(file) for name, file in files.items()}
     missing = [name for name, place in places.items() if name not in shards[place]]
     if missing:
         raise InputError(

@@ -7,19 +7,19 @@ import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from mfdiag.errors import InputError, first_line
 from mfdiag.models.formats.archives import checked_records, damaged_file
 from mfdiag.models.formats.conversion import Conversion, conversion_of, torchscript_conversion
 from mfdiag.models.formats.pickles import PickleContent, read_pickle, value_stand_ins
 
-__all__ = ["read_torch"]
+__all__ = ["read_torch", "read_torch_bytes", "torch_format"]
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the legacy format
 
 
-def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
+def read_torch(path: Path, container: str, *, load: bool, ignored: tuple[str, ...] = ()) -> Mapping[Any, Any]:
     """Read the outermost mapping of a file that torch wrote.
 
     Args:
@@ -27,6 +27,7 @@ def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
         container: Its format: "torch zip", "torch legacy" or "TorchScript".
         load: Whether to load tensors, memory-mapped from a zip. Without it, each tensor is a `TensorHeader`, and torch
             is not imported.
+        ignored: Modules whose objects are left unread instead of refused.
 
     Returns:
         The mapping from names to tensors, plain values and further mappings.
@@ -37,17 +38,7 @@ def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
     """
     if container == "TorchScript":
         raise _refused(path, "TorchScript code", torchscript_conversion(path))
-    pickled, plain = PickleContent(), False
-    try:
-        if container == "torch zip":
-            _read_zip(path, pickled)
-        else:
-            plain = _read_legacy(path, pickled)
-    except InputError:
-        raise
-    except Exception as error:  # damaged bytes raise almost anything: struct.error, AttributeError, IndexError, ...
-        if not pickled.unknown:
-            raise damaged_file(path, container, first_line(error).rstrip(".")) from error
+    pickled, plain = _pickle_content(_Source(path), container, ignored)
     if pickled.unknown or plain:
         example = f" ({pickled.unknown[0]})" if pickled.unknown else ""
         raise _refused(path, f"pickled Python objects{example}", conversion_of(path, pickled, plain=plain))
@@ -58,7 +49,8 @@ def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
             "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, save the result with torch.save on one "
             "process, and pass that file."
         )
-    tree = _loaded(path, container, distributed=pickled.distributed) if load else pickled.tree
+    tree = _loaded(_Source(path), container, pickled) if load else pickled.tree
+    tree = _local(tree) if load and pickled.distributed else tree
     if not isinstance(tree, Mapping):
         kind = "Tensor" if type(tree).__name__ == "TensorHeader" else type(tree).__name__
         raise InputError(
@@ -67,43 +59,104 @@ def read_torch(path: Path, container: str, *, load: bool) -> Mapping[Any, Any]:
     return tree
 
 
-def _read_zip(path: Path, pickled: PickleContent) -> None:
-    with zipfile.ZipFile(path) as archive:
-        records = checked_records(archive, path)
+def torch_format(path: Path) -> str:
+    """The format of a file that torch.save wrote, from its first bytes."""
+    with path.open("rb") as file:
+        return "torch zip" if file.read(2) == b"PK" else "torch legacy"
+
+
+def read_torch_bytes(raw: bytes, path: Path, *, load: bool) -> Any:
+    """Read any value of a file of torch.save that lies inside another file.
+
+    Args:
+        raw: The bytes of the inner file.
+        path: The outer file, for errors.
+        load: Whether to load tensors. Without it, each is a `TensorHeader`.
+
+    Returns:
+        The value; without `load`, an `UnknownObject` stands for an object that is neither a tensor nor a plain value.
+
+    Raises:
+        InputError: If the bytes are damaged, or if `load` and they hold such an object.
+    """
+    container = "torch zip" if raw.startswith(b"PK") else "torch legacy"
+    pickled, plain = _pickle_content(_Source(path, raw), container, ())
+    if not load:
+        return pickled.tree
+    if pickled.unknown or plain:
+        raise _refused(path, f"pickled Python objects ({', '.join(pickled.unknown[:1])})", None)
+    return _loaded(_Source(path, raw), container, pickled)
+
+
+class _Source(NamedTuple):
+    """A file of torch.save: a whole file, or bytes inside the file `path`."""
+
+    path: Path
+    raw: bytes | None = None
+
+    def open(self) -> IO[bytes]:
+        return self.path.open("rb") if self.raw is None else io.BytesIO(self.raw)
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.raw is None else len(self.raw)
+
+
+def _pickle_content(source: _Source, container: str, ignored: tuple[str, ...]) -> tuple[PickleContent, bool]:
+    """What the pickle holds, and whether pickle itself wrote the file. Raises InputError if it is damaged."""
+    pickled, plain = PickleContent(ignored=ignored), False
+    try:
+        if container == "torch zip":
+            _read_zip(source, pickled)
+        else:
+            plain = _read_legacy(source, pickled)
+    except InputError:
+        raise
+    except Exception as error:  # damaged bytes raise almost anything: struct.error, AttributeError, IndexError, ...
+        if not pickled.unknown:
+            raise damaged_file(source.path, container, first_line(error).rstrip(".")) from error
+    return pickled, plain
+
+
+def _read_zip(source: _Source, pickled: PickleContent) -> None:
+    with source.open() as file, zipfile.ZipFile(file) as archive:
+        records = checked_records(archive, source.path, source.size)
         read_pickle(io.BytesIO(archive.read(records["data.pkl"])), pickled)
     for key, size in pickled.storages.items():
         if records[f"data/{key}"].file_size < size:
-            raise damaged_file(path, "torch zip", f"storage {key} should have {size:,} bytes")
+            raise damaged_file(source.path, "torch zip", f"storage {key} should have {size:,} bytes")
 
 
-def _read_legacy(path: Path, pickled: PickleContent) -> bool:
+def _read_legacy(source: _Source, pickled: PickleContent) -> bool:
     """Fill `pickled`; True if pickle itself wrote the file, rather than torch.save."""
-    with path.open("rb") as file:
+    with source.open() as file:
         if read_pickle(file, pickled).tree != _LEGACY_MAGIC:
             return True
         for _ in ("protocol version", "system", "content"):
             read_pickle(file, pickled)
         keys = read_pickle(file).tree
         size = 8 * len(keys) + sum(pickled.storages[key] for key in keys)  # 8 bytes before each storage are its length
-        if path.stat().st_size - file.tell() < size:
-            raise damaged_file(path, "torch legacy", f"its storages should have {size:,} bytes")
+        if source.size - file.tell() < size:
+            raise damaged_file(source.path, "torch legacy", f"its storages should have {size:,} bytes")
     return False
 
 
-def _loaded(path: Path, container: str, *, distributed: bool) -> Any:
+def _loaded(source: _Source, container: str, pickled: PickleContent) -> Any:
     import torch
 
-    allowed: list[Any] = [(stand_in, name) for name, stand_in in value_stand_ins().items()]
+    stand_ins = value_stand_ins() | pickled.stand_ins
+    allowed: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
+    file: Any = source.path if source.raw is None else source.open()
     try:
-        if distributed:
+        if pickled.distributed:
             import torch.distributed.tensor  # torch then loads DTensor and its parts with weights_only
 
             logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)  # it has no processes here
         with torch.serialization.safe_globals(allowed):
-            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=container == "torch zip")
+            mmap = container == "torch zip" and source.raw is None
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise damaged_file(path, container, first_line(error).rstrip(".")) from error
-    return _local(tree) if distributed else tree
+        raise damaged_file(source.path, container, first_line(error).rstrip(".")) from error
 
 
 def _local(value: Any) -> Any:
