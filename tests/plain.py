@@ -75,11 +75,11 @@ def alpha_flow(s: One, alpha: float) -> Tensor:
     return square(s.u(s.at(s.t), s.r, s.t) - target) / alpha
 
 
-def composed(s: One, middle: Tensor) -> Tensor:
-    """Two parts of the interval as target: SplitMeanFlow, and Shortcut with the midpoint."""
+def composed(s: One, middle: Tensor, net: nn.Module | None = None) -> Tensor:
+    """Two parts of the interval as target: SplitMeanFlow, and shortcuts of any length with the midpoint."""
     x_t = s.at(s.t)
-    late = s.u(x_t, middle, s.t)
-    early = s.u(x_t - (s.t - middle) * late, s.r, middle)
+    late = s.u(x_t, middle, s.t, net)
+    early = s.u(x_t - (s.t - middle) * late, s.r, middle, net)
     target = ((middle - s.r) * early + (s.t - middle) * late) / (s.t - s.r)
     return square(s.u(x_t, s.r, s.t) - target.detach())
 
@@ -90,25 +90,48 @@ def split_meanflow(s: One) -> Tensor:
 
 
 def finite_difference(s: One, step: float) -> Tensor:
-    """Samples whose t is at least `step` from r and from 1."""
     du = (s.u(s.at(s.t + step), s.r, s.t + step) - s.u(s.at(s.t - step), s.r, s.t - step)) / (2 * step)
     return square(s.u(s.at(s.t), s.r, s.t) - (s.v_c - (s.t - s.r) * du).detach())
 
 
-def cmt(s: One, steps: int) -> Tensor:
-    x = s.at(s.t)
-    times = [s.t + (s.r - s.t) * k / steps for k in range(steps + 1)]
+def shortcut(s: One, steps: int) -> Tensor:
+    """The longest power of two that fits; the finest halves are instantaneous, and what is shorter is flow matching."""
+    fitting = [2.0**-k for k in range(20) if 2 / steps <= 2.0**-k <= float(s.t - s.r)]
+    if not fitting:
+        return flow_matching(s)
+    d, x = max(fitting) / 2, s.at(s.t)
+
+    def half_step(x: Tensor, t: Tensor) -> Tensor:
+        return s.u(x, t - d if d > 1 / steps else t, t, s.ema)
+
+    first = half_step(x, s.t)
+    target = (first + half_step(x - d * first, s.t - d)) / 2
+    return square(s.u(x, s.t - 2 * d, s.t) - target.detach())
+
+
+def heun(s: One, x: Tensor, start: Tensor, stop: Tensor, steps: int) -> Tensor:
+    times = [start + (stop - start) * k / steps for k in range(steps + 1)]
     for now, then in pairwise(times):
         k1 = s.u(x, now, now, s.teacher)
         k2 = s.u(x + (then - now) * k1, then, then, s.teacher)
         x = x + (then - now) * (k1 + k2) / 2
-    chord = (s.at(s.t) - x) / (s.t - s.r)
-    return square(s.u(s.at(s.t), s.r, s.t) - chord.detach())
+    return x.detach()
 
 
-def restricted_meanflow(s: One, bound: float) -> Tensor:
+def cmt_from_noise(s: One, steps: int) -> Tensor:
+    x_t = heun(s, s.x1, torch.ones_like(s.t), s.t, steps)
+    x_r = heun(s, x_t, s.t, s.r, steps)
+    return square(s.u(x_t, s.r, s.t) - (x_t - x_r) / (s.t - s.r))
+
+
+def cmt(s: One, steps: int) -> Tensor:
+    chord = (s.at(s.t) - heun(s, s.at(s.t), s.t, s.r, steps)) / (s.t - s.r)
+    return square(s.u(s.at(s.t), s.r, s.t) - chord)
+
+
+def restricted_meanflow(s: One, gap: Tensor) -> Tensor:
     short = One(s.module, s.ema, s.teacher, s.draws, s.i)
-    object.__setattr__(short, "r", s.t - bound * (s.t - s.r))
+    object.__setattr__(short, "r", s.t - gap)
     return meanflow(short)
 
 
@@ -119,7 +142,7 @@ def modular_meanflow(s: One, modulation: float) -> Tensor:
     return square(s.u(s.at(s.t), s.r, s.t) + (s.t - s.r) * modulated - s.v_c)
 
 
-def terminal_velocity(s: One) -> Tensor:
+def terminal_velocity(s: One, target: nn.Module) -> Tensor:
     x_t = s.at(s.t)
 
     def displacement(r: Tensor) -> Tensor:
@@ -127,7 +150,7 @@ def terminal_velocity(s: One) -> Tensor:
 
     f, speed = jvp(displacement, (s.r,), (torch.ones_like(s.r),), create_graph=True)
     end = (x_t + f).detach()
-    return square(speed - s.u(end, s.r, s.r).detach()) + square(s.u(s.at(s.r), s.r, s.r) - s.v_c)
+    return square(speed - s.u(end, s.r, s.r, target).detach()) + square(s.u(s.at(s.r), s.r, s.r) - s.v_c)
 
 
 def flow_matching(s: One) -> Tensor:
@@ -149,16 +172,30 @@ def stable_velocity(s: One, references: int) -> Tensor:
     return meanflow(s, average, average)  # type: ignore[arg-type]
 
 
-def dispersive(s: One, coefficient: float, temperature: float, partners: int) -> Tensor:
-    def features(x: Tensor, r: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        entries = [x, r[:, None], t[:, None]] + ([] if s.module.label is None else [s.module.label(y)])
-        middle = len(s.module.layers) // 2
-        return s.module.layers[: middle + 1](torch.cat(entries, 1))[0]
+def features(s: One) -> Tensor:
+    entries = [s.at(s.t), s.r[:, None], s.t[:, None]] + ([] if s.module.label is None else [s.module.label(s.labels)])
+    middle = len(s.module.layers) // 2
+    return s.module.layers[: middle + 1](torch.cat(entries, 1))[0]
 
-    h, spread = features(s.at(s.t), s.r, s.t, s.labels), torch.zeros(())
+
+def dispersion(h: Tensor, temperature: float) -> Tensor:
+    """log mean_ij exp(-|h_i - h_j|^2 / (tau d)) of the features [B, d] of a batch."""
+    return (-(h[:, None] - h).square().mean(2) / temperature).exp().mean().log()
+
+
+def dispersive(s: One, coefficient: float, temperature: float, batch: int) -> Tensor:
+    """`batch` times the batch's own loss, the other samples held fixed."""
+    first = s.i - s.i % batch
+    members = [features(One(s.module, s.ema, s.teacher, s.draws, first + k)).detach() for k in range(batch)]
+    members[s.i - first] = features(s)
+    return meanflow(s) + coefficient * batch * dispersion(torch.stack(members), temperature)
+
+
+def dispersive_of_partners(s: One, coefficient: float, temperature: float, partners: int) -> Tensor:
+    h, spread = features(s), torch.zeros(())
     for k in range(partners):
-        other = s.draws.batch(np.array([FURTHER + partners * s.i + k]))
-        distance = (h - features(other.x_t, other.r, other.t, other.labels)).square().mean()
+        other = One(s.module, s.ema, s.teacher, s.draws, FURTHER + partners * s.i + k)
+        distance = (h - features(other)).square().mean()
         spread = spread + torch.exp(-distance / temperature) / partners
     return meanflow(s) + coefficient * spread.log()
 
@@ -288,15 +325,24 @@ LOSSES: dict[str, Callable[[One], Tensor]] = {
     "alpha_flow:0.1": lambda s: alpha_flow(s, 0.1),
     "alpha_flow:1": lambda s: square(s.u(s.at(s.t), s.r, s.t) - s.v_c),
     "split_meanflow": split_meanflow,
-    "shortcut": lambda s: composed(s, (s.r + s.t) / 2),
-    "finite_difference:0.01": lambda s: finite_difference(s, 0.01),
-    "cmt": lambda s: cmt(s, 4),
-    "cmt:1": lambda s: cmt(s, 1),
-    "restricted_meanflow": lambda s: restricted_meanflow(s, 0.5),
-    "restricted_meanflow:0.2": lambda s: restricted_meanflow(s, 0.2),
+    "shortcut": lambda s: shortcut(s, 128),
+    "shortcut:4": lambda s: shortcut(s, 4),
+    "shortcut:0": lambda s: composed(s, (s.r + s.t) / 2, s.ema),
+    "shortcut:0,0": lambda s: composed(s, (s.r + s.t) / 2),
+    "finite_difference": lambda s: finite_difference(s, 0.005),
+    "finite_difference:0.2": lambda s: finite_difference(s, 0.2),
+    "finite_difference:0.01,1": lambda s: finite_difference(s, 0.01),
+    "cmt": lambda s: cmt_from_noise(s, 4),
+    "cmt:1": lambda s: cmt_from_noise(s, 1),
+    "cmt:4,0": lambda s: cmt(s, 4),
+    "cmt:1,0": lambda s: cmt(s, 1),
+    "restricted_meanflow": lambda s: restricted_meanflow(s, (s.t - s.r).clamp_max(0.5)),
+    "restricted_meanflow:0.2": lambda s: restricted_meanflow(s, (s.t - s.r).clamp_max(0.2)),
+    "restricted_meanflow:0.2,1": lambda s: restricted_meanflow(s, 0.2 * (s.t - s.r)),
     "modular_meanflow": lambda s: modular_meanflow(s, 0.5),
     "modular_meanflow:1": lambda s: modular_meanflow(s, 1.0),
-    "terminal_velocity": terminal_velocity,
+    "terminal_velocity": lambda s: terminal_velocity(s, s.ema),
+    "terminal_velocity:0": lambda s: terminal_velocity(s, s.module),
     "flow_matching": flow_matching,
     "soflow": lambda s: soflow(s, 0.002, 0.75),
     "soflow:0.3,0.5": lambda s: soflow(s, 0.3, 0.5),
@@ -315,7 +361,9 @@ LOSSES: dict[str, Callable[[One], Tensor]] = {
     "progressive_self_distillation": lambda s: progressive_self_distillation(s, s.uniform("split")),
     "progressive_self_distillation:1": lambda s: progressive_self_distillation(s, torch.full_like(s.t, 0.5)),
     "stable_velocity:5": lambda s: stable_velocity(s, 5),
-    "dispersive": lambda s: dispersive(s, 0.5, 0.5, 4),
-    "dispersive:2,0.3,2": lambda s: dispersive(s, 2.0, 0.3, 2),
+    "dispersive": lambda s: dispersive(s, 0.5, 0.5, 128),
+    "dispersive:2,0.3,0,4": lambda s: dispersive(s, 2.0, 0.3, 4),
+    "dispersive:0.5,0.5,4": lambda s: dispersive_of_partners(s, 0.5, 0.5, 4),
+    "dispersive:2,0.3,2": lambda s: dispersive_of_partners(s, 2.0, 0.3, 2),
 }
 """Specification -> loss. Every registered estimator is here: a test says so."""

@@ -62,6 +62,7 @@ class Estimator:
         affine: Whether the gradient is affine in v_c, for a method that is not a point of the plane.
         unbiased: Whether the mean gradient given x_t is MeanFlow's by construction.
         template: Whether the name alone is incomplete, so that arguments must follow.
+        alternative: Specification of a form of the method that needs no other network, for messages; "" if none does.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Estimator:
     affine: bool = False
     unbiased: bool = False
     template: bool = False
+    alternative: str = ""
 
     @property
     def is_affine(self) -> bool:

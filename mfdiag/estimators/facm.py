@@ -53,6 +53,7 @@ def build(name: str, power: float, teacher: float) -> Estimator:
         "L = |u - sg(u - (1-(1-t)^p) clip(g,-1,1))|^2/d, g = u - v + t [du/dx v + du/dt] at (x_t,0,t), v = v_c",
         needs=Needs(trained=2, jvps=1, forwards=int(distilled), networks=("teacher",) if distilled else ()),
         loss=partial(loss, power=power, teacher=distilled),
+        alternative="facm:teacher=0" if distilled else "",
     )
 
 

@@ -77,6 +77,7 @@ class FieldBuilder:
         self.networks: dict[str, VelocityFunction] = dict(networks or {})
         if hasattr(module, "velocity"):
             self.networks["head"] = module.velocity  # type: ignore[assignment]
+        self._feature_cache: dict[tuple[int, int], Tensor] = {}
         self.posterior_known = needs.posterior and draws.posterior is not None
         if proxy == "exact" and draws.posterior is None:
             raise InputError(
@@ -172,7 +173,15 @@ class FieldBuilder:
             return (shared(dx, dt) if shared is not None else differentiate(*inputs, dx, dt))[1]
 
         return EvaluationContext(
-            *inputs, self.module, self.networks, self.proxy, jvp_x, differentiate, self.draws, index
+            *inputs,
+            self.module,
+            self.networks,
+            self.proxy,
+            jvp_x,
+            differentiate,
+            self.draws,
+            index,
+            feature_cache=self._feature_cache,
         )
 
     def _guidance(self, batch: Batch, x: Tensor) -> GuidedVelocity | None:

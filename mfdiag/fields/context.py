@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mfdiag.fields.guided_velocity import GuidedVelocity, condition_for, with_guidance
-from mfdiag.fields.inputs import Differentiate, VelocityFunction
+from mfdiag.fields.hidden_features import hidden_features
+from mfdiag.fields.inputs import Differentiate, Inputs, VelocityFunction
 from mfdiag.flow.conditions import Condition, labels_of, move_condition
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
 from mfdiag.flow.draw import Draws
@@ -18,6 +20,8 @@ from mfdiag.flow.draw import Draws
 __all__ = ["EvaluationContext"]
 
 _OTHER_SAMPLES = 2**40  # numbers of other samples start here, far above those of any run
+_FEATURES_AT_ONCE = 16  # samples without gradient: cheap where a chunk of a few with gradient fits
+_CACHED_BATCHES = 4  # consecutive chunks share a batch, once for each draw of v_c
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class EvaluationContext:
         guided: The guidance, which makes v_g from v_c; None without guidance.
         guidance_affine: Factor [n, 1, ...] and shift [n, *shape] of the guidance at the point; None without guidance.
         proxy_cache: For each network asked for as a proxy, its velocity minus vhat, and du/dx times that difference.
+        feature_cache: Features of the last few batches of samples; one for all chunks of a run.
     """
 
     x: Tensor
@@ -60,6 +65,7 @@ class EvaluationContext:
     guided: GuidedVelocity | None = None
     guidance_affine: tuple[Tensor, Tensor] | None = None
     proxy_cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    feature_cache: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, network: str = "self") -> Tensor:
         """A network of the run at any point and times.
@@ -161,10 +167,37 @@ class EvaluationContext:
         same = drawn.to(self.x.device) == numbers.to(self.x.device)
         return same if self.guided is None else same | self.guided.dropped
 
-    def other_samples(self, count: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
+    def other_samples(self, count: int) -> Inputs:
         """Other samples for each sample, drawn independently: see `Fields.other_samples`."""
         numbers = self.index[:, None] * count + np.arange(count)
-        batch = self.draws.batch((numbers + _OTHER_SAMPLES * (1 + self.is_second_draw)).ravel())
+        return self._inputs_of((numbers + _OTHER_SAMPLES * (1 + self.is_second_draw)).ravel())
+
+    def batch_features(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden features of the samples that share a batch with these: see `Fields.batch_features`."""
+        batches, batch = np.unique(self.index // size, return_inverse=True)
+        first = self.index.dtype.type(_OTHER_SAMPLES * self.is_second_draw)
+        features = torch.stack([self._features_of_batch(int(first + b * size), size) for b in batches])
+        slots = torch.as_tensor(self.index % size, device=self.x.device)
+        return features, torch.as_tensor(batch, device=self.x.device), slots
+
+    def _features_of_batch(self, first: int, size: int) -> Tensor:
+        """Features [size, F] of the samples from number `first` on; the last few batches are kept."""
+        key = (first, size)
+        if key not in self.feature_cache:
+            parts = []
+            with torch.no_grad():
+                for start in range(0, size, max(len(self.x), _FEATURES_AT_ONCE)):
+                    stop = min(size, start + max(len(self.x), _FEATURES_AT_ONCE))
+                    inputs = self._inputs_of(np.arange(first + start, first + stop))
+                    parts.append(hidden_features(self.model, partial(self.model, *inputs))[1])
+            while len(self.feature_cache) >= _CACHED_BATCHES:
+                self.feature_cache.pop(next(iter(self.feature_cache)))
+            self.feature_cache[key] = torch.cat(parts)
+        return self.feature_cache[key]
+
+    def _inputs_of(self, numbers: np.ndarray) -> Inputs:
+        """x_t, r, t and condition, as the measured network takes them, of any samples."""
+        batch = self.draws.batch(numbers)
         condition, own = move_condition(batch.condition, self.x), labels_of(self.condition)
         if own is not None and own.ndim == 2 and batch.scale is not None:
             condition = with_guidance(condition, batch.scale, self.x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.fields.fields import Fields
+from mfdiag.fields.hidden_features import hidden_features
 from mfdiag.flow.conditions import Condition
 
 __all__ = ["DifferentiableNetwork", "Loss"]
@@ -68,21 +69,9 @@ class DifferentiableNetwork:
         Returns:
             u(x, r, t) [n, *shape], and features [n, number of features].
         """
-        outputs: list[Tensor] = []
-        handle = _middle_layer(self._module).register_forward_hook(lambda module, args, out: outputs.append(out))
-        try:
-            u = self._evaluate(x, r.flatten(), t.flatten(), self._condition if condition is None else condition)
-        finally:
-            handle.remove()
-        return u, outputs[0].reshape(len(x), -1)  # also where tokens are folded into the batch axis
+        own = self._condition if condition is None else condition
+        return hidden_features(self._module, lambda: self._evaluate(x, r.flatten(), t.flatten(), own))
 
 
 Loss = Callable[[Fields, DifferentiableNetwork], Tensor]
 """(fields, network) -> loss of each sample [n]."""
-
-
-def _middle_layer(module: nn.Module) -> nn.Module:
-    """The middle element of the longest nn.ModuleList or nn.Sequential; the module itself if it has none."""
-    stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-    longest = max(stacks, key=len, default=None)
-    return module if longest is None or not len(longest) else longest[len(longest) // 2]

@@ -225,6 +225,18 @@ class Fields:
         """
         return self._context.other_samples(count)
 
+    def batch_features(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden features of the samples that share a batch with those of the fields, without gradient.
+
+        Batches are fixed, whatever is measured at once: sample i is number i mod `size` of batch i // `size`. Members
+        other than the sample itself are drawn anew for the second draw of v_c.
+
+        Returns:
+            Features [batches, size, F] (`DifferentiableNetwork.features`), and the batch and the number in it of each
+            sample, both int64 [n].
+        """
+        return self._context.batch_features(size)
+
     # -- the same samples with other velocities ---------------------------------------------------------------------
 
     def with_proxy(self, network: str | None) -> Fields:

@@ -79,8 +79,8 @@ class Truth:
             return self.moments(0, (1 - beta) * a - (1 - gamma), (beta * a - gamma) * SHIFT, r)
         if name == "flow_matching":
             return self.moments(0, -1, nothing, t)
-        if name == "restricted_meanflow":
-            near = t - 0.5 * (t - r)
+        if name.startswith("restricted_meanflow"):
+            near = t - 0.5 * (t - r) if name.endswith(":0.5,1") else max(r, t - 0.2)
             rho = float(np.sqrt(((1 - near) ** 2 * self.std**2 + near**2) / self.s2))
             return self.moments(0, -rho, nothing, near)
         # alpha-Flow: x_s - (1-s) m = (1 - (t-s) slope_tt) y - (t-s) v'
@@ -99,7 +99,8 @@ METHODS = (
     "teacher_target",
     "teacher",
     "flow_matching",
-    "restricted_meanflow",
+    "restricted_meanflow:0.2",
+    "restricted_meanflow:0.5,1",
     "alpha_flow:0.3",
 )
 
@@ -152,7 +153,7 @@ def test_moments_are_the_closed_forms(at: tuple[float, float, float], name: str)
 def test_biases_of_an_exact_model(at: tuple[float, float, float]) -> None:
     """Rao-Blackwell: methods whose mean residual vanishes have no measured bias at all, to rounding."""
     frame = compared(*at)
-    for name in ("self_tangent", "flow_matching", "restricted_meanflow"):
+    for name in ("self_tangent", "flow_matching", "restricted_meanflow:0.2", "restricted_meanflow:0.5,1"):
         found = row(frame, estimator=name, quantity="bias2")
         assert abs(found["value"]) < 1e-12
     assert row(frame, estimator="teacher_target", quantity="bias2")["ci_low"] > 0
@@ -320,7 +321,7 @@ def test_weights_apply_to_every_method() -> None:
     """Under an adaptive weight with p = 1 and a huge eps, every gradient is the plain one over eps."""
     torch.manual_seed(0)
     module, eps = randomised(MLP(2, 6, 1)), 1e12
-    names = ["meanflow", "alpha_flow", "flow_matching", "terminal_velocity"]
+    names = ["meanflow", "alpha_flow", "flow_matching", "terminal_velocity:0"]
     plain, weighed = (
         measure(
             module,
@@ -365,10 +366,13 @@ def test_what_cannot_be_measured_is_left_out_and_said() -> None:
     text = "\n".join(said)
     of_teachers = sorted(name for name, e in estimators().items() if "teacher" in e.needs.networks)
     assert f"{', '.join(of_teachers)} left out: no teacher was passed" in text
-    assert "head_tangent left out: the network has no velocity head" in text and "ema_tangent left out" in text
+    assert "head_tangent left out: the network has no velocity head" in text
+    assert "ema_tangent, shortcut, terminal_velocity left out: the checkpoint has no EMA weights" in text
     for names, message in (
         (["cmt"], "--estimator cmt cannot be measured: no teacher was passed"),
         (["head_tangent"], "no velocity head"),
+        (["shortcut"], "the checkpoint has no EMA weights; pass shortcut:128,0"),
+        (["terminal_velocity"], "no EMA weights; pass terminal_velocity:ema=0"),
     ):
         with pytest.raises(InputError, match=message):
             measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["compare"], estimators=names, samples=32)

@@ -68,7 +68,8 @@ def choose_estimators(
             continue
         estimator = find_estimator(spec)
         if (reason := _unavailable(estimator, subject, table)) is not None:
-            raise InputError(f"--estimator {spec} cannot be measured: {reason}; leave it out.")
+            remedy = f"pass {estimator.alternative}" if estimator.alternative else "leave it out"
+            raise InputError(f"--estimator {spec} cannot be measured: {reason}; {remedy}.")
         if estimators_by_name.setdefault(estimator.name, estimator).formula != estimator.formula:
             raise InputError(f"--estimator {spec} has the name {estimator.name!r} of another one; rename it.")
     if table.one_estimator and len(estimators_by_name) != 1:
