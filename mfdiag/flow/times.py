@@ -23,8 +23,10 @@ __all__ = [
     "CappedTimes",
     "GridTimes",
     "LogitNormalTimes",
+    "NoiseLevelTimes",
     "PointTimes",
     "RestrictedTimes",
+    "SingleTimes",
     "SortedTimes",
     "TerminalVelocityTimes",
     "TimeSampler",
@@ -37,6 +39,8 @@ __all__ = [
 TIMES: dict[str, str] = {
     "logit_normal": "sorted pair of two draws of sigmoid(N(mu, sigma^2)); a fraction r_ne_t keeps r != t, the rest "
     "have r = t: logit_normal:[mu=-0.4],[sigma=1],[r_ne_t=0.25]",
+    "logit_normal_or_single": "as logit_normal, but a pair with r = t is one draw, not the larger of two "
+    "(rectified-flow-pytorch): logit_normal_or_single:[mu=-0.4],[sigma=1],[r_ne_t=0.5]",
     "logit_normal_capped": "t = sigmoid(N(mu, sigma^2)), r = min(t, sigmoid(N(r_mu, r_sigma^2))); a fraction "
     "1 - r_ne_t has r = t: logit_normal_capped:[mu=-0.6],[sigma=1.6],[r_mu=-4],[r_sigma=1.6],[r_ne_t=0.75]",
     "logit_normal_sorted": "t and r are the larger and the smaller of sigmoid(N(mu, sigma^2)) and "
@@ -56,6 +60,8 @@ TIMES: dict[str, str] = {
     "u_shaped": "Re-MeanFlow's times: t has density proportional to e^(4t) + e^(4(1-t)), capped at 80/81; "
     "t - r = sigmoid(N(mu, sigma^2)), but r = 0 if t > 0.8 and r < 0.4; a fraction r_ne_t keeps r != t: "
     "u_shaped:[mu=-0.8],[sigma=1],[r_ne_t=0.25]",
+    "arctan_normal": "t = (2/pi) arctan(exp(N(mu, sigma^2))) and r = 0, the times of sCM and FACM: "
+    "arctan_normal:[mu=-0.8],[sigma=1.6]",
     "grid": "equally many samples in each cell of an r_bins x t_bins partition with r <= t: grid:r_bins,t_bins",
     "point": "one fixed pair: point:r,t",
     "density": "the pairs of another sampler with other probabilities of (r, t) cells, and importance weights that "
@@ -87,6 +93,52 @@ class LogitNormalTimes(TimeSamplerBase):
         """See `TimeSampler.sample`."""
         r, t = logit_normal_pairs(u[:, :2], self.mu, self.sigma)
         return np.where(u[:, 2] < self.r_ne_t, r, t), t
+
+
+@dataclass(frozen=True)
+class SingleTimes(TimeSamplerBase):
+    """The times of rectified-flow-pytorch: a sorted pair of two draws of sigmoid(N(mu, sigma^2)), or one draw twice.
+
+    With probability `r_ne_t` the pair keeps r != t. Otherwise r = t = the first draw, not the larger one. The repository
+    decides this for whole batches.
+    """
+
+    kind: ClassVar[str] = "logit_normal_or_single"
+    width: ClassVar[int] = 3
+    mu: float = -0.4
+    sigma: float = 1.0
+    r_ne_t: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._require_positive("sigma")
+        self._require_fraction("r_ne_t")
+
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
+        """See `TimeSampler.sample`."""
+        draws = expit(self.mu + self.sigma * ndtri(u[:, :2]))
+        both = u[:, 2] < self.r_ne_t
+        return np.where(both, draws.min(1), draws[:, 0]), np.where(both, draws.max(1), draws[:, 0])
+
+
+@dataclass(frozen=True)
+class NoiseLevelTimes(TimeSamplerBase):
+    """The times of sCM and FACM: t = (2 / pi) arctan(exp(N(mu, sigma^2))), with r = 0 (arXiv 2410.11081).
+
+    On the trigonometric path exp(N(mu, sigma^2)) is the ratio of noise to data.
+    """
+
+    kind: ClassVar[str] = "arctan_normal"
+    width: ClassVar[int] = 1
+    mu: float = -0.8
+    sigma: float = 1.6
+
+    def __post_init__(self) -> None:
+        self._require_positive("sigma")
+
+    def sample(self, u: np.ndarray, index: np.ndarray) -> TimePairs:
+        """See `TimeSampler.sample`."""
+        t = np.arctan(np.exp(self.mu + self.sigma * ndtri(u[:, 0]))) * (2 / np.pi)
+        return np.zeros_like(t), t
 
 
 @dataclass(frozen=True)
@@ -300,6 +352,8 @@ _SAMPLERS: dict[str, Any] = {
     for sampler in (
         LogitNormalTimes,
         CappedTimes,
+        SingleTimes,
+        NoiseLevelTimes,
         SortedTimes,
         UniformTimes,
         RestrictedTimes,

@@ -14,6 +14,10 @@ from mfdiag.flow.times import TIMES, GridTimes, TimeSampler, parse_times, same_t
 SPECS = [
     "logit_normal",
     "logit_normal:0.5,2,1",
+    "logit_normal_or_single",
+    "logit_normal_or_single:0.5,2,0.75",
+    "arctan_normal",
+    "arctan_normal:0.5,2",
     "logit_normal_capped",
     "logit_normal_capped:0,1,0.5,2,1",
     "uniform",
@@ -74,6 +78,20 @@ def test_logit_normal_law(spec: str, mu: float, sigma: float) -> None:
     one = stats.norm(mu, sigma).cdf
     assert passes(logit(t), lambda x: one(x) ** 2)
     assert passes(logit(r[r < t]), lambda x: 1 - (1 - one(x)) ** 2)
+
+
+def test_a_single_draw_where_r_equals_t() -> None:
+    r, t = draw("logit_normal_or_single:0.5,2,0.75")
+    one, apart = stats.norm(0.5, 2).cdf, r < t
+    assert np.mean(apart) == pytest.approx(0.75, abs=0.01)
+    assert passes(logit(t[~apart]), one)
+    assert passes(logit(t[apart]), lambda x: one(x) ** 2)
+    assert passes(logit(r[apart]), lambda x: 1 - (1 - one(x)) ** 2)
+
+
+def test_noise_levels_are_log_normal() -> None:
+    r, t = draw("arctan_normal:0.5,2")
+    assert (r == 0).all() and passes(np.log(np.tan(np.pi / 2 * t)), stats.norm(0.5, 2).cdf)
 
 
 @pytest.mark.parametrize(
