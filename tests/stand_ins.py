@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CLASSES", "SHAPE", "STAND_INS", "StandIn"]
+__all__ = ["CLASSES", "CONDITIONS", "SHAPE", "STAND_INS", "StandIn"]
 
 SHAPE = (2, 3, 3)
 CLASSES = 3
@@ -145,6 +145,50 @@ class Instant(_Labelled):
         return self.of(x, t, t, y)
 
 
+class Length(_Core):
+    """rectified-flow-pytorch: (x, t, t - r)."""
+
+    def forward(self, x: Tensor, times: Tensor, s: Tensor) -> Tensor:
+        return self.value(x, times, s)
+
+
+class Seeing(_Core):
+    """DM1: (action, time, r, cond), a dictionary of observations."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(labels=2)
+
+    def forward(self, action: Tensor, time: Tensor, r: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        rows = torch.cat([cond["state"].flatten(1), cond["rgb"].flatten(1).mean(1, keepdim=True)], 1)
+        return self.value(action, time, r, rows)
+
+
+class _Encoder(nn.Module):
+    """Features [n, 1] of a dictionary of observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(2, 1)
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        return self.mlp(torch.cat([obs["agent_pos"], obs["point_cloud"].amax((1, 2))[:, None]], 1))
+
+
+class _Hidden(_Core):
+    """The U-Net of MP1: keyword arguments, and hidden features beside the velocity."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, global_cond: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        return self.value(sample, timestep, r, global_cond), sample.flatten(1)[None]
+
+
+class Policy(nn.Module):
+    """MP1: a policy with an encoder, whose network is an attribute."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.obs_encoder, self.model = _Encoder(), _Hidden(labels=2)
+
+
 class InExtra(_Labelled):
     """flow_matching: a velocity from noise to data, labels in a dictionary."""
 
@@ -225,6 +269,17 @@ def _reflowed(net: Any, x: Tensor, y: Tensor) -> Tensor:
     return x - net(x, one.clamp_max(80 / 81), zero, torch.eye(CLASSES)[y])
 
 
+def _policy_step(net: Any, x: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+    zero, one = _times(x)
+    steps = [{name: values[:, k] for name, values in conditions.items()} for k in range(2)]
+    features = torch.cat([net.obs_encoder(step) for step in steps], 1)
+    return x - net.model(sample=x, timestep=one, global_cond=features, r=zero)[0]
+
+
+CONDITIONS = {  # name of the card: shapes of the arrays beside the samples
+    "dm1": {"state": (1, 1), "rgb": (1, 3, 2, 2)},
+    "mp1": {"point_cloud": (2, 4, 3), "agent_pos": (2, 1)},
+}
 STAND_INS = {
     "py-meanflow": StandIn(Packed, _packed, lambda net, x, y: x - net(x, (_times(x)[1],) * 2, None)),
     "zhuyu-meanflow": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
@@ -250,6 +305,22 @@ STAND_INS = {
     "swaystar-meanflow": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
     "sit": StandIn(Instant, _research, lambda net, x, y: _towards_data(net, x, _times(x)[0], y)),
     "lightningdit": StandIn(Instant, _research, lambda net, x, y: _towards_data(net, x, _times(x)[0], y)),
+    "rectified-flow": StandIn(
+        Length,
+        lambda state: {
+            "model": _prefixed(model=state),
+            "ema_model": {"initted": torch.tensor(True)}
+            | _prefixed(online_model=_prefixed(model=state), ema_model=_prefixed(model=_ema(state))),
+            "optimizer": {},
+        },
+        lambda net, x, y: x - net(x, _times(x)[1], _times(x)[1]),
+    ),
+    "dm1": StandIn(
+        Seeing,
+        lambda state: {"epoch": 3, "model": _prefixed(network=state), "ema": _prefixed(network=_ema(state))},
+        lambda net, x, conditions: x - net(x, *_times(x)[::-1], conditions),
+    ),
+    "mp1": StandIn(Policy, lambda state: {"model": state, "ema_model": _ema(state), "optimizer": {}}, _policy_step),
     "re-meanflow": StandIn(Preconditioned, _preconditioned, _reflowed),
     "fastgen": StandIn(
         ByName,

@@ -99,8 +99,8 @@ class LogitNormalTimes(TimeSamplerBase):
 class SingleTimes(TimeSamplerBase):
     """The times of rectified-flow-pytorch: a sorted pair of two draws of sigmoid(N(mu, sigma^2)), or one draw twice.
 
-    With probability `r_ne_t` the pair keeps r != t. Otherwise r = t = the first draw, not the larger one. The repository
-    decides this for whole batches.
+    With probability `r_ne_t` the pair keeps r != t. Otherwise r and t are the first draw, not the larger one. The
+    repository decides this for whole batches.
     """
 
     kind: ClassVar[str] = "logit_normal_or_single"

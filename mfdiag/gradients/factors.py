@@ -22,7 +22,7 @@ _MATRIX_ENTRIES = 1 << 20  # size up to which a fold is a matrix product
 
 def gram_of(flat: Tensor, groups: int) -> Tensor:
     """Gram matrices of flat [C, n, P] -> [n, groups, K, K], float64."""
-    split = flat.view(groups, -1, *flat.shape[1:]).permute(2, 0, 1, 3)
+    split = flat.view(groups, len(flat) // groups, *flat.shape[1:]).permute(2, 0, 1, 3)
     return (split @ split.transpose(-1, -2)).double()
 
 
@@ -34,7 +34,7 @@ class Fold:
 
     def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
         self.width, self.size = min(width, size), size
-        segments = -(-size // self.width)
+        segments = -(-size // max(self.width, 1))
         self.signs = torch.randint(0, 2, (segments, self.width), generator=generator) * 2 - 1
         self.matrix: Tensor | None = None
         if size * self.width <= _MATRIX_ENTRIES:  # a product makes no signed copy of its input

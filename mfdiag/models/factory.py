@@ -19,8 +19,8 @@ PARAMETER_ORDER = "_mfdiag_parameter_order"  # attribute of a network: its param
 def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a network with the user's code.
 
-    In a network that has trained parameters, frozen ones become buffers of the same names: training never changed
-    them, so they have no gradient to measure.
+    In a network that has trained parameters, frozen and empty ones become buffers of the same names: training never
+    changed them, so they have no gradient to measure.
 
     Args:
         factory: `FILE.py:factory` or `pkg.module:factory`; the code is run.
@@ -42,10 +42,10 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
             "return the network itself."
         )
     model.__dict__[PARAMETER_ORDER] = [name for name, _ in model.named_parameters()]
-    if any(p.requires_grad for p in model.parameters()):
+    if any(p.requires_grad and p.numel() for p in model.parameters()):
         for module in model.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                if not parameter.requires_grad:
+                if not parameter.requires_grad or not parameter.numel():
                     delattr(module, name)
                     module.register_buffer(name, parameter.detach())
     return model

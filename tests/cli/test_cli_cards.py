@@ -15,8 +15,9 @@ import torch
 import yaml
 from command_line import Run
 from helpers import rows
-from stand_ins import CLASSES, SHAPE, STAND_INS
+from stand_ins import CLASSES, CONDITIONS, SHAPE, STAND_INS
 
+from mfdiag.flow.conditions import Conditions
 from mfdiag.flow.paths import LINEAR
 from mfdiag.models.cards.card_files import load_card, shipped_cards
 from mfdiag.models.checkpoint import load_model
@@ -76,6 +77,7 @@ def test_one_step_is_the_projects_own(name: str, made: Made) -> None:
     checkpoint, own = made(name)
     card = load_card(str(own))
     x, y = torch.randn(4, *SHAPE), torch.arange(4) % CLASSES
+    arrays = {array: torch.randn(4, *shape) for array, shape in CONDITIONS.get(name, {}).items()}
     zero, one = torch.zeros(4), torch.ones(4)
     for weights in ("raw", "ema"):
         loaded = (
@@ -87,9 +89,9 @@ def test_one_step_is_the_projects_own(name: str, made: Made) -> None:
             continue
         model = as_average_velocity(loaded.module, card.prediction, LINEAR)
         with torch.no_grad():
-            labels = y if card.conditioning.classes else None
-            expected = STAND_INS[name].step(loaded.module.network, x, y)
-            torch.testing.assert_close(x - model(x, zero, one, labels), expected)
+            condition = Conditions(None, arrays) if arrays else y if card.conditioning.classes else None
+            expected = STAND_INS[name].step(loaded.module.network, x, arrays or y)
+            torch.testing.assert_close(x - model(x, zero, one, condition), expected)
 
 
 def test_what_the_card_says_becomes_the_default_and_is_said(made: Made, data: Path, tmp_path: Path, cli: Run) -> None:
@@ -206,6 +208,11 @@ def test_data_without_labels(made: Made, tmp_path: Path, cli: Run) -> None:
 @pytest.mark.parametrize("name", STAND_INS)
 def test_measured_by_the_commands(name: str, made: Made, data: Path, tmp_path: Path, cli: Run) -> None:
     checkpoint, own = made(name)
+    if name in CONDITIONS:
+        rng = np.random.default_rng(1)
+        arrays = {array: rng.standard_normal((40, *shape)) for array, shape in CONDITIONS[name].items()}
+        data = tmp_path / "conditioned.npz"
+        np.savez(data, x=rng.standard_normal((40, *SHAPE)), **arrays)
     # each by `variance`, and all of the others by one of three commands
     for command in ("variance", OTHERS[list(STAND_INS).index(name) % 3]):
         options = ["--data", data, "--samples", 48, "--by", "layer", "--bins", "none", "--out", tmp_path / "out"]
@@ -216,5 +223,7 @@ def test_measured_by_the_commands(name: str, made: Made, data: Path, tmp_path: P
         assert len(frame)
         if command == "variance":
             layers = set(rows(frame, quantity="variance")["layer"])
-            assert {"x_embedder", "final_layer"} < layers and "pos_embed" not in layers
+            names = {layer.removeprefix("model.") for layer in layers}  # the network of mp1 is an attribute
+            assert {"x_embedder", "final_layer"} < names and "pos_embed" not in names
+            assert ("obs_encoder.mlp" in layers) == (name == "mp1")
             assert (rows(frame, quantity="variance", layer="all")["value"] > 0).all()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer
+from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer, gram_of
 
 SMALL = st.integers(1, 5)
 
@@ -106,3 +106,8 @@ def test_folded_inner_products_are_unbiased() -> None:
     folds = [Fold(50, 8, torch.Generator().manual_seed(seed)) for seed in range(4000)]
     products = torch.stack([fold(x) @ fold(y) for fold in folds])
     assert abs(products.mean() - x @ y) <= 4 * products.std() / len(folds) ** 0.5
+
+
+def test_a_parameter_without_elements_has_a_gram_matrix_of_zeros() -> None:
+    assert torch.equal(gram_of(torch.zeros(4, 3, 0), 2), torch.zeros(3, 2, 2, 2, dtype=torch.float64))
+    assert Fold(0, 8, torch.Generator())(torch.zeros(3, 0)).shape == (3, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """Samples as mfdiag drew them: x_0, x_1 [n, *shape], r, t [n], labels int64 [n] or None; data at t = 0.
 
     `dropped` [n] says which labels training hides (label dropout), `omega` [n] is the strength of guidance; None where
-    there is none. `index` [n] are the samples' numbers.
+    there is none. `index` [n] are the samples' numbers. `conditions` are arrays [n, ...] by name.
     """
 
     x0: Tensor
@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     dropped: Tensor | None = None
     omega: Tensor | None = None
     index: np.ndarray | None = None
+    conditions: Mapping[str, Tensor] = {}
 
 
 @contextmanager

@@ -23,6 +23,7 @@ A repository is one file here, NAME.py, with
     DTYPES                    where its code cannot do both: (torch.float32,)
     PATHS = ()                further folders for PYTHONPATH
     TEACHER = False           for flow matching: the saved file is also a teacher of a network of this project
+    conditions(rng, n)        arrays [n, ...] by name that the network takes beside the samples
     ABSENT = ()               modules it imports and does not use here, which exist for GPUs alone: empty ones stand in
 
 and, where the repository has no loss,
@@ -81,7 +82,7 @@ def prove(peer: ModuleType, repositories: Path, work: Path, commands: list[str])
     checkpoint = peer.save(model, work)
     card, data = work / "card.yaml", work / "data.npz"
     card.write_text(yaml.safe_dump({"extends": f"{peer.CARD}.yaml", **peer.SMALL}))
-    write_data(data, peer.SHAPE, peer.CLASSES)
+    write_data(data, peer)
     row: dict[str, Any] = {"repository": peer.REPOSITORY, "commit": commit(checkout)}
     for dtype in getattr(peer, "DTYPES", TOLERANCE):
         found = differences(peer, in_precision(model, dtype).eval(), checkpoint, card, data, dtype)
@@ -107,12 +108,14 @@ def teach(teacher: str, peer: ModuleType, data: Path, work: Path, paths: list[st
     run("variance", work / "student.pt", f"{student}:build", data, work / "taught", paths, *options)
 
 
-def write_data(path: Path, shape: tuple[int, ...], classes: int) -> None:
-    """A few points of unit scale with labels."""
+def write_data(path: Path, peer: ModuleType) -> None:
+    """A few points of unit scale with labels and conditions."""
     rng = np.random.default_rng(0)
-    arrays = {"x": np.tanh(rng.standard_normal((48, *shape))).astype(np.float32)}
-    if classes:
-        arrays["y"] = np.arange(48) % classes
+    arrays = {"x": np.tanh(rng.standard_normal((48, *peer.SHAPE))).astype(np.float32)}
+    if peer.CLASSES:
+        arrays["y"] = np.arange(48) % peer.CLASSES
+    if hasattr(peer, "conditions"):
+        arrays |= peer.conditions(rng, 48)
     np.savez(path, **arrays)
 
 
@@ -139,7 +142,7 @@ class Recorder:
         zero = torch.zeros_like(fields.x, requires_grad=True)
 
         def network(x: Tensor, r: Tensor, t: Tensor) -> Tensor:
-            return there.model(x, r.flatten(), t.flatten(), there.labels) + zero
+            return there.model(x, r.flatten(), t.flatten(), there.condition) + zero
 
         return torch.autograd.grad(self.estimator.loss(fields, network).sum(), zero)[0] / 2
 
@@ -177,6 +180,7 @@ def differences(
         subject.path,
         guidance=subject.guidance,
         null_label=peer.CLASSES,
+        conditions=subject.conditions,
     )
     plan = Recorder(find_estimator(card.objective.estimator), parse_weighting(card.objective.weighting))
     run_pass(
@@ -196,6 +200,7 @@ def differences(
         drawn.dropped,
         None if drawn.scale is None else drawn.scale.omega.to(dtype),
         index,
+        dict(drawn.conditions),
     )
     if hasattr(peer, "step"):
         gap = (batch.t - batch.r).view(-1, *[1] * (x.ndim - 1))

@@ -1,16 +1,19 @@
-"""Factories, named in model cards, for released networks whose code must be changed before it can be differentiated.
+"""Factories, named in model cards, for networks that no call of their own builds, or whose code must be changed.
 
 The repository's own code comes from PYTHONPATH, as for any card.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["improved_meanflow", "rotated"]
+__all__ = ["from_targets", "improved_meanflow", "rotated"]
+
+_TARGET = "_target_"
 
 
 def improved_meanflow(size: str, **arguments: Any) -> nn.Module:
@@ -30,3 +33,17 @@ def rotated(x: Tensor, table: Tensor) -> Tensor:
     precise = x.to(torch.promote_types(x.dtype, torch.float32))  # there is no complex bfloat16
     pairs = torch.view_as_complex(precise.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * table.to(x.device)[:, None]).flatten(-2).to(x)
+
+
+def from_targets(**arguments: Any) -> Any:
+    """What a Hydra configuration says: the class `_target_`, called with the other entries.
+
+    Entries that have a `_target_` of their own are made first.
+    """
+    made = {name: from_targets(**value) if _is_target(value) else value for name, value in arguments.items()}
+    module, _, name = made.pop(_TARGET).rpartition(".")
+    return getattr(import_module(module), name)(**made)
+
+
+def _is_target(value: Any) -> bool:
+    return isinstance(value, dict) and _TARGET in value

@@ -96,6 +96,30 @@ TOKENS = headers(
 )
 
 
+RECTIFIED = headers(
+    init_conv__weight=(64, 3, 7, 7),
+    time_mlp__1__weight=(256, 64),
+    dest_time_mlp__1__weight=(256, 64),
+    downs__0__0__branch__block1__proj__weight=(64, 64, 3, 3),
+    final_conv__weight=(3, 64, 1, 1),
+)
+DM1 = headers(
+    backbone__vit__pos_embed=(1, 121, 128),
+    backbone__vit__patch_embed__embed__0__weight=(128, 3, 8, 8),
+    compress__weight=(1, 128, 128),
+    time_embedding__1__weight=(32, 16),
+    r_embedding__1__weight=(32, 16),
+    mlp_mean__layers__0__weight=(768, 197),
+)
+MP1 = headers(
+    obs_encoder__extractor__mlp__0__weight=(64, 3),
+    obs_encoder__extractor__final_projection__0__weight=(64, 256),
+    model__diffusion_step_encoder__1__weight=(512, 128),
+    model__diffusion_step_encoder_rs__1__weight=(512, 128),
+    model__down_modules__0__0__blocks__0__block__0__weight=(512, 26, 5),
+)
+
+
 def below(prefix: str, tensors: Tensors) -> Tensors:
     return {f"{prefix}.{name}": header for name, header in tensors.items()}
 
@@ -205,6 +229,15 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
     "swaystar-meanflow": ({"model": swaystar(), "ema": swaystar()}, ["args", "steps"]),
     "sit": ({key: transformer(28, 1152, 2, 4, 32, "embedding_table", 1000) for key in ("model", "ema")}, ["opt"]),
     "lightningdit": ({"model": lightning(), "ema": lightning()}, ["opt", "config"]),
+    "rectified-flow": (
+        {
+            "model": below("model", RECTIFIED),
+            "ema_model": below("online_model.model", RECTIFIED) | below("ema_model.model", RECTIFIED),
+        },
+        ["optimizer"],
+    ),
+    "dm1": ({"model": below("network", DM1), "ema": below("network", DM1)}, ["epoch", "optimizer", "lr_scheduler"]),
+    "mp1": ({"model": MP1, "ema_model": MP1}, ["optimizer"]),
     "torchcfm": ({"net_model": TORCHCFM, "ema_model": TORCHCFM}, ["sched", "optim", "step"]),
     "flow-matching": (
         {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from mfdiag.models.cards.released import improved_meanflow, rotated
+from mfdiag.models.cards.released import from_targets, improved_meanflow, rotated
 
 TABLE = torch.polar(torch.ones(5, 4), torch.rand(5, 4, generator=torch.Generator().manual_seed(1)))
 
@@ -53,3 +53,9 @@ def test_improved_meanflow_is_the_repositorys_network_with_that_rotation(monkeyp
     network = improved_meanflow("imfDiT_B_2", in_features=2, out_features=3)
     assert isinstance(network, nn.Linear) and network.weight.shape == (3, 2)
     assert code.apply_rotary_pos_emb is rotated  # type: ignore[attr-defined]
+
+
+def test_from_targets_makes_what_is_nested_first() -> None:
+    head = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
+    made = from_targets(_target_="types.SimpleNamespace", head=head, sizes={"depth": 1})
+    assert isinstance(made.head, nn.Linear) and made.head.weight.shape == (2, 3) and made.sizes == {"depth": 1}
