@@ -114,6 +114,8 @@ def _section(model: type[BaseModel], field_path: FieldPath) -> type[BaseModel]:
     """The model of the section at `field_path`, or `model` itself if there is no section."""
     section = model
     for key in field_path:
+        if isinstance(key, int):  # a place in a list of sections
+            continue
         field = next((f for name, f in section.model_fields.items() if (f.alias or name) == key), None)
         inner = sections_of(field.annotation) if field is not None else []
         if not inner:

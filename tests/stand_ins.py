@@ -253,6 +253,7 @@ class StandIn:
     saved: Callable[[State], Any]
     step: Callable[[Any, Tensor, Tensor], Tensor]
     statistics: dict[str, Any] = field(default_factory=dict)  # if the card has one for each channel
+    weights: dict[str, Any] = field(default_factory=dict)  # in place of rules that are for the real network's names
 
 
 def _towards_data(net: Any, x: Tensor, *arguments: Any) -> Tensor:
@@ -281,6 +282,12 @@ CONDITIONS = {  # name of the card: shapes of the arrays beside the samples
     "mp1": {"point_cloud": (2, 4, 3), "agent_pos": (2, 1)},
 }
 STAND_INS = {
+    "meanflow-jax": StandIn(
+        Between,
+        lambda state: {"params": _prefixed(net=state), "ema_params": _prefixed(net=_ema(state)), "step": 300},
+        lambda net, x, y: x - net(x, *_times(x), y),
+        weights={"layout": "torch", "rules": [], "absent": []},
+    ),
     "py-meanflow": StandIn(Packed, _packed, lambda net, x, y: x - net(x, (_times(x)[1],) * 2, None)),
     "zhuyu-meanflow": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
     "zhuyu-meanflow-cifar10": StandIn(Raw, _research, lambda net, x, y: x - net(x, *_times(x))),

@@ -30,7 +30,8 @@ def imported() -> set[str]:
 
 
 def test_dependencies_are_what_is_imported() -> None:
-    declared = {re.split(r"[<>=\[ ]", requirement)[0] for requirement in PROJECT["dependencies"]}
+    required = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["jax"]]
+    declared = {re.split(r"[<>=\[ ]", requirement)[0] for requirement in required}
     assert declared == {DISTRIBUTIONS.get(name, name) for name in imported()}
 
 

@@ -13,11 +13,14 @@ from mfdiag.models.cards.card import Card
 from mfdiag.models.factory import PARAMETER_ORDER
 from mfdiag.models.formats.containers import StateDict, tensors_at
 from mfdiag.models.formats.weight_names import NamedWeights, place_of, split_copies, under_names
+from mfdiag.models.weight_rules import apply_rules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["abbreviated", "find_weights", "fitted_weights", "load_weights", "select_weights", "weight_notes"]
+
+_SHOWN, _SHOWN_BY_RULES = 3, 20  # names that an error lists; rules are corrected name by name
 
 
 def find_weights(state: Mapping[str, StateDict], key: str, card: Card | None = None) -> StateDict | None:
@@ -146,7 +149,8 @@ def fitted_weights(
         ("of another shape", wrong),
         ("of another kind of number", kinds),
     ]
-    summary = "; ".join(f"{len(names)} {problem}: {abbreviated(names)}" for problem, names in problems if names)
+    shown = _SHOWN_BY_RULES if card is not None and card.weights.rules else _SHOWN
+    summary = "; ".join(f"{len(names)} {problem}: {abbreviated(names, shown)}" for problem, names in problems if names)
     if summary:
         remedy = "the --model that was trained" if card is None else f"another card, or correct {card.name}"
         raise InputError(
@@ -176,7 +180,7 @@ def weight_notes(
     own = network.state_dict()
     tensors = select_weights(state, key, path, card)
     notes = []
-    named = under_names(_stripped(tensors, card), own)
+    named = under_names(_by_card(tensors, network, card), own)
     if isinstance(named, NamedWeights) and named.ignored:
         modules = list(dict.fromkeys(name.partition(".")[0] for name in named.ignored))
         notes.append(
@@ -200,7 +204,7 @@ def _named(tensors: StateDict, network: nn.Module, path: Path, card: Card | None
         own = network.state_dict()
         if not tensors.keys() & own.keys():
             return _named_by_order(tensors, network)
-    named = under_names(_stripped(tensors, card), network.state_dict())
+    named = under_names(_by_card(tensors, network, card), network.state_dict())
     if isinstance(named, NamedWeights):
         return named.tensors
     raise InputError(
@@ -209,11 +213,13 @@ def _named(tensors: StateDict, network: nn.Module, path: Path, card: Card | None
     )
 
 
-def _stripped(tensors: StateDict, card: Card | None) -> StateDict:
-    """The tensors without the prefixes that the card strips."""
-    for prefix in () if card is None else card.weights.strip:
+def _by_card(tensors: StateDict, network: nn.Module, card: Card | None) -> StateDict:
+    """The tensors without the prefixes that the card strips, with the names and axes that its rules give."""
+    if card is None:
+        return tensors
+    for prefix in card.weights.strip:
         tensors = {name.removeprefix(f"{prefix.removesuffix('.')}."): value for name, value in tensors.items()}
-    return tensors
+    return apply_rules(tensors, card.weights, network, card.name)
 
 
 def _completed(
@@ -280,6 +286,6 @@ def _check_finite(tensors: StateDict, path: Path) -> None:
         )
 
 
-def abbreviated(names: list[str], count: int = 3) -> str:
+def abbreviated(names: list[str], count: int = _SHOWN) -> str:
     """The first `count` names, followed by dots if there are more."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

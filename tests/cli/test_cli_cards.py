@@ -50,6 +50,7 @@ def made(tmp_path: Path) -> Made:
             "extends": f"{name}.yaml",
             "network": {"factory": f"{stand_ins.__file__}:{stand_in.network.__name__}"},
             "data": {"shape": list(SHAPE), **stand_in.statistics},
+            "weights": stand_in.weights,
         }
         told = load_card(f"{name}.yaml").conditioning
         if told.kind != "none":

@@ -106,7 +106,11 @@ def _unavailable(estimator: Estimator, subject: Subject, table: MeasuredTable) -
 
 def card_record(model: str | None) -> dict[str, Any]:
     """The whole card that --model refers to, for the manifest, under "card"; empty where it is no card."""
-    return {"card": load_card(model).model_dump(mode="json")} if model is not None and is_card(model) else {}
+    return (
+        {"card": load_card(model).model_dump(mode="json", by_alias=True)}
+        if model is not None and is_card(model)
+        else {}
+    )
 
 
 def objective_of(model: str | None, table: MeasuredTable) -> dict[str, Any]:

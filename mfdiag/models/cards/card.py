@@ -39,6 +39,7 @@ __all__ = [
     "NetworkSection",
     "ObjectiveSection",
     "Output",
+    "Rule",
     "Weights",
 ]
 
@@ -66,6 +67,38 @@ class NetworkSection(_Section):
     )
 
 
+class Rule(_Section):
+    """How a tensor of the file becomes one of the network: its name, and the order of its axes.
+
+    In `from`, `*` stands for any text without a dot. The first `*` in `to` is replaced by the text of the first one in
+    `from`, and so on. After `reshape` and `axes`, adjacent axes are merged where the network's tensor has fewer.
+    """
+
+    from_: str = Field(alias="from", description="pattern of names in the file, after `strip`")
+    to: str = Field(description="name in the network")
+    reshape: tuple[int, ...] | None = Field(
+        default=None, description="shape of the tensor before `axes`, in row-major order; one size may be -1"
+    )
+    axes: tuple[int, ...] | None = Field(
+        default=None, description="order of the axes: [1, 0] is a transpose, [3, 2, 0, 1] turns HWIO into OIHW"
+    )
+    part: tuple[int, int] | None = Field(
+        default=None,
+        description="[k, n]: the tensor is part k, from 0, of the n along the first axis of the network's tensor, as "
+        "query, key and value of a fused projection",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rule:
+        if self.to.count("*") > self.from_.count("*"):
+            raise ValueError("`to` has more * than `from`")
+        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+            raise ValueError("part must be two whole numbers [k, n] with 0 <= k < n")
+        if self.reshape is not None and (self.reshape.count(-1) > 1 or any(n < 1 and n != -1 for n in self.reshape)):
+            raise ValueError("reshape must have sizes of at least 1, of which one may be -1")
+        return self
+
+
 class Weights(_Section):
     """Where the file stores the weights, and under which names."""
 
@@ -76,6 +109,17 @@ class Weights(_Section):
     )
     ema: str | None = Field(default=None, description="dotted place of their exponential moving average")
     strip: list[str] = Field(default_factory=list, description="prefixes to remove from tensor names")
+    layout: Literal["torch", "flax"] = Field(
+        default="torch",
+        description="names and axes of the tensors. flax: the last word kernel, scale or embedding is read as weight, "
+        "and kernels whose rule has no `axes` and no `reshape` get the axes of the torch layer: [in, out] of Linear, "
+        "HWIO of convolutions, the heads of query, key, value and out",
+    )
+    rules: list[Rule] = Field(
+        default_factory=list,
+        description="how tensors of the file become tensors of the network; the first rule that fits a name applies, "
+        "and every rule must fit one. Each tensor of the network is filled once",
+    )
     absent: list[str] = Field(
         default_factory=list,
         description="patterns (shell wildcards) of tensors of the network that the file may lack; they keep the values "

@@ -130,7 +130,7 @@ def _section(model: type[BaseModel], place: str) -> list[str]:
         default = "required" if field.is_required() else ""
         if not default and not inner[name]:
             default = f"`{json.dumps(field.get_default(call_default_factory=True))}`"
-        lines.append(f"| `{name}` | {default} | {meaning} |")
+        lines.append(f"| `{field.alias or name}` | {default} | {meaning} |")
     for name, sections in inner.items():
         for section in sections:
             lines += ["", *_section(section, f"{place}.{name}" if place else name)]

@@ -234,8 +234,9 @@ def _own_card(
     name: str, weights: _WeightPlaces, plain_values: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Fields of a card by dotted name, and comments on those that are guessed."""
-    labels = _conditioning(weights.tensors, plain_values)
-    embeddings = sorted({match.group().strip("._") for n in weights.tensors if (match := _TIMES.search(n))})
+    tensors, is_flax = _with_axes_of_torch(weights.tensors), _is_flax(weights.tensors)
+    labels = _conditioning(tensors, plain_values)
+    embeddings = sorted({match.group().strip("._") for n in tensors if (match := _TIMES.search(n))})
     times = f"; time embeddings in the file: {', '.join(embeddings)}" if embeddings else ""
     fields: dict[str, Any] = {
         "format": 1,
@@ -245,6 +246,7 @@ def _own_card(
         "weights.raw": weights.raw,
         **({"weights.ema": weights.ema} if weights.ema else {}),
         **({"weights.strip": weights.strip} if weights.strip else {}),
+        **({"weights.layout": "flax"} if is_flax else {}),
         "call.arguments": ["x", "r", "t", *(["y"] if labels else [])],
         "call.time_scale": _Unknown("assumed to be 1; set 1000 if the network takes times in [0, 1000]"),
         "convention.direction": _Unknown("assumed to be D0, data at time 0 and noise at time 1; D1 is the reverse"),
@@ -254,7 +256,7 @@ def _own_card(
         "guidance": _Unknown("assumed to be none" + _hints("guidance", plain_values)),
         "objective.weighting": _Unknown("for example adaptive:1,0.01" + _hints("objective.weighting", plain_values)),
         "objective.times": _Unknown("for example logit_normal:-0.4,1,0.25" + _hints("objective.times", plain_values)),
-        "data.shape": _sample_shape(weights.tensors, plain_values)
+        "data.shape": _sample_shape(tensors, plain_values)
         or _Unknown("shape of one sample, channels first, for example [3, 32, 32]"),
         "data.scale": next(
             (value for place, value in plain_values.items() if _SCALES.search(place) and isinstance(value, float)),
@@ -268,6 +270,26 @@ def _own_card(
     if labels and labels.get("conditioning.null") is None:
         comments["conditioning.classes"] = "check whether the last label is the null label"
     return fields, comments
+
+
+def _is_flax(tensors: Tensors) -> bool:
+    """Whether the names are those of flax, which calls kernels what torch calls weights."""
+    last_words = {name.rpartition(".")[2] for name in tensors}
+    return not last_words.isdisjoint(("kernel", "embedding")) and "weight" not in last_words
+
+
+def _with_axes_of_torch(tensors: Tensors) -> Tensors:
+    """Headers of flax as torch would have them: Dense [in, out], Conv HWIO, Embed; others as they are."""
+    if not _is_flax(tensors):
+        return tensors
+    headers = {}
+    for name, header in tensors.items():
+        head, dot, last = name.rpartition(".")
+        order = {2: (1, 0), 4: (3, 2, 0, 1)}.get(len(header.shape) if last == "kernel" else 0)
+        shape = header.shape if order is None else tuple(header.shape[axis] for axis in order)
+        name = f"{head}{dot}weight" if last in ("kernel", "embedding") else name
+        headers[name] = TensorHeader(shape, header.dtype)
+    return headers
 
 
 def _hints(field: str, plain_values: Mapping[str, Any]) -> str:

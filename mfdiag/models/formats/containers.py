@@ -17,8 +17,10 @@ from mfdiag.models.formats.archives import damaged_file
 from mfdiag.models.formats.dcp import read_dcp
 from mfdiag.models.formats.deepspeed import read_zero
 from mfdiag.models.formats.exported import Program, read_exported
+from mfdiag.models.formats.flaxfile import is_flax, read_flax
 from mfdiag.models.formats.folders import DCP, ZERO, find_layout, is_index
 from mfdiag.models.formats.named_files import regular_file
+from mfdiag.models.formats.orbax import orbax_folder, read_orbax
 from mfdiag.models.formats.shards import read_safetensors, read_sharded
 from mfdiag.models.formats.torchfile import read_torch
 from mfdiag.storage import is_folder
@@ -69,10 +71,10 @@ class Container:
 
 
 def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
-    """Read a checkpoint: a safetensors file, a file that torch wrote, an index of shards, or a folder of such files.
+    """Read a checkpoint: a file of safetensors, torch or flax, an index of shards, or a folder of such files.
 
-    Folders are those of transformers, diffusers, accelerate, torch.distributed.checkpoint and DeepSpeed, and those with
-    one index or one file of weights. With `load`, the weights are tensors, memory-mapped where the format allows.
+    Folders are those of transformers, diffusers, accelerate, torch.distributed.checkpoint, DeepSpeed and Orbax, and those
+    with one index or one file of weights. With `load`, the weights are tensors, memory-mapped where the format allows.
     Without it, only names, shapes and plain values are read, and torch is not imported. Raises InputError if a file is
     missing, empty, damaged or of another format, or holds code.
     """
@@ -82,6 +84,8 @@ def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
 
 def _read_file(file: Path, load: bool) -> Container:
     kind = _container_format(file)
+    if kind == "flax msgpack":
+        return Container(kind, read_flax(file, load=load), file, [file])
     if kind == "safetensors":
         tensors, metadata = read_safetensors(file, load=load)
         return Container(kind, tensors, file, [file], metadata)
@@ -95,6 +99,9 @@ def _read_file(file: Path, load: bool) -> Container:
 
 
 def _read_folder(folder: Path, load: bool) -> Container:
+    if (arrays := orbax_folder(folder)) is not None:
+        tree, files = read_orbax(arrays, load=load)
+        return Container("Orbax", tree, folder, files)
     layout = find_layout(folder)
     if layout.kind == DCP:
         tree, files = read_dcp(folder, load=load)
@@ -145,10 +152,12 @@ def _container_format(path: Path) -> str:
         return "safetensors"
     if start[:1] == b"\x80":
         return "torch legacy"
+    if is_flax(start):
+        return "flax msgpack"
     if is_index(path.name):
         return "sharded safetensors" if ".safetensors." in path.name else "sharded torch"
     raise InputError(
-        f"Expected a safetensors file or one written by torch.save, but {path} begins with {start!r}; "
+        f"Expected a file of safetensors, torch.save or flax, but {path} begins with {start!r}; "
         "convert it to one of these."
     )
 

@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 _ALIASES = {  # names that training scripts give these sets, in order of preference
-    "raw": ("raw", "", "model", "net", "state_dict", "current_model_state", "online_model"),
-    "ema": ("ema", "model_ema", "ema_model", "ema_state_dict", "net_ema"),
+    "raw": ("raw", "", "model", "net", "state_dict", "current_model_state", "online_model", "params"),
+    "ema": ("ema", "model_ema", "ema_model", "ema_state_dict", "net_ema", "ema_params", "params_ema"),
 }
 # added to names by DistributedDataParallel and AveragedModel, torch.compile, activation checkpointing, and FSDP
 _WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})

@@ -151,12 +151,20 @@ class DiT(nn.Module):
     def _tokens(self, x: Tensor) -> Tensor:
         n, channels, size, _ = x.shape
         side = size // self.patch
-        patches = x.reshape(n, channels, side, self.patch, side, self.patch).permute(0, 2, 4, 1, 3, 5)
+        patches = self._to_patches(x.reshape(n, channels, side, self.patch, side, self.patch))
         return self.embed(patches.reshape(n, side**2, -1)) + self.pos_embed
 
     def _image(self, tokens: Tensor, condition: Tensor, modulation: nn.Module, head: nn.Module, like: Tensor) -> Tensor:
         n, channels, size, _ = like.shape
         side = size // self.patch
         tokens = head(_modulate(self.norm(tokens), *modulation(condition).chunk(2, dim=1)))
-        patches = tokens.reshape(n, side, side, channels, self.patch, self.patch).permute(0, 3, 1, 4, 2, 5)
-        return patches.reshape(n, channels, size, size)
+        return self._from_patches(tokens, side, channels).reshape(n, channels, size, size)
+
+    def _to_patches(self, x: Tensor) -> Tensor:
+        """From [n, channels, side, patch, side, patch] to the order of coordinates in a token."""
+        return x.permute(0, 2, 4, 1, 3, 5)
+
+    def _from_patches(self, tokens: Tensor, side: int, channels: int) -> Tensor:
+        """The inverse: tokens [n, side^2, coordinates] to [n, channels, side, patch, side, patch]."""
+        patches = tokens.reshape(len(tokens), side, side, channels, self.patch, self.patch)
+        return patches.permute(0, 3, 1, 4, 2, 5)

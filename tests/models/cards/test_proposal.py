@@ -124,7 +124,17 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
     return {f"{prefix}.{name}": header for name, header in tensors.items()}
 
 
+FLAX = headers(
+    x_embedder__proj__kernel=(4, 4, 4, 768),
+    t_embedder__mlp__layers_0___flax_linear__kernel=(256, 768),
+    h_embedder__mlp__layers_0___flax_linear__kernel=(256, 768),
+    y_embedder__embedding_table___flax_embedding__embedding=(1001, 768),
+    final_layer__linear___flax_linear__kernel=(768, 64),
+    **{f"blocks__layers_{i}__attn__qkv___flax_linear__kernel": (768, 2304) for i in range(12)},
+)
+
 FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
+    "meanflow-jax": ({key: below("net", FLAX) for key in ("params", "ema_params")}, ["step", "opt_state"]),
     "zhuyu-meanflow": ({"model": sit(), "ema": sit()}, ["args", "steps"]),
     "zhuyu-meanflow-cifar10": (
         {key: SONG | headers(map_layer0_s__weight=(1, 1), map_layer1_s__weight=(1, 1)) for key in ("model", "ema")},
