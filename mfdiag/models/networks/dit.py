@@ -166,5 +166,5 @@ class DiT(nn.Module):
 
     def _from_patches(self, tokens: Tensor, side: int, channels: int) -> Tensor:
         """The inverse: tokens [n, side^2, coordinates] to [n, channels, side, patch, side, patch]."""
-        patches = tokens.reshape(len(tokens), side, side, channels, self.patch, self.patch)
+        patches = tokens.reshape(tokens.shape[0], side, side, channels, self.patch, self.patch)
         return patches.permute(0, 3, 1, 4, 2, 5)
