@@ -73,10 +73,10 @@ class Container:
 def read_container(path: str | os.PathLike[str], *, load: bool) -> Container:
     """Read a checkpoint: a file of safetensors, torch or flax, an index of shards, or a folder of such files.
 
-    Folders are those of transformers, diffusers, accelerate, torch.distributed.checkpoint, DeepSpeed and Orbax, and those
-    with one index or one file of weights. With `load`, the weights are tensors, memory-mapped where the format allows.
-    Without it, only names, shapes and plain values are read, and torch is not imported. Raises InputError if a file is
-    missing, empty, damaged or of another format, or holds code.
+    Folders are those of transformers, diffusers, accelerate, torch.distributed.checkpoint, DeepSpeed and Orbax, and
+    those with one index or one file of weights. With `load`, the weights are tensors, memory-mapped where the format
+    allows. Without it, only names, shapes and plain values are read, and torch is not imported. Raises InputError if a
+    file is missing, empty, damaged or of another format, or holds code.
     """
     file = Path(path)
     return _read_folder(file, load) if is_folder(file) else _read_file(regular_file(file), load)
