@@ -5,9 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "MfdiagError", "did_you_mean", "first_line", "plain_validation", "printable"]
+__all__ = [
+    "NETWORK_ERRORS",
+    "InputError",
+    "MfdiagError",
+    "did_you_mean",
+    "first_line",
+    "plain_validation",
+    "printable",
+]
 
 _MIN_SIMILARITY = 0.5  # below it a suggestion shares too few letters with the name to be a likely typo
+
+
+NETWORK_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+"""What a network raises where it does not support how it is called, as in a transformation of torch.func."""
 
 
 class MfdiagError(Exception):

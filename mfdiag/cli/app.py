@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -13,10 +14,12 @@ from typer.core import TyperGroup
 from mfdiag._version import __version__
 from mfdiag.cli import coefficient, compare, inspect, list_, quality, report, sweep, times, train, variance
 from mfdiag.cli.options import GroupedCommand, Options, measuring
-from mfdiag.errors import MfdiagError, plain_validation, printable
+from mfdiag.errors import MfdiagError, first_line, plain_validation, printable
 from mfdiag.measures import MeasuredTable, measured_tables
 
 __all__ = ["app"]
+
+_DEBUG = "--debug"
 
 
 class _Commands(TyperGroup):
@@ -28,6 +31,7 @@ class _Commands(TyperGroup):
             sys.stdout.flush()  # here, where a closed pipe can still be handled, not when Python exits
             return result
         except MfdiagError as error:
+            _show_traceback(ctx)
             _end(str(error), 2)
         except typer.BadParameter as error:
             if error.message:  # typer passes on what its parser of types says
@@ -40,6 +44,31 @@ class _Commands(TyperGroup):
         except BrokenPipeError:  # stdout was closed, as by `| head`: keep Python from flushing it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except (Exception, SystemExit) as error:
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort):  # typer's own
+                raise
+            _show_traceback(ctx)
+            _end(*_unexpected(error))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accepts --debug anywhere among the arguments."""
+        ctx.meta[_DEBUG] = _DEBUG in args
+        return super().parse_args(ctx, [argument for argument in args if argument != _DEBUG])
+
+
+def _show_traceback(ctx: Any) -> None:
+    if ctx.meta[_DEBUG]:
+        traceback.print_exc()
+
+
+def _unexpected(error: BaseException) -> tuple[str, int]:
+    """The line and the exit code of an error that nothing else has explained."""
+    from mfdiag.models.failures import failing_layer, reason_of
+
+    if failing_layer(error) is not None:
+        return f"The network fails: {reason_of(error)}. Correct it or --model; {_DEBUG} shows the traceback.", 2
+    text = f"Unexpected {type(error).__name__}: {first_line(error).removesuffix('.')}."
+    return f"{text} This is an error in mfdiag or in code that it was passed; {_DEBUG} shows the traceback.", 1
 
 
 def _end(text: str, code: int) -> NoReturn:
@@ -67,6 +96,9 @@ def _version(requested: bool) -> None:
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(_DEBUG, help="Show the traceback of an error. It may stand anywhere in the command.")
     ] = False,
 ) -> None:
     """Variance diagnostics and ablations of MeanFlow models, from a saved checkpoint.

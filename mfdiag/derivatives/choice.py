@@ -15,7 +15,7 @@ from mfdiag.derivatives.differentiable_jvp import DifferentiableJvp
 from mfdiag.derivatives.finite_difference import central_difference, difference_quotients
 from mfdiag.derivatives.forward_graph import CheckedJvp, forward_graph
 from mfdiag.derivatives.forward_mode import NoForwardModeError, forward_mode_derivatives
-from mfdiag.errors import InputError, did_you_mean
+from mfdiag.errors import NETWORK_ERRORS, InputError, did_you_mean
 from mfdiag.fields.inputs import Differentiate, Inputs
 from mfdiag.flow.conditions import Condition
 
@@ -137,7 +137,7 @@ def _reversible(module: nn.Module, inputs: Inputs) -> bool:
     """Whether double backward works and is right."""
     try:
         return forward_graph(module, inputs).check_jvp() is not None
-    except (RuntimeError, NotImplementedError):
+    except NETWORK_ERRORS:
         return False
 
 

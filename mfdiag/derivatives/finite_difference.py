@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from mfdiag.derivatives.differentiable_jvp import Point
 from mfdiag.fields.inputs import Inputs
 from mfdiag.flow.conditions import Condition, map_condition
+from mfdiag.models.precision import measured_copy
 
 __all__ = ["CentralDifference", "central_difference", "difference_quotients", "jvp_by_difference"]
 
@@ -88,7 +88,7 @@ def central_difference(
         The difference, in float64 unless a layer of the network supports only its own precision.
     """
     run_dtype = inputs[0].dtype
-    network, dtype = copy.deepcopy(module).double(), torch.float64
+    network, dtype = measured_copy(module, inputs[0].device, torch.float64), torch.float64
     with torch.no_grad():
         try:
             network(*_cast(inputs, dtype))

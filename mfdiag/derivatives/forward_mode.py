@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from mfdiag.derivatives.attention import twice_differentiable
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.fields.inputs import VelocityFunction
 from mfdiag.flow.conditions import Condition
 
 __all__ = ["NoForwardModeError", "forward_mode_derivatives"]
 
 _TANGENTS_AT_ONCE = 16  # more would hold that many copies of every activation
-_NO_FORWARD_MODE = ("forward AD", "forward-mode", "forward mode", "functorch", "vmap")  # words in torch's errors
 _SHARED_PRIMAL: Any = (None, 0)  # u once, its derivatives stacked over tangents
 
 
@@ -60,7 +59,9 @@ def forward_mode_derivatives(
         try:
             parts = [vmap(along, out_dims=_SHARED_PRIMAL)(*chunk) for chunk in chunks]
             return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
-        except (RuntimeError, NotImplementedError) as error:
-            if not any(words in str(error) for words in _NO_FORWARD_MODE):
+        except torch.OutOfMemoryError:
+            raise
+        except NETWORK_ERRORS as error:
+            if "not enough memory" in str(error):
                 raise
             raise NoForwardModeError(first_line(error).partition(". ")[0]) from error

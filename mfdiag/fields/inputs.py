@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -59,8 +60,25 @@ def require_velocity(network: str, u: object, x: Tensor) -> Tensor:
         InputError: `u` is not a tensor, or has another shape.
     """
     if not isinstance(u, Tensor):
-        raise InputError(f"{network} must return one tensor u(x, r, t), but it returned a {type(u).__name__}.")
+        raise InputError(
+            f"{network} must return one tensor u(x, r, t), but it returned a {type(u).__name__}{_remedy(u, x)}."
+        )
     if u.shape != x.shape:
         actual, expected = tuple(u.shape[1:]), tuple(x.shape[1:])
         raise InputError(f"{network} must return samples of shape {expected}, but it returned shape {actual}.")
     return u
+
+
+def _remedy(output: object, x: Tensor) -> str:
+    """The card line that takes a tensor of the shape of x out of an output of several parts; empty if it has none."""
+    parts: dict[Any, object] = {}
+    if isinstance(output, Mapping):
+        parts = dict(output)
+    elif isinstance(output, Sequence) and not isinstance(output, str):
+        parts = dict(enumerate(output))
+    elif hasattr(output, "__dict__"):
+        parts = dict(vars(output))
+    for name, value in parts.items():
+        if isinstance(value, Tensor) and value.shape == x.shape:
+            return f": pass --model a card with `output: {{part: {name}}}`, or return this part alone"
+    return ": return the tensor alone"

@@ -28,6 +28,7 @@ class NetworkCapabilities:
             layer so. None during the trials.
         unproved: Parameters with a fast path whose gradient was zero on the first samples.
         selects_by_value: Whether the network may choose or order samples or tokens by their values.
+        one_by_one: Whether the reference takes one sample at a time, because vmap is wrong for the network.
         checked_jvp: Derivatives by double backward at the first samples; None if not reversible.
     """
 
@@ -41,4 +42,5 @@ class NetworkCapabilities:
     rows: Mapping[str, tuple[tuple[float, float], ...]] | None = None
     unproved: frozenset[str] = frozenset()
     selects_by_value: bool = False
+    one_by_one: bool = False
     checked_jvp: CheckedJvp | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mfdiag.derivatives.reverse_mode import vjp
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, MfdiagError
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.fast_engine import FastEngine
 from mfdiag.gradients.functional import call, parameter_places
-from mfdiag.gradients.reference_engine import ReferenceEngine
+from mfdiag.gradients.reference_engine import ReferenceEngine, vmap_is_right
 from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
 from mfdiag.gradients.trials import find_capabilities
+from mfdiag.models.failures import reason_of
+from mfdiag.models.plain_calls import plain_calls
 from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["Engine", "batch_gradient", "fallback_note", "prepare_engine", "require_sum", "single_gradients"]
@@ -49,17 +52,24 @@ def prepare_engine(
     try:
         require_repeatable(module, inputs)
         singles = single_gradients(module, inputs, cotangent)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (MfdiagError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's network raises
         raise InputError(
             f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {tuple(inputs[0].shape[1:])}: "
-            f"{first_line(error)}. Check that --data fits the model, and check --model."
+            f"{reason_of(error)}. Check that --data fits the model, and check --model."
         ) from error
+    if (calls := plain_calls(module)) is not None:
+        for note in calls.notes(module):
+            say(note)
     if kind == "reference":
         require_sum(module, inputs, cotangent, singles)
-        return ReferenceEngine(module)
+        return ReferenceEngine(module, one_by_one=not vmap_is_right(module, inputs, cotangent, singles))
     capabilities = find_capabilities(module, inputs, cotangent[None], singles)
     if capabilities.fallback:  # otherwise every gradient comes from the batch's own, and agrees with the singles
         require_sum(module, inputs, cotangent, singles)
+        right = vmap_is_right(module, inputs, cotangent, singles, capabilities.fallback)
+        capabilities = replace(capabilities, one_by_one=not right)
         say(fallback_note(module, capabilities.fallback))
     return FastEngine(module, capabilities)
 

@@ -97,7 +97,7 @@ class FastEngine(Engine):
             if not by_parameter and self.capabilities.rows is not None:
                 self._require_ruled({use.layer})
             for local, name in self.parameters[use.layer].items():
-                if name not in fallback and by_parameter:
+                if name not in fallback and local in by_parameter:
                     parts[name].append(by_parameter[local])
                 uses_left[name] -= 1
                 if not uses_left[name] and name in parts:
@@ -106,7 +106,8 @@ class FastEngine(Engine):
             yield name, Dense(flat_gradient(gradient, 2))
         if fallback:
             with torch.no_grad():
-                rest = per_sample_gradients(self.module, inputs, cotangents, sorted(fallback))
+                one_by_one = self.capabilities.one_by_one
+                rest = per_sample_gradients(self.module, inputs, cotangents, sorted(fallback), one_by_one=one_by_one)
             for name, values in rest.items():
                 yield name, Dense(flat_gradient(values, 2))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
@@ -18,7 +17,7 @@ from mfdiag.fields.differentiable_network import Loss
 from mfdiag.fields.fields import Fields
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells
-from mfdiag.models.precision import in_precision
+from mfdiag.models.precision import measured_copy
 
 __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks"]
 
@@ -99,8 +98,7 @@ class PassSettings:
 
     def cast_network(self, network: nn.Module) -> nn.Module:
         """A copy of `network` on the device and in the precision of the pass, in eval mode and without gradients."""
-        copied = in_precision(copy.deepcopy(network).to(self.device), self.dtype)
-        return copied.eval().requires_grad_(False)
+        return measured_copy(network, self.device, self.dtype)
 
 
 @dataclass(frozen=True)

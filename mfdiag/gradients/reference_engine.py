@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,21 +12,26 @@ from torch.func import grad, vmap
 
 from mfdiag.derivatives.attention import twice_differentiable
 from mfdiag.derivatives.reverse_mode import vjp
+from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.fields.inputs import Inputs, select_samples
 from mfdiag.flow.conditions import Conditions
+from mfdiag.gradients.agreement import disagreeing_parameters
 from mfdiag.gradients.capabilities import NetworkCapabilities
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.functional import call, flat_gradient, gradient_size, parameter_places
 from mfdiag.gradients.recorder import RecordedForward
 
-__all__ = ["ReferenceEngine", "per_sample_gradients"]
-
-_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)  # by a network that vmap does not support
+__all__ = ["ReferenceEngine", "per_sample_gradients", "vmap_is_right"]
 
 
 def per_sample_gradients(
-    module: nn.Module, inputs: Inputs, cotangents: Tensor, names: Iterable[str] | None = None
+    module: nn.Module,
+    inputs: Inputs,
+    cotangents: Tensor,
+    names: Iterable[str] | None = None,
+    *,
+    one_by_one: bool = False,
 ) -> dict[str, Tensor]:
     """Compute (du_i/dtheta)^T e[c, i]. A network that vmap does not support is differentiated one sample at a time.
 
@@ -35,12 +40,15 @@ def per_sample_gradients(
         inputs: n samples.
         cotangents: e, [C, n, *shape].
         names: The parameters; None takes all.
+        one_by_one: Do not try vmap.
 
     Returns:
         Name of each parameter -> its gradients [C, n, *parameter shape].
     """
     state = {k: p.detach() for k, p in module.named_parameters()}
     parameters = {k: state[k] for k in (state if names is None else names)}
+    if one_by_one:
+        return _one_by_one(module, inputs, cotangents, parameters)
     places = parameter_places(module)
     x, r, t, condition = inputs
     tensors = condition.tensors if isinstance(condition, Conditions) else condition  # vmap knows no other classes
@@ -59,9 +67,43 @@ def per_sample_gradients(
         warnings.filterwarnings("ignore", message="There is a performance drop")  # the reference may be slow
         try:
             gradients = vmap(of_sample, in_dims=in_dims, randomness="error")(x, r, t, tensors, cotangents)
-        except _REFUSALS:  # a network that fails on single samples too raises its own error
+        except NETWORK_ERRORS:  # a network that fails on single samples too raises its own error
             return _one_by_one(module, inputs, cotangents, parameters)
     return {name: values.transpose(0, 1) for name, values in gradients.items()}  # out_dims=1 fails on unused parameters
+
+
+def vmap_is_right(
+    module: nn.Module,
+    inputs: Inputs,
+    cotangent: Tensor,
+    singles: Mapping[str, Sequence[Tensor]],
+    names: Iterable[str] | None = None,
+) -> bool:
+    """Whether `per_sample_gradients` gives the gradients of single samples: some of torch's batching rules are wrong.
+
+    Those of PReLU go wrong where there are as many cotangents as samples, so both are n here.
+
+    Args:
+        module: The network.
+        inputs: n samples.
+        cotangent: e, [n, *shape].
+        singles: Every parameter's name -> its gradients at these samples and cotangents, by plain reverse mode.
+        names: The parameters; None takes all.
+
+    Returns:
+        Whether they agree.
+    """
+    n = len(cotangent)
+    scales = [1.0 + c for c in range(n)]
+    gradients = per_sample_gradients(module, inputs, torch.stack([scale * cotangent for scale in scales]), names)
+    for name, values in gradients.items():
+        if values.shape[:2] != (n, n):
+            return False
+        for scale, of_scale in zip(scales, values, strict=True):
+            flat = Dense(flat_gradient(of_scale[None] / scale, 2))
+            if disagreeing_parameters([(name, flat)], {name: singles[name]}):
+                return False
+    return True
 
 
 def _one_by_one(
@@ -88,7 +130,7 @@ class ReferenceEngine(Engine):
 
     uses_rules = False
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, one_by_one: bool = False) -> None:
         self.module = module
         parameters = dict(module.named_parameters())
         self.capabilities = NetworkCapabilities(
@@ -97,6 +139,7 @@ class ReferenceEngine(Engine):
             fallback=frozenset(parameters),
             reversible=False,
             linearized=False,
+            one_by_one=one_by_one,
             bytes_per_sample=sum(gradient_size(p) * p.element_size() for p in parameters.values()),
         )
 
@@ -107,6 +150,7 @@ class ReferenceEngine(Engine):
         self, inputs: Inputs, cotangents: Tensor, graph: RecordedForward | None = None
     ) -> Iterator[tuple[str, Factors]]:
         with torch.no_grad():
-            gradients = per_sample_gradients(self.module, inputs, cotangents)
+            one_by_one = self.capabilities.one_by_one
+            gradients = per_sample_gradients(self.module, inputs, cotangents, one_by_one=one_by_one)
         for name, values in gradients.items():
             yield name, Dense(flat_gradient(values, 2))

@@ -14,6 +14,7 @@ from mfdiag.errors import InputError
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.flow.conditions import map_condition
 from mfdiag.gradients.functional import hooked
+from mfdiag.models.plain_calls import plain_calls
 
 __all__ = ["mixing_layer", "require_repeatable"]
 
@@ -44,7 +45,9 @@ def require_repeatable(module: nn.Module, inputs: Inputs) -> None:
                 f"{_place(module, name)} normalizes over the batch even in eval mode, so the model mixes its samples: "
                 "make it use running statistics."
             )
-    if not _looks_random(module, inputs):
+    looks_random = _looks_random(module, inputs)
+    _require_harmless_buffers(module, inputs)
+    if not looks_random:
         return
     *others, condition = inputs
     x, r, t = map(_copies, others)
@@ -59,6 +62,20 @@ def require_repeatable(module: nn.Module, inputs: Inputs) -> None:
 
 def _copies(values: Tensor) -> Tensor:
     return values.repeat(_COPIES, *[1] * (values.ndim - 1))
+
+
+def _require_harmless_buffers(module: nn.Module, inputs: Inputs) -> None:
+    """InputError where a buffer that the model changes in a call changes the output of the next one."""
+    calls = plain_calls(module)
+    for name in sorted(calls.changed if calls is not None else ()):
+        assert calls is not None
+        with torch.no_grad(), calls.keeping(module, name):
+            if not torch.equal(module(*inputs), module(*inputs)):
+                layer, _, buffer = name.rpartition(".")
+                raise InputError(
+                    f"{_place(module, layer)} changes its buffer {buffer!r} when it is called, and the model's output "
+                    "depends on it: fix the buffer in eval mode."
+                )
 
 
 def _looks_random(module: nn.Module, inputs: Inputs) -> bool:

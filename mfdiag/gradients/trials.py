@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.agreement import disagreeing_parameters
 from mfdiag.gradients.capabilities import NetworkCapabilities
@@ -22,7 +23,6 @@ from mfdiag.gradients.running_check import rows_per_sample, selects_by_value
 __all__ = ["find_capabilities"]
 
 _BROADCASTS = (0, 1, 2, 3)  # `axes` of `expand_over_samples` to try for a bare parameter
-_REFUSALS = (RuntimeError, ValueError, IndexError, AssertionError)  # by a network or rule that a trial does not suit
 
 
 def find_capabilities(
@@ -109,7 +109,7 @@ class _Trials:
                 checked = graph.check_jvp()
                 capabilities = replace(capabilities, checked_jvp=checked, reversible=checked is not None)
                 return capabilities, graph if capabilities.reversible else None
-            except _REFUSALS as error:
+            except NETWORK_ERRORS as error:
                 if self._learn_from(error):
                     continue
                 if capabilities.bare:
@@ -126,7 +126,7 @@ class _Trials:
                 engine = self._engine(capabilities)
                 graph = graph or self._forward(engine)
                 return disagreeing_parameters(engine.factors(self.inputs, self.cotangents, graph), self.reference)
-            except _REFUSALS as error:
+            except NETWORK_ERRORS as error:
                 if not self._learn_from(error):
                     return set(self.reference)
                 graph = None

@@ -15,6 +15,7 @@ from mfdiag.errors import InputError
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.models.call_signature import NetworkCall, call_of
+from mfdiag.models.plain_calls import activations_kept
 from mfdiag.models.wrapper import Wrapper
 
 __all__ = ["CallAdapter", "TimeShape", "adapt_call", "per_sample", "shaped_times"]
@@ -221,7 +222,7 @@ def _outputs(adapter: CallAdapter, inputs: _TrialInputs, labels: bool) -> tuple[
         return functional_call(adapter, buffers, inputs)
 
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), activations_kept():
             output, single = evaluate(x, r, t, condition), per_sample(evaluate, x, r, t, condition)
     except Exception:  # whatever the user's network raises: the next shape may suit it
         return None

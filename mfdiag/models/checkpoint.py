@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -110,7 +109,9 @@ class LoadedModel:
 
     def with_weights(self, key: str) -> nn.Module:
         """A copy of `module` with another set of weights. Raises InputError as `load_model` does."""
-        return load_weights(copy.deepcopy(self.module), self.state, key, self.path, self.card)
+        from mfdiag.models.precision import copy_network
+
+        return load_weights(copy_network(self.module), self.state, key, self.path, self.card)
 
     def adapted(self, data: Data) -> LoadedModel:
         """With the network called as samples of `data` show to be right, if the user's code built it.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
@@ -11,16 +12,18 @@ from mfdiag.usercode import call_user_factory
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["PARAMETER_ORDER", "call_factory"]
+__all__ = ["PARAMETER_ORDER", "RUNS_EAGERLY", "call_factory"]
 
 PARAMETER_ORDER = "_mfdiag_parameter_order"  # attribute of a network: its parameters before frozen ones became buffers
+RUNS_EAGERLY = "_mfdiag_runs_eagerly"  # attribute of a network whose code compiles or scripts parts of it
 
 
 def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a network with the user's code.
 
     In a network that has trained parameters, frozen and empty ones become buffers of the same names: training never
-    changed them, so they have no gradient to measure.
+    changed them, so they have no gradient to measure. A network in a wrapper for several devices is taken out of it, and
+    parts that the code compiles or scripts stay as they are written.
 
     Args:
         factory: `FILE.py:factory` or `pkg.module:factory`; the code is run.
@@ -35,12 +38,16 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
     """
     from torch import nn
 
-    model = call_user_factory(factory, option, arguments)
+    with _eager_code() as skipped:
+        model = call_user_factory(factory, option, arguments)
+    model = _without_parallelism(model)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"Expected {factory} to return a torch.nn.Module, but it returned {type(model).__name__}; "
             "return the network itself."
         )
+    if skipped:
+        model.__dict__[RUNS_EAGERLY] = True
     model.__dict__[PARAMETER_ORDER] = [name for name, _ in model.named_parameters()]
     if any(p.requires_grad and p.numel() for p in model.parameters()):
         for module in model.modules():
@@ -49,3 +56,50 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
                     delattr(module, name)
                     module.register_buffer(name, parameter.detach())
     return model
+
+
+@contextmanager
+def _eager_code() -> Iterator[list[str]]:
+    """Within this context, `torch.compile` and `torch.jit.script` return what they get; yields which were called.
+
+    Compiled code would be compiled again for every transformation of it, and scripted code supports few of them.
+    """
+    import torch
+
+    skipped: list[str] = []
+
+    def replacement(name: str) -> Any:
+        def unchanged(target: Any = None, *args: Any, **options: Any) -> Any:
+            skipped.append(name)
+            return (lambda function: function) if target is None else target
+
+        return unchanged
+
+    places: list[tuple[Any, str]] = [(torch, "compile"), (torch.nn.Module, "compile"), (torch.jit, "script")]
+    before = [getattr(place, name) for place, name in places]
+    for place, name in places:
+        setattr(place, name, replacement(name))
+    try:
+        yield skipped
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+def _without_parallelism(model: Any) -> Any:
+    """The network inside wrappers that spread it over devices or compile it."""
+    from torch import nn
+
+    while True:
+        kind = type(model).__name__
+        if kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
+            raise InputError(
+                f"Expected a network with whole parameters, but the factory returned a {kind}, which shards them; "
+                "return the network itself, before it is sharded."
+            )
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, nn.Module) and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model

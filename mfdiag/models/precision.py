@@ -1,11 +1,15 @@
-"""The floating-point precision of a network."""
+"""Copies of a network, and its floating-point precision."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["in_precision"]
+from mfdiag.models.plain_calls import make_calls_plain
+
+__all__ = ["copy_network", "in_precision", "measured_copy"]
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -24,3 +28,32 @@ def in_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         return value.to(dtype) if value.is_floating_point() else value
 
     return module._apply(cast)
+
+
+def copy_network(module: nn.Module) -> nn.Module:
+    """A deep copy of `module`.
+
+    Tensors that a forward pass left in attributes, as old-style `weight_norm` does, are copied without their graph.
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in part.__dict__.values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(module, computed)
+
+
+def measured_copy(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy to measure: in eval mode, without gradients, and with calls that are plain functions of their inputs.
+
+    Args:
+        module: The network; it is left as it was.
+        device: Where the copy runs.
+        dtype: Its precision.
+
+    Returns:
+        The copy.
+    """
+    copied = in_precision(copy_network(module).to(device), dtype)
+    return make_calls_plain(copied.eval().requires_grad_(False), dtype)

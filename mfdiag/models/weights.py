@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,7 +158,7 @@ def fitted_weights(
             f"pass {remedy}, or other --weights."
         )
     parameters = {name: value for name, (value, _) in pairs.items()}
-    _check_finite(parameters, path)
+    _check_finite(parameters, path, masks={name for name, _ in network.named_buffers()})
     return parameters
 
 
@@ -274,10 +274,15 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _check_finite(tensors: StateDict, path: Path) -> None:
+def _check_finite(tensors: StateDict, path: Path, masks: Container[str]) -> None:
+    """InputError for NaN or infinity. Buffers, which may be `masks`, may hold -inf, as those of attention do."""
     # float8 has no isfinite
     floats = {name: value.float() if value.dtype.itemsize == 1 else value for name, value in tensors.items()}
-    counts = {name: int((~value.isfinite()).sum()) for name, value in floats.items()}
+    finite = {
+        name: value.isfinite() | value.isneginf() if name in masks and value.is_floating_point() else value.isfinite()
+        for name, value in floats.items()
+    }
+    counts = {name: int((~entries).sum()) for name, entries in finite.items()}
     bad = [f"{name} ({count} of {tensors[name].numel()})" for name, count in counts.items() if count]
     if bad:
         raise InputError(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.sources import Source
 from mfdiag.gradients.moments import Estimate
-from mfdiag.models.precision import in_precision
+from mfdiag.models.precision import measured_copy
 from mfdiag.quality.features import Features, flat_features
 from mfdiag.quality.intervals import estimate_from_replicates, estimate_from_shares
 from mfdiag.quality.metrics import DataSubsample, Metric, PairedSamples, find_metric
@@ -141,7 +140,7 @@ class PreparedMetrics:
             raise InputError(f"--nfe takes numbers of steps of at least 1, as in 1,2,4; got {list(nfe)}.")
         if not isinstance(model, nn.Module):
             return [MetricEstimate(None, *pair) for pair in self._estimates(lambda noise, _: model(noise), False)]
-        network = in_precision(copy.deepcopy(model).eval().to(self.sampler.device), self.sampler.dtype)
+        network = measured_copy(model, self.sampler.device, self.sampler.dtype)
         conditional = bool(getattr(model, "num_classes", 0))
         return [
             MetricEstimate(steps, *pair)

@@ -223,7 +223,7 @@ def wordless():
         ("sweep --model net.py:pair", "The model must return one tensor u(x, r, t), but it returned a tuple"),
         ("sweep --model net.py:narrow", "The model must return samples of shape (2,), but it returned shape (1,)"),
         ("variance --model net.py:centered", "do not sum to the batch gradient: the model mixes the samples"),
-        ("sweep --model net.py:wordless", "on samples of shape (2,): ValueError. Check that --data fits"),
+        ("sweep --model net.py:wordless", "on samples of shape (2,): ValueError, in Net. Check that --data fits"),
         ("quality --model net.py:pair", "The model must return one tensor u(x, r, t), but it returned a tuple"),
         ("quality --model net.py:narrow", "The model must return samples of shape (2,), but it returned shape (1,)"),
         ("quality --model net.py:build --features net.py:of_three", "rows of features, but it raised TypeError"),

@@ -255,7 +255,7 @@ def test_a_compiled_network_takes_plain_names(factory: str, tmp_path: Path) -> N
     raw, _ = copies()
     torch.save(raw, tmp_path / "file.pt")
     loaded = load_model(tmp_path / "file.pt", model=factory.replace(":build", ":Compiled"))
-    assert same(loaded, below("_orig_mod", raw))
+    assert same(loaded, raw)  # `torch.compile` does nothing while the code builds the network
 
 
 def test_two_copies_without_an_average_are_named(factory: str, tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 
+from mfdiag.errors import first_line
 from mfdiag.estimators import Estimator
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
 from mfdiag.flow.draw import Draws, why_posterior_unknown
@@ -22,6 +25,7 @@ from mfdiag.measures.run.table import MeasuredTable
 __all__ = ["measure_subject"]
 
 _POSTERIOR_COST = 3e12  # samples x points x coordinates: minutes on a few cores
+_FEW = 16  # samples that show most failures of an estimator
 _MOMENTS_COST = 8  # cost of one entry of stored moments, in points
 
 
@@ -77,11 +81,52 @@ def measure_subject(
             ema_names = ", ".join(standing_in)
             say(f"the checkpoint has no EMA weights: {ema_names} uses --proxy {subject.proxy_name} instead.")
     measurement = Measurement(table.name, subject, request, draws, estimators, progress, say, checkpoint)
+    try:
+        return _measured(table, measurement)
+    except Exception as error:
+        failures = _failures(table, measurement)
+        remaining = [estimator for estimator in estimators if estimator.name not in failures]
+        if isinstance(error, torch.OutOfMemoryError) or not failures or not remaining:
+            raise
+    for name, reason in failures.items():
+        if say is not None:
+            say(left_out_note(f"it cannot be measured on this network: {reason.removesuffix('.')}", [name]))
+    return _measured(table, replace(measurement, estimators=remaining))
+
+
+def _measured(table: MeasuredTable, measurement: Measurement) -> Mapping[str, pd.DataFrame]:
+    """The frames of a table."""
     if table.measure is not None:
         return table.measure(measurement)
     assert table.plan is not None and table.rows is not None, f"{table.name} has neither a plan nor a measurement"
     plan = table.plan(measurement)
     return table.rows(measurement, plan, measurement.run_pass(plan))
+
+
+def _failures(table: MeasuredTable, measurement: Measurement) -> dict[str, str]:
+    """Estimators, out of several, that cannot be measured alone, and why: on a few samples, else on all."""
+    if table.plan is None or len(measurement.estimators) < 2:
+        return {}
+    every = measurement.request.settings.samples
+    for samples in sorted({min(_FEW, every), every}):
+        settings = replace(measurement.request.settings, samples=samples, bins=None)
+        failures = {}
+        for estimator in measurement.estimators:
+            alone = replace(
+                measurement,
+                estimators=[estimator],
+                request=replace(measurement.request, settings=settings),
+                say=None,
+                progress=None,
+                checkpoint=None,
+            )
+            try:
+                alone.run_pass(table.plan(alone))
+            except Exception as error:  # whatever the user's network or estimator raises
+                failures[estimator.name] = first_line(error)
+        if failures:
+            return failures
+    return {}
 
 
 def _exact_posterior(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:

@@ -1,0 +1,247 @@
+"""Calls of a network as a plain function of its inputs: eager, with its activations kept and its buffers as they were.
+
+A gradient of each sample and derivatives along tangents need no more than that, and what a training run adds stands in
+their way: activations that are computed again in the backward pass (`torch.utils.checkpoint`), compiled code, counters
+and running statistics in buffers, and casts to a precision other than that of the run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mfdiag.models.factory import RUNS_EAGERLY
+
+__all__ = ["PlainCalls", "activations_kept", "make_calls_plain", "plain_calls"]
+
+_CASTS = {
+    Tensor.float: torch.float32,
+    Tensor.double: torch.float64,
+    Tensor.half: torch.float16,
+    Tensor.bfloat16: torch.bfloat16,
+}
+_PRECISIONS = frozenset(_CASTS.values())
+_ATTRIBUTE = "_mfdiag_plain_calls"  # of a module that `make_calls_plain` prepared
+
+
+def make_calls_plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Prepare a network so that each of its calls is a plain function of its inputs.
+
+    Args:
+        module: The network, with parameters in `dtype`. It is changed in place. A second preparation is for another
+            precision.
+        dtype: The precision of the run.
+
+    Returns:
+        `module` itself.
+    """
+    if (calls := plain_calls(module)) is not None:
+        calls.follow(dtype)
+    else:
+        module.__dict__[_ATTRIBUTE] = calls = PlainCalls(module, dtype)
+        module.register_forward_pre_hook(calls.enter, prepend=True)
+        module.register_forward_hook(calls.leave, always_call=True)
+    return module
+
+
+def plain_calls(module: nn.Module) -> PlainCalls | None:
+    """How the calls of `module` were prepared; None if they were not."""
+    return module.__dict__.get(_ATTRIBUTE)
+
+
+class PlainCalls:
+    """The hooks around the calls of one network, and what its first call has shown.
+
+    Attributes:
+        changed: Buffers that calls change, by name. Every call starts from their values as loaded.
+        followed: Precisions that the network casts to, and for which it gets that of the run.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.changed: set[str] = set()
+        self.followed: set[torch.dtype] = set()
+        self._compiled = bool(_compiled_parts(module))
+        self._to_follow: frozenset[torch.dtype] = frozenset()
+        self._learning = True
+        self._has_prelu = any(isinstance(part, nn.PReLU) for part in module.modules())
+        self._kept: frozenset[str] = frozenset()
+        self._open: list[tuple[ExitStack, dict[str, Tensor], dict[str, tuple[Tensor, int]]]] = []
+        self.follow(dtype)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Before a call: copies of the buffers that it may change, and the contexts in which it runs."""
+        stack = ExitStack()
+        stack.enter_context(activations_kept())
+        if self._compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if self._has_prelu:
+            stack.enter_context(_ElementaryPrelu())
+        casts = self._to_follow if self._learning else frozenset(self.followed)
+        if casts:
+            stack.enter_context(_FollowPrecision(casts, self.dtype, self.followed))
+        buffers = dict(_buffers(module))
+        saved = {name: b for name, b in buffers.items() if self._learning or name in self.changed}
+        copies = {name: buffer.clone() for name, buffer in saved.items()}
+        for name, copied in copies.items():
+            _set_buffer(module, name, copied)
+        self._open.append((stack, saved, {name: (b, b._version) for name, b in copies.items()}))
+
+    def leave(self, module: nn.Module, args: Any, out: Any) -> None:
+        """After a call, also one that failed."""
+        stack, saved, copies = self._open.pop()
+        after = dict(_buffers(module))
+        for name, buffer in saved.items():
+            copied, version = copies[name]
+            if after.get(name) is not copied or copied._version != version:
+                self.changed.add(name)
+                if name in self._kept:
+                    continue
+            _set_buffer(module, name, buffer)
+        self._learning = self._learning and out is None  # a call that failed shows nothing
+        stack.close()
+
+    @contextmanager
+    def keeping(self, module: nn.Module, name: str) -> Iterator[None]:
+        """Within this context, calls leave the buffer `name` as they change it."""
+        before = dict(_buffers(module))[name]
+        self._kept = frozenset({name})
+        try:
+            yield
+        finally:
+            self._kept = frozenset()
+            _set_buffer(module, name, before)
+
+    def follow(self, dtype: torch.dtype, *, all_casts: bool = False) -> None:
+        """Give the network `dtype` where it casts to float32 in a run of float64, or, with `all_casts`, to any other.
+
+        The next call shows again which of these casts occur.
+        """
+        self.dtype, self._learning = dtype, True
+        single = frozenset({torch.float32} if dtype == torch.float64 else ())
+        self._to_follow = _PRECISIONS - {dtype} if all_casts else single
+
+    def notes(self, module: nn.Module) -> list[str]:
+        """Sentences about what differs from the network as it was trained."""
+        notes = []
+        if self._compiled or any(RUNS_EAGERLY in part.__dict__ for part in module.modules()):
+            notes.append("compiled and scripted parts of the network run eagerly, with the same result.")
+        if self.changed:
+            names = ", ".join(sorted(self.changed)[:4]) + (", ..." if len(self.changed) > 4 else "")
+            notes.append(
+                f"the network changes its buffers when it is called ({names}). Its output does not depend on that; "
+                "each call starts from their values in the file."
+            )
+        if self.followed:
+            casts = ", ".join(sorted(_name(dtype) for dtype in self.followed))
+            notes.append(f"the network casts to {casts} within; these casts give {_name(self.dtype)}, as --dtype says.")
+        return notes
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that can be replaced, with the name of each place. TorchScript holds its own."""
+    for prefix, owner in module.named_modules():
+        if not isinstance(owner, torch.jit.ScriptModule):
+            for local, buffer in owner._buffers.items():
+                if buffer is not None:
+                    yield f"{prefix}.{local}".removeprefix("."), buffer
+
+
+def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    prefix, _, local = name.rpartition(".")
+    module.get_submodule(prefix)._buffers[local] = value
+
+
+class _FollowPrecision(TorchFunctionMode):
+    """Casts to one of `casts` give `dtype` instead; those that occur are added to `followed`."""
+
+    def __init__(self, casts: frozenset[torch.dtype], dtype: torch.dtype, followed: set[torch.dtype]) -> None:
+        super().__init__()
+        self.casts, self.dtype, self.followed = casts, dtype, followed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if _CASTS.get(func) in self.casts:
+            self.followed.add(_CASTS[func])
+            return args[0].to(self.dtype)
+        if func in (Tensor.to, Tensor.type):
+            args = tuple(self._replaced(a) for a in args)
+        if "dtype" in kwargs:
+            kwargs["dtype"] = self._replaced(kwargs["dtype"])
+        return func(*args, **kwargs)
+
+    def _replaced(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype) and value in self.casts:
+            self.followed.add(value)
+            return self.dtype
+        return value
+
+
+class _ElementaryPrelu(TorchFunctionMode):
+    """PReLU in elementary steps: torch's own has no right gradient under two levels of vmap."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func not in (torch.nn.functional.prelu, torch.prelu) or kwargs:
+            return func(*args, **(kwargs or {}))
+        x, weight = args
+        slope = weight.view(-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else weight
+        return torch.where(x > 0, x, slope * x)
+
+
+@contextmanager
+def activations_kept() -> Iterator[None]:
+    """Within this context, `torch.utils.checkpoint` keeps activations instead of computing them again.
+
+    The second computation would see the parameters of the module, not those that `functional_call` put in their place.
+    """
+    place = torch.utils.checkpoint
+    names = {"CheckpointFunction": _Direct, "_checkpoint_without_reentrant_generator": _nothing_around}
+    before = {name: getattr(place, name) for name in names if hasattr(place, name)}
+    for name in before:
+        setattr(place, name, names[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(place, name, value)
+
+
+class _Direct:
+    """Stands for `CheckpointFunction`, whose arguments are the function, a flag and the function's own arguments."""
+
+    @staticmethod
+    def apply(function: Any, preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
+
+
+def _compiled_parts(module: nn.Module) -> list[str]:
+    """Names of what `torch.compile` made among a network's modules, their methods and the functions beside them."""
+    if "torch._dynamo" not in sys.modules:
+        return []
+    names = []
+    for part in module.modules():
+        if hasattr(part, "_orig_mod") or part._compiled_call_impl is not None:
+            names.append(type(part).__name__)
+        beside = getattr(type(part).forward, "__globals__", {})
+        spaces = (part.__dict__, *(vars(kind) for kind in type(part).__mro__ if kind is not nn.Module), beside)
+        names += [
+            name
+            for space in spaces
+            for name, value in list(space.items())
+            if hasattr(value, "_torchdynamo_orig_callable")
+        ]
+    return names
