@@ -22,7 +22,7 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
     """Build a network with the user's code.
 
     In a network that has trained parameters, frozen and empty ones become buffers of the same names: training never
-    changed them, so they have no gradient to measure. A network in a wrapper for several devices is taken out of it, and
+    changed them, so they have no gradient to measure. A network is taken out of wrappers for several devices, and
     parts that the code compiles or scripts stay as they are written.
 
     Args:
