@@ -81,16 +81,21 @@ def measure_subject(
             ema_names = ", ".join(standing_in)
             say(f"the checkpoint has no EMA weights: {ema_names} uses --proxy {subject.proxy_name} instead.")
     measurement = Measurement(table.name, subject, request, draws, estimators, progress, say, checkpoint)
+    return _of_measurable_estimators(table, measurement)
+
+
+def _of_measurable_estimators(table: MeasuredTable, measurement: Measurement) -> Mapping[str, pd.DataFrame]:
+    """The frames of a table, without the estimators that cannot be measured on the network, which is said."""
     try:
         return _measured(table, measurement)
     except Exception as error:
         failures = _failures(table, measurement)
-        remaining = [estimator for estimator in estimators if estimator.name not in failures]
+        remaining = [estimator for estimator in measurement.estimators if estimator.name not in failures]
         if isinstance(error, torch.OutOfMemoryError) or not failures or not remaining:
             raise
     for name, reason in failures.items():
-        if say is not None:
-            say(left_out_note(f"it cannot be measured on this network: {reason.removesuffix('.')}", [name]))
+        if measurement.say is not None:
+            measurement.say(left_out_note(f"it cannot be measured on this network: {reason.removesuffix('.')}", [name]))
     return _measured(table, replace(measurement, estimators=remaining))
 
 
