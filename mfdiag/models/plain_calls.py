@@ -94,7 +94,13 @@ class PlainCalls:
         self._open.append((stack, saved, {name: (b, b._version) for name, b in copies.items()}))
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        """After a call, also one that failed."""
+        """After a call, also one that failed.
+
+        Args:
+            module: The network.
+            args: Arguments of the call.
+            out: What it returned; None if it failed.
+        """
         stack, saved, copies = self._open.pop()
         after = dict(_buffers(module))
         for name, buffer in saved.items():
