@@ -14,12 +14,15 @@ from mfdiag.models.cards.card import Card
 from mfdiag.models.cards.card_files import is_card, load_card
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
 from mfdiag.models.factory import call_factory
+from mfdiag.models.formats.average_counters import never_updated
 from mfdiag.models.formats.containers import (
+    Container,
     StateDict,
     read_container,
     training_step,
     weight_sets,
 )
+from mfdiag.models.formats.weight_names import place_of, split_copies
 from mfdiag.models.networks.registry import build_model
 from mfdiag.models.weights import (
     abbreviated,
@@ -175,17 +178,37 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     by_code = model is not None and card is None
     network = module if card is None else module.get_submodule("network")
     notes = [*file.notes, *weight_notes(network, state, weights, path, card)]
-    unusable: tuple[str, ...] = ()
-    if weights == "raw" and find_weights(state, "ema", card) is not None:
-        try:
-            fitted_weights(network, state, "ema", path, card)
-        except InputError as error:
-            unusable = ("ema",)
-            notes.append(f"Measured without the averaged weights. {error}")
+    unusable = _unusable_averages(file, state, weights, network, card, notes)
     sha256 = sha256_of(*file.files)
     return LoadedModel(
         module, state, description, sha256, step, path, card, tuple(notes), unusable, built_by_code=by_code
     )
+
+
+def _unusable_averages(
+    file: Container, state: dict[str, StateDict], weights: str, network: nn.Module, card: Card | None, notes: list[str]
+) -> tuple[str, ...]:
+    """The averaged weights that were not asked for and should not stand in for an average; `notes` receives why."""
+    places = split_copies(state)
+    place = place_of(places, "ema") if card is None else card.weights.ema
+    selected = place if weights == "ema" else weights
+    still = never_updated([place for place in (place, selected) if place is not None], file.tree, file.config)
+    if weights != "raw" and selected in still:
+        notes.append(f"The average {selected} was never updated ({still[selected]}); it holds the initial weights.")
+    if weights != "raw" or find_weights(state, "ema", card) is None:
+        return ()
+    if place in still:
+        notes.append(
+            f"Measured without the averaged weights {place}: they were never updated ({still[place]}), so they are the "
+            "initial weights."
+        )
+        return ("ema",)
+    try:
+        fitted_weights(network, state, "ema", file.path, card)
+    except InputError as error:
+        notes.append(f"Measured without the averaged weights. {error}")
+        return ("ema",)
+    return ()
 
 
 def provides_network(path: str | os.PathLike[str]) -> bool:

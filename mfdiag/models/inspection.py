@@ -15,12 +15,16 @@ from pydantic import BaseModel
 from mfdiag.errors import InputError
 from mfdiag.models.cards.proposal import Proposal, propose
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
+from mfdiag.models.formats.average_counters import never_updated
 from mfdiag.models.formats.containers import is_tensor, read_container, scalar, training_step, weight_sets
 from mfdiag.models.formats.exported import Program
 from mfdiag.models.formats.weight_names import is_average, place_of, split_copies
+from mfdiag.models.weights import abbreviated
 from mfdiag.storage import sha256_of
 
 __all__ = ["FileEntry", "Inspection", "TensorInfo", "TensorLayout", "WeightSet", "inspect_checkpoint"]
+
+_MAX_AVERAGES = 12  # that a note lists
 
 Scalar = bool | int | float | str | None
 
@@ -126,6 +130,12 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         plain_values = {f"{e.name}.{key}" if key else e.name: value for e in entries for key, value in e.values.items()}
         proposal = propose(path.name, sets, plain_values)
     notes += _notes(description, file.program, sets, entries)
+    copies = split_copies(sets)
+    averages = [place for place in copies if is_average(place, copies)]
+    notes += [
+        f"The average {place or 'in the file'} was never updated ({counter}); it holds the initial weights."
+        for place, counter in never_updated(averages, file.tree, file.config).items()
+    ]
     return Inspection(
         path=path,
         container=file.kind,
@@ -206,6 +216,11 @@ def _notes(
             if place is not None and place not in (key, "model")
         ]
         notes += [f"By the names in the file, {', and '.join(selected)}."] if selected else []
+        if ema is None and len(averaged) > 1:
+            notes.append(
+                f"The file has {len(averaged)} averages, and no name says which is meant by --weights ema: "
+                f"{abbreviated(averaged, _MAX_AVERAGES)}. Pass one of these as --weights."
+            )
     if any(entry.type == "Tensor" for entry in entries):
         notes.append("Tensors that are not weights are listed without their values.")
     return notes

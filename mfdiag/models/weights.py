@@ -13,6 +13,7 @@ from mfdiag.models.cards.card import Card
 from mfdiag.models.factory import PARAMETER_ORDER
 from mfdiag.models.formats.containers import StateDict, tensors_at
 from mfdiag.models.formats.weight_names import NamedWeights, place_of, split_copies, under_names
+from mfdiag.models.post_hoc_ema import Synthesis, is_request, synthesis
 from mfdiag.models.weight_rules import apply_rules
 
 if TYPE_CHECKING:
@@ -23,17 +24,22 @@ __all__ = ["abbreviated", "find_weights", "fitted_weights", "load_weights", "sel
 _SHOWN, _SHOWN_BY_RULES = 3, 20  # names that an error lists; rules are corrected name by name
 
 
+_MAX_SETS = 12  # sets of weights that an error lists
+
+
 def find_weights(state: Mapping[str, StateDict], key: str, card: Card | None = None) -> StateDict | None:
     """The set of weights that `--weights KEY` selects, or None.
 
     Args:
         state: Every set of weights of the file, by its dotted place.
-        key: "raw", "ema", or a dotted place.
+        key: "raw", "ema", a dotted place, or the width of a post-hoc average as ema:0.1.
         card: The model card; it says where "raw" and "ema" are.
 
     Returns:
         Tensors by name, or None if the file or the card has no such weights.
     """
+    if is_request(key):
+        return synthesis(state, key, Path("the file")).tensors()
     places = split_copies(state)
     if key in ("raw", "ema"):
         place = _first(place_of(places, key), place_of(state, key)) if card is None else getattr(card.weights, key)
@@ -68,13 +74,13 @@ def select_weights(state: Mapping[str, StateDict], key: str, path: Path, card: C
     Raises:
         InputError: If the file or the card has no such weights.
     """
-    tensors = find_weights(state, key, card)
+    tensors = synthesis(state, key, path).tensors() if is_request(key) else find_weights(state, key, card)
     if tensors is None:
         if not split_copies(state):
             raise InputError(
                 f"Expected weights {key!r} in {path}, but it holds no state dict. Pass another checkpoint."
             )
-        known = ", ".join(map(_quoted, split_copies(state).items()))
+        known = abbreviated([*map(_quoted, split_copies(state).items())], _MAX_SETS)
         place = None if card is None or key not in ("raw", "ema") else getattr(card.weights, key)
         where = "" if place is None else f" at {place!r}"
         raise InputError(f"Expected weights {key!r}{where} in {path}, but it has {known}; pass one of these.")
@@ -179,7 +185,7 @@ def weight_notes(
     """
     own = network.state_dict()
     tensors = select_weights(state, key, path, card)
-    notes = []
+    notes = [_synthesis_note(synthesis(state, key, path), path)] if is_request(key) else []
     named = under_names(_by_card(tensors, network, card), own)
     if isinstance(named, NamedWeights) and named.ignored:
         modules = list(dict.fromkeys(name.partition(".")[0] for name in named.ignored))
@@ -196,6 +202,15 @@ def weight_notes(
     for (stored, used), count in casts.items():
         notes.append(f"{path} stores {count} of {len(own)} tensors as {stored}; they are cast to {used}.")
     return notes
+
+
+def _synthesis_note(average: Synthesis, path: Path) -> str:
+    if len(average.sets) == 1:
+        return f"The average of width {average.width:g} is stored in {path}."
+    return (
+        f"The average of width {average.width:g} is combined from {len(average.sets)} averages in {path}; its profile "
+        f"differs from the exact one by {average.error:.1%} of its norm."
+    )
 
 
 def _named(tensors: StateDict, network: nn.Module, path: Path, card: Card | None) -> StateDict:

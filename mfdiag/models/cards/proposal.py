@@ -57,7 +57,7 @@ class Proposal(BaseModel):
     whether the proposal changes any of its fields. `unknown` are the fields that the file does not determine, with what
     is assumed for each. `unconfirmed` are the fields that come from the shipped card and leave no trace in a file.
     `candidates` are other cards and repositories whose files have the same tensors, with what differs. `text` is the
-    card as YAML.
+    card as YAML. `averages` are the averages in the file that the card does not take.
     """
 
     recognised: str | None = None
@@ -66,6 +66,7 @@ class Proposal(BaseModel):
     unknown: dict[str, str]
     unconfirmed: dict[str, str] = Field(default_factory=dict)
     candidates: list[str] = Field(default_factory=list)
+    averages: list[str] = Field(default_factory=list)
     text: str
 
 
@@ -116,25 +117,36 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
         proposal = _extension_of_shipped(*most_specific, plain_values)
         others = [f"{card} ({fields.get('about', '')})" for card, fields, _, _ in fitting if card != most_specific[0]]
         others += [_similar(most_specific[2], name) for name in most_specific[2].similar]
-        return _with_candidates(proposal, others)
+        return _with_candidates(proposal, others, _other_averages(places, most_specific[3].ema))
     fields, comments = _own_card(name, guess, plain_values)
     unknown = {field: str(value) for field, value in fields.items() if isinstance(value, _Unknown)}
-    return _with_candidates(Proposal(unknown=unknown | comments, text=_yaml(fields, comments)), excluded)
+    proposal = Proposal(unknown=unknown | comments, text=_yaml(fields, comments))
+    return _with_candidates(proposal, excluded, _other_averages(places, guess.ema))
 
 
 def _similar(rule: Recognise, repository: str) -> str:
     return f"{repository} ({rule.similar[repository].differs})"
 
 
-def _with_candidates(proposal: Proposal, candidates: list[str]) -> Proposal:
-    """The proposal with comments on what the file does not confirm, and on what else it may be."""
+def _other_averages(places: Mapping[str, Tensors], chosen: str | None) -> list[str]:
+    """The averages beside the one that a card names."""
+    if chosen is None:
+        return []
+    return [place for place in places if is_average(place, places) and place != chosen]
+
+
+def _with_candidates(proposal: Proposal, candidates: list[str], averages: list[str]) -> Proposal:
+    """The proposal with comments on what the file does not confirm, what else it may be, and its other averages."""
     lines = []
+    if averages:
+        shown = ", ".join(averages[:_MAX_HINTS]) + (", ..." if len(averages) > _MAX_HINTS else "")
+        lines.append(f"# the file has several averages; those that weights.ema does not name: {shown}")
     if proposal.unconfirmed:
         fields = ", ".join(f"{field} {value}" for field, value in proposal.unconfirmed.items())
         lines.append(f"# not confirmed by the file; check them: {fields}")
     lines += [f"# the tensors also fit {candidate}" for candidate in candidates]
     text = proposal.text + "".join(f"{_one_line(line)}\n" for line in lines)
-    return proposal.model_copy(update={"candidates": candidates, "text": text})
+    return proposal.model_copy(update={"candidates": candidates, "averages": averages, "text": text})
 
 
 def _guess_weights(places: Mapping[str, Tensors]) -> _WeightPlaces:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +212,8 @@ def weight_sets(tree: Mapping[Any, Any], described: bool) -> dict[str, dict[str,
     """Dotted place in a file -> state dict; "" is the top level of the file.
 
     A state dict is a mapping from names to tensors, without mappings inside; optimizer states, whose keys are numbers,
-    are none. A list of tensors that is named as an average (`shadow_params`) is a set whose names are 0, 1, ... With
+    are none. A list of tensors that is named as an average (`shadow_params`) is a set whose names are 0, 1, ...; a list
+    of state dicts so named is a set for each. With
     `described`, the sets are those that mfdiag writes, with the prefixes `raw.` and `ema.`.
     """
     if described:
@@ -246,3 +247,17 @@ def _state_dicts(tree: Mapping[Any, Any], place: str, depth: int) -> Iterator[tu
             yield f"{place}.{name}" if place else name, {str(number): item for number, item in enumerate(value)}
     for name, value in inner.items():
         yield from _state_dicts(value, f"{place}.{name}" if place else name, depth - 1)
+    for name, value in tree.items():
+        if isinstance(value, list | tuple) and _LISTS.search(name) and all(isinstance(item, Mapping) for item in value):
+            for key, item in zip(_names_in_list(tree, value), value, strict=True):
+                yield from _state_dicts(item, f"{place}.{name}.{key}" if place else f"{name}.{key}", depth - 1)
+
+
+def _names_in_list(tree: Mapping[Any, Any], averages: Sequence[Any]) -> list[str]:
+    """A name for each of several averages: its width, which EDM2 stores as `stds` beside them, or its number."""
+    widths = tree.get("stds")
+    if isinstance(widths, list | tuple) and all(isinstance(width, float) for width in widths):
+        names = [f"{width:.3f}" for width in widths]
+        if len(names) == len(averages) == len(set(names)):
+            return names
+    return [str(number) for number in range(len(averages))]

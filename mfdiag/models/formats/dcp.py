@@ -64,7 +64,7 @@ def read_dcp(folder: Path, *, load: bool) -> tuple[dict[str, Any], list[Path]]:
             if _belongs_to_optimizer(path):
                 continue
             pieces = _pieces(name, entry, where, index, files)
-            value = _tensor(name, entry, pieces, index, load) if _is_tensor(entry) else _value(pieces, index)
+            value = _tensor(name, entry, pieces, index, load) if _is_tensor(entry) else _value(pieces)
             _put(tree, path, value)
     except InputError:
         raise
@@ -136,7 +136,8 @@ def _tensor(name: str, entry: Record, pieces: list[_Piece], index: Path, load: b
             "folder, with the files of every process."
         )
     if not load:
-        return TensorHeader(shape, _dtype(entry))
+        number = None if shape else _value(pieces).item()
+        return TensorHeader(shape, _dtype(entry), number)
     parts = [(piece, _read(piece)) for piece in pieces]
     for piece, part in parts:
         if tuple(getattr(part, "shape", ())) != piece.sizes or not hasattr(part, "dtype"):
@@ -167,8 +168,8 @@ def _read(piece: _Piece) -> Any:
         return read_torch_bytes(file.read(piece.length), piece.file, load=True)
 
 
-def _value(pieces: list[_Piece], index: Path) -> Any:
-    """A plain value, or what a sampler or data loader left: an object that is not read."""
+def _value(pieces: list[_Piece]) -> Any:
+    """A plain value or a header, or what a sampler or data loader left: an object that is not read."""
     piece = pieces[0]
     with piece.file.open("rb") as file:
         file.seek(piece.start)

@@ -31,6 +31,7 @@ _OTHER_NETWORKS = re.compile(  # components of a diffusers pipeline that are not
     r"vae|vqvae|vqgan|movq|.*tokenizer.*|.*scheduler|.*text_(en)?coder.*|.*_encoder(_\d+)?|safety_checker|"
     r"feature_extractor|vocoder|watermarker"
 )
+_SNAPSHOT = re.compile(r"\d+\.\d+\.pt")
 _NON_EMA = "non_ema"  # the variant that Stable Diffusion's raw weights have beside their average
 _ZERO_FILES = "*_model_states.pt"
 _LATEST = "latest"
@@ -82,7 +83,12 @@ def find_layout(folder: Path) -> FolderLayout:
             f"Expected a readable folder, but {folder} is not ({error.strerror}); check its permissions."
         ) from error
     files = [file for file in entries if is_file(file)]
-    return _components(folder, entries) or _pretrained_layout(folder, entries, files) or _only_file(folder, files)
+    return (
+        _components(folder, entries)
+        or _pretrained_layout(folder, entries, files)
+        or _post_hoc_snapshots(files)
+        or _only_file(folder, files)
+    )
 
 
 def _zero_folder(folder: Path) -> Path | None:
@@ -148,6 +154,13 @@ def _pretrained_layout(folder: Path, entries: list[Path], files: list[Path]) -> 
     if len(parts) == 1 and not custom and not fsdp:
         parts = {"": next(iter(parts.values()))}
     return FolderLayout(PLAIN, parts | custom, list(custom), configs)
+
+
+def _post_hoc_snapshots(files: list[Path]) -> FolderLayout | None:
+    """The averages that ema-pytorch's PostHocEMA writes, PROFILE.STEP.pt, if the folder has no other weights."""
+    parts = {file.stem: file for file in _weight_files(files)}
+    named = all(_SNAPSHOT.fullmatch(file.name) for file in parts.values())
+    return FolderLayout(PLAIN, parts) if len(parts) > 1 and named else None
 
 
 def _pretrained(folder: Path) -> dict[str, Path]:

@@ -11,24 +11,42 @@ import collections
 import pathlib
 import pickle
 import re
+import struct
 from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
-__all__ = ["PickleContent", "Record", "TensorHeader", "UnknownObject", "read_pickle", "value_stand_ins"]
+__all__ = [
+    "PickleContent",
+    "Record",
+    "TensorHeader",
+    "UnknownObject",
+    "number_in",
+    "read_pickle",
+    "value_stand_ins",
+]
+
+
+_MAX_NUMBERS = 1000  # tensors of shape () whose values are read: more are counters of layers, not of averages
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Shape and dtype of a tensor whose values are not read."""
+    """Shape and dtype of a tensor whose values are not read, except the `value` of some tensors of shape ()."""
 
     shape: tuple[int, ...]
     dtype: str
+    value: int | float | bool | None = field(default=None, compare=False)
+
+    def item(self) -> int | float | bool | None:
+        """As of a tensor; None if the number was not read."""
+        return self.value
 
 
 @dataclass(frozen=True)
 class _Storage:
     dtype: str
     numel: int | None
+    key: str = ""
 
 
 class UnknownObject:
@@ -86,6 +104,8 @@ class PickleContent:
     `records` are names of classes that become a `Record`. Names of the modules `ignored`, and below them, become
     objects that only store their arguments, without being listed in `unknown`; `stand_ins` are their classes.
 
+    `numbers` are the tensors of shape (), with the key of their storage and the first byte in it.
+
     `parts` describes the distributed tensors of which the file holds only a part, and `distributed` says whether it
     holds any distributed tensor.
     """
@@ -93,6 +113,7 @@ class PickleContent:
     records: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
     stand_ins: dict[str, Any] = field(default_factory=dict)
+    numbers: list[tuple[TensorHeader, str, int]] = field(default_factory=list)
     tree: Any = None
     unknown: list[str] = field(default_factory=list)
     storages: dict[str, int] = field(default_factory=dict)
@@ -115,7 +136,7 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes], pickled: PickleContent) -> None:
         super().__init__(file, encoding="utf-8")
         self._pickled = pickled
-        self._stand_ins = value_stand_ins() | _torch_stand_ins() | _distributed_stand_ins(pickled)
+        self._stand_ins = value_stand_ins() | _torch_stand_ins(pickled) | _distributed_stand_ins(pickled)
 
     def find_class(self, module: str, name: str) -> Any:
         # torch.save writes protocol 2, which calls modules as Python 2 did
@@ -144,7 +165,7 @@ class _Unpickler(pickle._Unpickler):
         if numel < 0:
             raise pickle.UnpicklingError(f"a storage of {numel} numbers")
         self._pickled.storages[str(key)] = numel * _itemsize(dtype)
-        return _Storage(dtype, numel)
+        return _Storage(dtype, numel, str(key))
 
     def get_extension(self, code: int) -> NoReturn:
         raise pickle.UnpicklingError(f"extension code {code}")
@@ -264,14 +285,28 @@ def _itemsize(dtype: str) -> int:
     return int(bits.group()) // 8 if bits else 1
 
 
-def _torch_stand_ins() -> dict[str, Any]:
+_FORMATS = {  # of a number in the bytes of a storage
+    **{"int64": "<q", "int32": "<i", "int16": "<h", "int8": "<b", "uint8": "<B", "bool": "<?"},
+    **{"float64": "<d", "float32": "<f", "float16": "<e"},
+}
+
+
+def number_in(raw: bytes, dtype: str) -> int | float | bool | None:
+    """The first number in the bytes of a storage; None for a dtype that Python has not."""
+    return struct.unpack_from(_FORMATS[dtype], raw)[0] if dtype in _FORMATS else None
+
+
+def _torch_stand_ins(pickled: PickleContent) -> dict[str, Any]:
     def tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> TensorHeader:
         numbers = (offset, *size, *stride)
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         fits = storage.numel is None or last < storage.numel or 0 in size
         if not (fits and all(type(number) is int and number >= 0 for number in numbers)):
             raise pickle.UnpicklingError(f"a tensor of shape {list(size)} that is not inside its storage")
-        return TensorHeader(tuple(size), storage.dtype)
+        header = TensorHeader(tuple(size), storage.dtype)
+        if not size and storage.key and len(pickled.numbers) < _MAX_NUMBERS:
+            pickled.numbers.append((header, storage.key, offset * _itemsize(storage.dtype)))
+        return header
 
     def typed_tensor(storage: _Storage, offset: int, size: Any, stride: Any, *more: Any) -> TensorHeader:
         dtype = more[2]  # after requires_grad and hooks

@@ -14,6 +14,7 @@ from mfdiag.models.formats.pickles import TensorHeader
 
 __all__ = ["read_safetensors", "read_sharded"]
 
+_NOT_IN_NUMPY = ("BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
 _DTYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "BOOL": "bool", "C": "complex"}
 
 
@@ -28,16 +29,18 @@ def read_safetensors(path: Path, *, load: bool) -> tuple[dict[str, Any], dict[st
     try:
         with safe_open(path, framework="pt" if load else "numpy") as file:
             names = file.keys()
-            tree = {name: file.get_tensor(name) if load else _header(file.get_slice(name)) for name in names}
+            tree = {name: file.get_tensor(name) if load else _header(file, name) for name in names}
             return tree, dict(file.metadata() or {})
     except SafetensorError as error:
         raise damaged_file(path, "safetensors", str(error).rstrip(".")) from error
 
 
-def _header(tensor_slice: Any) -> TensorHeader:
-    code = tensor_slice.get_dtype()
+def _header(file: Any, name: str) -> TensorHeader:
+    tensor_slice = file.get_slice(name)
+    code, shape = tensor_slice.get_dtype(), tuple(tensor_slice.get_shape())
     letters = code.partition("_")[0].rstrip("0123456789")  # F8_E4M3 keeps its suffix
-    return TensorHeader(tuple(tensor_slice.get_shape()), _DTYPES.get(letters, letters) + code[len(letters) :].lower())
+    dtype = _DTYPES.get(letters, letters) + code[len(letters) :].lower()
+    return TensorHeader(shape, dtype, None if shape or code in _NOT_IN_NUMPY else file.get_tensor(name).item())
 
 
 def read_sharded(index: Path, read_shard: Callable[[Path], Mapping[str, Any]]) -> tuple[dict[str, Any], list[Path]]:

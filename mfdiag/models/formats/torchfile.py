@@ -12,10 +12,11 @@ from typing import IO, Any, NamedTuple
 from mfdiag.errors import InputError, first_line
 from mfdiag.models.formats.archives import checked_records, damaged_file
 from mfdiag.models.formats.conversion import Conversion, conversion_of, torchscript_conversion
-from mfdiag.models.formats.pickles import PickleContent, read_pickle, value_stand_ins
+from mfdiag.models.formats.pickles import PickleContent, number_in, read_pickle, value_stand_ins
 
 __all__ = ["read_torch", "read_torch_bytes", "torch_format"]
 
+_NUMBER_BYTES = 8  # of the longest number
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the legacy format
 
 
@@ -125,6 +126,11 @@ def _read_zip(source: _Source, pickled: PickleContent) -> None:
     for key, size in pickled.storages.items():
         if records[f"data/{key}"].file_size < size:
             raise damaged_file(source.path, "torch zip", f"storage {key} should have {size:,} bytes")
+    with source.open() as file, zipfile.ZipFile(file) as archive:
+        for header, key, start in pickled.numbers:
+            with archive.open(records[f"data/{key}"]) as storage:
+                storage.seek(start)
+                object.__setattr__(header, "value", number_in(storage.read(_NUMBER_BYTES), header.dtype))
 
 
 def _read_legacy(source: _Source, pickled: PickleContent) -> bool:

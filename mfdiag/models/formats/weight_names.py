@@ -31,6 +31,7 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fs
 # buffers of AveragedModel, ema-pytorch, and the EMA class of latent diffusion; they are not weights
 _BOOKKEEPING = frozenset({"n_averaged", "initted", "step", "decay", "num_updates"})
 _AVERAGE = re.compile(r"(?:^|[^a-zA-Z])emas?(?![a-z])|EMA|Ema(?![a-z])|shadow|averag|(?:^|_)(?:avg|swa)(?:_|$)")
+_POST_HOC = re.compile(r"(?P<place>(?:.*\.)?ema_models\.\d+)\.ema_model\.(?P<name>.+)")
 _MAX_RAW_COPIES = 2  # beside averages: the network itself, and the online model of ema-pytorch
 _PREFIX_WORDS = 2  # of the prefixes that may hold a copy
 _ANCHORS = 8  # names of the network that are searched for in the file to find prefixes
@@ -73,9 +74,21 @@ def split_copies(sets: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     """
     places = {}
     for place, tensors in sets.items():
-        for prefix, copy in (_copies(tensors) or {"": tensors}).items():
+        for prefix, copy in (_numbered_averages(tensors) or _copies(tensors) or {"": tensors}).items():
             places[".".join(filter(None, (place, prefix)))] = copy
     return {place: tensors for place, tensors in places.items() if not all(map(is_bookkeeping, tensors))}
+
+
+def _numbered_averages(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The averages that ema-pytorch's PostHocEMA numbers, if the set holds nothing else."""
+    averages: dict[str, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        match = _POST_HOC.fullmatch(name)
+        if match is not None:
+            averages.setdefault(match["place"], {})[match["name"]] = value
+        elif not is_bookkeeping(name):
+            return {}
+    return averages
 
 
 def _copies(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -183,7 +196,8 @@ def under_names(tensors: Mapping[str, Any], names: Collection[str]) -> NamedWeig
         prefixes if several parts of the file fit equally well.
     """
     if all(name in tensors for name in names):
-        return NamedWeights(dict(tensors), [])
+        own_names = frozenset(names)
+        return NamedWeights({n: v for n, v in tensors.items() if n in own_names or not is_bookkeeping(n)}, [])
     own = {without_wrappers(name): name for name in names}
     file = {
         without_wrappers(name): value for name, value in tensors.items() if name in names or not is_bookkeeping(name)
