@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["abbreviated", "find_weights", "fitted_weights", "load_weights", "select_weights", "weight_notes"]
 
 _SHOWN, _SHOWN_BY_RULES = 3, 20  # names that an error lists; rules are corrected name by name
-
-
 _MAX_SETS = 12  # sets of weights that an error lists
 
 
