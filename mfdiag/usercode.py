@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mfdiag.errors import InputError
 
-__all__ = ["call_user_factory", "is_user_code", "load_user_object"]
+__all__ = ["call_user_factory", "code_sha256", "is_user_code", "load_user_object"]
 
 _NAMES_IN_ERROR = 8  # a longer list would hide the message
 
@@ -23,6 +24,19 @@ def is_user_code(spec: str) -> bool:
     """Whether `spec` has the form FILE.py:name or pkg.module:name, so that it cannot be a built-in name."""
     location, colon, name = spec.rpartition(":")
     return bool(colon) and name.isidentifier() and (location.endswith(".py") or "." in location)
+
+
+def code_sha256(spec: str | None) -> str | None:
+    """SHA-256 of the file that FILE.py:name or pkg.module:name names; None for anything else, or without a file."""
+    if spec is None or not is_user_code(spec):
+        return None
+    location = spec.rpartition(":")[0]
+    path = Path(location)
+    if not location.endswith(".py"):
+        with _importable(Path.cwd()), suppress(ImportError, ValueError):
+            module = importlib.util.find_spec(location)
+            path = Path(module.origin) if module is not None and module.origin is not None else path
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def load_user_object(spec: str, option: str) -> Any:

@@ -19,7 +19,7 @@ from mfdiag.flow.specs import parse_grid
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures.parts.summary import Summarize
-from mfdiag.measures.run.choice import card_record, objective_of
+from mfdiag.measures.run.choice import card_record, code_record, objective_of
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.runner import Mode, Outcome, TableJob, run
 from mfdiag.measures.run.subject import SubjectOptions
@@ -48,7 +48,9 @@ def measure_table(table: MeasuredTable, options: Options) -> None:
             work.checkpoints,
             SubjectOptions.of(options),
             _request(table, options),
-            recorded={name: getattr(options, name) for name in _RECORDED} | card_record(options.model),
+            recorded={name: getattr(options, name) for name in _RECORDED}
+            | card_record(options.model)
+            | code_record(options.model, options.data),
             progress=work.progress,
             say=work.say,
         )

@@ -82,9 +82,9 @@ class Options:
     data: str | None = _option(
         None,
         _DATA,
-        "Data the model was trained on: a name from `mfdiag list datasets`, or a file or folder, see docs/data.md. "
-        "[default: the checkpoint's]",
-        metavar="NAME|PATH[:key=value,...]",
+        "Data the model was trained on: a name from `mfdiag list datasets`, a file or folder, or code that makes "
+        "a data set (it is run), see docs/data.md. [default: the checkpoint's]",
+        metavar="NAME|PATH|FILE.py:factory[:key=value,...]",
     )
     times: str | None = _option(
         None, _DATA, "Sampler of (r, t), see `mfdiag list times`. [default: the checkpoint's]", metavar="NAME[:args]"

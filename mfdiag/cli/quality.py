@@ -78,16 +78,16 @@ def command(
     """
     from mfdiag.cli.measuring import session
     from mfdiag.measures.quality import QualityJob
+    from mfdiag.measures.run.choice import code_record
     from mfdiag.measures.run.runner import run
     from mfdiag.measures.run.subject import SubjectOptions
 
     own = {"nfe": _steps(nfe), "weights": [key.strip() for key in weights.split(",")], "samples": samples}
     request = _request(options, metric, features, subsample=subsample, **own)
-    axes = {name: getattr(options, name) for name in ("source", "path", "prediction")}
-    subject_options = SubjectOptions(model=options.model, data=options.data, proxy="self", **axes)
-    recorded = {"model": options.model, "data": options.data, **axes}
+    read = {name: getattr(options, name) for name in ("model", "data", "source", "path", "prediction")}
     with session(options) as work:
-        job = QualityJob(work.checkpoints, subject_options, request, recorded=recorded, progress=work.progress)
+        subject, recorded = SubjectOptions(proxy="self", **read), {**read, **code_record(options.model, options.data)}
+        job = QualityJob(work.checkpoints, subject, request, recorded=recorded, progress=work.progress)
         outcome = run(job, options.out, work.mode, say=work.say)
     work.show("quality", outcome, summary)
 

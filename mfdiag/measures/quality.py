@@ -127,11 +127,13 @@ class QualityJob(Job[WeightsSubject]):
 
         from mfdiag.measures.run.subject import load_subject
 
-        return [
-            WeightsSubject(path, key, load_subject(path, replace(self.options, weights=key), say=_mute))
-            for path in self.checkpoints
-            for key in self.request.weights
-        ]
+        subjects = []
+        for path in self.checkpoints:
+            for key in self.request.weights:
+                options = replace(self.options, weights=key)
+                subject = load_subject(path, options, say=_mute, progress=self.progress)
+                subjects.append(WeightsSubject(path, key, subject))
+        return subjects
 
     def identity(self, subject: WeightsSubject) -> tuple[str, ...]:
         """Checkpoint, hash, data set and weights."""

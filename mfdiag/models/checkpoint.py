@@ -82,7 +82,8 @@ class LoadedModel:
     dict. `description` is None for files of other projects, `card` is None for networks loaded without one, and `step`
     is the training step, or None if the file does not record it. `notes` are sentences about what loading changed.
     `unusable` are the averaged weights, by their key, that do not fit the network or are not finite.
-    `built_by_code` is whether the user's code built the network without a card.
+    `built_by_code` is whether the user's code built the network without a card. `weights` is the set that was asked
+    for.
     """
 
     module: nn.Module
@@ -95,6 +96,7 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     unusable: tuple[str, ...] = ()
     built_by_code: bool = False
+    weights: str = "raw"
 
     @property
     def possible_conditions(self) -> tuple[str, ...]:
@@ -180,9 +182,7 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     notes = [*file.notes, *weight_notes(network, state, weights, path, card)]
     unusable = _unusable_averages(file, state, weights, network, card, notes)
     sha256 = sha256_of(*file.files)
-    return LoadedModel(
-        module, state, description, sha256, step, path, card, tuple(notes), unusable, built_by_code=by_code
-    )
+    return LoadedModel(module, state, description, sha256, step, path, card, tuple(notes), unusable, by_code, weights)
 
 
 def _unusable_averages(

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.datasets import Data
+from mfdiag.flow.conditions import Condition, Conditions, labels_of
+from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.sources import Source
 from mfdiag.gradients.moments import Estimate
 from mfdiag.models.precision import measured_copy
+from mfdiag.models.wrapper import conditions_taken
 from mfdiag.quality.features import Features, flat_features
 from mfdiag.quality.intervals import estimate_from_replicates, estimate_from_shares
 from mfdiag.quality.metrics import DataSubsample, Metric, PairedSamples, find_metric
@@ -35,6 +37,20 @@ SampleModel = nn.Module | Callable[[Tensor], Tensor]
 """A model u(x, r, t, labels), or a function from noise [n, *shape] to samples [n, *shape]."""
 
 
+class SampledModel(NamedTuple):
+    """A model as samples are drawn from it.
+
+    Attributes:
+        generate: From noise and condition to samples.
+        conditional: Whether it takes labels.
+        conditions: Names of the arrays beside the data that it takes.
+    """
+
+    generate: Generate
+    conditional: bool = False
+    conditions: tuple[str, ...] = ()
+
+
 class MetricEstimate(NamedTuple):
     """A metric of one model at `nfe` steps (None for a sampling function)."""
 
@@ -48,9 +64,9 @@ class FeatureSampler:
     """Draws samples of models in feature space; all models get the same noise.
 
     Attributes:
-        data: The data set, which gives the labels.
+        data: The data set, which gives labels and conditions.
         source: The distribution of the noise.
-        seed: Seed of noise and labels.
+        seed: Seed of noise, labels and conditions.
         features: The feature map; None for the samples themselves.
         device: Where models run.
         dtype: In which precision.
@@ -71,14 +87,11 @@ class FeatureSampler:
         parts = [torch.as_tensor(points[start : start + size]) for start in range(0, len(points), size)]
         return torch.cat([flat_features(part.to(self.device, self.dtype), self.features) for part in parts])
 
-    def of_model(
-        self, generate: Generate, conditional: bool, uniforms: Callable[..., np.ndarray], replicate: int, size: int
-    ) -> Tensor:
-        """Features of a model's samples, whose noise depends on the seed and the sample's number alone.
+    def of_model(self, model: SampledModel, uniforms: Callable[..., np.ndarray], replicate: int, size: int) -> Tensor:
+        """Features of a model's samples, whose noise and condition depend on the seed and the sample's number alone.
 
         Args:
-            generate: The model.
-            conditional: Whether it takes labels.
+            model: The model.
             uniforms: `sobol_uniforms` or `independent_uniforms`.
             replicate: Number of the replicate.
             size: Number of samples.
@@ -86,17 +99,22 @@ class FeatureSampler:
         Returns:
             Features [size, d].
         """
-        labeled = self.data.num_classes > 0 and (conditional or self.source.depends_on_label)
-        width = self.data.width if labeled else 0
+        labeled = self.data.num_classes > 0 and (model.conditional or self.source.depends_on_label)
+        width = self.data.width if labeled or model.conditions else 0
         u = uniforms(self.seed, "quality/noise", replicate, size, width + self.source.width)
         labels = self.data.sample(u[:, :width])[1] if labeled else None
         noise = torch.as_tensor(self.source.sample(u[:, width:], labels)).to(self.device, self.dtype)
-        model_labels = torch.as_tensor(labels).to(self.device) if labels is not None and conditional else None
+        own = torch.as_tensor(labels).to(self.device) if labels is not None and model.conditional else None
+        rows = self.data.rows(u[:, :width]) if model.conditions else None  # type: ignore[attr-defined]
         chunk = self._chunk_size(noise[0].numel())
         parts = []
         for start in range(0, size, chunk):
             part = slice(start, start + chunk)
-            x = generate_samples(generate, noise[part], None if model_labels is None else model_labels[part])
+            condition: Condition = None if own is None else own[part]
+            if rows is not None:
+                arrays = {n: torch.as_tensor(conditions_of(self.data)[n][rows[part]]) for n in model.conditions}
+                condition = Conditions(labels_of(condition), arrays).to(noise)
+            x = generate_samples(model.generate, noise[part], condition)
             parts.append(flat_features(x, self.features))
         return torch.cat(parts)
 
@@ -139,35 +157,34 @@ class PreparedMetrics:
         if not len(nfe) or min(nfe) < 1:
             raise InputError(f"--nfe takes numbers of steps of at least 1, as in 1,2,4; got {list(nfe)}.")
         if not isinstance(model, nn.Module):
-            return [MetricEstimate(None, *pair) for pair in self._estimates(lambda noise, _: model(noise), False)]
+            function = SampledModel(lambda noise, _: model(noise))
+            return [MetricEstimate(None, *pair) for pair in self._estimates(function)]
         network = measured_copy(model, self.sampler.device, self.sampler.dtype)
         conditional = bool(getattr(model, "num_classes", 0))
         return [
             MetricEstimate(steps, *pair)
             for steps in nfe
-            for pair in self._estimates(_sampler_of(network, steps), conditional)
+            for pair in self._estimates(SampledModel(_sampler_of(network, steps), conditional, conditions_taken(model)))
         ]
 
-    def _estimates(self, generate: Generate, conditional: bool) -> Iterator[tuple[str, Estimate]]:
+    def _estimates(self, model: SampledModel) -> Iterator[tuple[str, Estimate]]:
         if self.pooled:
             size = self.samples // REPLICATES
-            samples = torch.stack(
-                [self.sampler.of_model(generate, conditional, sobol_uniforms, b, size) for b in range(REPLICATES)]
-            )
+            samples = torch.stack([self.sampler.of_model(model, sobol_uniforms, b, size) for b in range(REPLICATES)])
             finite = bool(samples.isfinite().all())
             for name, compute in self.pooled.items():
                 yield name, compute(samples) if finite else _missing(self.samples)
         if self.paired:
-            values = np.array([self._paired_values(generate, conditional, b) for b in range(REPLICATES)])
+            values = np.array([self._paired_values(model, b) for b in range(REPLICATES)])
             count = REPLICATES * len(self.subsamples[0].y)
             for name, column in zip(self.paired, values.T, strict=True):
                 interval = estimate_from_shares if find_metric(name).share else estimate_from_replicates
                 yield name, interval(column, count) if np.isfinite(column).all() else _missing(count)
 
-    def _paired_values(self, generate: Generate, conditional: bool, replicate: int) -> list[float]:
+    def _paired_values(self, model: SampledModel, replicate: int) -> list[float]:
         """The value of each metric of pairs on one subsample."""
         y = self.subsamples[replicate].y
-        x = self.sampler.of_model(generate, conditional, independent_uniforms, replicate, len(y)).double()
+        x = self.sampler.of_model(model, independent_uniforms, replicate, len(y)).double()
         if not x.isfinite().all():
             return [np.nan] * len(self.paired)
         pairs = PairedSamples(x, torch.cdist(x, x), torch.cdist(x, y))
@@ -175,7 +192,7 @@ class PreparedMetrics:
 
 
 def _sampler_of(network: nn.Module, nfe: int) -> Generate:
-    return lambda noise, labels: sample(network, noise, nfe, labels)
+    return lambda noise, condition: sample(network, noise, nfe, condition)
 
 
 def _missing(samples: int) -> Estimate:

@@ -9,22 +9,23 @@ from torch import Tensor
 
 from mfdiag.errors import InputError, first_line
 from mfdiag.fields.inputs import require_velocity
+from mfdiag.flow.conditions import Condition
 
 __all__ = ["Generate", "generate_samples", "sample"]
 
-Generate = Callable[[Tensor, Tensor | None], Tensor]
-"""(noise [n, *shape], labels [n] or None) -> samples [n, *shape]."""
+Generate = Callable[[Tensor, Condition], Tensor]
+"""(noise [n, *shape], condition) -> samples [n, *shape]; the condition is labels [n], `Conditions` or None."""
 
 
 @torch.no_grad()
-def sample(velocity: Callable[..., Tensor], noise: Tensor, nfe: int = 1, labels: Tensor | None = None) -> Tensor:
+def sample(velocity: Callable[..., Tensor], noise: Tensor, nfe: int = 1, labels: Condition = None) -> Tensor:
     """Sample a model of the average velocity in `nfe` equal steps from t = 1 to t = 0.
 
     Args:
         velocity: u(x [n, *shape], r [n], t [n], labels [n] or None) -> [n, *shape].
         noise: Samples at t = 1, [n, *shape].
         nfe: Number of steps, which is also the number of evaluations per sample.
-        labels: Class labels [n], or None.
+        labels: Class labels [n], `Conditions` of a network that takes arrays by name, or None.
 
     Returns:
         Samples at t = 0, [n, *shape].
@@ -41,13 +42,13 @@ def sample(velocity: Callable[..., Tensor], noise: Tensor, nfe: int = 1, labels:
     return x
 
 
-def generate_samples(generate: Generate, noise: Tensor, labels: Tensor | None) -> Tensor:
+def generate_samples(generate: Generate, noise: Tensor, condition: Condition) -> Tensor:
     """Call a generator and check its result.
 
     Args:
         generate: The generator.
         noise: Noise [n, *shape].
-        labels: Class labels [n], or None.
+        condition: Labels [n], `Conditions` or None.
 
     Returns:
         Samples [n, *shape].
@@ -58,7 +59,7 @@ def generate_samples(generate: Generate, noise: Tensor, labels: Tensor | None) -
     expected = f"Expected a model that maps noise of shape {list(noise.shape)} to samples of that shape"
     try:
         with torch.no_grad():
-            x = generate(noise, labels)
+            x = generate(noise, condition)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:

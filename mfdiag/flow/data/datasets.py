@@ -14,9 +14,10 @@ from scipy.special import ndtri
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.data.condition_arrays import as_condition, require_rows, row_groups
 from mfdiag.flow.data.disk_arrays import Points
-from mfdiag.flow.data.scaling import LatentMoments, Numbers
-from mfdiag.flow.data.stored_data import is_stored_data, read_stored_data
+from mfdiag.flow.data.scaling import LatentMoments, Numbers, ScaledPoints, make_scaling
+from mfdiag.flow.data.stored_data import is_stored_data, parse_numbers, read_stored_data
 from mfdiag.flow.data.toy import SEED, toy_points
+from mfdiag.flow.data.user_data import Advance, is_user_data, parse_user_data, read_items, read_user_data
 from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
 
@@ -229,11 +230,16 @@ class MixtureData:
         return x, None
 
 
-def as_data(data: str | Data | np.ndarray) -> Data:
-    """Data given in memory: `data` itself, an array [N, *shape] as a finite data set, or what `load_data` loads."""
+def as_data(data: Any) -> Data:
+    """Data given in memory: `data` itself, what `load_data` loads, or arrays or a torch Dataset as finite data."""
     if isinstance(data, str):
         return load_data(data)
-    return FiniteData("array", data) if isinstance(data, np.ndarray) else data
+    if isinstance(data, np.ndarray):
+        return FiniteData("array", data)
+    if hasattr(data, "sample") and hasattr(data, "num_classes"):
+        return data
+    name = "array" if hasattr(data, "detach") else type(data).__name__
+    return FiniteData(name, *read_items(data, name))
 
 
 def conditions_of(data: Data) -> Mapping[str, Points]:
@@ -289,17 +295,19 @@ def load_data(
     mean: Numbers | None = None,
     std: Numbers | None = None,
     conditions: Collection[str] = (),
+    advance: Advance | None = None,
 ) -> Data:
     """Loads a data set: a built-in one by name, or data on disk.
 
     Args:
         spec: A name from `mfdiag list datasets` with its arguments (`gaussian:2,0,1`), or `PATH[:key=value,...]` for
-            data on disk (docs/data.md).
+            data on disk, or `FILE.py:factory[:key=value,...]` for a data set by code, which is run (docs/data.md).
         scale: For data on disk, x_0 = scale (z - mean) / std of a stored z, as a model's card says. Applies if `spec`
             sets none of scale, mean, std and statistics. One number, or one per channel.
         mean: See `scale`.
         std: See `scale`.
-        conditions: For data on disk, names of the arrays of conditions that the network takes.
+        conditions: For data on disk or by code, names of the arrays of conditions that the network takes.
+        advance: Receives (items read, items in all or 0) for data by code.
 
     Returns:
         The data set.
@@ -317,12 +325,32 @@ def load_data(
     if name in DATASETS:
         parse_arguments(spec, {})
         return _digits() if name == "digits" else FiniteData(name, toy_points(name))
+    if is_user_data(spec):
+        return _user_data(spec, scale, mean, std, tuple(conditions), advance)
     if is_stored_data(spec):
         points, labels, arrays = read_stored_data(spec, scale=scale, mean=mean, std=std, needed=conditions)
         if isinstance(points, LatentMoments):
             return MomentsData(spec, points, labels, arrays)
         return FiniteData(spec, points, labels, arrays)
     raise did_you_mean("data set", name, DATASETS)
+
+
+def _user_data(
+    spec: str,
+    scale: Numbers | None,
+    mean: Numbers | None,
+    std: Numbers | None,
+    needed: tuple[str, ...],
+    advance: Advance | None,
+) -> FiniteData:
+    """Data of the user's code, on the scale of its keys or else of the model's card."""
+    points: np.ndarray | Points
+    options = parse_user_data(spec).options
+    points, labels, conditions = read_user_data(spec, needed, advance)
+    if options.keys() & {"scale", "mean", "std"}:
+        scale, mean, std = (parse_numbers(spec, key, options.get(key)) for key in ("scale", "mean", "std"))
+    scaling = make_scaling(spec, points.shape[1:], scale, mean, std)
+    return FiniteData(spec, points if scaling.identity else ScaledPoints(points, scaling, False), labels, conditions)
 
 
 def _digits() -> FiniteData:

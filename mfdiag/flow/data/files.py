@@ -315,7 +315,7 @@ def as_numpy(values: Any) -> np.ndarray:
         return np.asanyarray(values)
     import torch
 
-    tensor = values.detach()
+    tensor = values.detach().cpu()
     # NumPy has no bfloat16 and no 8-bit floats
     narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
     return (tensor.float() if narrow else tensor).numpy()

@@ -35,7 +35,7 @@ from mfdiag.flow.data.scaling import (
 )
 from mfdiag.storage import exists, is_file, is_folder
 
-__all__ = ["SPEC_KEYS", "StoredData", "is_stored_data", "read_stored_data"]
+__all__ = ["SPEC_KEYS", "StoredData", "is_stored_data", "parse_numbers", "read_stored_data"]
 
 SPEC_KEYS: dict[str, str] = {
     "scale": "a number",
@@ -104,9 +104,7 @@ def read_stored_data(
     """
     path, options = _parse(spec)
     if options.keys() & {"scale", "mean", "std", "statistics"}:
-        scale, mean, std = (
-            _numbers(spec, key, options[key]) if key in options else None for key in ("scale", "mean", "std")
-        )
+        scale, mean, std = (parse_numbers(spec, key, options.get(key)) for key in ("scale", "mean", "std"))
         if "statistics" in options:
             mean, std = read_statistics(Path(options["statistics"]).expanduser())
     stored, labels, conditions = _read_unscaled(path, options, _roles(options, needed))
@@ -152,7 +150,22 @@ def _parse(spec: str) -> tuple[Path, dict[str, str]]:
     return Path(path).expanduser(), options
 
 
-def _numbers(spec: str, key: str, text: str) -> list[float]:
+def parse_numbers(spec: str, key: str, text: str | None) -> list[float] | None:
+    """The value of a key that takes numbers separated by /; None for no value.
+
+    Args:
+        spec: The specification, for errors.
+        key: The key.
+        text: Its value.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        InputError: A part is no number.
+    """
+    if text is None:
+        return None
     try:
         return [float(piece) for piece in text.split("/")]
     except ValueError:

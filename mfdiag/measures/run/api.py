@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.data.datasets import Data, as_data, conditions_of, with_conditions
+from mfdiag.flow.data.datasets import Data, as_data, conditions_of, load_data, with_conditions
 from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
@@ -25,13 +25,17 @@ from mfdiag.flow.times import parse_times, same_times_note
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures import find_table
-from mfdiag.measures.run.choice import require_known_extras
+from mfdiag.measures.run.choice import card_objective, require_known_extras
 from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
-from mfdiag.measures.run.subject import Subject, require_no_dropped_array
+from mfdiag.measures.run.subject import Subject, SubjectOptions, require_arrays, require_no_dropped_array, subject_of
+from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.models.call_adapter import CallAdapter, adapt_call
+from mfdiag.models.cards.card import Card
+from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import teacher_velocity
+from mfdiag.models.wrapper import conditions_taken, unwrapped
 
 __all__ = ["MeasureOptions", "Objective", "measure"]
 
@@ -101,12 +105,12 @@ _REQUEST = {"beta": "betas", "gamma": "gammas"}  # keyword -> field, where they 
 
 
 def measure(
-    model: nn.Module,
-    data: str | Data | np.ndarray,
+    model: nn.Module | LoadedModel,
+    data: Any = None,
     *,
     conditions: Mapping[str, np.ndarray | Tensor] = {},
     tables: Sequence[str] = _TABLES,
-    objective: Objective = Objective(),
+    objective: Objective | None = None,
     request: Request | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
@@ -117,12 +121,14 @@ def measure(
     Args:
         model: A module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape], data at t = 0.
             It is copied and measured in eval mode. Parameters with other names or in another order are passed by
-            name. A model with `num_classes` > 0 receives the data's labels.
-        data: A specification ("eight_gaussians", "gaussian:2,0,1", a file), a `Data`, or an array [N, *shape].
+            name. A model with `num_classes` > 0 receives the data's labels. Or what `mfdiag.load_model` returns.
+        data: Data the model was trained on; may be left out if a loaded checkpoint describes them. A specification
+            ("eight_gaussians", "gaussian:2,0,1", a file, `FILE.py:factory`), a `Data`, an array or tensor [N, *shape],
+            or a torch Dataset whose items are samples, (sample, label), or dictionaries with conditions by name.
         conditions: Arrays [N, ...] beside the samples by name, such as observations, text or a mask: one row for each
             of N stored samples. The model receives them in the parameters of their names.
         tables: Names of the tables to measure; table `times` needs `bins`.
-        objective: What the model was trained on.
+        objective: What the model was trained on; for a loaded checkpoint, its description and card say it by default.
         request: Estimators, coefficients, batch sizes and, in its `settings`, how a pass runs. Without it each table's
             default estimators are measured.
         progress: Receives (label, samples done, samples in all).
@@ -139,14 +145,23 @@ def measure(
         InputError: The request is impossible, or the model returns NaN or mixes its samples.
         TypeError: A keyword is unknown.
     """
-    objective, base, estimators = _grouped(options, objective, request)
+    complete, base, estimators = _grouped(options, objective or Objective(), request)
     require_known_extras(base.extras)
-    data = as_data(data)
-    subject = _subject(model, with_conditions(data, conditions) if conditions else data, objective, say)
+    card = None
+    if isinstance(model, LoadedModel):
+        card = model.card if objective is None else None
+        stated = _OBJECTIVE if objective is not None else _OBJECTIVE & options.keys()
+        subject = _loaded_subject(model, data, conditions, complete, stated, say)
+    else:
+        if data is None:
+            raise InputError("Expected the data that the model was trained on as second argument, but got none.")
+        subject = _subject(model, _with_conditions(as_data(data), conditions), complete, say)
     frames: dict[str, pd.DataFrame] = {}
     for name in tables:
         table = find_table(name)
         table_request = replace(base, estimators=estimators or table.default_estimators)
+        if card is not None:
+            table_request = _as_trained(table_request, card, table, {*options, *(["estimators"] if estimators else [])})
         frames |= measure_subject(subject, table, table_request, progress=progress, say=say)
     return frames
 
@@ -173,6 +188,60 @@ def _grouped(
     return objective, base, estimators
 
 
+def _with_conditions(data: Data, conditions: Mapping[str, Any]) -> Data:
+    return with_conditions(data, conditions) if conditions else data
+
+
+def _as_trained(request: Request, card: Card, table: MeasuredTable, stated: Collection[str]) -> Request:
+    """The request with the estimator, weighting and derivative of a card where no keyword states them."""
+    of_card = card_objective(card, table)
+    changed: dict[str, Any] = {}
+    if "estimator" in of_card and "estimators" not in stated:
+        changed["estimators"] = of_card["estimator"]
+    if "weighting" in of_card and "weighting" not in stated:
+        changed["weighting"] = parse_weighting(of_card["weighting"])
+    if "derivative" in of_card and "derivative" not in stated:
+        changed["settings"] = replace(request.settings, derivative=of_card["derivative"])
+    return replace(request, **changed)
+
+
+def _loaded_subject(
+    loaded: LoadedModel,
+    data: Any,
+    conditions: Mapping[str, Any],
+    objective: Objective,
+    stated: Collection[str],
+    say: Callable[[str], None] | None,
+) -> Subject:
+    """A loaded checkpoint with the `stated` fields of the objective; its description and card say the others."""
+    of_card = {} if loaded.card is None else {"guidance": loaded.card.guidance, **loaded.card.objective.model_dump()}
+    axes = ("proxy", "times", "source", "coupling", "path", "prediction", "guidance")
+    values = {name: getattr(objective, name) if name in stated else of_card.get(name) for name in axes}
+    proxy_model = objective.proxy_model
+    if proxy_model is not None:
+        values["proxy"] = "self"
+    spec = data if isinstance(data, str) else None
+    options = SubjectOptions(data=spec, weights=loaded.weights, **values)
+    if conditions and isinstance(data, str):
+        scale: Mapping[str, Any] = {} if loaded.card is None else loaded.card.data.statistics
+        data = load_data(data, conditions=loaded.possible_conditions, **scale)
+    in_memory = None if data is None or isinstance(data, str) else _with_conditions(as_data(data), conditions)
+    subject = subject_of(loaded, loaded.path, options, in_memory, say=say or _mute)
+    if proxy_model is None:
+        return subject
+    adapted = adapt_call(
+        proxy_model, subject.data.shape, subject.data.num_classes, subject.data.name, conditions_of(subject.data)
+    )
+    network, kind = as_average_velocity(adapted, subject.prediction, subject.path), objective.proxy
+    return replace(
+        subject, proxy=kind, proxy_name=kind, proxy_module=network, networks={**subject.networks, kind: network}
+    )
+
+
+def _mute(note: str) -> None:
+    """Drops a note."""
+
+
 def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[str], None] | None) -> Subject:
     """The model with the data, the samplers and the proxy of its objective."""
     times = parse_times(objective.times)
@@ -191,6 +260,7 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
     model = adapt_call(model, data.shape, data.num_classes, data.name, arrays)
     if proxy_model is not None:
         proxy_model = adapt_call(proxy_model, data.shape, data.num_classes, data.name, arrays)
+    require_arrays(conditions_taken(model), data, type(unwrapped(model)).__name__)
     require_no_dropped_array((model, *([] if proxy_model is None else [proxy_model])), data)
     if isinstance(model, CallAdapter) and say is not None:
         say(model.note)

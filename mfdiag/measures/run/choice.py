@@ -7,13 +7,23 @@ from typing import Any
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import DEFAULT_ESTIMATORS, Estimator, estimators, find_estimator
+from mfdiag.flow.data.user_data import is_user_data, parse_user_data
 from mfdiag.measures import measured_tables
 from mfdiag.measures.run.subject import Subject
 from mfdiag.measures.run.table import MeasuredTable
+from mfdiag.models.cards.card import Card
 from mfdiag.models.cards.card_files import errors_in_field, is_card, load_card
-from mfdiag.usercode import is_user_code
+from mfdiag.usercode import code_sha256, is_user_code
 
-__all__ = ["card_record", "choose_estimators", "left_out_note", "objective_of", "require_known_extras"]
+__all__ = [
+    "card_objective",
+    "card_record",
+    "choose_estimators",
+    "code_record",
+    "left_out_note",
+    "objective_of",
+    "require_known_extras",
+]
 
 _LACKING = {
     "ema": "the checkpoint has no EMA weights",
@@ -113,18 +123,24 @@ def card_record(model: str | None) -> dict[str, Any]:
     )
 
 
-def objective_of(model: str | None, table: MeasuredTable) -> dict[str, Any]:
-    """Option -> value that a model card gives for a command whose --model is a card; empty for any other.
+def code_record(model: str | None, data: str | None) -> dict[str, Any]:
+    """Hashes of the user's code in --model and --data, for the manifest; empty where neither is code."""
+    data = parse_user_data(data).code if data is not None and is_user_data(data) else None
+    hashes = {"model_code_sha256": code_sha256(model), "data_code_sha256": code_sha256(data)}
+    return {name: digest for name, digest in hashes.items() if digest is not None}
 
-    The card's estimator comes before those that are measured by default.
-    """
-    if model is None or not is_card(model):
-        return {}
-    card = load_card(model)
+
+def objective_of(model: str | None, table: MeasuredTable) -> dict[str, Any]:
+    """Option -> value that a model card gives for a command whose --model is a card; empty for any other."""
+    return card_objective(load_card(model), table) if model is not None and is_card(model) else {}
+
+
+def card_objective(card: Card, table: MeasuredTable) -> dict[str, Any]:
+    """Option -> value that a model card gives. Its estimator comes before those that are measured by default."""
     options: dict[str, Any] = {"guidance": card.guidance, **card.objective.model_dump()}
     if options["estimator"] is not None:
         if not is_user_code(options["estimator"]):
-            with errors_in_field(model, "objective.estimator"):
+            with errors_in_field(card.path, "objective.estimator"):
                 find_estimator(options["estimator"])
         others = () if table.one_estimator else table.default_estimators
         options["estimator"] = list(dict.fromkeys([options["estimator"], *others]))

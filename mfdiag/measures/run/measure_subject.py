@@ -22,7 +22,7 @@ from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject
 from mfdiag.measures.run.table import MeasuredTable
 
-__all__ = ["measure_subject"]
+__all__ = ["measure_subject", "why_no_posterior"]
 
 _POSTERIOR_COST = 3e12  # samples x points x coordinates: minutes on a few cores
 _FEW = 16  # samples that show most failures of an estimator
@@ -136,6 +136,17 @@ def _failures(table: MeasuredTable, measurement: Measurement) -> dict[str, str]:
 
 def _exact_posterior(subject: Subject, request: Request, say: Callable[[str], None] | None) -> bool:
     """Whether to compute the exact posterior; if not, `say` receives what will be missing and why."""
+    reason = why_no_posterior(subject, request)
+    if reason and say is not None:
+        say(
+            f"{reason}: no conditional variance, no bias in output space, gradient bias by the plain estimate, "
+            "coefficients of the gradient form only."
+        )
+    return reason is None
+
+
+def why_no_posterior(subject: Subject, request: Request) -> str | None:
+    """Why the exact posterior over the data is not computed, as a clause; None if it is."""
     data, source = subject.data, subject.source or GaussianSource(subject.data.shape)
     reason = why_posterior_unknown(
         data, source, subject.coupling, subject.conditional, subject.guidance, subject.conditions
@@ -148,9 +159,4 @@ def _exact_posterior(subject: Subject, request: Request, say: Callable[[str], No
         cost = request.settings.samples * size * entry_cost * math.prod(data.shape) * components
         if cost > _POSTERIOR_COST:
             reason = f"the exact posterior over {size:,} points takes minutes (--posterior exact computes it)"
-    if reason and say is not None:
-        say(
-            f"{reason}: no conditional variance, no bias in output space, gradient bias by the plain estimate, "
-            "coefficients of the gradient form only."
-        )
-    return reason is None
+    return reason

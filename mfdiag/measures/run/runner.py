@@ -22,7 +22,7 @@ from mfdiag.errors import InputError
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.run.choice import choose_estimators, require_known_extras
 from mfdiag.measures.run.job import Identity, Job
-from mfdiag.measures.run.measure_subject import measure_subject
+from mfdiag.measures.run.measure_subject import measure_subject, why_no_posterior
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.measures.run.table import MeasuredTable
@@ -231,7 +231,7 @@ class TableJob(Job[Subject]):
 
     def subjects(self) -> Sequence[Subject]:
         """Every checkpoint, loaded."""
-        return [load_subject(path, self.options, say=self.say) for path in self.checkpoints]
+        return [load_subject(path, self.options, say=self.say, progress=self.progress) for path in self.checkpoints]
 
     def identity(self, subject: Subject) -> Identity:
         """Checkpoint, hash, data set, proxy and sampler of (r, t)."""
@@ -249,7 +249,7 @@ class TableJob(Job[Subject]):
         )
 
     def describe(self, rows: pd.DataFrame, subjects: Sequence[Subject], earlier: Mapping[str, Any]) -> dict[str, Any]:
-        """What was measured, one record each: identity and axes; and which estimators were left out.
+        """What was measured, one record each: identity and axes; and what was left out, with the reason.
 
         Args:
             rows: The identities measured so far, one row each.
@@ -257,9 +257,9 @@ class TableJob(Job[Subject]):
             earlier: The command's entry of the folder's manifest; its records stay as they are.
 
         Returns:
-            "subjects" and, for tables of several estimators, "left_out".
+            "subjects"; "left_out" for tables of several estimators; "without_posterior" where it is not computed.
         """
-        axes: dict[Identity, Mapping[str, Any]] = {self.identity(subject): subject.axes for subject in subjects}
+        axes: dict[Identity, Mapping[str, Any]] = {self.identity(subject): subject.record for subject in subjects}
         for record in earlier.get("specification", {}).get("subjects", []):
             axes.setdefault(tuple(str(record[name]) for name in self.identity_columns), record)
         records = zip(_identities(rows, self.identity_columns), rows.to_dict("records"), strict=True)
@@ -268,6 +268,9 @@ class TableJob(Job[Subject]):
                 {**axes.get(key, {}), **{str(name): value for name, value in record.items()}} for key, record in records
             ]
         }
+        reasons = {s.checkpoint: why_no_posterior(s, self.request) for s in subjects}
+        if self.table.measure is None and any(reasons.values()):
+            described["without_posterior"] = {name: reason for name, reason in reasons.items() if reason is not None}
         if "estimator" in self.table.options and not self.table.one_estimator:
             described["left_out"] = {
                 s.checkpoint: choose_estimators(self.request.estimators, s, self.table)[1] for s in subjects

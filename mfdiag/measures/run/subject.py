@@ -14,11 +14,13 @@ from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
 from mfdiag.flow.data.datasets import Data, conditions_of, load_data
 from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
+from mfdiag.flow.data.user_data import is_user_data
 from mfdiag.flow.guidance import Guidance, parse_guidance
 from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.flow.time_shares import share_note
 from mfdiag.flow.times import TimeSampler, parse_times, same_times_note
+from mfdiag.measures.run.request import Progress
 from mfdiag.models.call_adapter import CallAdapter
 from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
@@ -28,7 +30,7 @@ from mfdiag.models.teacher import load_teacher, teacher_velocity
 from mfdiag.models.wrapper import conditions_taken, conditions_without_null, unwrapped
 from mfdiag.usercode import is_user_code
 
-__all__ = ["Subject", "SubjectOptions", "load_subject", "require_arrays", "require_no_dropped_array"]
+__all__ = ["Subject", "SubjectOptions", "load_subject", "require_arrays", "require_no_dropped_array", "subject_of"]
 
 _BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
 _DEFAULTS = {"source": "gaussian", "coupling": "independent", "path": "linear", "prediction": "u"}
@@ -111,6 +113,11 @@ class Subject:
             raise InputError(f"--guidance {guidance.name} needs a teacher: pass --proxy teacher=PATH.")
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What the manifest says of it besides its identity: the axes, and the arrays beside the samples it takes."""
+        return {**self.axes, **({"conditions": list(self.conditions)} if self.conditions else {})}
+
+    @property
     def axes(self) -> dict[str, str]:
         """Source, coupling, path, prediction and guidance by name."""
         source = "gaussian" if self.source is None else self.source.name
@@ -158,7 +165,11 @@ class SubjectOptions:
 
 
 def load_subject(
-    checkpoint: FilePath, options: SubjectOptions = SubjectOptions(), *, say: Callable[[str], None]
+    checkpoint: FilePath,
+    options: SubjectOptions = SubjectOptions(),
+    *,
+    say: Callable[[str], None],
+    progress: Progress | None = None,
 ) -> Subject:
     """Load a checkpoint with the data, sampler and proxy it is measured with.
 
@@ -166,6 +177,7 @@ def load_subject(
         checkpoint: File or folder of weights.
         options: What the user states; the rest comes from the checkpoint or the model card.
         say: Receives notes about what was assumed.
+        progress: Receives (label, items read, items in all) for data by code.
 
     Returns:
         The subject.
@@ -174,25 +186,48 @@ def load_subject(
         InputError: A file cannot be read, or something that is needed comes from neither the checkpoint nor an option.
     """
     loaded = load_model(checkpoint, model=options.model, weights=options.weights)
+    return subject_of(loaded, checkpoint, options, say=say, progress=progress)
+
+
+def subject_of(
+    loaded: LoadedModel,
+    checkpoint: FilePath,
+    options: SubjectOptions = SubjectOptions(),
+    data: Data | None = None,
+    *,
+    say: Callable[[str], None],
+    progress: Progress | None = None,
+) -> Subject:
+    """A loaded checkpoint with the data, sampler and proxy it is measured with.
+
+    Args:
+        loaded: The loaded checkpoint.
+        checkpoint: Its file or folder.
+        options: What the user states; the rest comes from the checkpoint or the model card.
+        data: The data it was trained on; None for those of the options or the checkpoint.
+        say: Receives notes about what was assumed.
+        progress: Receives (label, items read, items in all) for data by code.
+
+    Returns:
+        The subject.
+
+    Raises:
+        InputError: Something that is needed comes from neither the checkpoint nor an option, or parts do not fit.
+    """
     card = loaded.card
-    data_spec = _data_spec(checkpoint, options, loaded)
     for note in (*loaded.notes, *_notes_of_code(card)):
         say(note)
     times = _times(checkpoint, options, loaded, say)
     axes = _axes(checkpoint, options, loaded)
-    statistics: Mapping[str, Any] = {} if card is None else card.data.statistics
-    data = load_data(data_spec, conditions=loaded.possible_conditions, **statistics)
+    if data is None:
+        data = _data(checkpoint, options, loaded, progress)
     _report_whole_numbers(data, card, say)
     loaded = _adapted(loaded, data, say)
     if card is not None:
         _require_fitting(card, data, say)
-        require_arrays(card.condition_names, data, card.name)
-        standard = card.data.scale if card.data.std is not None else None  # without std, the card's scale normalizes
-        check_scale(data, say, std=abs(standard or 1))
-    path = parse_path(axes["path"])
-    source = parse_source(axes["source"], data)
+    path, source = parse_path(axes["path"]), parse_source(axes["source"], data)
     kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data)
-    classes = _classes(checkpoint, loaded, data_spec, data)
+    classes = _classes(checkpoint, loaded, data)
     require_no_dropped_array((loaded.module, *networks.values()), data)
     run, name = _run_and_name(checkpoint)
     return Subject(
@@ -208,9 +243,7 @@ def load_subject(
         step=loaded.step,
         conditional=bool(classes),
         source=source,
-        coupling=parse_coupling(
-            axes["coupling"], data, source, lambda file: teacher_velocity(file, options.model, data)
-        ),
+        coupling=parse_coupling(axes["coupling"], data, source, lambda f: teacher_velocity(f, options.model, data)),
         path=path,
         prediction=prediction_name(axes["prediction"]),
         networks=networks,
@@ -223,12 +256,12 @@ def _notes_of_code(card: Card | None) -> list[str]:
     return [] if card is None else [f"{card.name} builds the network with {card.factory}, whose code is run."]
 
 
-def _classes(checkpoint: FilePath, loaded: LoadedModel, data_spec: str, data: Data) -> int:
+def _classes(checkpoint: FilePath, loaded: LoadedModel, data: Data) -> int:
     """Classes of the network, 0 for none. Raises InputError if the data have more."""
     classes: int = getattr(loaded.module, "num_classes", 0)
     if classes and data.num_classes > classes:
         raise InputError(
-            f"{checkpoint} holds a network for {classes} classes, but {data_spec} has labels of {data.num_classes} "
+            f"{checkpoint} holds a network for {classes} classes, but {data.name} has labels of {data.num_classes} "
             "classes. Pass the --data it was trained on."
         )
     return classes
@@ -247,7 +280,24 @@ def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedMode
         return options.data
     if loaded.description is None:
         raise InputError(f"{checkpoint} does not say what data it was trained on: pass --data NAME or PATH.")
+    if is_user_data(loaded.description.data):
+        raise InputError(
+            f"{checkpoint} was trained on {loaded.description.data}, which is code: pass --data "
+            f"{loaded.description.data} to run it."
+        )
     return loaded.description.data
+
+
+def _data(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, progress: Progress | None) -> Data:
+    """The data of `_data_spec`, on the card's scale and with the conditions that the network takes."""
+    spec = _data_spec(checkpoint, options, loaded)
+    statistics: Mapping[str, Any] = {} if loaded.card is None else loaded.card.data.statistics
+
+    def advance(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"reading {spec}", done, max(done, total))
+
+    return load_data(spec, conditions=loaded.possible_conditions, advance=advance, **statistics)
 
 
 def _adapted(loaded: LoadedModel, data: Data, say: Callable[[str], None]) -> LoadedModel:
@@ -327,7 +377,8 @@ def _report_whole_numbers(data: Data, card: Card | None, say: Callable[[str], No
 
 
 def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None:
-    """Raises InputError for data that the card's network cannot take."""
+    """Raises InputError for data that the card's network cannot take; says what looks wrong about their scale."""
+    require_arrays(card.condition_names, data, card.name)
     shape, conditioning = card.data.shape, card.conditioning
     if shape is not None and data.shape != shape:
         raise InputError(
@@ -341,6 +392,8 @@ def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None
                 "labels, or give conditioning.null."
             )
         say(f"{data.name} has no labels: the network receives its null label.")
+    standard = card.data.scale if card.data.std is not None else None  # without std, the card's scale normalizes
+    check_scale(data, say, std=abs(standard or 1))
 
 
 def require_arrays(names: Iterable[str], data: Data, who: str) -> None:
