@@ -11,9 +11,11 @@ from conditioned import CASES, arrays_of
 from helpers import covariance_trace, randomised, row
 from torch import Tensor, nn
 
-from mfdiag import InputError, measure
+from mfdiag import InputError, measure, measure_quality
+from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.flow.draw import Draws
+from mfdiag.flow.sources import GaussianSource
 from mfdiag.flow.times import parse_times
 
 N, ROWS = 24, 40
@@ -93,3 +95,96 @@ def test_conditions_that_cannot_be_passed_are_refused(values: Any, problem: str)
 def test_a_missing_condition_is_refused() -> None:
     with pytest.raises(InputError, match=r"also needs obs.*add arrays of this name"):
         measure(network("policy"), arrays_of("policy", ROWS)["x"], samples=8)
+
+
+class Ignoring(nn.Module):
+    """Takes tokens and a mask, embeds the tokens, and uses neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.inside, self.gate = nn.Embedding(9, 2), nn.Linear(2, 2), nn.Linear(3, 2)
+        nn.init.zeros_(self.gate.weight)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, tokens: Tensor, obs: Tensor) -> Tensor:
+        self.embedding(tokens)
+        return self.inside(x) + self.gate(obs)
+
+
+def test_a_condition_that_is_never_used_is_refused_but_a_closed_gate_is_not() -> None:
+    x, obs = np.zeros((ROWS, 2)), np.random.default_rng(0).normal(size=(ROWS, 3))
+    with pytest.raises(InputError, match=r"takes the array 'tokens' .*does not depend on it"):
+        measure(Ignoring(), x, conditions={"tokens": np.arange(ROWS) % 9, "obs": obs}, samples=8)
+
+
+class ByValue(nn.Module):
+    """Conditioned on one number and, if `labeled`, on a class."""
+
+    def __init__(self, labeled: bool = False) -> None:
+        super().__init__()
+        self.inside, self.out = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.labels = nn.Embedding(4, 6) if labeled else None
+        self.num_classes = 3 * labeled
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None, *, goal: Tensor) -> Tensor:
+        h = self.inside(torch.cat([x, r[:, None], t[:, None], goal], 1))
+        if self.labels is not None and y is not None:
+            h = h + self.labels(y)
+        return self.out(torch.tanh(h))
+
+
+@pytest.mark.parametrize("labeled", [False, True])
+def test_the_posterior_is_that_of_the_samples_with_the_same_condition(labeled: bool) -> None:
+    generator = np.random.default_rng(0)
+    x, goal, y = generator.normal(size=(30, 2)), generator.integers(0, 2, (30, 1)) / 2, np.arange(30) % 3
+    data = FiniteData("goals", x, y, {"goal": goal})
+    draws = Draws(data, parse_times("uniform"), 0, conditional=labeled, conditions=("goal",))
+    batch = draws.batch(np.arange(N))
+    posterior = draws.velocity_posterior(batch)
+    assert posterior is not None
+    for i in range(N):
+        (stored,) = np.flatnonzero((x == batch.x0[i].numpy()).all(1))
+        same = (goal[:, 0] == goal[stored, 0]) & ((y == y[stored]) | (not labeled))
+        assert batch.conditions["goal"][i] == goal[stored]
+        t = float(batch.t[i])
+        logits = -((batch.x_t[i].numpy() - (1 - t) * x[same]) ** 2).sum(1) / (2 * t**2)
+        weights = np.exp(logits - logits.max())
+        mean = (weights / weights.sum()) @ ((batch.x_t[i].numpy() - x[same]) / t)
+        np.testing.assert_allclose(posterior.mean[i], mean, rtol=1e-6, atol=1e-8)
+
+
+def test_conditional_variance_is_exact_per_value_and_absent_where_each_sample_has_its_own() -> None:
+    generator = np.random.default_rng(0)
+    model, x = randomised(ByValue()), generator.normal(size=(60, 2))
+    notes: list[str] = []
+    shared = measure(model, x, conditions={"goal": np.arange(60)[:, None] % 3}, tables=["variance"], samples=N)
+    alone = measure(
+        model, x, conditions={"goal": generator.normal(size=(60, 1))}, tables=["variance"], samples=N, say=notes.append
+    )
+    assert "conditional_variance" in set(shared["variance"]["quantity"])
+    assert "conditional_variance" not in set(alone["variance"]["quantity"])
+    assert any("100% of the samples of array have a value of goal of their own" in note for note in notes)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "minibatch_ot:4", "gibbs:5"])
+def test_a_condition_stays_with_its_sample(coupling: str) -> None:
+    arrays = arrays_of("policy", ROWS)
+    data = FiniteData("policy", arrays["x"], None, {"obs": arrays["obs"]})
+    source = GaussianSource(data.shape)
+    pairs = parse_coupling(coupling, data, source, lambda _: None)  # type: ignore[arg-type, return-value]
+    draws = Draws(data, parse_times("uniform"), 3, coupling=pairs, conditions=("obs",))
+    whole = draws.batch(np.arange(N))
+    for i in range(N):
+        (stored,) = np.flatnonzero((arrays["x"] == whole.x0[i].numpy()).reshape(ROWS, -1).all(1))
+        np.testing.assert_array_equal(whole.conditions["obs"][i], arrays["obs"][stored])
+        np.testing.assert_array_equal(draws.batch(np.array([i])).conditions["obs"][0], arrays["obs"][stored])
+
+
+def test_quality_samples_under_conditions_of_the_data() -> None:
+    class Moved(nn.Module):  # one step ends exactly at the goal: x - u = goal
+        def forward(self, x: Tensor, r: Tensor, t: Tensor, goal: Tensor) -> Tensor:
+            return x - goal
+
+    goals = np.random.default_rng(0).normal(size=(400, 2))
+    data = FiniteData("goals", goals, None, {"goal": goals})
+    table = measure_quality(Moved(), data, nfe=[1], metrics=["frechet_distance"], samples=4096)
+    assert 0 <= row(table, metric="frechet_distance")["value"] < 0.02

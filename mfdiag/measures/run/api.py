@@ -25,10 +25,11 @@ from mfdiag.flow.times import parse_times, same_times_note
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures import find_table
+from mfdiag.measures.run.array_checks import require_arrays, require_fitting_arrays
 from mfdiag.measures.run.choice import card_objective, require_known_extras
 from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
-from mfdiag.measures.run.subject import Subject, SubjectOptions, require_arrays, require_no_dropped_array, subject_of
+from mfdiag.measures.run.subject import Subject, SubjectOptions, subject_of
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.models.call_adapter import CallAdapter, adapt_call
 from mfdiag.models.cards.card import Card
@@ -261,7 +262,7 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
     if proxy_model is not None:
         proxy_model = adapt_call(proxy_model, data.shape, data.num_classes, data.name, arrays)
     require_arrays(conditions_taken(model), data, type(unwrapped(model)).__name__)
-    require_no_dropped_array((model, *([] if proxy_model is None else [proxy_model])), data)
+    require_fitting_arrays([network for network in (model, proxy_model) if network is not None], data)
     if isinstance(model, CallAdapter) and say is not None:
         say(model.note)
     proxy_network = None if proxy_model is None else as_average_velocity(proxy_model, objective.prediction, path)

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.datasets import Data, FiniteData, as_data
+from mfdiag.flow.data.datasets import Data, FiniteData, as_data, conditions_of
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.measures.parts.quality_rows import quality_frame
+from mfdiag.measures.run.array_checks import require_no_dropped_array
+from mfdiag.measures.run.subject import velocity_of
+from mfdiag.models.call_adapter import adapt_call
+from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.quality.features import Features
 from mfdiag.quality.metrics import find_metric
 from mfdiag.quality.metrics import metrics as all_metrics
@@ -35,7 +39,7 @@ class Prepared:
 
     def measure(
         self,
-        model: SampleModel,
+        model: SampleModel | LoadedModel,
         *,
         nfe: Sequence[int] = (1, 2, 4),
         run: str = "model",
@@ -48,7 +52,8 @@ class Prepared:
 
         Args:
             model: A module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u, which is copied and
-                measured in eval mode, or a function from noise to samples, both [n, *shape].
+                measured in eval mode, or a function from noise to samples, both [n, *shape]. Or what
+                `mfdiag.load_model` returns.
             nfe: Numbers of steps; a function has none, and its column `nfe` is null.
             run: For the column of this name.
             checkpoint: For the column of this name.
@@ -63,6 +68,10 @@ class Prepared:
             InputError: A number of steps is below 1, or the model fails or returns samples of another shape.
         """
         sampler = self.metrics.sampler
+        if isinstance(model, LoadedModel):
+            model = velocity_of(model, sampler.data)
+        elif isinstance(model, nn.Module):
+            model = _adapted(model, sampler.data)
         common = {
             "run": run,
             "checkpoint": checkpoint,
@@ -76,9 +85,19 @@ class Prepared:
         return quality_frame(common, self.metrics.estimate(model, nfe))
 
 
+def _adapted(model: nn.Module, data: Data) -> nn.Module:
+    """A network of the user with the arrays beside the samples; without any it is called as documented."""
+    arrays = conditions_of(data)
+    if not arrays:
+        return model
+    adapted = adapt_call(model, data.shape, data.num_classes, data.name, arrays)
+    require_no_dropped_array((adapted,), data)
+    return adapted
+
+
 # Eleven parameters, because they are the options of `mfdiag quality` and users pass them by keyword.
 def prepare_quality(
-    data: str | Data | np.ndarray,
+    data: Any,
     *,
     metrics: Sequence[str] | None = None,
     samples: int = 32768,
@@ -94,8 +113,8 @@ def prepare_quality(
     """Prepare metrics for a data set, so that many models are measured fast.
 
     Args:
-        data: A specification ("eight_gaussians", "mixture:8,4", a file), a `Data`, or an array [N, *shape]. All points
-            of a finite data set are the reference.
+        data: As `measure` takes it, a `Data` with conditions among them. All points of a finite data set are the
+            reference.
         metrics: Names of metrics; all of them by default.
         samples: Samples of each model behind pooled metrics (sliced Wasserstein, Fréchet), in 32 replicates.
         subsample: Metrics of pairs use 32 subsamples of so many points, of the model and of the data.
@@ -136,7 +155,7 @@ def prepare_quality(
 
 
 def measure_quality(
-    model: SampleModel, data: str | Data | np.ndarray | Prepared, *, nfe: Sequence[int] = (1, 2, 4), **options: Any
+    model: SampleModel | LoadedModel, data: Any, *, nfe: Sequence[int] = (1, 2, 4), **options: Any
 ) -> pd.DataFrame:
     """Table `quality` of a model in memory, with the same numbers as `mfdiag quality`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path as FilePath
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
-from mfdiag.flow.data.datasets import Data, conditions_of, load_data
+from mfdiag.flow.data.datasets import Data, load_data
 from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
 from mfdiag.flow.data.user_data import is_user_data
 from mfdiag.flow.guidance import Guidance, parse_guidance
@@ -20,17 +20,17 @@ from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.flow.time_shares import share_note
 from mfdiag.flow.times import TimeSampler, parse_times, same_times_note
+from mfdiag.measures.run.array_checks import require_arrays, require_fitting_arrays, require_no_dropped_array
 from mfdiag.measures.run.request import Progress
 from mfdiag.models.call_adapter import CallAdapter
-from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import load_teacher, teacher_velocity
-from mfdiag.models.wrapper import conditions_taken, conditions_without_null, unwrapped
+from mfdiag.models.wrapper import conditions_taken, conditions_without_null
 from mfdiag.usercode import is_user_code
 
-__all__ = ["Subject", "SubjectOptions", "load_subject", "require_arrays", "require_no_dropped_array", "subject_of"]
+__all__ = ["Subject", "SubjectOptions", "load_subject", "subject_of", "velocity_of"]
 
 _BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
 _DEFAULTS = {"source": "gaussian", "coupling": "independent", "path": "linear", "prediction": "u"}
@@ -228,7 +228,7 @@ def subject_of(
     path, source = parse_path(axes["path"]), parse_source(axes["source"], data)
     kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data)
     classes = _classes(checkpoint, loaded, data)
-    require_no_dropped_array((loaded.module, *networks.values()), data)
+    require_fitting_arrays((loaded.module, *networks.values()), data)
     run, name = _run_and_name(checkpoint)
     return Subject(
         as_average_velocity(loaded.module, axes["prediction"], path),
@@ -286,6 +286,14 @@ def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedMode
             f"{loaded.description.data} to run it."
         )
     return loaded.description.data
+
+
+def velocity_of(loaded: LoadedModel, data: Data) -> nn.Module:
+    """The average velocity u(x, r, t, condition) of a loaded checkpoint, called as the data show to be right."""
+    axes = _axes(loaded.path, SubjectOptions(), loaded)
+    module = loaded.adapted(data).module
+    require_no_dropped_array((module,), data)
+    return as_average_velocity(module, axes["prediction"], parse_path(axes["path"]))
 
 
 def _data(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, progress: Progress | None) -> Data:
@@ -394,52 +402,6 @@ def _require_fitting(card: Card, data: Data, say: Callable[[str], None]) -> None
         say(f"{data.name} has no labels: the network receives its null label.")
     standard = card.data.scale if card.data.std is not None else None  # without std, the card's scale normalizes
     check_scale(data, say, std=abs(standard or 1))
-
-
-def require_arrays(names: Iterable[str], data: Data, who: str) -> None:
-    """Check that data have the arrays that a network takes.
-
-    Args:
-        names: Names of the arrays.
-        data: The data.
-        who: What takes them, for errors.
-
-    Raises:
-        InputError: One is missing.
-    """
-    arrays = conditions_of(data)
-    for name in names:
-        if name not in arrays:
-            present = f"only {', '.join(arrays)}" if arrays else "none"
-            raise InputError(
-                f"Expected array {name!r} beside the samples of {data.name}, because {who} takes it, but there is "
-                f"{present}. Add it with one row per sample, or correct the name."
-            )
-
-
-def require_no_dropped_array(networks: Iterable[nn.Module], data: Data) -> None:
-    """Check that each array beside the samples conditions one of the networks.
-
-    Args:
-        networks: The measured network first.
-        data: The data.
-
-    Raises:
-        InputError: No network receives one of the arrays.
-    """
-    first, *others = networks
-    taken = {name for network in (first, *others) for name in conditions_taken(network)}
-    dropped = [name for name in conditions_of(data) if name not in taken]
-    if not dropped:
-        return
-    adapter, network = first, type(unwrapped(first)).__name__
-    remedy = f"rename the array or the parameter, pass a card with `call: {{conditions: {{PARAMETER: {dropped[0]}}}}}`"
-    if isinstance(adapter, CardAdapter):
-        remedy = f"add `conditions: {{PARAMETER: {dropped[0]}}}` to call in {adapter.card.name}"
-    raise InputError(
-        f"{data.name} has the array{'s' * (len(dropped) > 1)} {', '.join(dropped)} beside its samples, which "
-        f"{network} does not receive: {remedy}, or leave arrays out with --data PATH:conditions=none."
-    )
 
 
 def _without_code(checkpoint: FilePath, axis: str, value: str) -> str:
