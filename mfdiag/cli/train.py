@@ -41,7 +41,7 @@ def command(
 
     Writes DIR/CELL/model.safetensors for each model, DIR/training.parquet and figures. A specification without axes is
     a grid of one model, DIR/model.safetensors. A finished run continues if the specification now has more steps, at a
-    constant learning rate.
+    constant learning rate. `loss: {estimator: soflow}` trains with the loss of another method (docs/estimators).
 
     Example: mfdiag train sweeps/bundled.yaml --out model
     """

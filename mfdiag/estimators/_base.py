@@ -26,6 +26,8 @@ class Needs:
         networks: Other networks, among "ema", "head" and "teacher".
         normal: Whether it needs independent pairs from a source N(0, I) on the linear path.
         pair: Whether it needs the sample's own ends x_0 and x_1.
+        uniform: Whether it draws a uniform number for each sample.
+        others: Whether it draws other data or samples for each sample.
     """
 
     trained: int = 1
@@ -35,6 +37,8 @@ class Needs:
     networks: tuple[str, ...] = ()
     normal: bool = False
     pair: bool = False
+    uniform: bool = False
+    others: bool = False
 
     @property
     def cost(self) -> int:

@@ -102,7 +102,9 @@ def build(name: str, coefficient: float, temperature: float, partners: float, ba
         "dispersive:[coefficient=0.5],[temperature=0.5],[partners=0],[batch=128]",
         "arXiv 2507.10543, 2506.09027",
         f"MeanFlow + lambda log {pairs} exp(-|h_i - h_j|^2 / (tau d)), h hidden features",
-        needs=Needs(jvps=1),  # in training the others are the rest of the batch, and the features come for free
+        needs=Needs(
+            jvps=1, others=True
+        ),  # in training the others are the rest of the batch, and the features come for free
         loss=partial(loss, coefficient=coefficient, temperature=temperature, partners=int(partners), batch=batch),
     )
 

@@ -31,7 +31,7 @@ def loss(fields: Fields, network: DifferentiableNetwork, power: float, teacher: 
     from torch.nn.functional import cosine_similarity
 
     velocity = fields.instantaneous_velocity("teacher", fields.x, fields.t) if teacher else fields.v_c
-    zero, dim = 0 * fields.t, fields.u[0].numel()
+    zero, dim = 0 * fields.t, fields.x[0].numel()
     u, anchor = network(fields.x, zero, fields.t), network(fields.x, fields.t, fields.t)
     tangent = u.detach() - velocity + fields.t * fields.derivative_at(zero, velocity)
     clipped = (1 - (1 - fields.t) ** power) * tangent.clamp(-1, 1)

@@ -40,7 +40,7 @@ def build(name: str, midpoint: float) -> Estimator:
         "arXiv 2505.18825",
         "|u - sg[a u(x_s,r,s) + (1-a) u(x_t,s,t)]|^2 + |u(x_t,t,t) - v_c|^2, s = r + a (t-r), "
         "x_s = x_t - (t-s) u(x_t,s,t)",
-        needs=Needs(trained=2, forwards=2),
+        needs=Needs(trained=2, forwards=2, uniform=not midpoint),
         loss=partial(loss, midpoint=bool(midpoint)),
         affine=bool(midpoint),
     )

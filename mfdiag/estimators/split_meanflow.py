@@ -27,5 +27,5 @@ ESTIMATOR = Estimator(
     "arXiv 2507.16884",
     "u - [(s-r) u(x_s,r,s) + (t-s) u(x_t,s,t)]/(t-r), x_s = x_t - (t-s) u(x_t,s,t); u - v_c at r = t",
     residual,
-    needs=Needs(forwards=2),
+    needs=Needs(forwards=2, uniform=True),
 )

@@ -30,8 +30,8 @@ _COPIED = ("value", "std_error", "ci_low", "ci_high", "n_samples", "status")
 TABLE = table_of(
     "training",
     "train",
-    "Each model of a grid over its training; beta and gamma are those it is trained with, the checkpoint and its hash "
-    "are those of the finished model.",
+    "Each model of a grid over its training; beta and gamma are those it is trained with, and estimator is the method "
+    "where it is trained with another one; the checkpoint and its hash are those of the finished model.",
     (
         Column("cell", "string", "Name of the model in the grid, which is its folder."),
         Column("beta", "float64", "Coefficient of the tangent in the training loss."),
@@ -49,7 +49,7 @@ TABLE = table_of(
         "variance",
         "tr Cov G at (beta, gamma)",
         GRADIENT2,
-        "Variance of the per-sample gradient at this step, at the model's own coefficients.",
+        "Variance of the per-sample gradient at this step, at the model's own coefficients or of its estimator.",
     ),
     Quantity(
         "optimum",
@@ -128,10 +128,11 @@ class TrainJob(Job["Sequence[GridCell]"]):
 
 
 def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module) -> list[LogEntry]:
-    """Gradient variance at the model's own coefficients, and the coefficient of least variance, at this step."""
+    """Gradient variance of the model's own loss and, on the plane, the coefficient of least variance, at this step."""
     from mfdiag.flow.weighting import parse_weighting
     from mfdiag.gradients.sample_pass import PassSettings
     from mfdiag.measures.coefficient import TABLE as COEFFICIENT
+    from mfdiag.measures.compare import TABLE as COMPARE
     from mfdiag.measures.run.measure_subject import measure_subject
     from mfdiag.measures.run.request import Request
     from mfdiag.measures.run.subject import Subject
@@ -150,8 +151,10 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
         coupling=draws.coupling,
         path=draws.path,
         prediction=spec.prediction,
+        networks={"ema": ema},
     )
     request = Request(
+        estimators=[spec.loss.estimator or "meanflow"],
         betas=[spec.loss.beta],
         gammas=[spec.loss.gamma],
         weighting=parse_weighting(spec.loss.weighting),
@@ -160,10 +163,14 @@ def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module
         posterior="none",  # neither quantity needs it
         settings=PassSettings(samples=spec.measure_samples),
     )
-    sweep = measure_subject(subject, SWEEP, request)["sweep"]
-    variances = sweep[(sweep["quantity"] == "variance") & (sweep["space"] == "gradient")]
-    selected = [("variance", variances)]
-    if not request.weighting.p:
+    if spec.loss.estimator is not None:
+        compared = measure_subject(subject, COMPARE, request)["compare"]
+        whole = compared["layer"].eq("all") & compared["t_low"].isna()
+        selected = [("variance", compared[(compared["quantity"] == "variance") & whole])]
+    else:
+        sweep = measure_subject(subject, SWEEP, request)["sweep"]
+        selected = [("variance", sweep[(sweep["quantity"] == "variance") & (sweep["space"] == "gradient")])]
+    if spec.loss.estimator is None and not request.weighting.p:
         optima = measure_subject(subject, COEFFICIENT, request)["coefficient"]
         optima = optima[(optima["quantity"] == "optimum") & (optima["form"] == "gradient")]
         selected.append(("optimum", optima[(optima["role"] == "tangent") & optima["batch_size"].isna()]))
@@ -198,7 +205,7 @@ def _rows(trained: TrainedCell, out: Path) -> list[dict[str, Any]]:
         "checkpoint": str(Path(cell.name) / CHECKPOINT),
         "checkpoint_sha256": sha256_of(trained.checkpoint) if trained.checkpoint else None,
         "dataset": spec.data,
-        "estimator": None,
+        "estimator": spec.loss.estimator,
         "proxy": "ema" if spec.loss.beta or spec.loss.gamma else None,
         "weighting": spec.loss.weighting,
         "times": spec.times,

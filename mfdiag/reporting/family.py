@@ -17,6 +17,7 @@ from mfdiag.estimators import Estimator, estimators
 from mfdiag.numbers import with_interval
 from mfdiag.storage import atomic_write
 from mfdiag.tables.docs import markdown_table
+from mfdiag.training.trainable import is_trainable
 
 __all__ = ["COMMAND", "FOLDER", "pages"]
 
@@ -99,6 +100,8 @@ def _page(name: str, estimator: Estimator, measured: pd.DataFrame) -> str:
         parts.append(f"A point of the coefficient plane: beta = {beta:g}, gamma = {gamma:g}.\n")
     if estimator.loss is not None:
         parts.append("It has a loss of its own instead of a residual, so only `mfdiag compare` measures it.\n")
+    if is_trainable(name):
+        parts.append(f"`mfdiag train` trains with it: `loss: {{estimator: {name}}}` in the specification.\n")
     parts.append(markdown_table(("a training step needs", ""), _needs(estimator)))
     numbers = _numbers(measured, name)
     if any(numbers):

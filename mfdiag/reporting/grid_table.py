@@ -56,7 +56,8 @@ def grid_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _models(training: pd.DataFrame) -> pd.DataFrame:
     """One row for each finished model: its hash, and what it was trained with."""
-    finished = training[(training["quantity"] == "steps") & training["checkpoint_sha256"].notna()]
+    on_the_plane = training.reindex(columns=["estimator"])["estimator"].isna()  # other methods have no beta
+    finished = training[(training["quantity"] == "steps") & training["checkpoint_sha256"].notna() & on_the_plane]
     columns = ["checkpoint_sha256", "dataset", "beta", "gamma", "anchor", "seed"]
     return finished[columns].rename(columns={"seed": "trained_seed", "beta": "trained_beta"})
 

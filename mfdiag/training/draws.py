@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mfdiag.estimators import find_estimator
 from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
@@ -37,13 +38,15 @@ class SamplingKey(NamedTuple):
     path: str
     seed: int
     anchor_range: tuple[float, float] | None
+    uniform: bool = False
 
     @classmethod
     def of(cls, spec: TrainSpec) -> SamplingKey:
         """The key of a specification."""
         anchor = spec.loss.anchor
         anchor_range = (anchor.delta_min, anchor.delta_max) if anchor else None
-        return cls(spec.data, spec.times, spec.source, spec.coupling, spec.path, spec.seed, anchor_range)
+        uniform = spec.loss.estimator is not None and find_estimator(spec.loss.estimator).needs.uniform
+        return cls(spec.data, spec.times, spec.source, spec.coupling, spec.path, spec.seed, anchor_range, uniform)
 
     def draws(self, data: Data) -> Draws:
         """The draws of the key, with training's own random streams; InputError if an argument does not fit the data."""
@@ -65,6 +68,7 @@ class BatchStream:
 
     def __init__(self, key: SamplingKey, data: Data, batch_size: int) -> None:
         self.draws, self.anchor_range, self.batch_size = key.draws(data), key.anchor_range, batch_size
+        self.uniform = key.uniform
         width = batch_size * int(np.prod(data.shape))
         self.block_steps = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // width))
 
@@ -78,7 +82,8 @@ class BatchStream:
             low, high = self.anchor_range
             u = torch.as_tensor(self.draws.uniforms("anchor", index, 1)[:, 0])
             delta = torch.minimum(low + (high - low) * u, drawn.t)
-        batch = TrainBatch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight)
+        uniform = torch.as_tensor(self.draws.uniforms("split", index, 1)[:, 0]) if self.uniform else None
+        batch = TrainBatch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight, uniform)
         dtype = torch.get_default_dtype()
         return TrainBatch._make(v if v is None or not v.is_floating_point() else v.to(dtype) for v in batch)
 

@@ -12,12 +12,15 @@ from torch.utils import _pytree as pytree
 
 from mfdiag.derivatives.attention import twice_differentiable
 from mfdiag.flow.density import DensityTimes
+from mfdiag.flow.paths import parse_path
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.training.compiling import compile_step
 from mfdiag.training.draws import BatchFeed
+from mfdiag.training.estimator_loss import estimator_losses
 from mfdiag.training.loss import LossCoefficients, Params, TrainBatch, training_loss
 from mfdiag.training.optimizers import OptimizerMoments, schedule_factor, step_parameters
 from mfdiag.training.spec import TrainSpec
+from mfdiag.training.trainable import trainable_estimator
 
 __all__ = ["Ensemble", "ModelRates", "TrainState", "ensemble_key", "initial_state", "stack_rates", "train_step"]
 
@@ -75,8 +78,13 @@ def train_step(
         The state after the step.
     """
     weighting = parse_weighting(spec.loss.weighting)
+    estimator = None if spec.loss.estimator is None else trainable_estimator(spec.loss.estimator)
 
     def loss_at(params: Params) -> Tensor:
+        if estimator is not None:
+            path = parse_path(spec.path)
+            losses = estimator_losses(module, params, state.ema, batch, estimator, weighting, path)
+            return (losses if batch.weight is None else batch.weight * losses).mean()
         return training_loss(module, params, state.ema, batch, rates.coefficients, weighting)
 
     gradients, loss = grad_and_value(loss_at)(state.params)

@@ -27,6 +27,7 @@ class TrainBatch(NamedTuple):
         delta: The anchor's time steps [n]; None without anchor.
         labels: Class labels [n], or None.
         weight: Weight of each sample in the loss [n]; None if all are 1.
+        uniform: A uniform number for each sample [n], for methods that draw one; else None.
     """
 
     x_t: Tensor
@@ -36,6 +37,7 @@ class TrainBatch(NamedTuple):
     delta: Tensor | None = None
     labels: Tensor | None = None
     weight: Tensor | None = None
+    uniform: Tensor | None = None
 
 
 class LossCoefficients(NamedTuple):
@@ -73,7 +75,7 @@ def training_loss(
     Returns:
         The loss, a scalar.
     """
-    x_t, v_c, r, t, delta, labels, weight = batch
+    x_t, v_c, r, t, delta, labels, weight = batch[:7]
     tangent = target = v_c
     if coefficients.beta is not None or coefficients.gamma is not None:
         vhat = functional_call(module, ema, (x_t, t, t, labels)).detach()

@@ -12,6 +12,7 @@ from mfdiag.flow.time_shares import current_spelling
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.description import Architecture
 from mfdiag.models.networks.registry import MODELS, PREDICTIONS
+from mfdiag.training.trainable import trainable_estimator
 from mfdiag.usercode import is_user_code
 
 __all__ = ["AnchorSpec", "LossSpec", "OptimizerSpec", "ScheduleSpec", "TrainSpec"]
@@ -52,19 +53,33 @@ class AnchorSpec(_Strict):
 
 
 class LossSpec(_Strict):
-    """A point of the coefficient plane (docs/theory.md#plane); (0, 0) is MeanFlow's original loss.
+    """A point of the coefficient plane (docs/theory.md#plane), or another method of the family.
+
+    The point (0, 0) is MeanFlow's original loss.
 
     Attributes:
         beta: Tangent coefficient.
         gamma: Target coefficient.
         weighting: Adaptive weight of each sample, as `--weighting` takes it.
         anchor: The flow-matching anchor; None or "none" for no anchor.
+        estimator: A method that is no point of the plane, as `--estimator` takes it; None for the plane.
     """
 
     beta: float = 0.0
     gamma: float = 0.0
     weighting: str = "none"
     anchor: AnchorSpec | None = None
+    estimator: str | None = None
+
+    @field_validator("estimator")
+    @classmethod
+    def _trainable(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        _require_parsable(trainable_estimator, value)
+        if any(info.data.get(name) for name in ("beta", "gamma", "anchor")):
+            raise ValueError("estimator excludes beta, gamma and anchor, which belong to the plane")
+        return value
 
     @field_validator("weighting")
     @classmethod

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from mfdiag.models.checkpoint import load_model
+from mfdiag.reporting.grid_table import grid_table
 from mfdiag.tables.store import read_json, read_table
 
 Run = Callable[..., Any]
@@ -67,6 +68,38 @@ def test_a_grid(cli: Run, spec: Path, tmp_path: Path) -> None:
         frame[["checkpoint_sha256", "cell"]].drop_duplicates(), on="checkpoint_sha256"
     )
     assert joined["cell"].nunique() == 4, "tables of other commands are joined by the checkpoint's hash"
+
+
+def test_other_methods_than_the_plane(cli: Run, tmp_path: Path) -> None:
+    """Trained, measured on the way as compare does, saved with their name, and no part of the beta grid."""
+    spec, out, measured = tmp_path / "grid.yaml", tmp_path / "grid", tmp_path / "measured"
+    axes = "axes:\n  loss.estimator: [shortcut, progressive_self_distillation]\n"
+    spec.write_text(axes + GRID[GRID.index("data:") :].replace("times: uniform", "times: uniform:r_ne_t=0.5"))
+    result = cli("train", spec, "--out", out)
+    assert result.code == 0, result.err
+    frame = read_table("training", out)
+    assert set(frame["estimator"]) == {"shortcut", "progressive_self_distillation"}
+    counts = frame.groupby("quantity").size().to_dict()
+    assert counts == {"loss": 8, "grad_norm": 8, "variance": 4, "steps": 2}
+    checkpoint = out / "estimator=shortcut" / "model.safetensors"
+    arguments = [
+        "--samples",
+        "128",
+        "--estimator",
+        "shortcut",
+        "--by",
+        "none",
+        "--posterior",
+        "none",
+        "--out",
+        measured,
+    ]
+    assert cli("compare", checkpoint, *arguments, "--quiet").code == 0
+    compared = read_table("compare", measured)
+    one = compared[(compared["quantity"] == "variance") & (compared["layer"] == "all") & compared["t_low"].isna()]
+    last = frame[(frame["quantity"] == "variance") & (frame["estimator"] == "shortcut")].iloc[-1]
+    assert last["value"] == pytest.approx(one["value"].iloc[0], rel=1e-4)
+    assert grid_table({"training": frame}).empty
 
 
 def test_statistics_on_the_way_are_those_of_the_commands(cli: Run, spec: Path, tmp_path: Path) -> None:

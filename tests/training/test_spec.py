@@ -96,6 +96,9 @@ def test_bundled_checkpoint_comes_from_the_shipped_specification() -> None:
             "line 7, ema_decay (first of 2 errors): It should be less than 1, but got 1.",
         ),
         ("  beta: 1", "  beta: .nan", "line 8, loss.beta: It should be a finite number"),
+        ("  beta: 1", "  estimator: soflw", "line 8, loss.estimator: Unknown estimator 'soflw'. Did you mean 'soflow'"),
+        ("  beta: 1", "  estimator: soflow", "line 8, loss.estimator: estimator excludes beta, gamma and anchor"),
+        ("  beta: 1", "  estimator: mine.py:MINE", "line 8, loss.estimator: mine.py:MINE is code in a file"),
         ("data: eight_gaussians", "data: [", "expected YAML, but"),
     ],
 )
