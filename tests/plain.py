@@ -205,12 +205,16 @@ def solution(s: One, x: Tensor, t: Tensor, end: Tensor, net: nn.Module | None = 
     return x + (end - t) * s.u(x, end, t, net)
 
 
-def soflow(s: One, ratio: float, flow_matching: float) -> Tensor:
+def soflow(s: One, ratio: float, flow_matching: float, power: float = 0.0) -> Tensor:
     later = s.t + ratio * (s.r - s.t)
     x_l = s.at(s.t) + s.v_c * (later - s.t)
     error = square(solution(s, s.at(s.t), s.t, s.r) - solution(s, x_l, later, s.r).detach())
     weight = 1 / ((s.t - later) * (s.t - s.r))
     velocity = square(s.u(s.at(s.t), s.t, s.t) - s.v_c)
+    if power:  # by the mean squares of the error and of the quotient of differences
+        dim = s.v_c.numel()
+        weight = weight / (error.detach() / (s.t - later) ** 2 / dim + 0.01) ** power
+        velocity = velocity / (velocity.detach() / dim + 0.01) ** power
     return flow_matching * velocity + (1 - flow_matching) * (weight * error).sum()
 
 
@@ -346,6 +350,7 @@ LOSSES: dict[str, Callable[[One], Tensor]] = {
     "flow_matching": flow_matching,
     "soflow": lambda s: soflow(s, 0.002, 0.75),
     "soflow:0.3,0.5": lambda s: soflow(s, 0.3, 0.5),
+    "soflow:0.3,0.5,0.75": lambda s: soflow(s, 0.3, 0.5, 0.75),
     "euler_mean_flow": lambda s: euler_mean_flow(s, 0.05),
     "euler_mean_flow:0.1,1": lambda s: euler_mean_flow_of_ends(s, 0.1),
     "scm": lambda s: scm(s, 0.1, 1.0),

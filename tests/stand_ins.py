@@ -163,6 +163,26 @@ class Seeing(_Core):
         return self.value(action, time, r, rows)
 
 
+class Solution(_Labelled):
+    """SoFlow: (x, t, s, y, augment_labels)."""
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, y: Tensor, augment_labels: None) -> Tensor:
+        assert augment_labels is None
+        return self.of(x, t, t - s, y)
+
+
+class Texts(_Core):
+    """MeanAudio: keyword arguments, features of words and of the text, and the empty text's in the file."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(labels=2)
+        self.empty_string_feat = nn.Parameter(torch.ones(2, 3), requires_grad=False)
+        self.empty_string_feat_c = nn.Parameter(-torch.ones(1), requires_grad=False)
+
+    def forward(self, latent: Tensor, text_f: Tensor, text_f_c: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return self.value(latent, t, r, text_f.flatten(1).mean(1, keepdim=True), text_f_c)
+
+
 class _Encoder(nn.Module):
     """Features [n, 1] of a dictionary of observations."""
 
@@ -279,6 +299,7 @@ def _policy_step(net: Any, x: Tensor, conditions: dict[str, Tensor]) -> Tensor:
 
 CONDITIONS = {  # name of the card: shapes of the arrays beside the samples
     "dm1": {"state": (1, 1), "rgb": (1, 3, 2, 2)},
+    "meanaudio": {"text_f": (2, 3), "text_f_c": (1,)},
     "mp1": {"point_cloud": (2, 4, 3), "agent_pos": (2, 1)},
 }
 STAND_INS = {
@@ -321,6 +342,25 @@ STAND_INS = {
             "optimizer": {},
         },
         lambda net, x, y: x - net(x, _times(x)[1], _times(x)[1]),
+    ),
+    "soflow": StandIn(
+        Solution,
+        lambda state: {
+            "model": _prefixed(network=state),
+            "ema_model": _prefixed(network=_ema(state)),
+            "finished_steps": 5,
+            "finished_epochs": 1,
+        },
+        lambda net, x, y: x - net(x, *_times(x)[::-1], y, None),
+    ),
+    "meanaudio": StandIn(
+        Texts,
+        lambda state: {
+            "it": 5,
+            "weights": state,
+            "ema": _prefixed(**{f"ema_models.{k}": _prefixed(ema_model=_ema(state)) for k in range(2)}),
+        },
+        lambda net, x, conditions: x - net(latent=x, t=_times(x)[1], r=_times(x)[0], **conditions),
     ),
     "dm1": StandIn(
         Seeing,

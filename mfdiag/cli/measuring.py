@@ -119,7 +119,7 @@ def session(options: Options) -> Iterator[Session]:
 
 def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[str], None]) -> Options:
     """The options, with the objective of the model card for those that the user did not pass."""
-    objective = objective_of(options.model, table)
+    objective = objective_of(options.model, table, say if options.estimator is None else lambda note: None)
     defaults = {name: value for name, value in objective.items() if getattr(options, name) is None}
     if defaults:
         shown = (

@@ -19,7 +19,7 @@ from mfdiag.flow.specs import format_spec, parse_arguments
 if TYPE_CHECKING:  # listing guidances does not need torch
     from torch import Tensor
 
-__all__ = ["GUIDANCES", "Guidance", "GuidanceFactors", "GuidanceScale", "parse_guidance"]
+__all__ = ["GUIDANCES", "Guidance", "GuidanceFactors", "GuidanceScale", "SoFlowGuidance", "parse_guidance"]
 
 GUIDANCES: dict[str, str] = {
     "none": "v_c; all labels as drawn",
@@ -32,6 +32,9 @@ GUIDANCES: dict[str, str] = {
     "re_meanflow:omega,scale,[drop=0.1]",
     "model_guidance": "v_c + omega (u(x_t,t,t,y) - u(x_t,t,t,null)), interval and null labels as in meanflow (arXiv "
     "2502.12154; Decoupled MeanFlow): model_guidance:omega,[low=0],[high=1],[drop=0.1]",
+    "soflow": "mix ((1 + k) v_c - k u(x_t,t,t,null)) + (1 - mix) u(x_t,t,t,y) with k = omega - 1, which decays "
+    "smoothly to 0 for t from decay to 1; a fraction drop of the labels is null and keeps v_c (SoFlow's code): "
+    "soflow:omega,[mix=0.25],[decay=0.8],[drop=0.1]",
     "improved": "v_c + (1 - 1/omega) (v_head(y) - v_head(null)); omega and the interval are inputs of the network "
     "(improved MeanFlow, arXiv 2512.02012): improved:omega,[low=0],[high=1],[drop=0.1]",
     "improved_power": "as improved, with omega = (1 + scale)^U and an interval drawn for each sample, all times if "
@@ -112,6 +115,22 @@ class Guidance:
         return GuidanceFactors(*(is_guided * inside + (1 - is_guided) * outside for inside, outside in pairs))
 
 
+@dataclass(frozen=True)
+class SoFlowGuidance(Guidance):
+    """A strength omega - 1 that decays from time `decay` on, and a share 1 - `mix` of the network's own velocity."""
+
+    mix: float = 1.0
+    decay: float = 1.0
+
+    def factors(self, scale: GuidanceScale, t: Tensor, dropped: Tensor) -> GuidanceFactors:
+        """See `Guidance.factors`."""
+        # the code of arXiv 2512.15657: 1 - exp(-0.025 q / (1 - q)) with q = (1 - t) / (1 - decay), 1 up to t = decay
+        q = ((1 - t) / max(1 - self.decay, 1e-12)).clamp(0, 1 - 1e-6)
+        k = (scale.omega - 1) * (1 - (-0.025 * q / (1 - q)).exp()).where(t > self.decay, 1.0)
+        guided = (~dropped).to(t)
+        return GuidanceFactors(guided * (self.mix * (1 + k) - 1) + 1, guided * (1 - self.mix), -guided * self.mix * k)
+
+
 def parse_guidance(spec: str) -> Guidance | None:
     """The guidance of a specification, a key of `GUIDANCES` with arguments; None for `none`.
 
@@ -138,7 +157,7 @@ def parse_guidance(spec: str) -> Guidance | None:
     return build(format_spec(kind, *arguments.values()), **arguments)
 
 
-_FRACTIONS = {"low", "high", "drop", "share"}
+_FRACTIONS = {"low", "high", "drop", "share", "mix", "decay"}
 _POSITIVE = {"omega", "scale", "least"}
 
 
@@ -173,6 +192,11 @@ def _model_guidance(name: str, omega: float, low: float, high: float, drop: floa
     return Guidance(name, lambda w: (1.0, w, -w), _same_for_all(omega, low, high), drop)
 
 
+def _soflow(name: str, omega: float, mix: float, decay: float, drop: float) -> Guidance:
+    scale = _same_for_all(omega)
+    return SoFlowGuidance(name, lambda w: (mix * w, 1 - mix, mix * (1 - w)), scale, drop, mix=mix, decay=decay)
+
+
 def _improved(name: str, drop: float, sample_scale: ScaleSampler) -> Guidance:
     return Guidance(name, lambda w: (1.0, 1 - 1 / w, 1 / w - 1), sample_scale, drop, network="head")
 
@@ -203,6 +227,7 @@ _KINDS: dict[str, tuple[dict[str, float | None], Callable[..., Guidance]]] = {
     "meanflow_apart": ({"omega": None, "kappa": 0.0, **_INTERVAL, "drop": 0.1}, _meanflow_apart),
     "re_meanflow": ({"omega": None, "scale": None, "drop": 0.1}, _re_meanflow),
     "model_guidance": ({"omega": None, **_INTERVAL, "drop": 0.1}, _model_guidance),
+    "soflow": ({"omega": None, "mix": 0.25, "decay": 0.8, "drop": 0.1}, _soflow),
     "improved": (
         {"omega": None, **_INTERVAL, "drop": 0.1},
         lambda name, omega, low, high, drop: _improved(name, drop, _same_for_all(omega, low, high)),

@@ -139,6 +139,20 @@ def test_a_teacher_that_describes_itself_takes_no_card_of_the_students(made: Mad
         torch.testing.assert_close(found, load_model(checkpoint).module(x, t, t))
 
 
+def test_an_estimator_that_a_table_cannot_measure_is_left_out(made: Made, data: Path, tmp_path: Path, cli: Run) -> None:
+    checkpoint, own = made("soflow")
+    options = ["--data", data, "--samples", 8, "--bins", "none", "--out", tmp_path / "out"]
+    told = cli("variance", checkpoint, "--model", own, *options)
+    assert told.code == 0 and "soflow:0.002,0.857142857142857,1, is left out: it has a loss of its own" in told.err, (
+        told.err
+    )
+    assert set(read_table("variance", tmp_path / "out")["estimator"].dropna()) == {"meanflow", "ema_tangent"}
+    told = cli("variance", checkpoint, "--model", own, "--estimator", "soflow", *options, "--overwrite")
+    assert told.code == 2 and "only `mfdiag compare` measures" in told.err
+    told = cli("compare", checkpoint, "--model", own, *options)
+    assert told.code == 0 and "is left out: it has a loss" not in told.err, told.err
+
+
 def test_quality_takes_a_card(made: Made, data: Path, tmp_path: Path, cli: Run) -> None:
     checkpoint, own = made("haidog-meanflow-2025")
     options = ["--metric", "energy_distance", "--nfe", "1", "--samples", 64, "--out", tmp_path / "out"]

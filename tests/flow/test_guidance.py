@@ -27,6 +27,7 @@ FORMULAS: dict[str, Callable[[float, float, float, float], float]] = {
     "meanflow_apart:2,0.3,0.2,0.7": lambda v, own, null, w: w * v + 0.3 * own + (1 - w - 0.3) * null,
     "re_meanflow:0.5,2": lambda v, own, null, w: w * v + (1 - w / 2) * own + (1 - w - (1 - w / 2)) * null,
     "model_guidance:0.4,0.2,0.7": lambda v, own, null, w: v + w * (own - null),
+    "soflow:3,0.4,0.7": lambda v, own, null, w: 0.4 * (w * v - (w - 1) * null) + 0.6 * own,
     "improved:3,0.2,0.7": lambda v, own, null, w: v + (1 - 1 / w) * (own - null),
     "improved_power": lambda v, own, null, w: v + (1 - 1 / w) * (own - null),
     "improved_uniform": lambda v, own, null, w: v + (1 - 1 / w) * (own - null),
@@ -53,6 +54,8 @@ def test_factors_make_the_formula(spec: str) -> None:
             scale = GuidanceScale(*(torch.tensor([a], dtype=torch.float64) for a in (omega, low, high)))
             at = torch.tensor([t], dtype=torch.float64)
             factors = law.factors(scale, at, torch.tensor([dropped]))
+            if spec.startswith("soflow") and not inside:
+                continue  # it decays, see below
             guided = inside and (not dropped or spec.startswith("re_meanflow"))
             outside = own if spec.startswith("teacher") else v
             expected = FORMULAS[spec](v, own, null, omega) if guided else outside
@@ -115,6 +118,19 @@ def test_pairs_with_r_equal_to_t_keep_v_c() -> None:
     expected = law_of("meanflow:2,0.3,0.2,0.7").factors(plain.scale, plain.t, batch.dropped)
     assert all(torch.equal(a[~equal], b[~equal]) for a, b in zip(factors, expected, strict=True))
     assert (factors.data[~equal] == 2).any() and equal.any()
+
+
+def test_soflows_strength_decays_to_zero() -> None:
+    """As its code writes it: all of it up to the time of decay, 1 - exp(-0.025 q / (1 - q)) after it."""
+    law, t = law_of("soflow:3,0.4,0.6"), torch.tensor([0.3, 0.6, 0.65, 0.8, 0.99, 1.0], dtype=torch.float64)
+    scale = GuidanceScale(*(torch.full_like(t, number) for number in (3, 0, 1)))
+    factors = law.factors(scale, t, torch.zeros(6, dtype=torch.bool))
+    q = ((1 - t[2:]) / 0.4).clamp(max=1 - 1e-6)
+    strength = torch.cat([torch.ones(2), 1 - torch.exp(-0.025 * (q / (1 - q)))]) * 2
+    torch.testing.assert_close(factors.data, 0.4 * (1 + strength))
+    torch.testing.assert_close(factors.null, -0.4 * strength)
+    assert (factors.labeled == 0.6).all() and factors.null[-1] == 0
+    assert law.factors(scale, t, torch.ones(6, dtype=torch.bool)).data.tolist() == [1] * 6
 
 
 def test_strengths_drawn_for_each_sample() -> None:

@@ -71,6 +71,6 @@ def shaken(module: nn.Module) -> nn.Module:
     """The module with every number of its state moved: no layer starts at zero, no copy equals its original."""
     with torch.no_grad():
         for value in module.state_dict().values():
-            if value.is_floating_point():
+            if isinstance(value, Tensor) and value.is_floating_point():
                 value.add_(0.05 * torch.randn_like(value))
     return module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mfdiag.errors import InputError, did_you_mean
@@ -31,6 +31,8 @@ _LACKING = {
     "teacher": "no teacher was passed (--proxy teacher=PATH)",
 }
 
+
+_OWN_LOSS = "it has a loss of its own, which only `mfdiag compare` measures"
 
 _PROXY_TANGENTS = {"self": "self_tangent", "teacher": "teacher_tangent", "exact": "plane:1,0"}
 """What is measured by default in place of ema_tangent where there are no EMA weights: the run's proxy as tangent."""
@@ -97,7 +99,7 @@ def left_out_note(reason: str, names: Sequence[str]) -> str:
 def _unavailable(estimator: Estimator, subject: Subject, table: MeasuredTable) -> str | None:
     """Why the estimator cannot be measured on the subject; None where it can."""
     if estimator.loss is not None and not table.measures_losses:
-        return "it has a loss of its own, which only `mfdiag compare` measures"
+        return _OWN_LOSS
     available = {*subject.networks, *(["head"] if hasattr(subject.module, "velocity") else [])}
     for name in estimator.needs.networks:
         if name not in available:
@@ -130,19 +132,29 @@ def code_record(model: str | None, data: str | None) -> dict[str, Any]:
     return {name: digest for name, digest in hashes.items() if digest is not None}
 
 
-def objective_of(model: str | None, table: MeasuredTable) -> dict[str, Any]:
+def objective_of(
+    model: str | None, table: MeasuredTable, say: Callable[[str], None] = lambda note: None
+) -> dict[str, Any]:
     """Option -> value that a model card gives for a command whose --model is a card; empty for any other."""
-    return card_objective(load_card(model), table) if model is not None and is_card(model) else {}
+    return card_objective(load_card(model), table, say) if model is not None and is_card(model) else {}
 
 
-def card_objective(card: Card, table: MeasuredTable) -> dict[str, Any]:
-    """Option -> value that a model card gives. Its estimator comes before those that are measured by default."""
+def card_objective(card: Card, table: MeasuredTable, say: Callable[[str], None] = lambda note: None) -> dict[str, Any]:
+    """Option -> value that a model card gives. Its estimator comes before those that are measured by default.
+
+    One that the table cannot measure is left out, and `say` receives why.
+    """
     options: dict[str, Any] = {"guidance": card.guidance, **card.objective.model_dump()}
     if options["estimator"] is not None:
+        estimator = None
         if not is_user_code(options["estimator"]):
             with errors_in_field(card.path, "objective.estimator"):
-                find_estimator(options["estimator"])
+                estimator = find_estimator(options["estimator"])
         others = () if table.one_estimator else table.default_estimators
-        options["estimator"] = list(dict.fromkeys([options["estimator"], *others]))
+        if "estimator" in table.objective and estimator and estimator.loss is not None and not table.measures_losses:
+            say(f"the estimator of {card.name}, {estimator.name}, is left out: {_OWN_LOSS}.")
+            options["estimator"] = None
+        else:
+            options["estimator"] = list(dict.fromkeys([options["estimator"], *others]))
     ignored = {"estimator", "weighting"} - set(table.objective)
     return {name: value for name, value in options.items() if value is not None and name not in ignored}

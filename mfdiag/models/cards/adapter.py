@@ -12,7 +12,7 @@ from mfdiag.errors import InputError
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.paths import parse_path
 from mfdiag.models.call_adapter import per_sample, shaped_times
-from mfdiag.models.cards.card import Card, ConditionInput
+from mfdiag.models.cards.card import KEEP, Card, ConditionInput
 from mfdiag.models.wrapper import Wrapper
 
 __all__ = ["CardAdapter"]
@@ -152,9 +152,22 @@ class CardAdapter(Wrapper):
             )
         values = {}
         for name, entry in entries.items():
-            own = {array: _with_null(arrays[array], entry.null, dropped) for array in entry.names}
+            null = self._null_value(entry)
+            own = {array: _with_null(arrays[array], null, dropped) for array in entry.names}
             values[name] = self._encoded(entry, own)
         return values
+
+    def _null_value(self, entry: ConditionInput) -> Any:
+        """The null value of a condition; that of an attribute of the network is looked up in each call."""
+        if not isinstance(entry.null, str) or entry.null == KEEP:
+            return entry.null
+        value = _attribute(self.network, entry.null)
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{self.card.name} takes a null value from {entry.null!r}, but {type(self.network).__name__} has no "
+                f"such tensor; correct null in call.conditions, or write {KEEP}."
+            )
+        return value
 
     def _encoded(self, entry: ConditionInput, arrays: Mapping[str, Tensor]) -> Any:
         """The arrays of one condition as its encoder, or else the network, takes them."""
@@ -209,7 +222,7 @@ def _attribute(network: nn.Module, dotted: str) -> Any:
 
 def _with_null(values: Tensor, null: Any, dropped: Tensor | None) -> Tensor:
     """An array [n, ...] of conditions with its null value in the dropped samples."""
-    if dropped is None or null is None or null == "keep":
+    if dropped is None or null is None or isinstance(null, str):
         return values
     rows = dropped.view(-1, *[1] * (values.ndim - 1))
     return torch.where(rows, torch.as_tensor(null, dtype=values.dtype, device=values.device), values)

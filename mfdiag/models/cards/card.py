@@ -30,6 +30,7 @@ from mfdiag.models.cards.recognition import Recognise
 from mfdiag.storage import is_file
 
 __all__ = [
+    "KEEP",
     "Call",
     "Card",
     "ConditionInput",
@@ -43,6 +44,9 @@ __all__ = [
     "Weights",
 ]
 
+
+KEEP = "keep"
+"""The null value of a condition that guidance does not drop."""
 
 _CONDITION_SCHEMA = WithJsonSchema({"anyOf": [{"type": kind} for kind in ("string", "array", "object")]})
 
@@ -154,10 +158,11 @@ class ConditionInput(_Section):
         description="whether the encoder takes the second axis of the arrays, such as steps of observation, as further "
         "samples; its outputs are joined to one row [n, steps * features] for each sample",
     )
-    null: float | list[Any] | Literal["keep"] | None = Field(
+    null: float | list[Any] | str | None = Field(
         default=None,
         description="value under the null condition of guidance: a number or list that broadcasts against one "
-        "sample's row of the array, or `keep` for a condition that guidance does not drop",
+        "sample's row of the array, the attribute of the network that holds it, or `keep` for a condition that "
+        "guidance does not drop",
     )
 
     _rename_null = model_validator(mode="before")(_null_is_a_name)

@@ -111,6 +111,15 @@ DM1 = headers(
     r_embedding__1__weight=(32, 16),
     mlp_mean__layers__0__weight=(768, 197),
 )
+MEANAUDIO = headers(
+    audio_input_proj__0__weight=(448, 20, 7),
+    text_input_proj__0__weight=(448, 1024),
+    text_cond_proj__0__weight=(448, 512),
+    t_embed__mlp__0__weight=(448, 256),
+    r_embed__mlp__0__weight=(448, 256),
+    joint_blocks__0__latent_block__attn__qkv__weight=(1344, 448),
+    empty_string_feat_c=(512,),
+)
 MP1 = headers(
     obs_encoder__extractor__mlp__0__weight=(64, 3),
     obs_encoder__extractor__final_projection__0__weight=(64, 256),
@@ -245,6 +254,24 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
             "ema_model": below("online_model.model", RECTIFIED) | below("ema_model.model", RECTIFIED),
         },
         ["optimizer"],
+    ),
+    "soflow": (
+        {
+            key: below(
+                "network",
+                transformer(12, 768, 4, 4, 32, "embedding_table", 1000)
+                | headers(s_embedder__mlp__0__weight=(768, 256)),
+            )
+            for key in ("model", "ema_model")
+        },
+        ["optimizer", "finished_steps", "finished_epochs"],
+    ),
+    "meanaudio": (
+        {
+            "weights": MEANAUDIO,
+            "ema": below("ema_models.0.ema_model", MEANAUDIO) | below("ema_models.1.ema_model", MEANAUDIO),
+        },
+        ["it", "optimizer", "scheduler"],
     ),
     "dm1": ({"model": below("network", DM1), "ema": below("network", DM1)}, ["epoch", "optimizer", "lr_scheduler"]),
     "mp1": ({"model": MP1, "ema_model": MP1}, ["optimizer"]),
