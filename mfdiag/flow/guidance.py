@@ -123,7 +123,6 @@ class SoFlowGuidance(Guidance):
     decay: float = 1.0
 
     def factors(self, scale: GuidanceScale, t: Tensor, dropped: Tensor) -> GuidanceFactors:
-        """See `Guidance.factors`."""
         # the code of arXiv 2512.15657: 1 - exp(-0.025 q / (1 - q)) with q = (1 - t) / (1 - decay), 1 up to t = decay
         q = ((1 - t) / max(1 - self.decay, 1e-12)).clamp(0, 1 - 1e-6)
         k = (scale.omega - 1) * (1 - (-0.025 * q / (1 - q)).exp()).where(t > self.decay, 1.0)

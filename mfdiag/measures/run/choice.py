@@ -135,14 +135,31 @@ def code_record(model: str | None, data: str | None) -> dict[str, Any]:
 def objective_of(
     model: str | None, table: MeasuredTable, say: Callable[[str], None] = lambda note: None
 ) -> dict[str, Any]:
-    """Option -> value that a model card gives for a command whose --model is a card; empty for any other."""
+    """Option -> value that a model card gives for a command whose --model is a card; empty for any other.
+
+    Args:
+        model: The value of --model.
+        table: The table that is measured.
+        say: Receives why an estimator is left out.
+
+    Returns:
+        The options; those that the card does not give are missing.
+    """
     return card_objective(load_card(model), table, say) if model is not None and is_card(model) else {}
 
 
 def card_objective(card: Card, table: MeasuredTable, say: Callable[[str], None] = lambda note: None) -> dict[str, Any]:
     """Option -> value that a model card gives. Its estimator comes before those that are measured by default.
 
-    One that the table cannot measure is left out, and `say` receives why.
+    One that the table cannot measure is left out.
+
+    Args:
+        card: The model card.
+        table: The table that is measured.
+        say: Receives why an estimator is left out.
+
+    Returns:
+        The options; those that the card does not give are missing.
     """
     options: dict[str, Any] = {"guidance": card.guidance, **card.objective.model_dump()}
     if options["estimator"] is not None:
