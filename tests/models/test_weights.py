@@ -391,6 +391,12 @@ def accelerate_fsdp(folder: Path, raw: State, ema: State) -> None:
     torch.save(shadow(ema, ORDER), folder / "custom_checkpoint_0.pkl")
 
 
+def accelerate_deepspeed(folder: Path, raw: State, ema: State) -> None:
+    folders.write_zero(folder, raw, stage=3, frozen=("position",))
+    torch.save(shadow(ema, ORDER), folder / "custom_checkpoint_0.pkl")
+    folders.write_leftovers(folder)
+
+
 FOLDERS: dict[str, Callable[[Path, State, State], None]] = {
     "exported": lambda folder, raw, ema: exported(folder, raw),
     "exported with a fixed batch": lambda folder, raw, ema: exported(folder, raw, dynamic=False),
@@ -408,6 +414,7 @@ FOLDERS: dict[str, Callable[[Path, State, State], None]] = {
     "DCP with an optimizer": lambda folder, raw, ema: folders.write_dcp(
         folder, {"model": raw, "optim": {"state": {"net.0.weight": {"exp_avg": torch.ones(4)}}}, "step": 3}
     ),
+    "files of three processes": lambda folder, raw, ema: folders.write_ranks(folder, {"model": raw}),
     "DCP of three processes": lambda folder, raw, ema: folders.write_dcp_of_processes(folder, {"app": raw}),
     **{
         f"ZeRO {stage}, {processes} processes": lambda folder, raw, ema, stage=stage, processes=processes: (
@@ -433,6 +440,10 @@ FOLDERS_WITH_AVERAGE: dict[str, Callable[[Path, State, State], None]] = {
         folder, {"model": raw, "ema": ema}
     ),
     "lightning with fsdp": lightning_fsdp,
+    "files of processes, with an average": lambda folder, raw, ema: folders.write_ranks(
+        folder, {"model": raw, "ema": ema}, 2
+    ),
+    "accelerate with deepspeed": accelerate_deepspeed,
     "lightning with deepspeed": lambda folder, raw, ema: folders.write_zero(
         folder,
         below("model", raw),

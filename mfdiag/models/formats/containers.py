@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mfdiag.errors import InputError
 from mfdiag.models.formats.archives import damaged_file
@@ -18,9 +18,10 @@ from mfdiag.models.formats.dcp import read_dcp
 from mfdiag.models.formats.deepspeed import read_zero
 from mfdiag.models.formats.exported import Program, read_exported
 from mfdiag.models.formats.flaxfile import is_flax, read_flax
-from mfdiag.models.formats.folders import DCP, ZERO, find_layout, is_index
+from mfdiag.models.formats.folders import DCP, RANKS, ZERO, FolderLayout, find_layout, is_index
 from mfdiag.models.formats.named_files import regular_file
 from mfdiag.models.formats.orbax import orbax_folder, read_orbax
+from mfdiag.models.formats.ranks import read_ranks
 from mfdiag.models.formats.shards import read_safetensors, read_sharded
 from mfdiag.models.formats.torchfile import read_torch
 from mfdiag.storage import is_folder
@@ -106,22 +107,20 @@ def _read_folder(folder: Path, load: bool) -> Container:
     if layout.kind == DCP:
         tree, files = read_dcp(folder, load=load)
         return Container(DCP, tree, folder, files)
+    if layout.kind == RANKS:
+        tree = read_ranks(layout.parts, load=load)
+        return Container(RANKS, tree, folder, list(layout.parts.values()))
     if layout.kind == ZERO:
-        zero = read_zero(layout.parts[""], load=load)
-        return Container(zero.kind, zero.tree, folder, zero.files, notes=zero.notes)
+        zero = read_zero(layout.parts.pop(""), load=load)
+        rest = _read_parts(layout, load)
+        tree = zero.tree | {name: part.tree for name, part in rest.parts.items()}
+        files = [*zero.files, *(file for part in rest.parts.values() for file in part.files)]
+        return Container(zero.kind, tree, folder, files, notes=[*zero.notes, *rest.notes])
     config = {file.parent.name if file.parent != folder else "config": _json(file) for file in layout.configs}
     if layout.parts.keys() == {""}:
         file = regular_file(layout.parts[""])
         return replace(_read_file(file, load), config=config)
-    notes = [f"{name} is another network of {folder}; it is not read." for name in layout.left_out]
-    parts: dict[str, Container] = {}
-    for name, part in layout.parts.items():
-        try:
-            parts[name] = _read_folder(part, load) if is_folder(part) else _read_file(regular_file(part), load)
-        except InputError as error:
-            if name not in layout.optional:
-                raise
-            notes.append(f"{part} is not read. {error}")
+    parts, notes = _read_parts(layout, load)
     kinds = " and ".join(dict.fromkeys(part.kind for part in parts.values()))
     return Container(
         kind=f"folder of {kinds}",
@@ -129,8 +128,29 @@ def _read_folder(folder: Path, load: bool) -> Container:
         path=folder,
         files=[file for part in parts.values() for file in part.files],
         config=config,
-        notes=notes,
+        notes=[*(f"{name} is another network of {folder}; it is not read." for name in layout.left_out), *notes],
     )
+
+
+class _Parts(NamedTuple):
+    """The parts of a folder by the name of their weights, and sentences about those that are not read."""
+
+    parts: dict[str, Container]
+    notes: list[str]
+
+
+def _read_parts(layout: FolderLayout, load: bool) -> _Parts:
+    result = _Parts({}, [])
+    for name, part in layout.parts.items():
+        try:
+            content = _read_folder(part, load) if is_folder(part) else _read_file(regular_file(part), load)
+        except InputError as error:
+            if name not in layout.optional:
+                raise
+            result.notes.append(f"{part} is not read. {error}")
+        else:
+            result.parts[name] = content
+    return result
 
 
 def _json(file: Path) -> Any:

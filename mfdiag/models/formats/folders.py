@@ -9,9 +9,9 @@ from pathlib import Path
 from mfdiag.errors import InputError
 from mfdiag.storage import is_file
 
-__all__ = ["DCP", "PLAIN", "ZERO", "FolderLayout", "find_layout", "is_index"]
+__all__ = ["DCP", "PLAIN", "RANKS", "ZERO", "FolderLayout", "find_layout", "is_index"]
 
-PLAIN, DCP, ZERO = "folder", "DCP", "DeepSpeed ZeRO"
+PLAIN, DCP, ZERO, RANKS = "folder", "DCP", "DeepSpeed ZeRO", "files of processes"
 
 _MAX_EXAMPLES = 3  # files that an error lists
 _MAX_TAG = 4096  # bytes of the file that names DeepSpeed's newest checkpoint
@@ -31,6 +31,7 @@ _OTHER_NETWORKS = re.compile(  # components of a diffusers pipeline that are not
     r"vae|vqvae|vqgan|movq|.*tokenizer.*|.*scheduler|.*text_(en)?coder.*|.*_encoder(_\d+)?|safety_checker|"
     r"feature_extractor|vocoder|watermarker"
 )
+_RANK = re.compile(r"(.*rank[_-]?)(\d+)(.*)", re.I)
 _SNAPSHOT = re.compile(r"\d+\.\d+\.pt")
 _NON_EMA = "non_ema"  # the variant that Stable Diffusion's raw weights have beside their average
 _ZERO_FILES = "*_model_states.pt"
@@ -41,7 +42,8 @@ _LATEST = "latest"
 class FolderLayout:
     """Where the weights of a checkpoint folder are.
 
-    `kind` is how `parts` are read: PLAIN files, or one folder of the formats DCP or ZERO. `parts` are files, or
+    `kind` is how `parts` are read: PLAIN files, the files of all RANKS, or one folder
+    of the formats DCP or ZERO. `parts` are files, or
     folders, by the name of their weights; "" if the folder is one file. `optional` names parts that may be unreadable,
     because they may hold anything. `configs` are the JSON files that describe the networks. `left_out` names folders
     with weights of other networks.
@@ -75,7 +77,8 @@ def find_layout(folder: Path) -> FolderLayout:
     if is_file(folder / ".metadata"):
         return FolderLayout(DCP, {"": folder})
     if zero := _zero_folder(folder):
-        return FolderLayout(ZERO, {"": zero})
+        custom = _custom(sorted(folder.iterdir()))  # accelerate's, beside the folder of DeepSpeed
+        return FolderLayout(ZERO, {"": zero} | custom, list(custom))
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -87,6 +90,7 @@ def find_layout(folder: Path) -> FolderLayout:
         _components(folder, entries)
         or _pretrained_layout(folder, entries, files)
         or _post_hoc_snapshots(files)
+        or _rank_files(files)
         or _only_file(folder, files)
     )
 
@@ -161,6 +165,15 @@ def _post_hoc_snapshots(files: list[Path]) -> FolderLayout | None:
     parts = {file.stem: file for file in _weight_files(files)}
     named = all(_SNAPSHOT.fullmatch(file.name) for file in parts.values())
     return FolderLayout(PLAIN, parts) if len(parts) > 1 and named else None
+
+
+def _rank_files(files: list[Path]) -> FolderLayout | None:
+    """The files of several processes, whose names differ in the number after `rank`, if there are no other weights."""
+    matches = [(file, _RANK.fullmatch(file.name)) for file in _weight_files(files)]
+    names = {(match[1], match[3]) if match else None for _, match in matches}
+    if len(matches) < 2 or len(names) != 1 or None in names:
+        return None
+    return FolderLayout(RANKS, {match[2]: file for file, match in matches if match})
 
 
 def _pretrained(folder: Path) -> dict[str, Path]:

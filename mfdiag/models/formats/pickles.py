@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _compat_pickle
 import collections
+import math
 import pathlib
 import pickle
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, NoReturn
 
 __all__ = [
+    "PartHeader",
     "PickleContent",
     "Record",
     "TensorHeader",
@@ -47,6 +49,20 @@ class _Storage:
     dtype: str
     numel: int | None
     key: str = ""
+
+
+@dataclass(frozen=True)
+class PartHeader(TensorHeader):
+    """Header of a distributed tensor of which a file holds a part; `shape` is that of the whole tensor.
+
+    `local_shape` is the shape of the part, `coordinate` the place of its process on each axis of the mesh, `placements`
+    the kind and tensor axis on each of them, and `processes` the number of all processes, or None.
+    """
+
+    local_shape: tuple[int, ...] = ()
+    coordinate: tuple[int, ...] = ()
+    placements: tuple[tuple[str, int | None], ...] = ()
+    processes: int | None = None
 
 
 class UnknownObject:
@@ -335,8 +351,10 @@ def _distributed_stand_ins(pickled: PickleContent) -> dict[str, Any]:
     """Stand-ins for a DTensor: its header is that of its local tensor, which must be all of it."""
 
     class Inert:
+        state: Any = None
+
         def __setstate__(self, state: Any) -> None:
-            pass
+            self.state = state
 
     class Whole:
         def __init__(self, kind: Any, dtype: str, size: Any, *_: Any) -> None:
@@ -352,9 +370,10 @@ def _distributed_stand_ins(pickled: PickleContent) -> dict[str, Any]:
         local = attributes.get("_local_tensor")
         if not isinstance(local, TensorHeader):
             raise pickle.UnpicklingError("a distributed tensor without its local tensor")
-        if local.shape != tensor.size:
-            pickled.parts.append(f"{list(local.shape)} of {list(tensor.size)}")
-        return TensorHeader(tensor.size, local.dtype)
+        if local.shape == tensor.size:
+            return TensorHeader(tensor.size, local.dtype)
+        pickled.parts.append(f"{list(local.shape)} of {list(tensor.size)}")
+        return _part(tensor.size, local, attributes.get("_spec"))
 
     names = (
         "tensor.DTensor",
@@ -372,3 +391,21 @@ def _distributed_stand_ins(pickled: PickleContent) -> dict[str, Any]:
         "torch._utils._rebuild_wrapper_subclass": Whole,
         **{f"torch.distributed.{name}": inert(name.rpartition(".")[2]) for name in names},
     }
+
+
+def _part(size: tuple[int, ...], local: TensorHeader, spec: Any) -> PartHeader:
+    """The header of a part, from what torch pickles of its mesh; a version that pickles less leaves fields empty."""
+    fields = _state_of(spec)
+    mesh = _state_of(fields.get("mesh"))
+    placements = tuple(
+        (type(placement).__name__, _state_of(placement).get("dim")) for placement in fields.get("placements") or ()
+    )
+    ranks = mesh.get("_rank_map", mesh.get("_mesh", mesh.get("mesh")))
+    processes = math.prod(ranks.shape) if isinstance(ranks, TensorHeader) else None
+    coordinate = tuple(mesh.get("_coordinate_on_dim") or ())
+    return PartHeader(size, local.dtype, None, local.shape, coordinate, placements, processes)
+
+
+def _state_of(value: Any) -> dict[str, Any]:
+    state = getattr(value, "state", None)
+    return state if isinstance(state, dict) else {}

@@ -20,7 +20,9 @@ _NUMBER_BYTES = 8  # of the longest number
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the legacy format
 
 
-def read_torch(path: Path, container: str, *, load: bool, ignored: tuple[str, ...] = ()) -> Mapping[Any, Any]:
+def read_torch(
+    path: Path, container: str, *, load: bool, ignored: tuple[str, ...] = (), parts: bool = False
+) -> Mapping[Any, Any]:
     """Read the outermost mapping of a file that torch wrote.
 
     Args:
@@ -29,6 +31,7 @@ def read_torch(path: Path, container: str, *, load: bool, ignored: tuple[str, ..
         load: Whether to load tensors, memory-mapped from a zip. Without it, each tensor is a `TensorHeader`, and torch
             is not imported.
         ignored: Modules whose objects are left unread instead of refused.
+        parts: Whether to read the parts of distributed tensors, as the tensors of this process or as `PartHeader`s.
 
     Returns:
         The mapping from names to tensors, plain values and further mappings.
@@ -43,9 +46,10 @@ def read_torch(path: Path, container: str, *, load: bool, ignored: tuple[str, ..
     if pickled.unknown or plain:
         example = f" ({pickled.unknown[0]})" if pickled.unknown else ""
         raise _refused(path, f"pickled Python objects{example}", conversion_of(path, pickled, plain=plain))
-    if pickled.parts:
+    if pickled.parts and not parts:
         raise InputError(
             f"Expected whole tensors, but {path} holds one process's part of distributed tensors ({pickled.parts[0]}); "
+            "put the files of all processes into a folder, named by their rank (model_rank0.pt, ...), and pass it. Or "
             "gather them on all processes with get_model_state_dict(model, options=StateDictOptions("
             "full_state_dict=True)) of torch.distributed.checkpoint.state_dict, save the result with torch.save on one "
             "process, and pass that file."

@@ -177,6 +177,39 @@ def test_other_networks_of_a_pipeline_are_named(tmp_path: Path) -> None:
     assert {entry.name: entry.values.get("sample_size") for entry in inspection.entries} == {"unet": 32}
 
 
+def test_missing_files_of_processes_are_told(tmp_path: Path) -> None:
+    folders.write_ranks(tmp_path, {"model": state()}, 4)
+    (tmp_path / "model_rank2.pt").unlink()
+    text = refusal(tmp_path)
+    assert "has the files of 3 of 4 processes, with 4 of 5 rows of axis 0 of model.a.weight" in text
+    assert "put the files of all processes into a folder" in refusal(tmp_path / "model_rank0.pt")
+    torch.save({"model": state()}, tmp_path / "model_rank2.pt")
+    assert "model_rank2.pt has none of the same tensor" in refusal(tmp_path)
+
+
+def test_parts_on_a_mesh_of_two_axes_are_joined(tmp_path: Path) -> None:
+    from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    whole = torch.arange(77.0).reshape(11, 7)
+    ways = {"rows": (Shard(0), Shard(0)), "both": (Shard(0), Shard(1)), "columns": (Replicate(), Shard(1))}
+    for rank in range(4):
+        torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=4)
+        mesh = init_device_mesh("cpu", (2, 2))
+        parts = {}
+        for name, placements in ways.items():
+            local = whole
+            for placement, number in zip(placements, (rank // 2, rank % 2), strict=True):
+                local = local if isinstance(placement, Replicate) else local.chunk(2, placement.dim)[number]
+            parts[name] = DTensor.from_local(
+                local.clone(), mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
+            )
+        torch.distributed.destroy_process_group()
+        torch.save(parts, tmp_path / f"pytorch_model_fsdp_0_rank{rank}.bin")
+    tree = read_container(tmp_path, load=True).tree
+    assert all(torch.equal(tree[name], whole) for name in ways)
+
+
 @given(st.integers(0, 10**6), st.integers(0, 255))
 def test_damaged_metadata_are_one_sentence(tmp_path_factory: pytest.TempPathFactory, place: int, value: int) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged"
