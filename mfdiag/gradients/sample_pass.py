@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.derivatives.choice import Derivative, choose_derivative
+from mfdiag.derivatives.time_steps import time_notes
 from mfdiag.errors import InputError
 from mfdiag.fields.builder import FieldBuilder
 from mfdiag.fields.fields import Fields
@@ -29,12 +30,14 @@ from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.pass_types import PassResult, PassSettings, Plan, SupportNetworks
 from mfdiag.gradients.recorder import RecordedForward
 from mfdiag.gradients.running_check import Decision, FastPathError, Sums, WeightedSums, check_weights
+from mfdiag.models.prediction import PredictionAdapter
 from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks", "evaluate_batch", "run_pass"]
 
 _ENGINE_SAMPLES = 2  # samples the engine is tried on before a pass starts; each costs one gradient
 _DERIVATIVE_SAMPLES = 4  # samples the derivative is checked on
+_TIME_SAMPLES = 8  # samples on which the dependence on times is checked
 _CHUNK_BYTES = 288 << 20  # activations of a chunk; a larger chunk was no faster on a DiT of 4M parameters
 _LARGEST_CHUNK = 1024  # a larger chunk was no faster on a small network
 
@@ -225,7 +228,8 @@ def _prepare(
     measured = builder.module
     # at r = t derivatives do not enter the residual, so they are checked elsewhere
     candidates = np.flatnonzero(r < t) if (r < t).any() else np.arange(settings.samples)
-    engine, derivative = _try_engine_and_derivative(builder, candidates[:_DERIVATIVE_SAMPLES], settings, say)
+    tried = candidates[:_DERIVATIVE_SAMPLES]
+    engine, derivative = _try_engine_and_derivative(builder, tried, _spread_samples(r, t), settings, say)
     activation_bytes, losses = engine.capabilities.bytes_per_sample, None
     if plan.losses:
         first = draws.batch(cells.order[:_ENGINE_SAMPLES])
@@ -255,9 +259,13 @@ def _field_builder(
 
 
 def _try_engine_and_derivative(
-    builder: FieldBuilder, index: np.ndarray, settings: PassSettings, say: Callable[[str], None]
+    builder: FieldBuilder,
+    index: np.ndarray,
+    timed: np.ndarray,
+    settings: PassSettings,
+    say: Callable[[str], None],
 ) -> tuple[Engine, Derivative]:
-    """The engine and the derivative of a pass, checked on the samples `index`."""
+    """The engine and the derivative of a pass, checked on the samples `index`, and times on those of `timed`."""
     batch = builder.draws.batch(index)
     inputs = builder.inputs(batch)
     first = select_samples(inputs, slice(_ENGINE_SAMPLES))
@@ -267,7 +275,27 @@ def _try_engine_and_derivative(
     v_c = settings.cast(batch.velocity)
     dx, dt = v_c.expand(2, *v_c.shape), torch.tensor([[1.0], [0.0]]).to(v_c).expand(2, len(v_c))  # (v_c, 1), (v_c, 0)
     checked = engine.capabilities.checked_jvp
+    network = _network_of_times(builder.module)
+    for note in time_notes(network, builder.inputs(builder.draws.batch(timed)), _times_of(network)):
+        say(note)
     return engine, choose_derivative(settings.derivative, builder.module, inputs, dx, dt, say, checked)
+
+
+def _spread_samples(r: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """A few samples whose times r, and whose times t, cover the range of all samples."""
+    ranks = np.linspace(0, len(t) - 1, _TIME_SAMPLES // 2).round().astype(int)
+    return np.unique([np.argsort(times, kind="stable")[ranks] for times in (r, t)])
+
+
+def _network_of_times(module: nn.Module) -> nn.Module:
+    """The network that receives the times, without the factors of a prediction, which are smooth in t."""
+    return module.network if isinstance(module, PredictionAdapter) else module
+
+
+def _times_of(network: nn.Module) -> tuple[str, ...]:
+    """The times that a network takes; a card may say that it has no r."""
+    card = getattr(network, "card", None)
+    return ("t",) if card is not None and not card.output.average else ("r", "t")
 
 
 def evaluate_batch(

@@ -1,0 +1,84 @@
+"""Times that do not reach the output smoothly are told apart, and smooth ones are not accused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mfdiag.derivatives.time_steps import time_notes
+from mfdiag.fields.inputs import Inputs
+from mfdiag.models.networks.dit import DiT
+from mfdiag.models.networks.mlp import MLP
+from mfdiag.models.precision import measured_copy
+
+N = 8
+
+
+class Timed(nn.Module):
+    """Sinusoidal embeddings of the times that `change` makes of r and t."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], scale: float) -> None:
+        super().__init__()
+        self.change, self.scale = change, scale
+        self.body = nn.Sequential(nn.Linear(2 + 16, 16), nn.SiLU(), nn.Linear(16, 2))
+
+    def embed(self, time: Tensor) -> Tensor:
+        angles = self.scale * time[:, None].float() * torch.tensor([1.0, 0.3, 0.1, 0.01])
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        r, t = self.change(r, t)
+        return self.body(torch.cat([x, self.embed(r).to(x), self.embed(t).to(x)], 1))
+
+
+def inputs_of(dtype: torch.dtype) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 2, generator=generator).to(dtype)
+    t = torch.linspace(0.02, 0.98, N) + 0.003 * torch.rand(N, generator=generator)
+    return x, (t * torch.rand(N, generator=generator)).to(dtype), t.to(dtype), None
+
+
+def notes_of(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], scale: float, dtype: torch.dtype) -> list[str]:
+    torch.manual_seed(0)
+    return time_notes(measured_copy(Timed(change, scale), "cpu", dtype), inputs_of(dtype))
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+ODD = {
+    "rounds t within, in steps of about 0.0": lambda r, t: (r, (100 * t).round() / 100),
+    "rounds t within, in steps of about 0.00": lambda r, t: (r, (1000 * t).long() / 1000),
+    "rounds r within": lambda r, t: ((20 * r).floor() / 20, t),
+    "casts t to bfloat16": lambda r, t: (r, t.bfloat16()),
+    "casts r to bfloat16": lambda r, t: ((1000 * r).bfloat16() / 1000, t),
+    "casts t to float16": lambda r, t: (r, t.half()),
+    "u changes with t only between about 0.28 and 0.72": lambda r, t: (r, t.clamp(0.3, 0.7)),
+    "u does not depend on r": lambda r, t: (0 * r, t),
+    "u does not depend on t": lambda r, t: (r, 0 * t),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("expected", ODD)
+def test_each_kind_is_named(expected: str, dtype: torch.dtype) -> None:
+    (note,) = notes_of(ODD[expected], 3.0, dtype)
+    assert expected in note
+
+
+@DTYPES
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1000.0, 30000.0])
+def test_smooth_embeddings_are_not_accused(scale: float, dtype: torch.dtype) -> None:
+    assert notes_of(lambda r, t: (r, t), scale, dtype) == []
+    assert notes_of(lambda r, t: (t - r, t), scale, dtype) == []
+    assert notes_of(lambda r, t: (r, torch.where(t < 0.5, t, t.square())), scale, dtype) == []
+
+
+@pytest.mark.parametrize("network", [lambda: MLP(dim=2), DiT])
+def test_networks_of_the_project_are_not_accused(network: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = measured_copy(network(), "cpu", torch.float32)
+    _, r, t, _ = inputs_of(torch.float32)
+    shape = (4, 8, 8) if isinstance(module, DiT) else (2,)
+    assert time_notes(module, (torch.randn(N, *shape), r, t, None)) == []
