@@ -163,6 +163,13 @@ class Seeing(_Core):
         return self.value(action, time, r, rows)
 
 
+class Anchored(_Labelled):
+    """FACM: (x, t, r, y), average velocities from noise at 0 to data at 1."""
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor) -> Tensor:
+        return self.of(x, t, r, y)
+
+
 class Solution(_Labelled):
     """SoFlow: (x, t, s, y, augment_labels)."""
 
@@ -342,6 +349,14 @@ STAND_INS = {
             "optimizer": {},
         },
         lambda net, x, y: x - net(x, _times(x)[1], _times(x)[1]),
+    ),
+    "facm": StandIn(
+        Anchored,
+        lambda state: {
+            "model": state,
+            "emas": _prefixed(**{f"ema_models.{k}": _prefixed(ema_model=_ema(state)) for k in range(2)}),
+        },
+        lambda net, x, y: _towards_data(net, x, *_times(x), y),
     ),
     "soflow": StandIn(
         Solution,

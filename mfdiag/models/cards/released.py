@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["from_targets", "improved_meanflow", "rotated"]
+__all__ = ["flow_anchored", "from_targets", "improved_meanflow", "rotated"]
 
 _TARGET = "_target_"
 
@@ -33,6 +33,24 @@ def rotated(x: Tensor, table: Tensor) -> Tensor:
     precise = x.to(torch.promote_types(x.dtype, torch.float32))  # there is no complex bfloat16
     pairs = torch.view_as_complex(precise.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * table.to(x.device)[:, None]).flatten(-2).to(x)
+
+
+def flow_anchored(size: str, **arguments: Any) -> nn.Module:
+    """The network `size`, such as LightningDiT_XL_1, of ali-vilab/FACM, as a function of (x, t, r, y).
+
+    It has one time, which says the other end of the interval too: t in [0, 1] for the average velocity up to the data
+    at time 1, and 2 - t for the velocity at t (its expanded time interval). Other values of r have no meaning for it.
+    """
+    from ldit import lightningdit  # type: ignore[import-not-found]
+
+    network = getattr(lightningdit, size)(**arguments)
+    inner = network.forward
+
+    def forward(x: Tensor, t: Tensor, r: Tensor, y: Tensor) -> Tensor:
+        return inner(x, torch.where(r == t, 2 - t, t), None, y)
+
+    network.forward = forward
+    return network
 
 
 def from_targets(**arguments: Any) -> Any:

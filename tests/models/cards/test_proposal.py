@@ -111,6 +111,7 @@ DM1 = headers(
     r_embedding__1__weight=(32, 16),
     mlp_mean__layers__0__weight=(768, 197),
 )
+FACM = lightning() | headers(blocks__0__attn__q_norm__weight=(72,))
 MEANAUDIO = headers(
     audio_input_proj__0__weight=(448, 20, 7),
     text_input_proj__0__weight=(448, 1024),
@@ -254,6 +255,10 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
             "ema_model": below("online_model.model", RECTIFIED) | below("ema_model.model", RECTIFIED),
         },
         ["optimizer"],
+    ),
+    "facm": (
+        {"model": FACM, "emas": below("ema_models.0.ema_model", FACM) | below("ema_models.1.ema_model", FACM)},
+        ["args", "opt", "epoch", "step"],
     ),
     "soflow": (
         {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from mfdiag.models.cards.released import from_targets, improved_meanflow, rotated
+from mfdiag.models.cards.released import flow_anchored, from_targets, improved_meanflow, rotated
 
 TABLE = torch.polar(torch.ones(5, 4), torch.rand(5, 4, generator=torch.Generator().manual_seed(1)))
 
@@ -59,3 +59,19 @@ def test_from_targets_makes_what_is_nested_first() -> None:
     head = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
     made = from_targets(_target_="types.SimpleNamespace", head=head, sizes={"depth": 1})
     assert isinstance(made.head, nn.Linear) and made.head.weight.shape == (2, 3) and made.sizes == {"depth": 1}
+
+
+def test_flow_anchored_has_one_time_for_the_point_and_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recording(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, r: None, y: Tensor) -> Tensor:
+            assert r is None
+            return x + t[:, None] + y[:, None]
+
+    package, code = ModuleType("ldit"), ModuleType("ldit.lightningdit")
+    code.LightningDiT_XL_1 = Recording  # type: ignore[attr-defined]
+    package.lightningdit = code  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ldit", package)
+    monkeypatch.setitem(sys.modules, "ldit.lightningdit", code)
+    t, r = torch.tensor([0.25, 0.25]), torch.tensor([1.0, 0.25])
+    output = flow_anchored("LightningDiT_XL_1")(torch.zeros(2, 1), t, r, torch.zeros(2))
+    assert output[:, 0].tolist() == [0.25, 1.75]
