@@ -87,7 +87,7 @@ def command(
     read = {name: getattr(options, name) for name in ("model", "data", "source", "path", "prediction")}
     with session(options) as work:
         subject, recorded = SubjectOptions(proxy="self", **read), {**read, **code_record(options.model, options.data)}
-        job = QualityJob(work.checkpoints, subject, request, recorded=recorded, progress=work.progress)
+        job = QualityJob(work.checkpoints, subject, request, recorded=recorded, progress=work.progress, say=work.say)
         outcome = run(job, options.out, work.mode, say=work.say)
     work.show("quality", outcome, summary)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mfdiag.quality.features import Features
 
 __all__ = ["TABLE", "QualityJob", "QualityRequest", "WeightsSubject", "summary"]
+
+_ANY_TIMES = "uniform"  # samples have none, so nothing must be said of them
 
 TABLE = table_of(
     "quality",
@@ -93,6 +95,7 @@ class QualityJob(Job[WeightsSubject]):
         request: Metrics, steps, samples.
         recorded: Further options for the manifest, which may not change between a run and its resumption.
         progress: Receives (label, models done, models in all).
+        say: Receives one-line notes.
     """
 
     command = "quality"
@@ -107,8 +110,10 @@ class QualityJob(Job[WeightsSubject]):
         *,
         recorded: Mapping[str, Any],
         progress: Progress | None,
+        say: Callable[[str], None],
     ) -> None:
         self.checkpoints, self.options, self.request, self.progress = checkpoints, options, request, progress
+        self.say = say
         names = ("metrics", "nfe", "weights", "samples", "subsample", "seed", "features_name")
         self.specification = {
             "table": "quality",
@@ -130,8 +135,10 @@ class QualityJob(Job[WeightsSubject]):
         subjects = []
         for path in self.checkpoints:
             for key in self.request.weights:
-                options = replace(self.options, weights=key)
-                subject = load_subject(path, options, say=_mute, progress=self.progress)
+                options = replace(
+                    self.options, weights=key, times=_ANY_TIMES
+                )  # samples have none: nothing is said of them
+                subject = load_subject(path, options, say=self.say, progress=self.progress)
                 subjects.append(WeightsSubject(path, key, subject))
         return subjects
 
@@ -214,7 +221,3 @@ def _seed_groups(names: Mapping[Path, str]) -> list[list[str]]:
             fields["specification"].pop("seed", None)
             groups.setdefault(json.dumps(fields, sort_keys=True), {})[seed] = name
     return [list(group.values()) for group in groups.values() if len(group) > 1]
-
-
-def _mute(note: str) -> None:
-    """Drops a note: those of `load_subject` concern gradients, not samples."""

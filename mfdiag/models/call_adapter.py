@@ -13,12 +13,13 @@ from torch.func import functional_call
 
 from mfdiag.errors import InputError
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.data.disk_arrays import Points
-from mfdiag.models.call_signature import NetworkCall, call_of
+from mfdiag.models.call_signature import NetworkCall, call_of, parameters_of
 from mfdiag.models.plain_calls import activations_kept
 from mfdiag.models.wrapper import Wrapper
 
-__all__ = ["CallAdapter", "TimeShape", "adapt_call", "per_sample", "shaped_times"]
+__all__ = ["CallAdapter", "TimeShape", "adapt_call", "call_note", "per_sample", "shaped_times", "unlabeled_note"]
 
 TimeShape = tuple[str | int, ...]
 """Shape of the times that a network takes: ("n",), ("n", 1), ("n", 1, 1, 1), or () for one number per call."""
@@ -144,13 +145,40 @@ def adapt_call(
     if isinstance(network, Wrapper) and not isinstance(network, CallAdapter):
         return network
     inner = network.network if isinstance(network, CallAdapter) else network
-    readable = _readable(inner)
-    call = call_of(readable.forward, f"{type(readable).__name__}.forward", None if shape is None else conditions)
+    call = call_of(*_entry(_readable(inner)), None if shape is None else conditions)
     network = inner if call.documented else CallAdapter(inner, call)
     if shape is None:
         return network
     inputs = _trial_inputs(inner, tuple(shape), classes, {name: conditions[name] for name in call.conditions})
     return _adapted_by_trial(network, inner, call, inputs, classes, data)
+
+
+def call_note(network: nn.Module) -> str | None:
+    """One line that says how the user's own network is called; None where it is the documented call by its names."""
+    if isinstance(network, CallAdapter):
+        return network.note
+    if isinstance(network, Wrapper):
+        return None
+    function, name = _entry(_readable(network))
+    parameters = parameters_of(function)
+    if parameters is None or any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
+        return f"{name} does not name its parameters: it is called with x_t, r, t and labels by position."
+    return None
+
+
+def unlabeled_note(network: nn.Module, data: Data) -> str | None:
+    """What to say of a network with labels on data that have none; None for any other."""
+    classes = getattr(network, "num_classes", 0)
+    if not classes or data.num_classes:
+        return None
+    return f"{data.name} has no labels: the network, which has {classes} classes, is called without a label."
+
+
+def _entry(network: nn.Module) -> tuple[Callable[..., Any], str]:
+    """The function whose parameters the caller fills, and its name: forward, or a __call__ of the user's own."""
+    kind = type(network)
+    own = str(getattr(kind.__call__, "__module__", "")).partition(".")[0] != "torch"
+    return (network.__call__, f"{kind.__name__}.__call__") if own else (network.forward, f"{kind.__name__}.forward")
 
 
 def _readable(network: nn.Module) -> nn.Module:
@@ -167,6 +195,8 @@ def _adapted_by_trial(
 ) -> nn.Module:
     """`network`, or an adapter with the shape of times and the labels that a few samples show to be right."""
     declared = getattr(inner, "num_classes", None)
+    if classes and declared and "y" not in call.words:
+        raise _dropped_labels(inner, call, f"it has num_classes = {declared} and no parameter for them", classes, data)
     undeclared = "y" in call.words and bool(classes) and declared is None
     choices = (True, False) if undeclared else (bool(classes and declared),)
     batched = False
@@ -179,6 +209,8 @@ def _adapted_by_trial(
         outputs = {labels: pair[0] if pair is not None and _alike(*pair) else None for labels, pair in pairs.items()}
         if all(output is None for output in outputs.values()):
             continue
+        if classes and "y" not in call.words:
+            _refuse_dropped_labels(adapter, inputs, classes, data)
         uses_labels = undeclared and _labels_matter(inner, call, outputs, classes, data)
         if time_shape == ("n",) and not uses_labels:
             return network
@@ -232,6 +264,31 @@ def _outputs(adapter: CallAdapter, inputs: _TrialInputs, labels: bool) -> tuple[
 def _alike(output: Tensor, single: Tensor) -> bool:
     """Whether a batch gives what its samples give one by one."""
     return bool(torch.dist(output.double(), single.double()) <= _ALIKE * single.double().norm())
+
+
+def _refuse_dropped_labels(adapter: CallAdapter, inputs: _TrialInputs, classes: int, data: str) -> None:
+    """Refuse a call without labels if class numbers, as a parameter that is not passed, change the output."""
+    call, network = adapter.call, adapter.network
+    plain = _outputs(adapter, inputs, labels=False)
+    for name in call.optional:
+        labeled = CallAdapter(
+            network, call._replace(keywords=(*call.keywords, (name, "y"))), adapter.time_shape, classes
+        )
+        outputs = _outputs(labeled, inputs, labels=True)
+        if plain is not None and outputs is not None and not torch.equal(outputs[0], plain[0]):
+            raise _dropped_labels(network, call, f"class numbers as {name} change its output", classes, data, name)
+
+
+def _dropped_labels(
+    network: nn.Module, call: NetworkCall, reason: str, classes: int, data: str, name: str = "NAME"
+) -> InputError:
+    words = ", ".join(word for _, word in call.arguments)
+    keywords = ", ".join(f"{key}: {word}" for key, word in (*call.keywords, (name, "y")))
+    return InputError(
+        f"Expected {type(network).__name__} to say how it takes the labels of {data}, but {reason}; pass --model a "
+        f"card with `call: {{arguments: [{words}], keywords: {{{keywords}}}}}` and `conditioning: {{kind: index, "
+        f"classes: {classes}}}`, or leave the labels out with --data PATH:labels=none."
+    )
 
 
 def _labels_matter(

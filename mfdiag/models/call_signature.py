@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mfdiag.errors import InputError
 
-__all__ = ["NetworkCall", "call_of", "possible_conditions"]
+__all__ = ["NetworkCall", "call_of", "parameters_of", "possible_conditions"]
 
 DOCUMENTED = ("x", "r", "t", "y")
 _NAMES = {  # word of a call -> names that tell it, without underscores and in lower case
@@ -17,13 +17,15 @@ _NAMES = {  # word of a call -> names that tell it, without underscores and in l
     "t": "t time times timestep timesteps sigma sigmas noiselevel noiselevels tcur curt tnow",
     "r": "r rtime timer rtimestep timestepr tnext nextt timenext nexttime timestepnext nexttimestep sigmanext "
     "nextsigma targettime targettimestep",
-    "h": "h dt delta deltat deltatime timedelta gap interval stepsize tminusr",
+    "h": "h dt delta deltat tdelta deltatime timedelta gap interval stepsize tminusr",
     "y": "y label labels classlabel classlabels classid classids classes",
 }
 _WORDS = {name: word for word, names in _NAMES.items() for name in names.split()}
 _CONDITIONS = ("cond", "condition", "conditions")  # labels only where no other parameter has a name of labels
 _EITHER_TIME = re.compile(  # a time, but not which one: repositories use these for both ends
-    r"s|tau|(s|t|tau|time|times|timestep|sigma)\d|(t|time|timestep|sigma)?(start|end|from|to|src|dst|prev|begin|stop)"
+    r"s|tau|(s|t|tau|time|times|timestep|sigma)\d|"
+    r"(.*_)?(start|end|from|to|src|dst|prev|previous|next|cur|current|target|begin|stop)(_.*)?|"
+    r"(t|time|timestep|sigma)(start|end|from|to|src|dst|prev|begin|stop)"
 )
 _MEANING = {"x": "x_t", "t": "t", "r": "r", "h": "t - r", "y": "labels"}
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -33,13 +35,15 @@ class NetworkCall(NamedTuple):
     """How a network is called: (parameter, word) of each argument; those in `keywords` are passed by name.
 
     `labels_tell` is whether the parameter of the labels has a name that says so. `conditions` are parameters that
-    receive the array of their own name beside the samples.
+    receive the array of their own name beside the samples. `optional` are parameters with the default None that the
+    call does not pass, and whose names say nothing.
     """
 
     arguments: tuple[tuple[str, str], ...]
     keywords: tuple[tuple[str, str], ...] = ()
     labels_tell: bool = True
     conditions: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     @property
     def words(self) -> set[str]:
@@ -80,21 +84,40 @@ def call_of(function: Callable[..., Any], name: str, conditions: Collection[str]
     Raises:
         InputError: If the names contradict the call or do not decide it; the error has the lines of a card that do.
     """
-    try:
-        parameters = list(signature(function).parameters.values())
-    except (TypeError, ValueError):  # functions of extensions have no signature
+    parameters = parameters_of(function)
+    if parameters is None:
         return DOCUMENTED_CALL
     return _Reading(name, parameters, conditions).call()
 
 
 def possible_conditions(function: Callable[..., Any]) -> tuple[str, ...]:
     """The parameters of a network's forward that may receive arrays of their names: all but the point and times."""
-    try:
-        parameters = signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return ()
-    named = [p.name for p in parameters if p.kind in (*_POSITIONAL, Parameter.KEYWORD_ONLY)]
+    named = [p.name for p in parameters_of(function) or () if p.kind in (*_POSITIONAL, Parameter.KEYWORD_ONLY)]
     return tuple(name for name in named if _WORDS.get(_plain(name)) is None)
+
+
+def parameters_of(function: Callable[..., Any]) -> list[Parameter] | None:
+    """The parameters of a function, those of scripted and traced code among them; None if it does not say them."""
+    schema = getattr(function, "schema", None)
+    if schema is not None:
+        return [
+            Parameter(
+                argument.name,
+                Parameter.KEYWORD_ONLY if argument.kwarg_only else Parameter.POSITIONAL_OR_KEYWORD,
+                default=argument.default_value if argument.has_default_value() else Parameter.empty,
+            )
+            for argument in schema.arguments
+            if argument.name != "self"
+        ]
+    try:
+        return list(signature(function).parameters.values())
+    except (TypeError, ValueError):  # functions of extensions have no signature
+        return None
+
+
+def _is_either_time(name: str) -> bool:
+    """Whether a name is that of a time, but does not say which one."""
+    return any(_EITHER_TIME.fullmatch(text) is not None for text in (_plain(name), name.lower()))
 
 
 def _plain(name: str) -> str:
@@ -144,7 +167,7 @@ class _Reading:
         conditions = self._conditions_beside(names)
         labels_tell = self.words.get(first[3]) == "y"
         if not self.conditions:
-            return NetworkCall(tuple(names.items()), (), labels_tell, conditions)
+            return NetworkCall(tuple(names.items()), (), labels_tell, conditions, self._optional(names))
         return self._in_order(names, conditions)._replace(labels_tell=labels_tell)
 
     def _documented_order(self) -> bool:
@@ -153,7 +176,7 @@ class _Reading:
         if len(names) < 3 and not self.variadic:
             return False
         agree = all(self.words[name] in (None, word) for name, word in zip(names, DOCUMENTED, strict=False))
-        return agree and not any(self.words[n] is None and _EITHER_TIME.fullmatch(_plain(n)) for n in names)
+        return agree and not any(self.words[n] is None and _is_either_time(n) for n in names)
 
     def _can_be_labels(self, parameter: Parameter) -> bool:
         word = self.words[parameter.name]
@@ -182,7 +205,14 @@ class _Reading:
             leading = leading and p.name in names and p.kind in _POSITIONAL
             if p.name in names:
                 (arguments if leading else keywords).append((p.name, names[p.name]))
-        return NetworkCall(tuple(arguments), tuple(keywords), conditions=conditions)
+        return NetworkCall(
+            tuple(arguments), tuple(keywords), conditions=conditions, optional=self._optional({*names, *conditions})
+        )
+
+    def _optional(self, passed: Collection[str]) -> tuple[str, ...]:
+        """Parameters with the default None that are not passed, and whose names say nothing."""
+        others = [p for p in self.parameters if p.name not in passed and self.words[p.name] is None]
+        return tuple(p.name for p in others if p.default is None and p.kind is not Parameter.POSITIONAL_ONLY)
 
     def _conditions_beside(self, names: Collection[str]) -> tuple[str, ...]:
         """The parameters that receive arrays. Refuses others without a default, unless the data are not known yet."""
@@ -194,7 +224,7 @@ class _Reading:
 
     def _refuse_undecided(self, chosen: dict[str, Parameter]) -> None:
         """Refuse names that do not say which parameter is x, which is t, and which is r or t - r."""
-        either = [p.name for p in self.parameters if _EITHER_TIME.fullmatch(_plain(p.name))]
+        either = [p.name for p in self.parameters if self.words[p.name] is None and _is_either_time(p.name)]
         has_interval = bool({"r", "h"} & chosen.keys())
         if {"x", "t"} <= chosen.keys() and has_interval and not self.variadic:
             return

@@ -57,7 +57,7 @@ class SamplingKey(NamedTuple):
             self.seed,
             exact_posterior=False,
             source=source,
-            coupling=parse_coupling(self.coupling, data, source, teacher_velocity),
+            coupling=parse_coupling(self.coupling, data, source, lambda file: teacher_velocity(file, data=data)),
             path=parse_path(self.path),
             stream_prefix="train/",
         )

@@ -19,6 +19,7 @@ from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.times import same_times_note
+from mfdiag.models.call_adapter import unlabeled_note
 from mfdiag.models.networks.registry import build_model
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.training.draws import BatchFeed, SamplingKey
@@ -206,6 +207,10 @@ def _prepare(cells: Sequence[GridCell], out: Path, options: TrainOptions, say: C
     for cell in cells:
         folder, module = out / cell.name, initial_module(cell.spec)
         _check_fit(module, data[cell.spec.data], cell.spec)
+        unlabeled = unlabeled_note(module, data[cell.spec.data])
+        if unlabeled is not None and unlabeled not in notes:
+            notes.append(unlabeled)
+            say(unlabeled)
         run = TrainingRun(initial_state(module))
         if options.resume and (saved := load_run(folder)):
             saved_spec, run = saved

@@ -155,3 +155,18 @@ def test_bad_input_is_one_line(
     result = cli("quality", checkpoint, *QUICK, *options, "--quiet", "--out", tmp_path / "out")
     assert result.code == 2 and result.out == "" and message in result.err and result.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_how_a_network_is_called_is_said(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.layer = torch.nn.Linear(2, 2)\n\n"
+        "    def forward(self, z, t, h):\n        return self.layer(z) + (t - h)[:, None]\n"
+    )
+    torch.save(torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2)}).state_dict(), tmp_path / "net.pt")
+    common = ("net.pt", "--model", "net.py:Net", "--samples", "64")
+    result = cli("quality", *common, *QUICK[2:], "--data", "gaussian:2,0,1", "--metric", "mmd2", "--out", "out")
+    assert result.code == 0, result.err
+    assert result.err.count("Net.forward is called with z = x_t, t = t, h = t - r.") == 1
+    assert "--times" not in result.err

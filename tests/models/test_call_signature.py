@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mfdiag import load_model, measure
+from mfdiag import load_model, measure, measure_quality
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.measures.run.subject import SubjectOptions, load_subject
-from mfdiag.models.call_adapter import CallAdapter, adapt_call
+from mfdiag.models.call_adapter import CallAdapter, adapt_call, call_note
 from mfdiag.models.call_signature import call_of
 from mfdiag.models.networks.mlp import MLP
 
@@ -248,3 +249,217 @@ def test_a_network_that_mixes_samples_is_not_called_one_by_one() -> None:
     for network, shape in ((Centered(), ("n",)), (OneTime(), ())):
         adapted = adapt_call(network, (2,))
         assert isinstance(adapted, CallAdapter) and adapted.time_shape == shape
+
+
+# ------------------------------------------------------------------ ways to hide or replace a signature
+
+SIGNATURES: dict[str, tuple[str, str] | str] = {  # parameters: (by position, by name) of words, or what is refused
+    "x, time, r": ("x t r", ""),
+    "x, t, r=None": ("x t r", ""),
+    "x, t, r=None, h=None": ("x t r", ""),
+    "x, t, h, r=None": ("x t h r", ""),
+    "x, t, dt": ("x t h", ""),
+    "x, t, t_delta": ("x t h", ""),
+    "x, noise_level, sigma_next": ("x t r", ""),
+    "x, timesteps, class_labels=None, *, target_time": ("x t y", "target_time:r"),
+    "x, t, context=None, r=None": ("x t", "r:r"),
+    "x, t, cond, r": ("x t y r", ""),
+    "x, t, r, **kwargs": ("x t r", ""),
+    "x, a, b": ("x r t", ""),
+    "x, t_r, t_t": ("x r t", ""),
+    "x, t, duration": "duration does not",
+    "x, t, d": "d does not",
+    "x, start, end": "start, end can be either",
+    "x, s, t": "s can be either",
+    "x, tau, sigma": "tau can be either",
+    "x, lam, lam_next": "lam_next can be either",
+    "x, noise_prev, noise": "noise_prev can be either",
+    "x, sigma": "neither r nor t - r",
+    "x, r, dt": "which are x, r and t",
+    "x, a, r": "which are x, r and t",
+    "t, r": "which are x, r and t",
+    "inputs": "which are x, r and t",
+    "**kwargs": "which are x, r and t",
+    "x, t, r, t_min, t_max": "also needs t_min, t_max",
+}
+
+
+def network_of(signature: str, kind: str) -> nn.Module:
+    """A network with this signature, whose output says which argument was which: 1 x + 10 t + 100 r + 1000 (t - r)."""
+    code = f"""
+    import functools, torch
+    from torch import nn
+
+    def value(given):
+        weight = dict(x=1.0, t=10.0, r=100.0, h=1000.0)
+        out = 0.0
+        for name, v in given.items():
+            if isinstance(v, torch.Tensor) and v.is_floating_point():
+                out = out + (v if v.ndim > 1 else v[:, None] * torch.ones(1, 3)) * POSITION[name]
+        return out
+
+    def named(function):
+        @functools.wraps(function)
+        def inner(*args, **kwargs):
+            return function(*args, **kwargs)
+        return inner
+
+    class Net(nn.Module):
+        def forward(self, {signature}):
+            return value({{k: v for k, v in locals().items() if k != "self"}})
+
+    class Called(nn.Module):
+        def __call__(self, {signature}):
+            return value({{k: v for k, v in locals().items() if k != "self"}})
+
+    class Decorated(nn.Module):
+        @named
+        def forward(self, {signature}):
+            return value({{k: v for k, v in locals().items() if k != "self"}})
+
+    class Assigned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.forward = functools.partial(self.run)
+
+        def run(self, {signature}):
+            return value({{k: v for k, v in locals().items() if k != "self"}})
+
+    class Hooked(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_forward_hook(lambda module, args, out: out)
+    """
+    names = [part.partition("=")[0].strip(" *") for part in signature.split(",")]
+    scope: dict[str, Any] = {"POSITION": {name: 10.0**k for k, name in enumerate(names)}}
+    exec(textwrap.dedent(code), scope)
+    return scope[kind]()
+
+
+@pytest.mark.parametrize("kind", ["Net", "Called", "Decorated", "Assigned", "Hooked"])
+@pytest.mark.parametrize("signature", [s for s, call in SIGNATURES.items() if not isinstance(call, str)])
+def test_each_argument_receives_its_own_number(signature: str, kind: str) -> None:
+    """Whatever stands between the caller and the function, each parameter gets the word that its name means."""
+    x, r, t = torch.randn(4, 3), torch.full((4,), 0.25), torch.full((4,), 0.75)
+    values = {"x": x, "r": r[:, None], "t": t[:, None], "h": (t - r)[:, None]}
+    positional, named = SIGNATURES[signature]
+    names = [part.partition("=")[0].strip(" *") for part in signature.split(",")]
+    words = dict(zip(names, positional.split(), strict=False)) | dict(pair.split(":") for pair in named.split())
+    parts = [values[word] * 10.0 ** names.index(name) for name, word in words.items() if word != "y"]
+    expected = sum(part * torch.ones(1, 3) for part in parts)
+    adapted = adapt_call(network_of(signature, kind), (3,))
+    torch.testing.assert_close(adapted(x, r, t), expected)
+
+
+@pytest.mark.parametrize("kind", ["Net", "Called", "Assigned"])
+@pytest.mark.parametrize("signature", [s for s, call in SIGNATURES.items() if isinstance(call, str)])
+def test_what_does_not_tell_is_refused(signature: str, kind: str) -> None:
+    with pytest.raises(InputError, match=str(SIGNATURES[signature])) as error:
+        adapt_call(network_of(signature, kind), (3,))
+    assert "pass --model a card with `call: " in str(error.value)
+
+
+class Scripted(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        return x + 10 * t[:, None] + 100 * r[:, None]
+
+
+def hidden(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def inner(*args: Any, **kwargs: Any) -> Tensor:
+        return function(*args, **kwargs)
+
+    return inner
+
+
+class Hidden(Scripted):
+    forward = hidden(Scripted.forward)
+
+
+def test_scripted_and_traced_networks_say_their_parameters() -> None:
+    x, r, t = torch.randn(4, 3), torch.rand(4), torch.rand(4)
+    for network in (torch.jit.script(Scripted()), torch.jit.trace(Scripted(), (x, t, r))):
+        torch.testing.assert_close(adapt_call(network, (3,))(x, r, t), Scripted()(x, t, r))
+
+
+def test_a_hidden_signature_is_positional_as_documented_and_said() -> None:
+    network = Hidden()
+    assert adapt_call(network, (3,)) is network
+    assert call_note(network) == (
+        "Hidden.forward does not name its parameters: it is called with x_t, r, t and labels by position."
+    )
+    said: list[str] = []
+    measure(Shaped(SHAPES["n"][1]), "gaussian:4,0,1", samples=32, tables=["sweep"], beta=[0, 1], say=said.append)
+    assert any("is called with x = x_t, t = t, r = r" in note for note in said)
+    assert call_note(Scripted()) is None or "t = t, r = r" in str(call_note(adapt_call(Scripted())))
+
+
+# ------------------------------------------------------------------ labels that a call would drop
+
+
+class Labelled(nn.Module):
+    def __init__(self, name: str, classes: int | None = None) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(4, 4), nn.Linear(4, 4)
+        if classes is not None:
+            self.num_classes = classes
+        self.keyword = name
+
+
+class ByContext(Labelled):
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, context: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        out = self.linear(x) + t[:, None] * r[:, None]
+        return out if context is None else out + self.embedding(context)
+
+
+class Without(Labelled):
+    def forward(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        return self.linear(x) + t[:, None] * r[:, None]
+
+
+class WithMask(Labelled):
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is not None and mask.shape != x.shape:
+            raise ValueError("one number of the mask per coordinate")
+        return self.linear(x if mask is None else x * mask) + t[:, None] * r[:, None]
+
+
+LABELED = FiniteData("labeled", np.random.default_rng(0).standard_normal((12, 4)), np.arange(12) % 3)
+UNLABELED = FiniteData("plain", LABELED.points, None)
+DROPPED = [(ByContext("context"), "class numbers as context change its output"), (Without("", 3), "num_classes = 3")]
+
+
+@pytest.mark.parametrize(("network", "reason"), DROPPED)
+def test_labels_are_dropped_nowhere(network: nn.Module, reason: str) -> None:
+    options: dict[str, Any] = {"samples": 64, "tables": ["sweep"], "beta": [0, 1]}
+    other = MLP(4, 4, 1)
+    for attempt in (
+        lambda: measure(network, LABELED, **options),
+        lambda: measure(other, LABELED, proxy="teacher", proxy_model=network, **options),
+        lambda: measure_quality(network, LABELED, samples=64, subsample=8, metrics=["energy_distance"]),
+    ):
+        with pytest.raises(InputError, match=reason) as error:
+            attempt()
+        assert "conditioning: {kind: index, classes: 3}" in str(error.value)
+        assert "labels=none" in str(error.value)
+    measure(network, UNLABELED, **options)
+
+
+def test_other_optional_parameters_do_not_hinder() -> None:
+    adapted = adapt_call(WithMask("mask"), (4,), 3)
+    assert isinstance(adapted, CallAdapter) and adapted.call.optional == ("mask",)
+
+
+def test_a_network_with_classes_on_data_without_labels_is_said() -> None:
+    said: list[str] = []
+    measure(MLP(4, 4, 1, num_classes=3), UNLABELED, samples=32, tables=["sweep"], beta=[0, 1], say=said.append)
+    assert "plain has no labels: the network, which has 3 classes, is called without a label." in said
+
+
+def test_quality_in_memory_calls_by_name_and_shape() -> None:
+    torch.manual_seed(0)
+    _, read = SHAPES["n1"]
+    network, plain = Shaped(read), Shaped(SHAPES["n"][1])
+    plain.load_state_dict(network.state_dict())
+    options: dict[str, Any] = {"samples": 64, "subsample": 8, "metrics": ["energy_distance"], "nfe": [2]}
+    ours, reference = (measure_quality(model, "gaussian:4,0,1", **options)["value"] for model in (network, plain))
+    np.testing.assert_allclose(ours, reference, rtol=1e-4)

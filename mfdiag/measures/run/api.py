@@ -31,7 +31,7 @@ from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, subject_of
 from mfdiag.measures.run.table import MeasuredTable
-from mfdiag.models.call_adapter import CallAdapter, adapt_call
+from mfdiag.models.call_adapter import adapt_call, call_note, unlabeled_note
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.prediction import as_average_velocity, prediction_name
@@ -263,8 +263,9 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
         proxy_model = adapt_call(proxy_model, data.shape, data.num_classes, data.name, arrays)
     require_arrays(conditions_taken(model), data, type(unwrapped(model)).__name__)
     require_fitting_arrays([network for network in (model, proxy_model) if network is not None], data)
-    if isinstance(model, CallAdapter) and say is not None:
-        say(model.note)
+    if say is not None:
+        for note in filter(None, (call_note(model), unlabeled_note(model, data))):
+            say(note)
     proxy_network = None if proxy_model is None else as_average_velocity(proxy_model, objective.prediction, path)
     return Subject(
         as_average_velocity(model, objective.prediction, path),
@@ -275,7 +276,7 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
         proxy,
         conditional=bool(getattr(model, "num_classes", 0)),
         source=source,
-        coupling=parse_coupling(objective.coupling, data, source, teacher_velocity),
+        coupling=parse_coupling(objective.coupling, data, source, lambda file: teacher_velocity(file, data=data)),
         path=path,
         prediction=prediction_name(objective.prediction),
         guidance=parse_guidance(objective.guidance),

@@ -52,8 +52,8 @@ class Prepared:
 
         Args:
             model: A module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u, which is copied and
-                measured in eval mode, or a function from noise to samples, both [n, *shape]. Or what
-                `mfdiag.load_model` returns.
+                measured in eval mode; parameters with other names or in another order are passed by name. Or a
+                function from noise to samples, both [n, *shape], or what `mfdiag.load_model` returns.
             nfe: Numbers of steps; a function has none, and its column `nfe` is null.
             run: For the column of this name.
             checkpoint: For the column of this name.
@@ -65,7 +65,8 @@ class Prepared:
             The table; samples that are not finite give the status `nonfinite`.
 
         Raises:
-            InputError: A number of steps is below 1, or the model fails or returns samples of another shape.
+            InputError: A number of steps is below 1, the names of the module's parameters do not say how it is called,
+                or the model fails or returns samples of another shape.
         """
         sampler = self.metrics.sampler
         if isinstance(model, LoadedModel):
@@ -86,11 +87,8 @@ class Prepared:
 
 
 def _adapted(model: nn.Module, data: Data) -> nn.Module:
-    """A network of the user with the arrays beside the samples; without any it is called as documented."""
-    arrays = conditions_of(data)
-    if not arrays:
-        return model
-    adapted = adapt_call(model, data.shape, data.num_classes, data.name, arrays)
+    """A network of the user, called as the names of its parameters and the data say, arrays beside them included."""
+    adapted = adapt_call(model, data.shape, data.num_classes, data.name, conditions_of(data))
     require_no_dropped_array((adapted,), data)
     return adapted
 

@@ -22,7 +22,7 @@ from mfdiag.flow.time_shares import share_note
 from mfdiag.flow.times import TimeSampler, parse_times, same_times_note
 from mfdiag.measures.run.array_checks import require_arrays, require_fitting_arrays, require_no_dropped_array
 from mfdiag.measures.run.request import Progress
-from mfdiag.models.call_adapter import CallAdapter
+from mfdiag.models.call_adapter import call_note, unlabeled_note
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
@@ -311,8 +311,12 @@ def _data(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, pr
 def _adapted(loaded: LoadedModel, data: Data, say: Callable[[str], None]) -> LoadedModel:
     """The model called as its own signature and the data say, which it reports."""
     loaded = loaded.adapted(data)
-    if isinstance(loaded.module, CallAdapter):
-        say(loaded.module.note)
+    own = loaded.module if loaded.built_by_code else None
+    notes = [] if own is None else [call_note(own)]
+    if loaded.card is None:  # a card's own note says what stands for no label
+        notes.append(unlabeled_note(loaded.module, data))
+    for note in filter(None, notes):
+        say(note)
     return loaded
 
 
