@@ -127,10 +127,9 @@ def _read_zip(source: _Source, pickled: PickleContent) -> None:
     with source.open() as file, zipfile.ZipFile(file) as archive:
         records = checked_records(archive, source.path, source.size)
         read_pickle(io.BytesIO(archive.read(records["data.pkl"])), pickled)
-    for key, size in pickled.storages.items():
-        if records[f"data/{key}"].file_size < size:
-            raise damaged_file(source.path, "torch zip", f"storage {key} should have {size:,} bytes")
-    with source.open() as file, zipfile.ZipFile(file) as archive:
+        for key, size in pickled.storages.items():
+            if records[f"data/{key}"].file_size < size:
+                raise damaged_file(source.path, "torch zip", f"storage {key} should have {size:,} bytes")
         for header, key, start in pickled.numbers:
             with archive.open(records[f"data/{key}"]) as storage:
                 storage.seek(start)
