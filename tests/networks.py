@@ -222,7 +222,7 @@ NETWORKS: dict[str, Network] = {
     ),
     "convolutional": Network(_convolutional, (4, 6, 6)),
     "own_layers": Network(_own_layers, (4, 6, 6)),
-    "own_layers_unlike_their_looks": Network(lambda: _own_layers(averaged=2), (4, 6, 6), ruled=False),
+    "own_layers_unlike_their_looks": Network(lambda: _own_layers(averaged=2), (4, 6, 6)),
     "conv1d": Network(
         lambda: Timed(
             nn.Conv1d(3, 6, 3, padding=1, padding_mode="circular"), nn.SiLU(), nn.Conv1d(6, 3, 3, padding=1, groups=3)
@@ -244,9 +244,9 @@ NETWORKS: dict[str, Network] = {
     "shared": Network(_shared, (4,)),
     "folded_tokens": Network(lambda: Turned(folded=True), (5, 4)),
     "tokens_first": Network(lambda: Turned(folded=False), (5, 4), ruled=False),
-    "bilinear": Network(Bilinear, (4,), ruled=False),
-    "renormalised_embedding": Network(lambda: Labelled(scale_grad_by_freq=True), (4,), ruled=False),
-    "unusual": Network(Unusual, (4,), ruled=False),
+    "bilinear": Network(Bilinear, (4,)),
+    "renormalised_embedding": Network(lambda: Labelled(scale_grad_by_freq=True), (4,)),
+    "unusual": Network(Unusual, (4,)),
     "attention": Network(Attention, (5, 4), ruled=False),
-    "insisting": Network(lambda: Timed(Insisting(), nn.Linear(4, 4)), (4,), ruled=False),
+    "insisting": Network(lambda: Timed(Insisting(), nn.Linear(4, 4)), (4,)),
 }

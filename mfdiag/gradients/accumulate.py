@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mfdiag.gradients.cells import Cells
 from mfdiag.gradients.concatenated import Concatenated
-from mfdiag.gradients.factors import Factors, Fold, Outer
+from mfdiag.gradients.factors import Factors, Fold, NoGradient, Outer
 from mfdiag.gradients.moments import BlockMoments
 
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
@@ -98,6 +98,8 @@ class Accumulator:
             _add(grams, layer_of(name), gradients.gram(self.groups).cpu())
             for start, stop in runs if self.folding else ():
                 exact = self._incomplete[int(leaf[start])].exact
+                if name in exact and isinstance(gradients, NoGradient):
+                    continue
                 if name in exact and isinstance(gradients, Outer):
                     gradients.add_total(exact[name], start, stop)
                 else:
@@ -107,7 +109,8 @@ class Accumulator:
                 blocks = self._incomplete[cell].blocks
                 if name not in blocks:
                     blocks[name] = totals.new_zeros(self.cells.blocks, *totals.shape[1:])
-                blocks[name][block_rows] += totals[first:stop]
+                if not isinstance(gradients, NoGradient):
+                    blocks[name][block_rows] += totals[first:stop]
         for gram in grams.values():
             norms += gram.diagonal(dim1=-2, dim2=-1)
         self.diagonal[torch.as_tensor(rows)] = norms

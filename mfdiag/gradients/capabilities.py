@@ -14,12 +14,15 @@ __all__ = ["NetworkCapabilities"]
 class NetworkCapabilities:
     """What a network allows, as `find_capabilities` has tried on its first samples.
 
-    Every parameter takes one of three paths: the rule of its layer, copies for each sample (`bare`), or the reference.
+    Every parameter takes one of these paths: the rule of its layer, copies for each sample (`bare`), the operations
+    that it enters, no gradient at all, or the reference.
 
     Attributes:
         layers: Layers whose rule serves at least one of their parameters.
         bare: Parameters outside of these layers that broadcast over the batch -> `axes` of `expand_over_samples`.
         fallback: Parameters left to the reference.
+        operations: Parameters whose gradients follow from the operations that they enter (`parameter_uses.py`).
+        idle: Parameters without a gradient on the first samples, for which every chunk proves it.
         overwritten: Layers whose output the network overwrites in place, so that they must pass on a copy.
         reversible: Whether double backward gives the right derivatives of the network.
         linearized: Whether layers may run as their linearization (`derivatives/linearized.py`).
@@ -35,6 +38,8 @@ class NetworkCapabilities:
     layers: frozenset[str]
     bare: Mapping[str, int]
     fallback: frozenset[str]
+    operations: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
     overwritten: frozenset[str] = frozenset()
     reversible: bool = True
     linearized: bool = True

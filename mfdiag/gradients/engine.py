@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ from mfdiag.derivatives.reverse_mode import vjp
 from mfdiag.errors import InputError, MfdiagError
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.gradients.engine_protocol import Engine
+from mfdiag.gradients.fallback_note import fallback_note
 from mfdiag.gradients.fast_engine import FastEngine
 from mfdiag.gradients.functional import call, parameter_places
 from mfdiag.gradients.reference_engine import ReferenceEngine, vmap_is_right
@@ -21,11 +22,9 @@ from mfdiag.gradients.sample_independence import mixing_layer, require_repeatabl
 from mfdiag.gradients.trials import find_capabilities
 from mfdiag.models.failures import reason_of
 from mfdiag.models.plain_calls import plain_calls
-from mfdiag.models.wrapper import prefix_of
 
-__all__ = ["Engine", "batch_gradient", "fallback_note", "prepare_engine", "require_sum", "single_gradients"]
+__all__ = ["Engine", "batch_gradient", "prepare_engine", "require_sum", "single_gradients"]
 
-_LISTED = 4  # parameters that a note names
 _SUM_TOLERANCE = 1e-3  # relative; float32 kernels for one sample and for a batch round differently
 
 
@@ -66,20 +65,14 @@ def prepare_engine(
         require_sum(module, inputs, cotangent, singles)
         return ReferenceEngine(module, one_by_one=not vmap_is_right(module, inputs, cotangent, singles))
     capabilities = find_capabilities(module, inputs, cotangent[None], singles)
-    if capabilities.fallback:  # otherwise every gradient comes from the batch's own, and agrees with the singles
+    if capabilities.fallback or capabilities.operations or capabilities.idle:
+        # otherwise every gradient comes from the batch's own, and agrees with the singles
         require_sum(module, inputs, cotangent, singles)
+    if capabilities.fallback:
         right = vmap_is_right(module, inputs, cotangent, singles, capabilities.fallback)
         capabilities = replace(capabilities, one_by_one=not right)
         say(fallback_note(module, capabilities.fallback))
     return FastEngine(module, capabilities)
-
-
-def fallback_note(module: nn.Module, parameters: Iterable[str]) -> str:
-    """What a run says about `parameters` of `module` that the reference computes."""
-    names = sorted(name.removeprefix(prefix_of(module)) for name in parameters)
-    count = f"{len(names)} parameter{'s' * (len(names) > 1)}"
-    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    return f"{count} computed by the slower reference method, with the same result: {listed}."
 
 
 def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, tuple[Tensor, ...]]:

@@ -7,14 +7,14 @@ equal size. Gram matrices stay within a group: their shape is [n, groups, K, K] 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "Factors", "Fold", "Mixed", "Outer", "gram_of", "slices"]
+__all__ = ["Dense", "Factors", "Fold", "Mixed", "NoGradient", "Outer", "PulledBack", "gram_of", "pulled_back", "slices"]
 
 _DENSE_BYTES = 64 << 20  # memory of the samples that are multiplied out at a time
 _MATRIX_ENTRIES = 1 << 20  # size up to which a fold is a matrix product
@@ -208,6 +208,106 @@ class Mixed(Factors):
 
     def folded(self, left: Fold, right: Fold) -> Factors:
         return Dense(torch.cat([right(self.dense(*part)) for part in slices(self.samples, self.sample_bytes)], 1))
+
+
+@dataclass(frozen=True)
+class PulledBack(Factors):
+    """Gradients of a parameter from those of a tensor that is made from it: a linear map of each.
+
+    Attributes:
+        inner: Gradients of the tensor.
+        pull: From gradients [..., entries of the tensor] to those [..., P] of the parameter.
+        samples: n.
+        sample_bytes: Size of one sample's gradients for all cotangents, multiplied out.
+    """
+
+    inner: Factors
+    pull: Callable[[Tensor], Tensor]
+    samples: int
+    sample_bytes: int
+
+    def gram(self, groups: int) -> Tensor:
+        return _sliced_gram(self, groups, self.samples, self.sample_bytes)
+
+    def total(self, start: int, stop: int) -> Tensor:
+        return self.pull(self.inner.total(start, stop))  # the map is linear
+
+    def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
+        return self.pull(self.inner.totals(bounds))
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        return self.pull(self.inner.dense(start, stop))
+
+    def combination(self, selection: slice, weights: Tensor) -> Tensor:
+        return self.pull(self.inner.combination(selection, weights))
+
+    def folded(self, left: Fold, right: Fold) -> Factors:
+        return Dense(torch.cat([right(self.dense(*part)) for part in slices(self.samples, self.sample_bytes)], 1))
+
+
+def pulled_back(factors: Factors, tensor: Tensor, parameter: Tensor, samples: int, cotangents: int) -> Factors:
+    """Turn the gradients of a tensor into those of a parameter that it is made from.
+
+    Args:
+        factors: Per-sample gradients of the tensor, [C, n, entries].
+        tensor: The tensor, with a graph to the parameter.
+        parameter: The parameter; it requires a gradient.
+        samples: n.
+        cotangents: C.
+
+    Returns:
+        Per-sample gradients of the parameter, in factored form where the two hold the same numbers.
+    """
+    same_memory = tensor.data_ptr() == parameter.data_ptr() and tensor.numel() == parameter.numel()
+    if tensor is parameter or (same_memory and tensor.is_contiguous() and parameter.is_contiguous()):
+        return factors
+    transposed = same_memory and tensor.ndim == 2 and tensor.mT.is_contiguous() and parameter.is_contiguous()
+    if transposed and isinstance(factors, Outer):
+        return Outer(factors.inputs, factors.cotangents, not factors.inputs_first)
+
+    def pull(gradients: Tensor) -> Tensor:
+        flat = gradients.reshape(-1, *tensor.shape)
+        (pulled,) = torch.autograd.grad(
+            tensor, parameter, flat, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        )
+        return pulled.reshape(*gradients.shape[:-1], -1)
+
+    if isinstance(factors, Dense):
+        return Dense(pull(factors.values))
+    size = max(tensor.numel(), parameter.numel()) * cotangents * tensor.element_size()
+    return PulledBack(factors, pull, samples, size)
+
+
+@dataclass(frozen=True)
+class NoGradient(Factors):
+    """Gradients [C, n, P] that are all zero, without memory for them."""
+
+    cotangents: int
+    samples: int
+    entries: int
+    like: Tensor
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return self.like.new_zeros(()).expand(*shape)
+
+    def gram(self, groups: int) -> Tensor:
+        k = self.cotangents // groups
+        return self.like.new_zeros(self.samples, groups, k, k, dtype=torch.float64)
+
+    def total(self, start: int, stop: int) -> Tensor:
+        return self._zeros(self.cotangents, self.entries)
+
+    def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
+        return self._zeros(len(bounds), self.cotangents, self.entries)
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        return self._zeros(self.cotangents, stop - start, self.entries)
+
+    def combination(self, selection: slice, weights: Tensor) -> Tensor:
+        return self._zeros(self.entries)
+
+    def folded(self, left: Fold, right: Fold) -> NoGradient:
+        return NoGradient(self.cotangents, self.samples, right.width, self.like)
 
 
 def _common_length(bounds: Sequence[tuple[int, int]]) -> int | None:

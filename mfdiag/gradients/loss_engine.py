@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ from torch.func import jvp
 from mfdiag.derivatives.differentiable_jvp import DifferentiableJvp, jvp_by_double_backward, jvp_by_dual_numbers
 from mfdiag.fields.differentiable_network import DifferentiableNetwork, Loss
 from mfdiag.fields.fields import Fields
+from mfdiag.flow.conditions import Condition
 from mfdiag.gradients.agreement import disagreeing_parameters
 from mfdiag.gradients.concatenated import Concatenated, sum_over_uses
 from mfdiag.gradients.engine_protocol import Engine
-from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.factors import Dense, Factors, NoGradient
+from mfdiag.gradients.fallback_note import fallback_note
 from mfdiag.gradients.functional import call, expand_over_samples, flat_gradient, gradient_size, parameter_places
-from mfdiag.gradients.recorder import record_uses
+from mfdiag.gradients.recorder import LayerUse, Recording, reachable, record_uses
 from mfdiag.gradients.rules import LINEAR_RULES, rule_for
 from mfdiag.gradients.running_check import (
     Decision,
@@ -65,14 +68,18 @@ class LossEngine:
         self.module, self.losses, self.jvp = module, losses, jvp
         self.places = parameter_places(module)
         self.state = {name: p.detach() for name, p in module.named_parameters()}
-        self.names = {id(p): name for name, p in module.named_parameters()}
+        names = {id(p): name for name, p in module.named_parameters()}
         self.layers = {name: module.get_submodule(name) for name in sorted(engine.capabilities.layers)}
+        self.own = {  # of each layer: name within it -> name within the model
+            layer: {local: names[id(p)] for local, p in part.named_parameters(recurse=False)}
+            for layer, part in self.layers.items()
+        }
         self.bare = engine.capabilities.bare
+        self.operations, self.idle = engine.capabilities.operations, engine.capabilities.idle
         self.rows: dict[Loss, dict[str, tuple[tuple[float, float], ...]]] = {}  # on the first samples, by loss
         self.slow = [self._slow_parameters(loss, fields) if engine.uses_rules else list(self.state) for loss in losses]
         if engine.uses_rules and (slow := {name for names in self.slow for name in names}):
-            count = f"{len(slow)} parameter{'s' * (len(slow) > 1)}"
-            say(f"{count} computed one sample at a time for some estimators, with the same result: first {min(slow)}.")
+            say(fallback_note(module, slow, " for some estimators"))
 
     def append_losses(
         self, factors: Iterator[tuple[str, Factors]], fields: Fields, sums: Sequence[WeightedSums] = ()
@@ -151,15 +158,24 @@ class LossEngine:
         return {name: Dense(torch.stack([flat_gradient(g) for g in column])[None]) for name, column in columns}
 
     def _network(
-        self, state: Mapping[str, Tensor], fields: Fields, jvp: Callable[..., Any], copies: Mapping[str, Tensor] = {}
+        self,
+        state: Mapping[str, Tensor],
+        fields: Fields,
+        jvp: Callable[..., Any],
+        copies: Mapping[str, Tensor] = {},
+        context: Callable[[Sequence[Condition]], AbstractContextManager[object]] = nullcontext,
     ) -> DifferentiableNetwork:
-        """The network with the parameters of `state`, and `copies` [n, ...] of some, one for each sample."""
+        """The network with the parameters of `state`, and `copies` [n, ...] of some, one for each sample.
+
+        Each call is in a `context` of its inputs.
+        """
         assert fields.context is not None
 
         def evaluate(x: Tensor, *others: Tensor | None) -> Tensor:
             points = len(x) // len(fields.u)  # a loss may evaluate several points for each sample
             repeated = {name: p if points == 1 else p.repeat_interleave(points, 0) for name, p in copies.items()}
-            return call(self.module, self.places, {**state, **repeated}, (x, *others))
+            with context((x, *others)):
+                return call(self.module, self.places, {**state, **repeated}, (x, *others))
 
         return DifferentiableNetwork(self.module, evaluate, fields.context.condition, jvp)
 
@@ -179,24 +195,54 @@ class LossEngine:
         bare = {
             name: expand_over_samples(self.state[name], n, axes).requires_grad_() for name, axes in self.bare.items()
         }
+        operations, idle = (
+            {name: self.state[name].detach().requires_grad_() for name in sorted(names) if name not in slow}
+            for names in (self.operations, self.idle)
+        )
         # every layer passes on a copy of its output: a loss may overwrite what the engine's forward pass does not
-        with record_uses(self.layers, self.layers, of_loss=True) as uses, torch.enable_grad():
-            network = self._network(self.state, fields, self.jvp or jvp_by_dual_numbers, bare)
+        copied = self.layers.keys() | operations.keys()
+        with record_uses(self.layers, copied, operations, of_loss=True) as recording, torch.enable_grad():
+            state = {**self.state, **operations, **idle}
+            network = self._network(state, fields, self.jvp or jvp_by_dual_numbers, bare, recording.of_operations)
             values = fields.apply_weight(loss(fields, network))
-        own = {
-            layer: {local: self.names[id(p)] for local, p in module.named_parameters(recurse=False)}
-            for layer, module in self.layers.items()
-        }
-        fast = {layer for layer, names in own.items() if any(name not in slow for name in names.values())}
+        uses = recording.uses
+        fast = {layer for layer, own in self.own.items() if any(name not in slow for name in own.values())}
         expected = self.rows.setdefault(loss, rows_per_sample(uses, n))
-        if unexpected := unexpected_layers(uses, n, expected, fast):
-            names = {name for layer in unexpected for name in own[layer].values()}
+        if unexpected := unexpected_layers(uses, n, expected, fast | operations.keys()):
+            names = {name for layer in unexpected for name in self.own.get(layer, {"": layer}).values()}
             raise FastPathError(Decision(frozenset(names)), part_note(min(unexpected)))
-        targets = [*(use.output for use in uses), *bare.values()]
+        with_graph = reachable(values, idle)
+        targets = [*(use.output for use in uses), *bare.values(), *with_graph.values()]
         gradients = torch.autograd.grad(values.sum(), targets, allow_unused=True, materialize_grads=True)
+        ruled = self._ruled(recording, gradients, n, fast, operations)
+        of_copies = dict(zip([*bare, *with_graph], gradients[len(uses) :], strict=True))
+        unused = [name for name in idle if not (name in of_copies and of_copies[name].any())]
+        return {
+            **ruled,
+            **{name: Dense(flat_gradient(of_copies[name][None], 2)) for name in bare},
+            **{name: NoGradient(1, n, gradient_size(self.state[name]), values) for name in unused},
+        }
+
+    def _ruled(
+        self,
+        recording: Recording,
+        gradients: Sequence[Tensor],
+        n: int,
+        fast: Container[str],
+        operations: Mapping[str, Tensor],
+    ) -> dict[str, Factors]:
+        """The factors that follow from the `gradients` of recorded outputs, except where a rule does not fit."""
         parts: dict[str, list[Factors]] = defaultdict(list)
-        failed: set[str] = set()
-        for use, g in zip(uses, gradients, strict=False):
+        failed = set(recording.refused)
+        for use, g in zip(recording.uses, gradients, strict=False):
+            if use.ruled is not None:
+                try:
+                    by_name = _operation_factors(use, g, n, operations)
+                except (RuntimeError, ValueError, IndexError):
+                    failed.update(use.ruled.all_names)
+                    continue
+                for name, factors in by_name.items():
+                    parts[name] += factors
             if use.layer not in fast:
                 continue
             layer = self.layers[use.layer]
@@ -206,18 +252,16 @@ class LossEngine:
                 try:
                     by_parameter = _rule_factors(layer, use.input[k::points], tangent, g[None, k::points])
                 except (RuntimeError, ValueError, IndexError):  # the layer is not what its rule expects
-                    failed.update(own[use.layer].values())
+                    failed.update(self.own[use.layer].values())
                     break
-                for local, p in layer.named_parameters(recurse=False):
-                    if local in by_parameter:
-                        parts[self.names[id(p)]].append(by_parameter[local])
-        ruled = {
+                for local, name in self.own[use.layer].items():
+                    if local in by_parameter and name not in self.operations | self.idle:
+                        parts[name].append(by_parameter[local])
+        return {
             name: sum_over_uses(uses_of, n, gradient_size(self.state[name]))
             for name, uses_of in parts.items()
             if name not in failed
         }
-        of_copies = zip(bare, gradients[len(uses) :], strict=True)
-        return {**ruled, **{name: Dense(flat_gradient(g[None], 2)) for name, g in of_copies}}
 
     def _slow_parameters(self, loss: Loss, fields: Fields) -> list[str]:
         """Parameters whose gradients from `_batched` disagree with those of `_sample_by_sample`."""
@@ -228,6 +272,19 @@ class LossEngine:
         except (RuntimeError, ValueError, IndexError):  # the network is not what its layers' rules expect
             return list(self.state)
         return [name for name in self.state if name in slow]
+
+
+def _operation_factors(use: LayerUse, g: Tensor, n: int, leaves: Mapping[str, Tensor]) -> dict[str, list[Factors]]:
+    """Factors [1, n, P] from the cotangents g of an operation's output; points and tokens are folded into its rows."""
+    assert use.ruled is not None
+    a, g = use.input if use.tangent is None else use.tangent, g[None]
+    if use.ruled.of_copies:
+        ((_, tensor),) = use.ruled.tensors.items()
+        g = g.reshape(1, n, -1, *tensor.shape).sum(2)  # over the points of each sample
+    else:
+        a = a if len(a) == n else a.unflatten(0, (n, -1))
+        g = g if g.shape[1] == n else g.unflatten(1, (n, -1))
+    return use.ruled.by_parameter(a, g, leaves, of_tangent=use.tangent is not None)
 
 
 def _rule_factors(module: nn.Module, a: Tensor, tangent: Tensor | None, g: Tensor) -> dict[str, Factors]:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from mfdiag.gradients.factors import Dense, Factors, Outer
 
-__all__ = ["LINEAR_RULES", "Rule", "is_guess", "rule_for"]
+__all__ = [
+    "LINEAR_RULES",
+    "Rule",
+    "convolution_factors",
+    "is_guess",
+    "linear_factors",
+    "rule_for",
+    "transposed_convolution_factors",
+]
 
 Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Factors]]
 """(module, input [n, ...], output cotangents [C, n, ...]) -> parameter name within the module -> factors."""
@@ -71,6 +79,19 @@ def _rule_applies(module: nn.Module) -> bool:
 
 @_rule(nn.Linear)
 def linear(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
+    return linear_factors(a, g)
+
+
+def linear_factors(a: Tensor, g: Tensor) -> dict[str, Factors]:
+    """Factors of weight and bias of y = a W^T + b.
+
+    Args:
+        a: Inputs [n, ..., p].
+        g: Cotangents of the output, [C, n, ..., q].
+
+    Returns:
+        Factors of `weight` [q, p] and `bias` [q].
+    """
     a, g = a.reshape(len(a), -1, a.shape[-1]), g.reshape(*g.shape[:2], -1, g.shape[-1])
     return {"weight": Outer(a, g), "bias": Dense(g.sum(2))}
 
@@ -80,7 +101,16 @@ def convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
     assert isinstance(module, nn.modules.conv._ConvNd)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     a = F.pad(a, module._reversed_padding_repeated_twice, mode=mode)
-    return _convolution(a, g, module.kernel_size, module.stride, module.dilation, module.groups)
+    return convolution_factors(a, g, module.kernel_size, module.stride, module.dilation, module.groups)
+
+
+@_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def transposed_convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
+    assert isinstance(module, nn.modules.conv._ConvTransposeNd)
+    assert not isinstance(module.padding, str)
+    return transposed_convolution_factors(
+        a, g, module.kernel_size, module.stride, module.padding, module.dilation, module.groups
+    )
 
 
 def same_convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Factors]:
@@ -89,18 +119,26 @@ def same_convolution(module: nn.Module, a: Tensor, g: Tensor) -> dict[str, Facto
     _, channels, *kernel = module.weight.shape
     ones = [1] * len(kernel)
     a = F.pad(a, [size // 2 for size in reversed(kernel) for _ in range(2)])
-    return _convolution(a, g, kernel, ones, ones, a.shape[1] // channels)
+    return convolution_factors(a, g, kernel, ones, ones, a.shape[1] // channels)
 
 
-def _convolution(
+def convolution_factors(
     a: Tensor, g: Tensor, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int], groups: int
 ) -> dict[str, Factors]:
-    """weight and bias from a padded input [n, channels-in, *spatial] and output cotangents."""
-    spatial = a.ndim - 2
-    for axis, (size, stride, step) in enumerate(zip(kernel, strides, dilation, strict=True), start=2):
-        a = a.unfold(axis, (size - 1) * step + 1, stride)[..., ::step]  # the window becomes a last axis
-    # patches [n, groups, positions, channels-in / groups * kernel]
-    a = a.unflatten(1, (groups, -1)).movedim(2, 2 + spatial).flatten(2 + spatial).flatten(2, 1 + spatial)
+    """Factors of weight and bias of a convolution.
+
+    Args:
+        a: Inputs with their padding, [n, channels, *spatial].
+        g: Cotangents of the output, [C, n, channels, *spatial].
+        kernel: Size of the window along each spatial axis.
+        strides: Steps from window to window.
+        dilation: Steps within a window.
+        groups: Groups of channels.
+
+    Returns:
+        Factors of `weight` and `bias`.
+    """
+    a = _patches(a, kernel, strides, dilation, groups)
     g = g.flatten(3).transpose(2, 3)  # [C, n, positions, channels-out]
     bias = Dense(g.sum(2))
     if groups == 1:
@@ -111,7 +149,53 @@ def _convolution(
     return {"weight": Dense(values.flatten(2)), "bias": bias}
 
 
-LINEAR_RULES = (linear, convolution, same_convolution)
+def _patches(a: Tensor, kernel: Sequence[int], strides: Sequence[int], dilation: Sequence[int], groups: int) -> Tensor:
+    """The windows of a [n, channels, *spatial]: [n, groups, positions, channels / groups * kernel]."""
+    spatial = a.ndim - 2
+    for axis, (size, stride, step) in enumerate(zip(kernel, strides, dilation, strict=True), start=2):
+        a = a.unfold(axis, (size - 1) * step + 1, stride)[..., ::step]  # the window becomes a last axis
+    return a.unflatten(1, (groups, -1)).movedim(2, 2 + spatial).flatten(2 + spatial).flatten(2, 1 + spatial)
+
+
+def transposed_convolution_factors(
+    a: Tensor,
+    g: Tensor,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> dict[str, Factors]:
+    """Factors of weight and bias of a transposed convolution y = W^T a + b, where W is a convolution.
+
+    <g, W^T a> = <W g, a>: the gradient is that of the convolution W of g with the cotangent a.
+
+    Args:
+        a: Inputs [n, channels, *spatial].
+        g: Cotangents of the output, [C, n, channels, *spatial].
+        kernel: Size of the window along each spatial axis.
+        strides: Steps from window to window.
+        padding: What the convolution pads on both sides.
+        dilation: Steps within a window.
+        groups: Groups of channels.
+
+    Returns:
+        Factors of `weight` and `bias`.
+    """
+    bias = Dense(g.flatten(3).sum(3))
+    cotangents, n = g.shape[:2]
+    g = F.pad(g.flatten(0, 1), [width for width in reversed(padding) for _ in range(2)])
+    for axis, (size, length, stride, step) in enumerate(zip(a.shape[2:], kernel, strides, dilation, strict=True), 2):
+        g = g.narrow(axis, 0, (size - 1) * stride + (length - 1) * step + 1)  # output padding may allow more windows
+    patches = _patches(g, kernel, strides, dilation, groups).unflatten(0, (cotangents, n))
+    a = a.flatten(2).transpose(1, 2)  # [n, positions, channels-in]
+    if groups == 1:
+        return {"weight": Outer(a, patches[:, :, 0], inputs_first=True), "bias": bias}
+    values = torch.einsum("ntgi,cngto->cngio", a.unflatten(2, (groups, -1)), patches)
+    return {"weight": Dense(values.flatten(2)), "bias": bias}
+
+
+LINEAR_RULES = (linear, convolution, same_convolution, transposed_convolution)
 """Rules of layers y = W a + b."""
 
 

@@ -20,9 +20,10 @@ from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.times import GridTimes
 from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
-from mfdiag.gradients.engine import batch_gradient, fallback_note, prepare_engine, require_sum, single_gradients
+from mfdiag.gradients.engine import batch_gradient, prepare_engine, require_sum, single_gradients
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors
+from mfdiag.gradients.fallback_note import fallback_note
 from mfdiag.gradients.fast_engine import FastEngine
 from mfdiag.gradients.functional import gradient_size
 from mfdiag.gradients.loss_engine import LossEngine

@@ -69,16 +69,32 @@ def find_capabilities(
                 break
 
     fallback = capabilities.fallback | (wrong | undecided & guessed) - capabilities.bare.keys()
+    capabilities = _with_operations(
+        replace(capabilities, fallback=frozenset(fallback - zero), idle=frozenset(fallback & zero)),
+        frozenset(),
+        parameters,
+    )
+    if capabilities.fallback:
+        capabilities = trials.operations(capabilities, parameters)
+    fallback = capabilities.fallback | capabilities.idle
     return replace(
         capabilities,
-        layers=frozenset(name for name in layers if parameters[name] - fallback),
-        fallback=fallback,
         overwritten=frozenset(trials.overwritten),
         bytes_per_sample=trials.bytes_per_sample,
         rows=trials.rows,
         unproved=zero - fallback,
         selects_by_value=selects_by_value(module, inputs),
     )
+
+
+def _with_operations(
+    capabilities: NetworkCapabilities, operations: frozenset[str], parameters: Mapping[str, set[str]]
+) -> NetworkCapabilities:
+    """The same with some of the fallback's parameters served by operations, and no layer whose rule serves none."""
+    others = capabilities.fallback | capabilities.idle | capabilities.operations
+    layers = frozenset(name for name in capabilities.layers if parameters[name] - others)
+    fallback = (capabilities.fallback | capabilities.operations) - operations
+    return replace(capabilities, layers=layers, operations=operations, fallback=fallback)
 
 
 def _with_bare(capabilities: NetworkCapabilities, bare: Mapping[str, int]) -> NetworkCapabilities:
@@ -130,6 +146,25 @@ class _Trials:
                 if not self._learn_from(error):
                     return set(self.reference)
                 graph = None
+
+    def operations(self, capabilities: NetworkCapabilities, parameters: Mapping[str, set[str]]) -> NetworkCapabilities:
+        """Serve as much of the fallback as possible by the operations that its parameters enter.
+
+        Derivatives must stay right: where they do not, nothing is changed.
+        """
+        operations = frozenset(capabilities.fallback)
+        while operations:
+            attempt = _with_operations(capabilities, operations, parameters)
+            wrong = self.disagreeing(attempt) & operations
+            if not wrong:
+                break
+            operations -= wrong
+        attempt = _with_operations(capabilities, operations, parameters)
+        graph = self._forward(self._engine(attempt))
+        if operations and capabilities.reversible and graph.check_jvp() is None:
+            attempt = capabilities
+            self._forward(self._engine(attempt))
+        return attempt
 
     def _engine(self, capabilities: NetworkCapabilities) -> FastEngine:
         return FastEngine(self.module, replace(capabilities, overwritten=frozenset(self.overwritten)))
