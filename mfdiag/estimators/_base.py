@@ -28,6 +28,7 @@ class Needs:
         pair: Whether it needs the sample's own ends x_0 and x_1.
         uniform: Whether it draws a uniform number for each sample.
         others: Whether it draws other data or samples for each sample.
+        same_condition: Whether it needs other data that have the sample's condition.
     """
 
     trained: int = 1
@@ -39,6 +40,7 @@ class Needs:
     pair: bool = False
     uniform: bool = False
     others: bool = False
+    same_condition: bool = False
 
     @property
     def cost(self) -> int:

@@ -61,7 +61,7 @@ def build(name: str, references: int) -> Estimator:
         "arXiv 2602.05435",
         "MeanFlow with sum_k w_k (x_t - x_0^k)/t for v_c, w = softmax_k log p_t(x_t | x_0^k)",
         partial(residual, references=references),
-        needs=Needs(jvps=1, normal=True, pair=True, others=True),
+        needs=Needs(jvps=1, normal=True, pair=True, others=True, same_condition=True),
         unbiased=True,
     )
 

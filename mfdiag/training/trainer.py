@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mfdiag.errors import InputError, first_line
-from mfdiag.flow.data.datasets import Data, load_data
+from mfdiag.flow.data.datasets import Data, conditions_of, load_data
 from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
@@ -320,6 +320,12 @@ def initial_module(spec: TrainSpec) -> nn.Module:
 
 
 def _check_fit(module: nn.Module, data: Data, spec: TrainSpec) -> None:
+    if names := ", ".join(conditions_of(data)):
+        raise InputError(
+            f"Expected data without conditions for the built-in model {spec.model.name!r}, which takes labels alone, "
+            f"but {spec.data!r} has {names} beside its samples. Leave them out with conditions=none, or train with "
+            "your own code and measure with --model."
+        )
     x, time = torch.zeros(2, *data.shape), torch.ones(2)
     try:
         with torch.no_grad():

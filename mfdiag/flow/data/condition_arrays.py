@@ -11,51 +11,9 @@ import numpy as np
 
 from mfdiag.errors import InputError
 from mfdiag.flow.data.disk_arrays import Points, tiles
-from mfdiag.flow.data.files import as_numpy
+from mfdiag.flow.data.files import as_condition
 
-__all__ = ["as_condition", "require_rows", "row_groups", "select_conditions"]
-
-_CHUNK = 2**22  # numbers checked together, so that a memory-mapped file is never held whole
-_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # torch computes little with these
-
-
-def as_condition(name: str, values: Any, location: Path | str) -> np.ndarray:
-    """An array of conditions as stored: booleans, integers and floating-point numbers keep their type.
-
-    Args:
-        name: Name of the array.
-        values: Array or tensor [N, ...].
-        location: Where it comes from, for errors.
-
-    Returns:
-        The array [N, ...]; a memory map stays one.
-
-    Raises:
-        InputError: The rows have different lengths, or are no numbers, or there is no axis of samples, or a value is
-            NaN.
-    """
-    values = as_numpy(values) if hasattr(values, "detach") else np.asanyarray(values)
-    if values.dtype.kind not in "biuf":
-        kind = {"O": "rows of different lengths or Python objects", "U": "text", "S": "text"}.get(
-            values.dtype.kind, f"{values.dtype} values"
-        )
-        raise InputError(
-            f"Expected numbers in array {name!r} of {location}, but it holds {kind}. Pad rows to one length and add a "
-            "mask, or encode text as token numbers or embeddings."
-        )
-    if not values.ndim:
-        raise InputError(
-            f"Expected one row for each sample in array {name!r} of {location}, but it is a single number. Repeat it, "
-            f"or pass it as a constant: `call: {{keywords: {{{name}: {values.item()}}}}}` in a card."
-        )
-    if values.dtype.name in _WIDER:
-        values = values.astype(_WIDER[values.dtype.name])
-    rows = max(1, _CHUNK // max(1, values[:1].size))
-    for start in range(0, len(values) if values.dtype.kind == "f" else 0, rows):
-        if np.isnan(bad := values[start : start + rows]).any():  # infinite values are used in masks
-            row = start + int(np.isnan(bad).reshape(len(bad), -1).any(axis=1).argmax())
-            raise InputError(f"{location}: array {name!r} has NaN values, first in row {row}. Remove them.")
-    return values
+__all__ = ["require_rows", "row_groups", "select_conditions"]
 
 
 def require_rows(name: str, array: Points, samples: int, location: Path | str) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from mfdiag.errors import InputError, did_you_mean
-from mfdiag.flow.data.condition_arrays import as_condition, require_rows, row_groups
+from mfdiag.flow.data.condition_arrays import require_rows, row_groups
 from mfdiag.flow.data.disk_arrays import Points
+from mfdiag.flow.data.files import as_condition
 from mfdiag.flow.data.scaling import LatentMoments, Numbers, ScaledPoints, make_scaling
 from mfdiag.flow.data.stored_data import is_stored_data, parse_numbers, read_stored_data
 from mfdiag.flow.data.toy import SEED, toy_points

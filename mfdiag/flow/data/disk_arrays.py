@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.files import array_beside, array_names, as_numpy, float_type, read_arrays, validated_labels
+from mfdiag.flow.data.files import (
+    ArrayRoles,
+    array_beside,
+    array_names,
+    as_condition,
+    as_numpy,
+    float_type,
+    names_beside,
+    read_arrays,
+    validated_labels,
+)
 
-__all__ = ["DiskArray", "Points", "ShardedArray", "tiles"]
+__all__ = ["DiskArray", "Points", "ShardedArray", "ShardedCondition", "tiles"]
 
 
 class Points(Protocol):
@@ -57,10 +68,14 @@ class DiskArray(ABC):
             return np.empty((0, *self.shape[1:]), dtype=np.float32)
         ascending, position = np.unique(index, return_inverse=True)
         samples = self._read(ascending)
-        bad = np.flatnonzero(~np.isfinite(samples).reshape(len(samples), -1).all(axis=1))
+        bad = np.flatnonzero(self._invalid(samples).reshape(len(samples), -1).any(axis=1))
         if len(bad):
             raise InputError(f"{self._location(ascending[bad[0]])} holds NaN or infinite values. Remove it.")
         return samples[position]
+
+    def _invalid(self, samples: np.ndarray) -> np.ndarray:
+        """Which numbers cannot be used."""
+        return ~np.isfinite(samples)
 
     @abstractmethod
     def _read(self, rows: np.ndarray) -> np.ndarray:
@@ -76,6 +91,7 @@ class _Shard:
     path: Path
     shape: tuple[int, ...]
     labels: np.ndarray | None
+    beside: tuple[str, ...]
 
 
 class ShardedArray(DiskArray):
@@ -86,8 +102,8 @@ class ShardedArray(DiskArray):
     shapes, labels for some alone, or missing bytes.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        shards = [_open_shard(path) for path in paths]
+    def __init__(self, paths: Sequence[Path], roles: ArrayRoles = ArrayRoles()) -> None:
+        shards = [_open_shard(path, roles) for path in paths]
         first = shards[0]
         for shard in shards:
             if shard.shape[1:] != first.shape[1:]:
@@ -101,6 +117,7 @@ class ShardedArray(DiskArray):
                     f"Expected labels for all shards or for none, but {unlabeled.path} has no labels and "
                     f"{labeled.path} has. Add or remove labels."
                 )
+        self._roles, self._beside = roles, first.beside
         self._paths = [shard.path for shard in shards]
         self._starts = np.cumsum([0, *(shard.shape[0] for shard in shards)])
         labels = [shard.labels for shard in shards if shard.labels is not None]
@@ -110,8 +127,13 @@ class ShardedArray(DiskArray):
     def _read(self, rows: np.ndarray) -> np.ndarray:
         shard = self._shard_of(rows)
         return np.concatenate(
-            [_read_rows(self._paths[k], rows[shard == k] - self._starts[k]) for k in np.unique(shard)]
+            [_read_rows(self._paths[k], rows[shard == k] - self._starts[k], self._roles) for k in np.unique(shard)]
         )
+
+    def conditions(self) -> dict[str, ShardedCondition]:
+        """The arrays beside the samples of all shards, by name. Raises InputError for one that does not fit them."""
+        names = self._beside if self._roles.conditions is None else self._roles.conditions
+        return {name: ShardedCondition(name, self._paths, self._starts) for name in names}
 
     def _location(self, row: int) -> str:
         shard = int(self._shard_of(np.array([row]))[0])
@@ -121,24 +143,81 @@ class ShardedArray(DiskArray):
         return np.searchsorted(self._starts, rows, side="right") - 1
 
 
-def _open_shard(path: Path) -> _Shard:
-    def shape_and_labels(arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], np.ndarray | None]:
-        data, label = array_names(path, arrays.keys())
-        return tuple(arrays[data].shape), None if label is None else as_numpy(arrays[label])
+class ShardedCondition(DiskArray):
+    """Arrays [n_k, ...] beside the samples of each shard, concatenated, in the type they are stored in.
 
-    shape, labels = read_arrays(path, str(path), shape_and_labels)
+    They lie in the file of the samples, or in NAME_condition.npy beside NAME.npy. Raises InputError for shards that
+    lack the array, or have another shape or number of rows.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path], starts: np.ndarray) -> None:
+        self._name, self._paths, self._starts = name, paths, starts
+        shapes = [self._array(path, lambda array: tuple(array.shape)) for path in paths]
+        for path, shape, count in zip(paths, shapes, np.diff(starts).tolist(), strict=True):
+            if shape[:1] != (count,) or shape[1:] != shapes[0][1:]:
+                raise InputError(
+                    f"Expected one row of {name!r} of one shape for each of {count:,} samples of {path}, but it has "
+                    f"shape {list(shape)}. Write one row per sample, or leave it out with conditions=."
+                )
+        super().__init__((int(starts[-1]), *shapes[0][1:]))
+
+    def _array(self, path: Path, select: Callable[[Any], Any]) -> Any:
+        """What `select` makes of the array in or beside a shard."""
+
+        def within(arrays: Mapping[str, Any]) -> Any:
+            if self._name not in arrays:
+                raise InputError(f"Expected array {self._name!r} in {path}, as in the other shards. Add it.")
+            return select(arrays[self._name])
+
+        if path.suffix.lower() != ".npy":
+            return read_arrays(path, str(path), within)
+        beside = array_beside(path, self._name)
+        if beside is None:
+            raise InputError(f"Expected {path.stem}_{self._name}.npy beside {path}, as for the other shards. Add it.")
+        return select(beside)
+
+    def _invalid(self, samples: np.ndarray) -> np.ndarray:
+        return np.isnan(samples) if samples.dtype.kind == "f" else np.zeros(samples.shape, dtype=bool)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = []
+        for k in np.unique(shard):
+            own = rows[shard == k] - self._starts[k]
+            part = self._array(self._paths[k], partial(_rows_of, rows=own))
+            parts.append(as_condition(self._name, part, self._paths[k]))
+        return np.concatenate(parts)
+
+    def _location(self, row: int) -> str:
+        return f"{self._name!r} of row {row}"
+
+
+def _rows_of(array: Any, rows: np.ndarray) -> np.ndarray:
+    return as_numpy(array[rows])
+
+
+def _open_shard(path: Path, roles: ArrayRoles) -> _Shard:
+    def parts(arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], np.ndarray | None, tuple[str, ...]]:
+        data, label = array_names(path, arrays.keys(), roles)
+        shape = tuple(arrays[data].shape)
+        beside = names_beside(arrays.keys(), data, label)
+        fitting = [name for name in beside if name in roles.needed or tuple(arrays[name].shape)[:1] == shape[:1]]
+        return shape, None if label is None else as_numpy(arrays[label]), tuple(fitting)
+
+    shape, labels, beside = read_arrays(path, str(path), parts)
     if path.suffix.lower() == ".npy":
         labels = array_beside(path, "labels")
+        beside = tuple(name for name in sorted(roles.apart) if array_beside(path, name) is not None)
     if len(shape) < 2 or 0 in shape:
         raise InputError(f"{path}: expected shape [samples, features...] with at least one of each, got {list(shape)}.")
-    return _Shard(path, shape, None if labels is None else validated_labels(labels, shape[0], path))
+    return _Shard(path, shape, None if labels is None else validated_labels(labels, shape[0], path), beside)
 
 
-def _read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
+def _read_rows(path: Path, rows: np.ndarray, roles: ArrayRoles) -> np.ndarray:
     """Rows of a shard, float32 or float64."""
 
     def select(arrays: Mapping[str, Any]) -> np.ndarray:
-        return as_numpy(arrays[array_names(path, arrays.keys())[0]][rows])
+        return as_numpy(arrays[array_names(path, arrays.keys(), roles)[0]][rows])
 
     points = read_arrays(path, str(path), select)
     return points.astype(float_type(points, path), copy=False)

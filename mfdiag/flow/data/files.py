@@ -31,9 +31,11 @@ __all__ = [
     "StoredArrays",
     "array_beside",
     "array_names",
+    "as_condition",
     "as_numpy",
     "data_and_labels",
     "float_type",
+    "names_beside",
     "parser_errors",
     "read_arrays",
     "read_points",
@@ -43,6 +45,7 @@ __all__ = [
 
 DATA_KEYS = ("x", "data", "images", "image", "latents", "latent", "moments", "arr_0")
 LABEL_KEYS = ("y", "labels", "label")
+_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # torch computes little with these
 _CHUNK = 2**22  # numbers checked together, so that a memory-mapped file is never held whole
 
 FileContent = Path | BytesIO
@@ -101,7 +104,7 @@ def read_points(path: Path, roles: ArrayRoles = ArrayRoles()) -> StoredArrays:
 
     def select(arrays: _Arrays) -> StoredArrays:
         data, label = array_names(path, arrays.keys(), roles)
-        beside = {name: arrays[name] for name in arrays if name not in (data, label)}
+        beside = {name: arrays[name] for name in names_beside(arrays.keys(), data, label)}
         return StoredArrays(as_numpy(arrays[data]), None if label is None else as_numpy(arrays[label]), beside)
 
     points, labels, beside = read_arrays(path, str(path), select, roles.apart)
@@ -309,6 +312,20 @@ def array_names(
     return data, label
 
 
+def names_beside(names: Collection[str], data: str, label: str | None) -> list[str]:
+    """The names of other arrays than samples and labels. Mirrored samples, such as moments_flip, are none of them.
+
+    Args:
+        names: Names of all arrays.
+        data: Name of the samples.
+        label: Name of the labels, or None.
+
+    Returns:
+        The other names.
+    """
+    return [name for name in names if name not in (data, label) and not name.startswith(f"{data}_flip")]
+
+
 def as_numpy(values: Any) -> np.ndarray:
     """A tensor, array or number as NumPy array."""
     if isinstance(values, np.ndarray | int):
@@ -378,3 +395,42 @@ def validated_labels(labels: np.ndarray, samples: int, location: Path | str) -> 
             f"{location}: expected class numbers 0, 1, ..., but the smallest label is {int(labels.min())}."
         )
     return labels.astype(np.int64)
+
+
+def as_condition(name: str, values: Any, location: Path | str) -> np.ndarray:
+    """An array of conditions as stored: booleans, integers and floating-point numbers keep their type.
+
+    Args:
+        name: Name of the array.
+        values: Array or tensor [N, ...].
+        location: Where it comes from, for errors.
+
+    Returns:
+        The array [N, ...]; a memory map stays one.
+
+    Raises:
+        InputError: The rows have different lengths, or are no numbers, or there is no axis of samples, or a value is
+            NaN.
+    """
+    values = as_numpy(values) if hasattr(values, "detach") else np.asanyarray(values)
+    if values.dtype.kind not in "biuf":
+        kind = {"O": "rows of different lengths or Python objects", "U": "text", "S": "text"}.get(
+            values.dtype.kind, f"{values.dtype} values"
+        )
+        raise InputError(
+            f"Expected numbers in array {name!r} of {location}, but it holds {kind}. Pad rows to one length and add a "
+            "mask, or encode text as token numbers or embeddings."
+        )
+    if not values.ndim:
+        raise InputError(
+            f"Expected one row for each sample in array {name!r} of {location}, but it is a single number. Repeat it, "
+            f"or pass it as a constant: `call: {{keywords: {{{name}: {values.item()}}}}}` in a card."
+        )
+    if values.dtype.name in _WIDER:
+        values = values.astype(_WIDER[values.dtype.name])
+    rows = max(1, _CHUNK // max(1, values[:1].size))
+    for start in range(0, len(values) if values.dtype.kind == "f" else 0, rows):
+        if np.isnan(bad := values[start : start + rows]).any():  # infinite values are used in masks
+            row = start + int(np.isnan(bad).reshape(len(bad), -1).any(axis=1).argmax())
+            raise InputError(f"{location}: array {name!r} has NaN values, first in row {row}. Remove them.")
+    return values

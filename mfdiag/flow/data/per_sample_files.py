@@ -19,14 +19,19 @@ from mfdiag.flow.data.file_sources import FileSource, FolderFiles
 from mfdiag.flow.data.files import (
     DATA_KEYS,
     LABEL_KEYS,
+    ArrayRoles,
+    array_names,
+    as_condition,
+    as_numpy,
     data_and_labels,
     float_type,
+    names_beside,
     parser_errors,
     read_arrays,
     validated_labels,
 )
 
-__all__ = ["PerSampleFiles", "find_samples", "read_file_list"]
+__all__ = ["PerSampleCondition", "PerSampleFiles", "find_samples", "read_file_list"]
 
 _EXTENSIONS = ("npy", "npz", "pt", "pth", "safetensors")
 _NOT_DATA = re.compile(r"(^|[/._-])(labels?|noise|statistics|stats?|mean|std|var)\.\w+$", re.IGNORECASE)
@@ -36,9 +41,9 @@ _NAMES_IN_ERROR = 4  # kinds of files that an error lists
 class PerSampleFiles(DiskArray):
     """One file per sample. `first_label` is the label array in the first file, or None."""
 
-    def __init__(self, files: FileSource) -> None:
-        self._files = files
-        sample, self.first_label = _decode(files.first(), files.location(0))
+    def __init__(self, files: FileSource, roles: ArrayRoles = ArrayRoles()) -> None:
+        self._files, self._roles = files, roles
+        sample, self.first_label = _decode(files.first(), files.location(0), roles)
         self._dtype = float_type(sample, files.location(0))
         if not sample.size or not sample.ndim:
             raise InputError(
@@ -49,7 +54,7 @@ class PerSampleFiles(DiskArray):
     def _read(self, rows: np.ndarray) -> np.ndarray:
         samples: np.ndarray = np.empty((len(rows), *self.shape[1:]), dtype=self._dtype)
         for position, (row, content) in enumerate(zip(rows.tolist(), self._files.read(rows), strict=True)):
-            sample, _ = _decode(BytesIO(content), self._location(row))
+            sample, _ = _decode(BytesIO(content), self._location(row), self._roles)
             float_type(sample, self._location(row))
             if sample.shape != self.shape[1:]:
                 raise InputError(
@@ -62,6 +67,17 @@ class PerSampleFiles(DiskArray):
     def _location(self, row: int) -> str:
         return self._files.location(row)
 
+    def conditions(self) -> dict[str, PerSampleCondition]:
+        """The arrays beside the sample in each file, by name."""
+
+        def beside(arrays: Mapping[str, Any]) -> list[str]:
+            return names_beside(arrays.keys(), *array_names(location, arrays.keys(), self._roles))
+
+        location = self._files.location(0)
+        within = read_arrays(self._files.first(), location, beside)
+        names = within if self._roles.conditions is None else self._roles.conditions
+        return {name: PerSampleCondition(name, self._files) for name in names}
+
     @property
     def names(self) -> Sequence[str]:
         """The files, in the order of samples."""
@@ -72,7 +88,7 @@ class PerSampleFiles(DiskArray):
         rows = np.arange(len(self))
         labels = []
         for row, content in enumerate(self._files.read(rows)):
-            label = _decode(BytesIO(content), self._location(row))[1]
+            label = _decode(BytesIO(content), self._location(row), self._roles)[1]
             if label is None or label.size != 1:
                 problem = "no label" if label is None else f"{label.size} numbers"
                 raise InputError(f"{self._location(row)}: expected one class number as label, got {problem}.")
@@ -80,22 +96,72 @@ class PerSampleFiles(DiskArray):
         return np.array(labels)
 
 
-def find_samples(files: FileSource, location: Path) -> tuple[PerSampleFiles, Callable[[], np.ndarray | None]]:
+class PerSampleCondition(DiskArray):
+    """The array `name` in each file, in the type it is stored in."""
+
+    def __init__(self, name: str, files: FileSource) -> None:
+        self._name, self._files = name, files
+        super().__init__((len(files.names), *self._array(files.first(), 0).shape))
+
+    def _array(self, content: Path | BytesIO, row: int) -> np.ndarray:
+        def select(arrays: Mapping[str, Any]) -> np.ndarray:
+            if self._name not in arrays:
+                raise InputError(
+                    f"Expected array {self._name!r} in {self._location(row)}, as in the other files. Add it."
+                )
+            return as_condition(self._name, as_numpy(arrays[self._name])[None], self._location(row))[0]
+
+        return read_arrays(content, self._location(row), select)
+
+    def _invalid(self, samples: np.ndarray) -> np.ndarray:
+        return np.zeros(samples.shape, dtype=bool)  # checked when they are read
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        arrays = []
+        for row, content in zip(rows.tolist(), self._files.read(rows), strict=True):
+            array = self._array(BytesIO(content), row)
+            if array.shape != self.shape[1:]:
+                raise InputError(
+                    f"Expected {self._name!r} of one shape, but {self._location(row)} has {list(array.shape)} and "
+                    f"{self._location(0)} has {list(self.shape[1:])}. Pad them to one length and add a mask."
+                )
+            arrays.append(array)
+        return np.stack(arrays)
+
+    def _location(self, row: int) -> str:
+        return self._files.location(row)
+
+
+def find_samples(
+    files: FileSource, location: Path, roles: ArrayRoles = ArrayRoles()
+) -> tuple[PerSampleFiles, Callable[[], np.ndarray | None]]:
     """The samples among `files`, and a function that reads their labels int64 [N] or returns None.
 
     Samples are the files of one type: .npy, .npz, .pt, .pth or .safetensors. In archives with several components
     (KEY.latent.pth beside KEY.text.pth) they are the component that is named as data. The first of these sources that
     exists provides the labels: dataset.json (EDM's), KEY.cls or KEY.json beside each sample, the files of the samples,
     class folders. Class folders are numbered by their own numbers if all names are numbers, else in the order of their
-    names. Raises InputError if there is no sample, or if a sample has no label while others have one. `location` is
-    the path of the files, for errors.
+    names. Raises InputError if there is no sample, or if a sample has no label while others have one.
+
+    Args:
+        files: The files.
+        location: Their path, for errors.
+        roles: Which array of a file is what; files whose names end in that of a condition are no samples.
+
+    Returns:
+        The samples, and the function.
     """
     in_archives = not isinstance(files, FolderFiles)
     keys_and_endings = [_split(name, in_archives) for name in files.names]
-    data_rows = [row for row, name in enumerate(files.names) if not _NOT_DATA.search(name)]
+    conditions = tuple(f"{separator}{name}" for name in roles.apart for separator in "_.")
+    data_rows = [
+        row
+        for row, name in enumerate(files.names)
+        if not _NOT_DATA.search(name) and not name.rpartition(".")[0].endswith(conditions)
+    ]
     data_ending = _sample_ending([keys_and_endings[row][1] for row in data_rows], files, location)
     rows = [row for row in data_rows if keys_and_endings[row][1] == data_ending]
-    samples = PerSampleFiles(files.subset(rows))
+    samples = PerSampleFiles(files.subset(rows), roles)
 
     def read_labels() -> np.ndarray | None:
         # names relative to the folder, or to their archive
@@ -141,9 +207,11 @@ def _validated(labels: Any, samples: int, location: Path) -> np.ndarray:
         return validated_labels(np.asarray(labels), samples, location)
 
 
-def _decode(content: Path | BytesIO, location: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _decode(
+    content: Path | BytesIO, location: str, roles: ArrayRoles = ArrayRoles()
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Sample and label (or None) in a file or in the bytes of one."""
-    return read_arrays(content, location, lambda arrays: data_and_labels(location, arrays))
+    return read_arrays(content, location, lambda arrays: data_and_labels(location, arrays, roles))
 
 
 def _split(name: str, in_archives: bool) -> tuple[str, str]:

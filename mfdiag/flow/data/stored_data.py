@@ -15,6 +15,8 @@ from mfdiag.flow.data.condition_arrays import select_conditions
 from mfdiag.flow.data.disk_arrays import Points, ShardedArray
 from mfdiag.flow.data.file_sources import ARCHIVES, FolderFiles, open_file_source
 from mfdiag.flow.data.files import (
+    DATA_KEYS,
+    LABEL_KEYS,
     READERS,
     ArrayRoles,
     as_numpy,
@@ -129,7 +131,7 @@ def _roles(options: Mapping[str, str], needed: Collection[str]) -> ArrayRoles:
     selected = None
     if "conditions" in options:
         selected = () if options["conditions"] == "none" else tuple(options["conditions"].split("/"))
-    return ArrayRoles(options.get("samples"), selected, tuple(needed) if selected is None else ())
+    return ArrayRoles(options.get("samples"), selected, tuple(needed))
 
 
 def _parse(spec: str) -> tuple[Path, dict[str, str]]:
@@ -181,13 +183,15 @@ def _read_unscaled(
     conditions: Mapping[str, Points] = {}
     if not exists(path) and path.suffix.lower() in ("", ".json", *ARCHIVES):
         raise InputError(f"No file or folder at {path}. Pass the path of the data or the name of a data set.")
-    if is_folder(path) or path.suffix.lower() in ARCHIVES:
-        points, labels = _read_many_files(path, options.get("files"), with_labels=label_option is None)
+    if is_folder(path) and (own := _one_file_per_array(path, roles)) is not None:
+        points, labels, conditions = own
+    elif is_folder(path) or path.suffix.lower() in ARCHIVES:
+        points, labels, conditions = _read_many_files(path, options.get("files"), label_option is None, roles)
     elif path.suffix.lower() == ".json":
         points, labels = read_file_list(path)
     elif path.suffix.lower() in _MEMORY_MAPPED and is_file(path) and path.stat().st_size > _STREAMED:
-        points = ShardedArray([path])
-        labels = points.labels
+        points = ShardedArray([path], roles)
+        labels, conditions = points.labels, points.conditions()
     else:
         points, labels, beside = read_points(path, roles)
         conditions = select_conditions(beside, roles.conditions, roles.needed, len(points), path)
@@ -198,10 +202,31 @@ def _read_unscaled(
     return points, labels, conditions
 
 
-def _read_many_files(path: Path, files_hold: str | None, with_labels: bool) -> tuple[Points, np.ndarray | None]:
+def _one_file_per_array(path: Path, roles: ArrayRoles) -> tuple[Points, np.ndarray | None, Mapping[str, Points]] | None:
+    """Samples, labels and conditions of a folder like x.npy, y.npy, obs.npy; None for a folder of another layout."""
+    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in (".npy", ".pt", ".pth")}
+    data = [name for name in files if name == roles.sample or (name in DATA_KEYS and name not in roles.apart)]
+    others = [name for name in files if name not in data]
+    known = {*LABEL_KEYS, *roles.apart}
+    if len(data) != 1 or not others or not (known & set(others)) or roles.sample not in (None, data[0]):
+        return None
+    labels_file = next((name for name in LABEL_KEYS if name in others), None)
+    points = read_points(files[data[0]]).points
+    labels = None if labels_file is None else _read_labels(files[labels_file], len(points))
+    beside = {
+        name: read_arrays(files[name], str(files[name]), lambda arrays: next(iter(arrays.values())))
+        for name in others
+        if name != labels_file
+    }
+    return points, labels, select_conditions(beside, roles.conditions, roles.needed, len(points), path)
+
+
+def _read_many_files(
+    path: Path, files_hold: str | None, with_labels: bool, roles: ArrayRoles
+) -> tuple[Points, np.ndarray | None, Mapping[str, Points]]:
     """Samples of a folder or of archives. Files of a folder hold "samples", "shards", or what their shapes suggest."""
     files = open_file_source(path)
-    samples, read_labels = find_samples(files, path)
+    samples, read_labels = find_samples(files, path, roles)
     if files_hold is None and isinstance(files, FolderFiles) and samples.first_label is not None:
         files_hold = "samples" if samples.first_label.size == 1 else "shards"
     labels = read_labels() if with_labels and files_hold != "shards" else None
@@ -209,11 +234,11 @@ def _read_many_files(path: Path, files_hold: str | None, with_labels: bool) -> t
         # [C, H, W] and [d] are single samples, [n, C, H, W] and [n, d] are many
         files_hold = "shards" if len(samples.shape[1:]) in (2, 4) else "samples"
     if files_hold != "shards":
-        return samples, labels
+        return samples, labels, samples.conditions()
     if not isinstance(files, FolderFiles):
         raise InputError(f"{path}: files in archives hold one sample each. Unpack them to use files=shards.")
-    shards = ShardedArray([path / name for name in samples.names])
-    return shards, shards.labels if with_labels else None
+    shards = ShardedArray([path / name for name in samples.names], roles)
+    return shards, shards.labels if with_labels else None, shards.conditions()
 
 
 def _read_labels(path: Path, samples: int) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.estimators import DEFAULT_ESTIMATORS, Estimator, estimators, find_estimator
 from mfdiag.flow.data.user_data import is_user_data, parse_user_data
+from mfdiag.flow.draw import why_posterior_unknown
+from mfdiag.flow.sources import GaussianSource
 from mfdiag.measures import measured_tables
 from mfdiag.measures.run.subject import Subject
 from mfdiag.measures.run.table import MeasuredTable
@@ -106,6 +108,12 @@ def _unavailable(estimator: Estimator, subject: Subject, table: MeasuredTable) -
             return _LACKING[name]
     if estimator.needs.pair and subject.guidance is not None and subject.guidance.network == "teacher":
         return "it needs the sample's own x_0 and x_1, which the teacher's velocity does not determine"
+    if estimator.needs.same_condition and subject.conditions:
+        source = subject.source or GaussianSource(subject.data.shape)
+        if reason := why_posterior_unknown(
+            subject.data, source, subject.coupling, subject.conditional, subject.guidance, subject.conditions
+        ):
+            return f"it needs other data that have the sample's condition, but {reason}"
     axes = subject.axes
     if estimator.needs.normal and (axes["source"], axes["path"], subject.coupling.dependent) != (
         "gaussian",
