@@ -54,7 +54,7 @@ def measure_table(table: MeasuredTable, options: Options) -> None:
             progress=work.progress,
             say=work.say,
         )
-        outcome = run(job, options.out, work.mode, say=work.say)
+        outcome = run(job, options.out, work.mode, say=work.say, warn=work.warn, strict=options.strict)
     work.show(table.name, outcome, table.summary)
 
 
@@ -68,6 +68,7 @@ class Session:
         mode: What to do with earlier results in the folder.
         progress: Receives (label, done, total).
         say: Receives one-line notes; each is printed once.
+        warn: Receives what makes results doubtful; it is printed even under --quiet.
         console: Stderr.
     """
 
@@ -76,6 +77,7 @@ class Session:
     mode: Mode
     progress: Progress
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     console: Console
 
     def show(self, name: str, outcome: Outcome, summarize: Summarize | None) -> None:
@@ -108,13 +110,16 @@ def session(options: Options) -> Iterator[Session]:
             notes.add(text)
             console.print(f"note: {text}", markup=False)
 
+    def warn(text: str) -> None:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"WARNING: {text}", markup=False, style="bold red")
+
     checkpoints = options.checkpoints
     if not checkpoints:
         checkpoints = [bundled()]
         say("no checkpoint given: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
     mode: Mode = "resume" if options.resume else "overwrite" if options.overwrite else "new"
     with progress_on(console) as progress, _memory_errors():
-        yield Session(options, checkpoints, mode, progress, say, console)
+        yield Session(options, checkpoints, mode, progress, say, warn, console)
 
 
 def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[str], None]) -> Options:

@@ -146,7 +146,13 @@ class Options:
     format: Literal["table", "json", "csv"] = _option("table", _OUTPUT, "What to print: a summary, or every row.")
     resume: bool = _option(False, _OUTPUT, "Keep what is measured and measure the rest.", names=("--resume",))
     overwrite: bool = _option(False, _OUTPUT, "Replace earlier results in the folder.", names=("--overwrite",))
-    quiet: bool = _option(False, _OUTPUT, "Print no progress and no notes.", names=("--quiet", "-q"))
+    strict: bool = _option(
+        False,
+        _OUTPUT,
+        "Exit with code 2 where another convention explains the checkpoint better than the declared one.",
+        names=("--strict",),
+    )
+    quiet: bool = _option(False, _OUTPUT, "Print no progress and no notes; warnings remain.", names=("--quiet", "-q"))
 
 
 _OF_SOME_TABLES = ("beta", "gamma", "batch_size", "estimator", "extra", "floor", "by", "posterior")

@@ -26,6 +26,7 @@ __all__ = ["command"]
     "dtype",
     "out",
     "format",
+    "strict",
     "quiet",
     "resume",
     "overwrite",
@@ -88,7 +89,7 @@ def command(
     with session(options) as work:
         subject, recorded = SubjectOptions(proxy="self", **read), {**read, **code_record(options.model, options.data)}
         job = QualityJob(work.checkpoints, subject, request, recorded=recorded, progress=work.progress, say=work.say)
-        outcome = run(job, options.out, work.mode, say=work.say)
+        outcome = run(job, options.out, work.mode, say=work.say, warn=work.warn, strict=options.strict)
     work.show("quality", outcome, summary)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
     from mfdiag.measures.parts.summary import Summary
+    from mfdiag.measures.run.convention_check import Doubt
     from mfdiag.measures.run.quality_api import Prepared
     from mfdiag.measures.run.request import Progress
     from mfdiag.measures.run.subject import Subject, SubjectOptions
@@ -150,6 +151,21 @@ class QualityJob(Job[WeightsSubject]):
     def label(self, subject: WeightsSubject) -> str:
         """The checkpoint's name."""
         return subject.subject.checkpoint
+
+    def doubt(self, subject: WeightsSubject) -> Doubt | None:
+        """See `check_convention`."""
+        import torch
+
+        from mfdiag.measures.run.convention_check import check_convention
+
+        request = self.request
+        return check_convention(
+            subject.subject,
+            request.samples,
+            seed=request.seed,
+            dtype=request.dtype or torch.float32,
+            device=request.device,
+        )
 
     def measure(self, subject: WeightsSubject, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
         """Table `quality` of one set of weights; data of the same name is prepared once."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mfdiag.errors import InputError
 
-__all__ = ["NetworkCall", "call_of", "parameters_of", "possible_conditions"]
+__all__ = ["DOCUMENTED_CALL", "NetworkCall", "call_of", "parameters_of", "possible_conditions"]
 
 DOCUMENTED = ("x", "r", "t", "y")
 _NAMES = {  # word of a call -> names that tell it, without underscores and in lower case

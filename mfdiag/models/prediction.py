@@ -48,6 +48,11 @@ class PredictionAdapter(Wrapper):
         return self._velocity(x, t, self.network(x, r, t, y))
 
     @property
+    def specification(self) -> str:
+        """What the network predicts, as --prediction."""
+        return self.kind if self.floor == _FLOOR else format_spec(self.kind, self.floor)
+
+    @property
     def velocity(self) -> Callable[..., Tensor]:
         """(x, r, t, labels) -> the velocity of the network's velocity head, which predicts the same kind."""
         head: Any = self.network.velocity

@@ -75,6 +75,7 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
         figures=[(path.stem, _inline(path)) for path in figures if path.suffix == ".svg"],
         tables=shown,
         statuses=[STATUSES[name] for name in caution],
+        doubts=list(_doubts(out)),
         runs=dict(_runs(out)),
         version=__version__,
     )
@@ -117,6 +118,12 @@ def _text(value: Any) -> str:
     if pd.isna(value):
         return ""
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _doubts(out: Path) -> Iterator[str]:
+    """What the manifest says against the conventions that checkpoints were read in, each sentence once."""
+    entries = read_json(out / MANIFEST).values() if (out / MANIFEST).exists() else ()
+    yield from dict.fromkeys(doubt["text"] for entry in entries for doubt in entry["specification"].get("doubts", []))
 
 
 def _runs(out: Path) -> Iterator[tuple[str, dict[str, str]]]:

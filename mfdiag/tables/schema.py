@@ -14,6 +14,7 @@ from mfdiag.plugins import files_of, installed
 from mfdiag.tables.columns import COMMON, MEASURED, STATUSES
 from mfdiag.tables.fields import Table
 from mfdiag.tables.grid import GRID
+from mfdiag.tables.identify import IDENTIFY
 
 __all__ = ["COMMON", "GROUP", "MEASURED", "STATUSES", "TABLES", "table"]
 
@@ -24,7 +25,7 @@ GROUP = "mfdiag.tables"
 @cache
 def _discovered() -> dict[str, Table]:
     measured = [schema for plugin in files_of("mfdiag.measures", "TABLE") for schema in _schemas(plugin)]
-    tables = {schema.name: schema for schema in (*measured, GRID)}
+    tables = {schema.name: schema for schema in (*measured, GRID, IDENTIFY)}
     others = installed(GROUP, object, frozenset(tables))
     return tables | {schema.name: schema for plugin in others for schema in _schemas(plugin)}
 

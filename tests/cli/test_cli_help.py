@@ -34,7 +34,19 @@ def options() -> Iterator[tuple[str, str]]:
 
 def test_commands_are_the_contract() -> None:
     assert COMMANDS == (
-        ["sweep", "variance", "coefficient", "compare", "times", "quality", "train", "report", "inspect", "list"]
+        [
+            "sweep",
+            "variance",
+            "coefficient",
+            "compare",
+            "times",
+            "quality",
+            "identify",
+            "train",
+            "report",
+            "inspect",
+            "list",
+        ]
     )
 
 

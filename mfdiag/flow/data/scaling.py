@@ -45,7 +45,7 @@ class ScaledPoints:
     """Points on the model's scale, channels first. Rows of `stored` are read and scaled when they are accessed."""
 
     def __init__(self, stored: Points, scaling: Scaling, channels_last: bool) -> None:
-        self._stored, self._scaling, self._channels_last = stored, scaling, channels_last
+        self._stored, self.scaling, self._channels_last = stored, scaling, channels_last
         self.shape = (stored.shape[0], *channels_first(stored.shape[1:], channels_last))
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class ScaledPoints:
     def __getitem__(self, rows: Any, /) -> np.ndarray:
         """Samples float64 [n, *shape]."""
         z = self._stored[rows]
-        return self._scaling.factor * (np.moveaxis(z, -1, 1) if self._channels_last else z) + self._scaling.shift
+        return self.scaling.factor * (np.moveaxis(z, -1, 1) if self._channels_last else z) + self.scaling.shift
 
 
 class LatentMoments:
@@ -66,7 +66,7 @@ class LatentMoments:
 
     def __init__(self, stored: Points, scaling: Scaling, channels_last: bool, logvar: bool) -> None:
         channels, *rest = channels_first(stored.shape[1:], channels_last)
-        self._stored, self._scaling, self._channels_last, self._logvar = stored, scaling, channels_last, logvar
+        self._stored, self.scaling, self._channels_last, self._logvar = stored, scaling, channels_last, logvar
         self.shape = (stored.shape[0], channels // 2, *rest)
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class LatentMoments:
         z = np.asarray(self._stored[rows], dtype=np.float64)
         mean, spread = np.split(np.moveaxis(z, -1, 1) if self._channels_last else z, 2, axis=1)
         std = np.exp(spread.clip(*_LOGVAR_RANGE) / 2) if self._logvar else np.abs(spread)
-        return self._scaling.factor * mean + self._scaling.shift, np.abs(self._scaling.factor) * std
+        return self.scaling.factor * mean + self.scaling.shift, np.abs(self.scaling.factor) * std
 
 
 def channels_first(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures import find_table
 from mfdiag.measures.run.array_checks import require_arrays, require_fitting_arrays
 from mfdiag.measures.run.choice import card_objective, require_known_extras
+from mfdiag.measures.run.convention_check import check_convention
 from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, subject_of
@@ -142,21 +143,21 @@ def measure(
     Returns:
         Tidy tables by name.
 
+    Warns:
+        UserWarning: Another convention explains the model better than the declared one, beyond doubt.
+
     Raises:
         InputError: The request is impossible, or the model returns NaN or mixes its samples.
         TypeError: A keyword is unknown.
     """
     complete, base, estimators = _grouped(options, objective or Objective(), request)
-    require_known_extras(base.extras)
-    card = None
+    card = model.card if isinstance(model, LoadedModel) and objective is None else None
     if isinstance(model, LoadedModel):
-        card = model.card if objective is None else None
         stated = _OBJECTIVE if objective is not None else _OBJECTIVE & options.keys()
         subject = _loaded_subject(model, data, conditions, complete, stated, say)
     else:
-        if data is None:
-            raise InputError("Expected the data that the model was trained on as second argument, but got none.")
-        subject = _subject(model, _with_conditions(as_data(data), conditions), complete, say)
+        subject = _subject(model, _with_conditions(_required(data), conditions), complete, say)
+    _check(subject, base)
     frames: dict[str, pd.DataFrame] = {}
     for name in tables:
         table = find_table(name)
@@ -176,8 +177,7 @@ def _grouped(
         raise TypeError(f"measure() got an unexpected keyword argument {min(unknown)!r}")
     objective = replace(objective, **{name: keywords.pop(name) for name in _OBJECTIVE & keywords.keys()})
     settings = {name: keywords.pop(name) for name in _SETTINGS & keywords.keys()}
-    if settings.get("dtype", torch.float32) is None:
-        settings["dtype"] = torch.float32
+    settings |= {"dtype": torch.float32} if settings.get("dtype", torch.float32) is None else {}
     estimators = keywords.pop("estimators", None) or (None if request is None else request.estimators)
     base = request or Request()
     base = replace(
@@ -186,7 +186,23 @@ def _grouped(
         weighting=base.weighting if objective.weighting == "none" else parse_weighting(objective.weighting),
         settings=replace(base.settings, **settings),
     )
+    require_known_extras(base.extras)
     return objective, base, estimators
+
+
+def _check(subject: Subject, request: Request) -> None:
+    """Warns the caller of `measure` where another convention explains the model better than the declared one."""
+    passes = request.settings
+    doubt = check_convention(subject, passes.samples, seed=request.seed, dtype=passes.dtype, device=passes.device)
+    if doubt is not None:
+        warnings.warn(doubt.text, stacklevel=3)
+
+
+def _required(data: Any) -> Data:
+    """The data of a model in memory, which does not say what it was trained on."""
+    if data is None:
+        raise InputError("Expected the data that the model was trained on as second argument, but got none.")
+    return as_data(data)
 
 
 def _with_conditions(data: Data, conditions: Mapping[str, Any]) -> Data:

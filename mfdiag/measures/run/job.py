@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+    from mfdiag.measures.run.convention_check import Doubt
 
 __all__ = ["Identity", "Job"]
 
@@ -52,6 +53,10 @@ class Job(ABC, Generic[SubjectT]):
     @abstractmethod
     def measure(self, subject: SubjectT, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
         """Frames by table name; an interrupted pass leaves its state in `checkpoint`."""
+
+    def doubt(self, subject: SubjectT) -> Doubt | None:
+        """A convention that explains the subject's file better than the declared one beyond doubt, if there is one."""
+        return None
 
     def rows_to_keep(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of the main table that a resumed run keeps; the others are computed again."""

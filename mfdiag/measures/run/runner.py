@@ -21,6 +21,7 @@ from mfdiag._version import __version__
 from mfdiag.errors import InputError
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.run.choice import choose_estimators, require_known_extras
+from mfdiag.measures.run.convention_check import Doubt, check_convention
 from mfdiag.measures.run.job import Identity, Job
 from mfdiag.measures.run.measure_subject import measure_subject, why_no_posterior
 from mfdiag.measures.run.request import Progress, Request
@@ -45,7 +46,15 @@ class Outcome:
     tables: list[Path]
 
 
-def run(job: Job[SubjectT], out: Path, mode: Mode, *, say: Callable[[str], None]) -> Outcome:
+def run(
+    job: Job[SubjectT],
+    out: Path,
+    mode: Mode,
+    *,
+    say: Callable[[str], None],
+    warn: Callable[[str], None] | None = None,
+    strict: bool = False,
+) -> Outcome:
     """Measure every subject of a job into a folder: tables and manifest.json.
 
     Tables are written whole after each subject. An interrupted run keeps them, and the state of the pass it was in;
@@ -56,12 +65,15 @@ def run(job: Job[SubjectT], out: Path, mode: Mode, *, say: Callable[[str], None]
         out: Folder of the results.
         mode: What to do with earlier results in `out`.
         say: Receives one-line notes.
+        warn: Receives what makes every number of a subject doubtful; None stands for `say`.
+        strict: Whether to raise an error instead.
 
     Returns:
         The tables.
 
     Raises:
-        InputError: The folder cannot be used, or holds results of other options; before anything is measured.
+        InputError: The folder cannot be used, or holds results of other options; before anything is measured. Under
+            `strict`, a subject's declared convention is refuted; before that subject is measured.
         KeyboardInterrupt: The run was interrupted; its message says what is saved.
     """
     with ResultFolder(out, job, mode) as folder:
@@ -73,6 +85,12 @@ def run(job: Job[SubjectT], out: Path, mode: Mode, *, say: Callable[[str], None]
                 if identity in measured:
                     say(f"{job.label(subject)} is measured already.")
                     continue
+                doubt = job.doubt(subject)
+                if doubt is not None and strict:
+                    raise InputError(f"{doubt.text} This is an error because of --strict.")
+                if doubt is not None:
+                    (warn or say)(doubt.text)
+                folder.doubts[identity] = doubt
                 frames = job.measure(subject, folder.pass_checkpoint(identity))
                 folder.add(frames, subjects)
                 measured.add(identity)
@@ -102,6 +120,7 @@ class ResultFolder(Generic[SubjectT]):
     def __init__(self, out: Path, job: Job[SubjectT], mode: Mode) -> None:
         self.out, self.job, self.mode = out, job, mode
         self.frames: dict[str, pd.DataFrame] = {}
+        self.doubts: dict[Identity, Doubt | None] = {}
         self._locks = ExitStack()
         self._started = datetime.now(UTC)
 
@@ -164,7 +183,7 @@ class ResultFolder(Generic[SubjectT]):
         measured = main[list(job.identity_columns)].drop_duplicates()
         entry = manifest(
             sys.argv,
-            {**job.specification, **job.describe(measured, subjects, self._manifest_entry())},
+            {**job.specification, **job.describe(measured, subjects, self._manifest_entry()), **self._doubted()},
             seeds=job.seeds,
             inputs=_inputs(measured),
             started=self._started,
@@ -173,6 +192,13 @@ class ResultFolder(Generic[SubjectT]):
             device=_device_name(job.device),
         )
         write_manifest(self.out, job.command, entry)
+
+    def _doubted(self) -> dict[str, Any]:
+        """Under "doubts", the conventions that explain a subject better than the declared one; empty without any."""
+        specification = self._manifest_entry().get("specification", {}) if self.mode == "resume" else {}
+        records = [doubt.record for doubt in self.doubts.values() if doubt is not None]
+        earlier = [record for record in specification.get("doubts", []) if record not in records]
+        return {"doubts": [*earlier, *records]} if earlier or records else {}
 
     def _manifest_entry(self) -> dict[str, Any]:
         """The command's entry in the folder's manifest; empty if there is none."""
@@ -241,6 +267,13 @@ class TableJob(Job[Subject]):
     def label(self, subject: Subject) -> str:
         """The checkpoint's name."""
         return subject.checkpoint
+
+    def doubt(self, subject: Subject) -> Doubt | None:
+        """See `check_convention`."""
+        settings = self.request.settings
+        return check_convention(
+            subject, settings.samples, seed=self.request.seed, dtype=settings.dtype, device=settings.device
+        )
 
     def measure(self, subject: Subject, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
         """The table's frames for one checkpoint."""

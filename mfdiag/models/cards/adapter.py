@@ -131,8 +131,11 @@ class CardAdapter(Wrapper):
         conditioning = self.card.conditioning
         if conditioning.kind == "none":
             return None
-        if y is None:
+        if y is None or conditioning.dropped:
             y = torch.full(x.shape[:1], conditioning.classes, dtype=torch.int64, device=x.device)
+        if conditioning.offset:
+            shifted = (y + conditioning.offset) % conditioning.classes
+            y = torch.where(y == conditioning.classes, y, shifted)
         null = conditioning.classes if conditioning.null is None else conditioning.null
         y = torch.where(y == conditioning.classes, null, y)
         if conditioning.kind == "index":
@@ -192,7 +195,7 @@ class CardAdapter(Wrapper):
         if self.card.call.layout == "NHWC":
             tensor = tensor.movedim(-1, 1)
         reversed_ = self.card.convention.direction == "D1" and self.card.output.prediction == "u"
-        return -tensor if reversed_ else tensor
+        return -tensor if reversed_ != (self.card.output.sign == -1) else tensor
 
 
 def _value_of(word: Any, words: Mapping[str, Any]) -> Any:

@@ -250,6 +250,10 @@ class Output(_Section):
         description="true: an average over [r, t]. false: an instantaneous velocity that does not depend on r, as in "
         "flow matching",
     )
+    sign: Literal[1, -1] = Field(
+        default=1,
+        description="-1: the network predicts the negative of its prediction, as data minus noise with data at time 0",
+    )
     velocity_head: int | str | None = Field(
         default=None,
         description="part of the returned value that is the instantaneous velocity of a velocity head, for estimators "
@@ -266,6 +270,11 @@ class Conditioning(_Section):
         default=None,
         description="index of the null label; with one_hot, an index beyond the last column gives a row of zeros",
     )
+    offset: int = Field(
+        default=0,
+        description="added to each class number, modulo `classes`, before it is passed; not to the null label",
+    )
+    dropped: bool = Field(default=False, description="true: every sample gets the null label")
 
     _rename_null = model_validator(mode="before")(_null_is_a_name)
 
@@ -337,6 +346,11 @@ class Card(_Section):
         card = self.model_copy()
         card._file = file
         return card
+
+    @property
+    def file(self) -> Path:
+        """The file the card was read from."""
+        return self._file
 
     @property
     def name(self) -> str:

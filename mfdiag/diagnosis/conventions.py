@@ -1,0 +1,342 @@
+"""`mfdiag identify`: which convention a file was trained in, by measurement (docs/theory.md#conventions)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from mfdiag.diagnosis.card_writer import CardSource, write_card
+from mfdiag.gradients.moments import Estimate, jackknife, positive_jackknife, scalar_replicates
+from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+from mfdiag.gradients.pass_types import PassSettings
+from mfdiag.measures.conventions.data_scales import data_scales
+from mfdiag.measures.conventions.observations import observe
+from mfdiag.measures.conventions.race import Misfit, misfit_of, race
+from mfdiag.measures.conventions.scores import Errors, Scores
+from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, axes_in_words, difference, judge
+from mfdiag.measures.parts.rows import FEW_SAMPLES
+from mfdiag.measures.run.convention_check import subject_draws
+from mfdiag.measures.run.job import Job
+from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
+from mfdiag.models.cards.card_files import is_card, load_card
+from mfdiag.models.cards.readings import Declared, Reading, declared_reading, readings
+from mfdiag.models.checkpoint import LoadedModel, load_model
+from mfdiag.models.wrapper import unwrapped
+from mfdiag.tables.check import conform
+
+__all__ = ["Candidate", "Identification", "IdentifyJob", "identify"]
+
+_BLOCKS = 32
+_RANKED = 12  # readings that the table lists
+_POSTERIOR = 1e11  # samples x data points x coordinates: minutes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint to identify.
+
+    Attributes:
+        subject: The network as declared, and the distribution of its samples.
+        declared: The declared convention.
+        networks: The networks by key of their weights, the declared one first.
+        loaded: The file.
+        model: The value of --model.
+    """
+
+    subject: Subject
+    declared: Declared
+    networks: Mapping[str, nn.Module]
+    loaded: LoadedModel
+    model: str | None
+
+
+class Identification(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        verdict: What the misfits say.
+        ranking: The readings that explain the network, the best first.
+        errors: The errors of these readings, and of the declared one.
+        exact: Whether the exact posterior was computed.
+        intervals: Whether the objective has intervals r < t.
+    """
+
+    verdict: Verdict
+    ranking: Sequence[Misfit]
+    errors: Mapping[Reading, Errors]
+    exact: bool
+    intervals: bool
+
+    def sentences(self) -> list[str]:
+        """The verdict in words."""
+        declared, best = self.verdict.declared, self.verdict.best
+        own = declared.reading
+        if best is None:
+            said = [
+                f"No convention explains this file: as declared its misfit is {declared.total:.2g} and its skill "
+                f"{declared.skill:.2g}. It looks untrained, or its convention is not among those that were tried."
+            ]
+        elif not best.reading.changes(own):
+            said = [
+                f"The declared convention fits: its misfit is {best.total:.2g}, and no other is lower significantly."
+            ]
+        elif self.verdict.refuted:
+            said = [
+                f"The declared convention is refuted: with {axes_in_words(best.reading, own)}, the misfit is "
+                f"{best.total:.2g} instead of {declared.total:.2g}."
+            ]
+        else:
+            said = [
+                f"The declared convention is not refuted, with a misfit of {declared.total:.2g}, although another fits "
+                f"better, with {best.total:.2g}: {axes_in_words(best.reading, own)}."
+            ]
+        if self.verdict.tied:
+            others = "; ".join(axes_in_words(misfit.reading, own) for misfit in self.verdict.tied)
+            said.append(f"These samples cannot distinguish it from: {others}.")
+        if not self.intervals:
+            said.append("Every pair has r = t, so the order of the times and t - r are not checked.")
+        return said
+
+
+def identify(
+    candidate: Candidate, samples: int, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Identification:
+    """Rank the conventions that a checkpoint may have been trained in.
+
+    Args:
+        candidate: The checkpoint as declared.
+        samples: Number of samples.
+        seed: Their seed.
+        dtype: Precision of the networks.
+
+    Returns:
+        The ranking and the verdict.
+
+    Raises:
+        InputError: The data cannot be drawn.
+    """
+    subject, declared = candidate.subject, candidate.declared
+    observations = observe(subject_draws(subject, seed), samples, cost=_POSTERIOR)
+    cast = PassSettings(dtype=dtype).cast_network
+    networks = {key: cast(network) for key, network in candidate.networks.items()}
+    scales = data_scales(subject.data, observations.z.numpy())
+    scores = Scores(declared, observations, networks, dtype, scales=scales)
+    own = misfit_of(scores, declared.reading)
+    labeled = observations.condition is not None and subject.guidance is None
+    candidates = readings(declared, scales, tuple(candidate.networks), labeled=labeled)
+    ranking = race(scores, candidates, keep=_RANKED, skill=LEAST_SKILL)
+    errors = {reading: scores.errors(reading) for reading in {declared.reading, *(m.reading for m in ranking)}}
+    return Identification(
+        judge(own, ranking),
+        ranking,
+        {reading: parts for reading, parts in errors.items() if parts is not None},
+        observations.exact,
+        observations.pairs is not None,
+    )
+
+
+def load_candidate(checkpoint: Path, options: SubjectOptions, say: Callable[[str], None]) -> Candidate:
+    """Load a checkpoint with every set of weights that fits its network.
+
+    Args:
+        checkpoint: File or folder of weights.
+        options: How it is read; what is None comes from the card or the file.
+        say: Receives notes.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        InputError: As `load_subject`.
+    """
+    if is_card(options.model):
+        card = load_card(str(options.model))
+        options = replace(
+            options, times=options.times or card.objective.times, guidance=options.guidance or card.guidance
+        )
+    subject = load_subject(checkpoint, replace(options, proxy="self"), say=say)
+    declared = declared_reading(subject.module, subject.path, options.weights)
+    loaded = load_model(checkpoint, model=options.model, weights=options.weights)
+    networks = {options.weights: declared.network}
+    for key in ("raw", "ema"):
+        if key != options.weights and loaded.has_weights(key):
+            networks[key] = unwrapped(loaded.with_weights(key))
+    return Candidate(subject, declared, networks, loaded, options.model)
+
+
+class IdentifyJob(Job[Candidate]):
+    """Identifies the convention of each checkpoint, and writes a card for it.
+
+    Args:
+        checkpoints: Files or folders of weights.
+        options: How they are read.
+        samples: Number of samples.
+        seed: Their seed.
+        dtype: Precision of the networks.
+        say: Receives notes.
+    """
+
+    command = "identify"
+    tables = ("identify",)
+    identity_columns = ("checkpoint", "checkpoint_sha256", "dataset", "times")
+    device = "cpu"
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Path],
+        options: SubjectOptions,
+        samples: int,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        say: Callable[[str], None],
+    ) -> None:
+        self.checkpoints, self.options, self.samples, self.seed, self.dtype = checkpoints, options, samples, seed, dtype
+        self.say = say
+        self.seeds = [seed]
+        self.specification = {
+            "table": "identify",
+            "samples": samples,
+            "seed": seed,
+            "dtype": str(dtype).removeprefix("torch."),
+            **{name: getattr(options, name) for name in options.__dataclass_fields__ if name != "proxy"},
+        }
+        self.results: list[tuple[Candidate, Identification]] = []
+
+    def subjects(self) -> Sequence[Candidate]:
+        """Every checkpoint, loaded."""
+        return [load_candidate(path, self.options, self.say) for path in self.checkpoints]
+
+    def identity(self, subject: Candidate) -> tuple[str, ...]:
+        """Checkpoint, hash, data set and sampler of (r, t)."""
+        model = subject.subject
+        return tuple(map(str, (model.checkpoint, model.sha256, model.data.name, model.times.name)))
+
+    def label(self, subject: Candidate) -> str:
+        """The checkpoint's name."""
+        return subject.subject.checkpoint
+
+    def measure(self, subject: Candidate, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
+        """Table `identify` of one checkpoint."""
+        result = identify(subject, self.samples, seed=self.seed, dtype=self.dtype)
+        self.results.append((subject, result))
+        return {"identify": _frame(subject, result, self.seed)}
+
+    def files(self, out: Path) -> list[Path]:
+        """The card of each checkpoint that some convention explains."""
+        paths = []
+        for candidate, result in self.results:
+            if result.verdict.best is None:
+                continue
+            path = out / f"{Path(candidate.subject.checkpoint.rpartition(':')[2]).stem}.card.yaml"
+            source = CardSource(candidate.subject, candidate.declared, candidate.loaded, candidate.model)
+            note = write_card(source, result.verdict.best.reading, path)
+            self.say(note)
+            paths += [path] if path.exists() else []
+        return paths
+
+
+def _frame(candidate: Candidate, result: Identification, seed: int) -> pd.DataFrame:
+    """Rows of the ranking, then of the declared convention if it is not among them."""
+    subject = candidate.subject
+    common = {
+        "run": subject.run,
+        "checkpoint": subject.checkpoint,
+        "checkpoint_sha256": subject.sha256,
+        "step": subject.step,
+        "dataset": subject.data.name,
+        "estimator": None,
+        "proxy": None,
+        "weighting": None,
+        "times": subject.times.name,
+        "seed": seed,
+    }
+    rows: list[dict[str, Any]] = []
+    verdict = result.verdict
+    tied = {misfit.reading for misfit in verdict.tied}
+    own = candidate.declared.reading
+    listed = list(result.ranking)
+    if own not in {misfit.reading for misfit in listed}:
+        listed.append(verdict.declared)
+    for rank, misfit in enumerate(listed, 1):
+        reading = misfit.reading
+        best = verdict.best is not None and reading == verdict.best.reading
+        word = "best" if best else "tied" if reading in tied else "declared" if reading == own else "worse"
+        keys = {
+            "rank": rank if misfit.skill >= LEAST_SKILL else 0,
+            "reading": axes_in_words(reading, own),
+            "verdict": word,
+            **_axes(reading),
+        }
+        for quantity, estimate in _estimates(misfit, verdict.best, result.errors.get(reading)).items():
+            rows.append({**common, **keys, "quantity": quantity, **_row(estimate)})
+    return conform("identify", pd.DataFrame(rows))
+
+
+def _row(estimate: Estimate) -> dict[str, Any]:
+    """The measured columns of one value."""
+    value, std_error, low, high = (float(part) for part in estimate[:4])
+    few = "too_few_samples" if estimate.n_samples < FEW_SAMPLES else "ok"
+    return {
+        "value": value,
+        "std_error": std_error,
+        "ci_low": low,
+        "ci_high": high,
+        "n_samples": estimate.n_samples,
+        "status": few if np.isfinite(value) else "nonfinite",
+    }
+
+
+def _axes(reading: Reading) -> dict[str, Any]:
+    """The axes of a reading as columns."""
+    return {
+        "call": ",".join(reading.times),
+        "direction": reading.direction,
+        "sign": reading.sign,
+        "time_scale": reading.time_scale,
+        "prediction": reading.prediction,
+        "data_factor": reading.factor,
+        "data_shift": reading.shift,
+        "weights": reading.weights,
+        "labels": "dropped" if reading.labels is None else "declared" if not reading.labels else f"{reading.labels:+d}",
+    }
+
+
+def _estimates(misfit: Misfit, best: Misfit | None, errors: Errors | None) -> dict[str, Estimate]:
+    """Every quantity of one reading, with block jackknife intervals."""
+
+    def replicates(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return scalar_replicates(values, np.arange(len(values)) % _BLOCKS, _BLOCKS)
+
+    mean, count = replicates(misfit.velocity + misfit.interval)
+    velocity, _ = replicates(misfit.velocity)
+    estimates = {
+        "misfit": positive_jackknife(mean, count),
+        "skill": jackknife(1 - velocity / max(misfit.silent, 1e-12), count),
+    }
+    if best is not None and misfit.reading != best.reading:
+        estimates["misfit_difference"] = difference(misfit, best)
+    if errors is None:
+        return estimates
+    with np.errstate(divide="ignore", invalid="ignore"):  # a network that is zero has a defect of 0/0, which says so
+        ratio = replicates(errors.velocity)[0] / replicates(errors.speed)[0]
+        estimates["velocity_error"] = positive_jackknife(ratio, count)
+        medians = _medians(errors.velocity) / _medians(errors.speed)
+        estimates["median_velocity_error"] = jackknife(medians, count)
+        if len(errors.defect):
+            defect = replicates(errors.defect)[0] / replicates(errors.step)[0]
+            estimates["interval_defect"] = positive_jackknife(defect, count)
+    return estimates
+
+
+def _medians(values: np.ndarray) -> np.ndarray:
+    """The median of all values, then without each block."""
+    block = np.arange(len(values)) % _BLOCKS
+    return np.array([np.median(values), *(np.median(values[block != b]) for b in range(_BLOCKS) if (block == b).any())])

@@ -1,0 +1,229 @@
+"""How well a reading explains a network: velocity error and interval defect (docs/theory.md#conventions).
+
+    D_v = E|u(x_t, t, t) - v|^2 / E|v|^2
+    D_s = E|(t-r) u(x_t, r, t) - (t-s) u(x_t, s, t) - (s-r) u(x_s, r, s)|^2
+          / E|(t-s) u(x_t, s, t) + (s-r) u(x_s, r, s)|^2
+
+Readings are ranked by a misfit that is comparable across scales of the data. In each part a sample counts at most once:
+
+    misfit = E[q_v / (1 + q_v)] + E[q_s / (1 + q_s)]
+
+q_v is the squared error of the denoised data over that of a linear denoiser, and q_s is the squared defect over
+E|(t-r) v_c|^2. A network that is zero has q_s = 0, so q_v decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mfdiag.flow.conditions import map_condition, move_condition
+from mfdiag.measures.conventions.observations import Observations, VelocityPoints
+from mfdiag.models.cards.adapter import CardAdapter
+from mfdiag.models.cards.readings import Declared, Reading
+from mfdiag.models.networks.registry import PREDICTIONS
+from mfdiag.models.prediction import PredictionAdapter, as_average_velocity
+
+__all__ = ["Errors", "Scores"]
+
+_REMEMBERED = 2**25  # numbers of outputs that are kept for readings with the same call
+
+
+class Errors(NamedTuple):
+    """Squared errors of one reading, sample by sample, float64 [n].
+
+    Attributes:
+        velocity: |u - v|^2.
+        speed: |v|^2.
+        defect: |(t-r) u(x_t, r, t) - (t-s) u(x_t, s, t) - (s-r) u(x_s, r, s)|^2; empty where there are no intervals.
+        step: |(t-s) u(x_t, s, t) + (s-r) u(x_s, r, s)|^2; empty where there are no intervals.
+    """
+
+    velocity: np.ndarray
+    speed: np.ndarray
+    defect: np.ndarray
+    step: np.ndarray
+
+
+@dataclass
+class Scores:
+    """Misfits of the readings of one network on the same observations.
+
+    Attributes:
+        declared: The network and its declared convention.
+        observations: The samples.
+        networks: Networks without adapters, by key of their weights; the declared one at least.
+        dtype: Precision of the networks.
+        device: Where they run.
+        scales: Scales of the data (factor, shift) that share a call of the network. A call with many samples costs a
+            small network hardly more than one with few.
+        evaluations: Samples evaluated so far.
+    """
+
+    declared: Declared
+    observations: Observations
+    networks: Mapping[str, nn.Module]
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    scales: Sequence[tuple[float, float]] = ()
+    evaluations: int = 0
+    _losses: dict[object, np.ndarray] = field(default_factory=dict, repr=False)
+    _silent: dict[object, float] = field(default_factory=dict, repr=False)
+    _placed: dict[object, VelocityPoints] = field(default_factory=dict, repr=False)
+    _adapters: dict[object, CardAdapter] = field(default_factory=dict, repr=False)
+    _converters: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def velocity(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
+        """q_v / (1 + q_v) of some observations [n]; 1 where the network fails in this reading."""
+        key = (
+            _call_of(reading),
+            reading.prediction,
+            reading.sign,
+            reading.factor,
+            reading.shift,
+            rows.start,
+            rows.stop,
+        )
+        if key not in self._losses:
+            self._losses |= self._velocity_losses(reading, rows)
+        return self._losses[key]
+
+    def _velocity_losses(self, reading: Reading, rows: slice) -> dict[object, np.ndarray]:
+        """The losses of all readings that share a call of the network: they differ in prediction, sign and scale."""
+        own = (reading.factor, reading.shift)
+        scales = self.scales if own in self.scales else (own,)
+        at_scale = [replace(reading, factor=factor, shift=shift) for factor, shift in scales]
+        points = [self._points(scaled, rows) for scaled in at_scale]
+        x, t, v, weight = (torch.cat(parts) for parts in zip(*points, strict=True))
+        output = self._output(reading, x, t, t, rows, len(scales))
+        losses: dict[object, np.ndarray] = {}
+        predictions = (
+            {reading.prediction} if self.declared.card.predicts_denoised else {*PREDICTIONS, reading.prediction}
+        )
+        for prediction, sign in product(predictions, (1, -1)):
+            converted = replace(reading, prediction=prediction, sign=sign)
+            loss = np.ones(len(t))
+            if output is not None:
+                loss = _bounded(weight * _square(self._average_velocity(converted, x, t, output) - v))
+            for (factor, shift), part in zip(scales, loss.reshape(len(scales), -1), strict=True):
+                losses[(_call_of(reading), prediction, sign, factor, shift, rows.start, rows.stop)] = part
+        return losses
+
+    def silent(self, reading: Reading) -> float:
+        """Mean of q_v / (1 + q_v) if the network returned zero: what a reading explains without the network."""
+        key = (reading.prediction, reading.factor, reading.shift)
+        if key not in self._silent:
+            points = self._points(reading, slice(None))
+            u = self._average_velocity(reading, points.x, points.t, torch.zeros_like(points.x))
+            self._silent[key] = float(_bounded(points.weight * _square(u - points.v)).mean())
+        return self._silent[key]
+
+    def interval(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
+        """q_s / (1 + q_s) of some intervals [n]; 0 where there are no intervals, 1 where the network fails."""
+        length = len(range(*rows.indices(len(self.observations))))
+        if self.observations.pairs is None:
+            return np.zeros(length)
+        parts = self._defect(reading, rows)
+        if parts is None:
+            return np.ones(length)
+        defect, _ = parts
+        return _bounded(defect / self.observations.intervals(reading.factor, reading.shift, rows).length2)
+
+    def errors(self, reading: Reading) -> Errors | None:
+        """The errors that D_v and D_s are made of; None where the network fails in this reading."""
+        points = self._points(reading, slice(None))
+        output = self._output(reading, points.x, points.t, points.t, slice(None))
+        parts = None if self.observations.pairs is None else self._defect(reading, slice(None))
+        if output is None or (parts is None and self.observations.pairs is not None):
+            return None
+        u = self._average_velocity(reading, points.x, points.t, output)
+        nothing = torch.zeros(0)
+        defect, step = parts or (nothing, nothing)
+        return Errors(*(part.numpy() for part in (_square(u - points.v), _square(points.v), defect, step)))
+
+    def _points(self, reading: Reading, rows: slice) -> VelocityPoints:
+        """The observations as points of the reading's path."""
+        key = (reading.factor, reading.shift, rows.start, rows.stop)
+        if key not in self._placed:
+            if len(self._placed) * self.observations.z[rows].numel() > _REMEMBERED:
+                self._placed.clear()
+            self._placed[key] = self.observations.points(reading.factor, reading.shift, rows)
+        return self._placed[key]
+
+    def _defect(self, reading: Reading, rows: slice) -> tuple[Tensor, Tensor] | None:
+        """Squared defect and squared step of some intervals."""
+        x, r, s, t, _ = self.observations.intervals(reading.factor, reading.shift, rows)
+        column = (-1, *[1] * (x.ndim - 1))
+
+        def move(point: Tensor, start: Tensor, end: Tensor) -> Tensor | None:
+            output = self._output(reading, point, start, end, rows)
+            return (
+                None
+                if output is None
+                else (end - start).view(column) * self._average_velocity(reading, point, end, output)
+            )
+
+        whole, first = move(x, r, t), move(x, s, t)
+        if whole is None or first is None:
+            return None
+        second = move(x - first, r, s)
+        return None if second is None else (_square(whole - first - second), _square(first + second))
+
+    def _output(self, reading: Reading, x: Tensor, r: Tensor, t: Tensor, rows: slice, times: int = 1) -> Tensor | None:
+        """What the network returns, float64; None where it fails or returns another shape or no finite numbers."""
+        cast = [value.to(self.device, self.dtype) for value in (x, r, t)]
+        condition = map_condition(self.observations.condition, lambda values: torch.cat([values[rows]] * times))
+        condition = move_condition(condition, cast[0])
+        self.evaluations += len(x)
+        try:
+            with torch.no_grad():
+                output = self._adapter(reading)(*cast, condition)
+        except Exception:  # whatever a network raises when it is called in a convention that is not its own
+            return None
+        if not isinstance(output, Tensor) or output.shape != x.shape or not output.isfinite().all():
+            return None
+        return output.double().cpu()
+
+    def _adapter(self, reading: Reading) -> CardAdapter:
+        """The network in the reading's call, which returns the bare output."""
+        key = (reading.times, reading.direction, reading.time_scale, reading.weights, reading.labels)
+        if key not in self._adapters:
+            card = self.declared.card_of(reading)
+            if not card.predicts_denoised:  # the adapter negates u, but not x
+                card = card.model_copy(update={"output": card.output.model_copy(update={"prediction": "x", "sign": 1})})
+            self._adapters[key] = CardAdapter(self.networks[reading.weights], card)
+        return self._adapters[key]
+
+    def _average_velocity(self, reading: Reading, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """u at the points x and times t from what the network returned; as the adapters of the reading's card."""
+        if reading.prediction not in self._converters:
+            prediction = self.declared.card_of(reading).prediction
+            self._converters[reading.prediction] = as_average_velocity(
+                nn.Identity(), prediction, self.observations.path
+            )
+        converter = self._converters[reading.prediction]
+        if not isinstance(converter, PredictionAdapter):
+            return output if (reading.direction == "D1") == (reading.sign == -1) else -output
+        point, factor = (value.view(-1, *[1] * (x.ndim - 1)) for value in converter.factors(t))
+        return point * x + reading.sign * factor * output
+
+
+def _call_of(reading: Reading) -> tuple[object, ...]:
+    """What decides the network's output at r = t, where the order of the times does not enter."""
+    times = reading.times if "h" in reading.times else ("r", "t")
+    return times, reading.direction, reading.time_scale, reading.weights, reading.labels
+
+
+def _square(x: Tensor) -> Tensor:
+    """Squared norms [n] of x [n, *shape]."""
+    return x.flatten(1).square().sum(1)
+
+
+def _bounded(q: Tensor) -> np.ndarray:
+    return (q / (1 + q)).nan_to_num(1.0).numpy()

@@ -1,0 +1,110 @@
+"""What the misfits say: which reading explains a network, which others do as well, and whether the declared one does.
+
+The bounds separate the bundled network, read in fifteen wrong conventions, from itself and from untrained networks.
+`benchmarks/conventions.py` measures how often they err on trained networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mfdiag.gradients.moments import Estimate, jackknife, scalar_replicates
+from mfdiag.measures.conventions.race import Misfit
+from mfdiag.models.cards.readings import Reading
+
+__all__ = ["LEAST_SKILL", "RATIO", "Verdict", "axes_in_words", "difference", "judge"]
+
+LEAST_SKILL = 0.5
+"""Least skill of a reading that explains a network. Networks before training stay below in every reading."""
+
+RATIO = 0.5  # greatest misfit of another reading, over that of the declared one, that refutes it
+_MARGIN = 0.015  # least difference that does
+_LEVEL = 1 - 1e-5  # of the interval of the relative difference that must exclude zero
+_BLOCKS = 32
+
+
+class Verdict(NamedTuple):
+    """What the misfits say.
+
+    Attributes:
+        declared: The declared reading.
+        best: The reading that explains the network best; of those that do not differ significantly, the one with
+            fewest changes. None where no reading explains it.
+        tied: The other readings that do not differ significantly from it.
+        refuted: Whether `best` explains the network better than the declared reading beyond doubt.
+    """
+
+    declared: Misfit
+    best: Misfit | None
+    tied: Sequence[Misfit]
+    refuted: bool
+
+
+def difference(misfit: Misfit, other: Misfit, level: float = 0.95) -> Estimate:
+    """The misfit of one reading minus that of another on the same samples, with a block jackknife interval.
+
+    Args:
+        misfit: The one.
+        other: The other.
+        level: Coverage of the interval.
+
+    Returns:
+        The difference.
+    """
+    return _estimate(misfit.velocity + misfit.interval - other.velocity - other.interval, level)
+
+
+def _estimate(values: np.ndarray, level: float) -> Estimate:
+    """The mean of one number per sample."""
+    return jackknife(*scalar_replicates(values, np.arange(len(values)) % _BLOCKS, _BLOCKS), level)
+
+
+def judge(declared: Misfit, ranking: Sequence[Misfit]) -> Verdict:
+    """Judge the declared reading.
+
+    Args:
+        declared: The declared reading.
+        ranking: The readings that explain the network, the best first.
+
+    Returns:
+        The verdict.
+    """
+    if not ranking:
+        return Verdict(declared, None, (), False)
+    least = ranking[0]
+    equals = [misfit for misfit in ranking if misfit is least or difference(misfit, least).low <= 0]
+    best = min(equals, key=lambda misfit: len(misfit.reading.changes(declared.reading)))
+    tied = [misfit for misfit in equals if misfit is not best]
+    return Verdict(declared, best, tied, _refutes(best, declared))
+
+
+def _refutes(best: Misfit, declared: Misfit) -> bool:
+    """Whether a reading explains the network better than the declared one beyond doubt."""
+    a, b = declared.velocity + declared.interval, best.velocity + best.interval
+    # each sample votes with the same weight, so that a few of large misfit do not hide what the others agree on
+    votes = _estimate((a - b) / np.maximum(a + b, 1e-12), _LEVEL)
+    changes = best.reading.changes(declared.reading)
+    if changes.keys() == {"weights"} and declared.skill >= LEAST_SKILL:  # two good sets of weights, one convention
+        return False
+    return bool(
+        changes and best.total <= RATIO * declared.total and declared.total - best.total >= _MARGIN and votes.low > 0
+    )
+
+
+def axes_in_words(reading: Reading, declared: Reading) -> str:
+    """The changes of a reading as the fields of a card, on one line; "as declared" where there are none."""
+    changes = reading.changes(declared)
+    words = {
+        "times": lambda value: f"call passes {value[0]} and {value[1]} instead of {' and '.join(declared.times)}",
+        "direction": lambda value: f"convention.direction {value}",
+        "sign": lambda value: f"output.sign {value}",
+        "time_scale": lambda value: f"call.time_scale {value:g}",
+        "prediction": lambda value: f"output.prediction {value}",
+        "data": lambda value: f"data times {value[0]:.6g}" + (f" plus {value[1]:.6g}" if value[1] else ""),
+        "weights": lambda value: f"weights {value}",
+        "labels": lambda value: "no labels" if value is None else f"class numbers plus {value}",
+    }
+    return ", ".join(words[name](value) for name, value in changes.items()) or "as declared"

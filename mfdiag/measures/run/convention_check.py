@@ -1,0 +1,162 @@
+"""Checks, before a measurement, that the declared convention is the one that explains the network best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mfdiag.flow.draw import Draws
+from mfdiag.gradients.pass_types import PassSettings
+from mfdiag.measures.conventions.data_scales import data_scales
+from mfdiag.measures.conventions.observations import observe
+from mfdiag.measures.conventions.race import misfit_of, race
+from mfdiag.measures.conventions.scores import Scores
+from mfdiag.measures.conventions.verdict import LEAST_SKILL, RATIO, Verdict, axes_in_words, judge
+from mfdiag.measures.run.subject import Subject
+from mfdiag.models.cards.readings import Reading, declared_reading, readings
+
+__all__ = ["Doubt", "check_convention", "declared_scores", "subject_draws"]
+
+_SAMPLES = (32, 128)  # fewest and most that the check uses
+_EVALUATIONS_PER_SAMPLE = 8  # of a measurement, in forward passes: the least is four forward and backward passes
+_SHARE = 0.03  # of the measurement
+_WORK = 4e9  # parameters x positions x samples that take less than a second
+_CALLS = 4000  # calls x modules of the network that take less than a second
+_POSTERIOR = 3e8  # samples x data points x coordinates that take less than a second
+_KEPT = 4
+
+
+class Doubt(NamedTuple):
+    """A reading that explains the network better than the declared one beyond doubt.
+
+    Attributes:
+        text: One sentence that says what was measured and what to do.
+        record: The same for the manifest.
+    """
+
+    text: str
+    record: dict[str, Any]
+
+
+def subject_draws(subject: Subject, seed: int) -> Draws:
+    """The samples of a subject, with their exact posterior where it is known."""
+    return Draws(
+        subject.data,
+        subject.times,
+        seed,
+        conditional=subject.conditional,
+        source=subject.source,
+        coupling=subject.coupling,
+        path=subject.path,
+        guidance=subject.guidance,
+        null_label=getattr(subject.module, "num_classes", 0) or 0,
+        conditions=subject.conditions,
+    )
+
+
+def check_convention(
+    subject: Subject, samples: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Doubt | None:
+    """Compare the declared convention with others on a few samples, by forward passes.
+
+    It takes at most 3 % of the measurement or a second, by the size of the network, so that it does not depend on the
+    machine what is tried.
+
+    Args:
+        subject: The network and the distribution of its samples.
+        samples: Samples of the measurement.
+        seed: Seed of the samples.
+        dtype: Precision of the network.
+        device: Where it runs.
+
+    Returns:
+        The doubt; None where the declared convention is not refuted.
+    """
+    scores, plausible = declared_scores(subject, samples, seed=seed, dtype=dtype, device=device)
+    own = misfit_of(scores, scores.declared.reading)
+    ranking = race(scores, plausible[1:], keep=_KEPT, skill=LEAST_SKILL, ceiling=RATIO * own.total)
+    verdict = judge(own, ranking)
+    return _doubt(subject, verdict, len(scores.observations)) if verdict.refuted else None
+
+
+def declared_scores(
+    subject: Subject, samples: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Scores, list[Reading]]:
+    """What the check compares.
+
+    Args:
+        subject: The network and the distribution of its samples.
+        samples: Samples of the measurement.
+        seed: Seed of the samples.
+        dtype: Precision of the network.
+        device: Where it runs.
+
+    Returns:
+        The scores of the network, and the readings that are tried, the declared one first: all of them for a small
+        network, else those of fewest changes.
+    """
+    declared = declared_reading(subject.module, subject.path)
+    network = PassSettings(dtype=dtype, device=device).cast_network(declared.network)
+    evaluations = _budget(network, subject.data.shape, samples)
+    fewest, most = _SAMPLES
+    count = int(min(max(evaluations / 16, fewest), most, max(samples, 2 * fewest)))
+    observations = observe(subject_draws(subject, seed), count, cost=_POSTERIOR)
+    scales = data_scales(subject.data, observations.z.numpy())
+    labeled = observations.condition is not None and subject.guidance is None
+    candidates = readings(declared, scales, labeled=labeled, safe=device != "cpu")
+    affordable = _affordable(candidates, 2 * evaluations / count)  # half of the samples refute most readings
+    everything = len(affordable) == len(candidates)
+    scores = Scores(
+        declared,
+        observations,
+        {declared.reading.weights: network},
+        dtype,
+        device,
+        scales=scales if everything else (),
+    )
+    return scores, affordable
+
+
+def _budget(network: nn.Module, shape: Sequence[int], samples: int) -> float:
+    """Evaluations of the network that the check may take, for samples of a shape with channels first."""
+    size = sum(parameter.numel() for parameter in network.parameters()) * math.prod(shape[1:])
+    calls = _CALLS / sum(1 for _ in network.modules())
+    return max(min(_WORK / max(size, 1), calls * _SAMPLES[1]), _SHARE * _EVALUATIONS_PER_SAMPLE * samples)
+
+
+def _affordable(candidates: Sequence[Reading], calls: float) -> list[Reading]:
+    """The readings of fewest changes that need at most so many different calls of the network."""
+    different: set[object] = set()
+    affordable = []
+    for reading in candidates:
+        different.add(replace(reading, prediction="", sign=1))  # these share a call
+        if len(different) > calls:
+            break
+        affordable.append(reading)
+    return affordable
+
+
+def _doubt(subject: Subject, verdict: Verdict, samples: int) -> Doubt:
+    assert verdict.best is not None
+    declared, best = verdict.declared, verdict.best
+    changes = axes_in_words(best.reading, declared.reading)
+    text = (
+        f"Every number may be wrong: {subject.checkpoint} looks trained in another convention than it is read in. With "
+        f"{changes}, its misfit is {best.total:.2g} instead of {declared.total:.2g} on {samples} samples. Run `mfdiag "
+        "identify` with the same options, which writes a card, or correct the options."
+    )
+    record = {
+        "checkpoint": subject.checkpoint,
+        "reading": changes,
+        "or": [axes_in_words(misfit.reading, declared.reading) for misfit in verdict.tied],
+        "misfit": best.total,
+        "declared_misfit": declared.total,
+        "samples": samples,
+        "text": text,
+    }
+    return Doubt(text, record)

@@ -1,0 +1,105 @@
+"""`mfdiag identify`, and the check of every measuring command, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import Run
+
+from mfdiag.flow.data.datasets import load_data
+from mfdiag.models.checkpoint import bundled, load_model
+from mfdiag.tables.store import read_table
+
+# the same weights in a convention that the names of the arguments do not tell: point first, times * 1000, data at 1
+NETWORK = """
+import torch
+from torch import nn
+from mfdiag.models.networks.mlp import MLP
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = MLP(2)
+
+    def forward(self, x, p, q):
+        t, r = 1 - p / 1000, 1 - q / 1000
+        return -self.mlp(x, r, t)
+
+def build():
+    return Net()
+"""
+ARGUMENTS = ("--samples", 64, "--beta", "0,1", "--times", "logit_normal:-0.4,1,0.75")
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with network, weights (raw and averaged) and data on another scale."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NETWORK)
+    loaded = load_model(bundled())
+    sets = {key: loaded.with_weights(key).state_dict() for key in ("raw", "ema")}
+    state = {key: {f"mlp.{name}": value for name, value in tensors.items()} for key, tensors in sets.items()}
+    torch.save({"model": state["raw"], "ema": state["ema"], "step": 5}, tmp_path / "net.pt")
+    points = np.asarray(load_data("eight_gaussians").points)[:4000]  # type: ignore[attr-defined]
+    np.save(tmp_path / "points.npy", points.astype(np.float32))
+    np.save(tmp_path / "stored.npy", (10 * points).astype(np.float32))
+    return tmp_path
+
+
+def arguments(*more: object) -> tuple[object, ...]:
+    return ("net.pt", "--model", "net.py:build", "--data", "stored.npy", *more)
+
+
+def test_identify_writes_the_card_that_measures_as_the_original(cli: Run, foreign: Path) -> None:
+    result = cli("identify", *arguments("--samples", 96, "--times", "logit_normal:-0.4,1,0.75", "--out", "id"))
+    assert result.code == 1
+    assert "The declared convention is refuted" in result.err
+    table = read_table("identify", foreign / "id")
+    best = table[(table["verdict"] == "best") & (table["quantity"] == "misfit")].iloc[0]
+    assert (best["call"], best["direction"], best["time_scale"]) == ("t,r", "D1", 1000)
+    assert best["data_factor"] == pytest.approx(0.1)
+    declared = table[(table["reading"] == "as declared") & (table["quantity"] == "misfit")].iloc[0]
+    assert best["value"] < declared["value"] / 2
+    card = foreign / "id" / "net.card.yaml"
+
+    again = cli("identify", "net.pt", "--model", card, "--data", "stored.npy", "--samples", 96, "--out", "again")
+    assert again.code == 0
+    assert "is refuted" not in again.err
+    assert cli("sweep", "net.pt", "--model", card, "--data", "stored.npy", *ARGUMENTS, "--out", "a").code == 0
+    assert cli("sweep", bundled(), "--data", "points.npy", *ARGUMENTS, "--out", "b").code == 0
+    ours, original = read_table("sweep", foreign / "a"), read_table("sweep", foreign / "b")
+    values = [frame[frame["quantity"] == "variance"]["value"].to_numpy(float) for frame in (ours, original)]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    assert "doubts" not in json.loads((foreign / "a" / "manifest.json").read_text())["sweep"]["specification"]
+
+
+def test_a_measuring_command_warns_in_terminal_manifest_and_report(cli: Run, foreign: Path) -> None:
+    result = cli("sweep", *arguments(*ARGUMENTS, "--out", "out"))
+    assert result.code == 0
+    assert "WARNING: Every number may be wrong: net.pt" in result.err
+    (doubt,) = json.loads((foreign / "out" / "manifest.json").read_text())["sweep"]["specification"]["doubts"]
+    assert "convention.direction D1" in doubt["reading"]
+    assert cli("report", "out").code == 0
+    page = (foreign / "out" / "report.html").read_text()
+    assert page.index("Every number may be wrong") < page.index("<h2>")
+
+
+def test_strict_refuses_what_is_read_in_a_wrong_convention(cli: Run, foreign: Path) -> None:
+    result = cli("sweep", *arguments(*ARGUMENTS, "--strict", "--out", "out"))
+    assert result.code == 2
+    assert "--strict" in result.err
+    assert not (foreign / "out" / "sweep.parquet").exists()
+
+
+def test_identify_says_when_no_convention_explains_the_file(
+    cli: Run, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = cli("identify", save(), "--samples", 64, "--data", "gaussian:2,0,1", "--out", tmp_path / "id")
+    assert result.code == 0
+    assert "No convention explains this file" in result.err
+    assert not list((tmp_path / "id").glob("*.card.yaml"))
