@@ -36,7 +36,9 @@ def code_sha256(spec: str | None) -> str | None:
         with _importable(Path.cwd()), suppress(ImportError, ValueError):
             module = importlib.util.find_spec(location)
             path = Path(module.origin) if module is not None and module.origin is not None else path
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    with suppress(OSError):  # no file can have such a name, or it cannot be read: loading it says so
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return None
 
 
 def load_user_object(spec: str, option: str) -> Any:
