@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfdiag.flow.paths import DDPM
+
 __all__ = ["CLASSES", "CONDITIONS", "SHAPE", "STAND_INS", "StandIn"]
 
 SHAPE = (2, 3, 3)
@@ -163,6 +165,14 @@ class Seeing(_Core):
         return self.value(action, time, r, rows)
 
 
+class Noise(_Labelled):
+    """DiT: (x, step, y), the noise and as many channels for its variance."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        noise = self.of(x, t / 1000, t / 1000, y)
+        return torch.cat([noise, 2 * noise], 1)
+
+
 class Anchored(_Labelled):
     """FACM: (x, t, r, y), average velocities from noise at 0 to data at 1."""
 
@@ -304,6 +314,13 @@ def _policy_step(net: Any, x: Tensor, conditions: dict[str, Tensor]) -> Tensor:
     return x - net.model(sample=x, timestep=one, global_cond=features, r=zero)[0]
 
 
+def _denoised(net: Any, x: Tensor, y: Tensor) -> Tensor:
+    _, one = _times(x)
+    noise = net(x, 999 * one, y)[:, : SHAPE[0]]
+    data = (x - DDPM.sigma(one[:1]) * noise) / DDPM.alpha(one[:1])
+    return x - DDPM.velocity(data, noise, one)
+
+
 CONDITIONS = {  # name of the card: shapes of the arrays beside the samples
     "dm1": {"state": (1, 1), "rgb": (1, 3, 2, 2)},
     "meanaudio": {"text_f": (2, 3), "text_f_c": (1,)},
@@ -339,6 +356,7 @@ STAND_INS = {
     ),
     "swaystar-meanflow": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
     "sit": StandIn(Instant, _research, lambda net, x, y: _towards_data(net, x, _times(x)[0], y)),
+    "dit": StandIn(Noise, _research, _denoised),
     "lightningdit": StandIn(Instant, _research, lambda net, x, y: _towards_data(net, x, _times(x)[0], y)),
     "rectified-flow": StandIn(
         Length,

@@ -18,7 +18,7 @@ from helpers import rows
 from stand_ins import CLASSES, CONDITIONS, SHAPE, STAND_INS
 
 from mfdiag.flow.conditions import Conditions
-from mfdiag.flow.paths import LINEAR
+from mfdiag.flow.paths import parse_path
 from mfdiag.models.cards.card_files import load_card, shipped_cards
 from mfdiag.models.checkpoint import load_model
 from mfdiag.models.prediction import as_average_velocity
@@ -52,6 +52,8 @@ def made(tmp_path: Path) -> Made:
             "data": {"shape": list(SHAPE), **stand_in.statistics},
             "weights": stand_in.weights,
         }
+        if load_card(f"{name}.yaml").output.channels is not None:
+            own["output"] = {"channels": SHAPE[0]}
         told = load_card(f"{name}.yaml").conditioning
         if told.kind != "none":
             own["conditioning"] = {"classes": CLASSES} | ({} if told.null is None else {"null": CLASSES})
@@ -88,7 +90,7 @@ def test_one_step_is_the_projects_own(name: str, made: Made) -> None:
         )
         if loaded is None:
             continue
-        model = as_average_velocity(loaded.module, card.prediction, LINEAR)
+        model = as_average_velocity(loaded.module, card.prediction, parse_path(card.convention.path))
         with torch.no_grad():
             condition = Conditions(None, arrays) if arrays else y if card.conditioning.classes else None
             expected = STAND_INS[name].step(loaded.module.network, x, arrays or y)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfdiag.errors import InputError
-from mfdiag.flow.paths import LINEAR, PATHS, TRIGONOMETRIC, Path, parse_path
+from mfdiag.flow.paths import DDPM, LINEAR, PATHS, TRIGONOMETRIC, Path, end_note, parse_path
 
 SQUARED = Path("squared", lambda t: 1 - t**2, lambda t: t * (2 - t))
 BUILT_IN = pytest.mark.parametrize("path", [LINEAR, TRIGONOMETRIC], ids=lambda path: path.name)
@@ -49,11 +49,32 @@ def test_the_trigonometric_path_keeps_unit_variance() -> None:
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
 
 
+def test_the_steps_of_ddpm() -> None:
+    """Its variances multiplied one by one, at the times of its 1,000 steps, and the slope between them."""
+    steps = torch.arange(1000, dtype=torch.float64)
+    abar = (1 - (1e-4 + steps * (0.02 - 1e-4) / 999)).cumprod(0)
+    torch.testing.assert_close(DDPM.alpha(steps / 999), abar.sqrt(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(DDPM.sigma(steps / 999), (1 - abar).sqrt(), rtol=1e-7, atol=0)
+    middle = (steps[1:] - 0.5) / 999
+    torch.testing.assert_close(DDPM.rates(middle)[0], DDPM.alpha(steps / 999).diff() * 999, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_left_at_the_ends_is_said(file: File) -> None:
+    note = end_note(DDPM)
+    assert note is not None and "alpha(1) = 0.0064" in note and "sigma(0) = 0.01" in note and "2e-05 nats" in note
+    assert end_note(LINEAR) is None and end_note(TRIGONOMETRIC) is None
+    short = end_note(parse_path(f"{file}:short"))
+    assert short is not None and "alpha(1) = 0.02" in short
+
+
 FUNCTIONS = """
 import torch
 
 def squared():
     return (lambda t: 1 - t**2), (lambda t: t * (2 - t))
+
+def short():
+    return (lambda t: 1 - 0.98 * t), (lambda t: t)
 
 def backwards():
     return (lambda t: t), (lambda t: 1 - t)
@@ -106,7 +127,7 @@ def test_what_is_no_path(file: File, name: str, message: str) -> None:
 
 
 def test_names() -> None:
-    assert [parse_path(name).name for name in PATHS if ":" not in name] == ["linear", "trigonometric"]
+    assert [parse_path(name).name for name in PATHS if ":" not in name] == ["linear", "trigonometric", "ddpm"]
     with pytest.raises(InputError, match="Did you mean 'trigonometric'"):
         parse_path("trigonometry")
     with pytest.raises(InputError, match="linear takes no arguments"):

@@ -16,7 +16,7 @@ from mfdiag.flow.data.datasets import Data, load_data
 from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
 from mfdiag.flow.data.user_data import is_user_data
 from mfdiag.flow.guidance import Guidance, parse_guidance
-from mfdiag.flow.paths import LINEAR, Path, parse_path
+from mfdiag.flow.paths import LINEAR, Path, end_note, parse_path
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.flow.time_shares import share_note
 from mfdiag.flow.times import TimeSampler, parse_times, same_times_note
@@ -225,7 +225,7 @@ def subject_of(
     loaded = _adapted(loaded, data, say)
     if card is not None:
         _require_fitting(card, data, say)
-    path, source = parse_path(axes["path"]), parse_source(axes["source"], data)
+    path, source = _path_of(axes["path"], say), parse_source(axes["source"], data)
     kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data)
     classes = _classes(checkpoint, loaded, data)
     require_fitting_arrays((loaded.module, *networks.values()), data)
@@ -249,6 +249,14 @@ def subject_of(
         networks=networks,
         guidance=parse_guidance(options.guidance or "none"),
     )
+
+
+def _path_of(spec: str, say: Callable[[str], None]) -> Path:
+    """The path, with a note where its ends are not pure data and pure noise."""
+    path = parse_path(spec)
+    if (note := end_note(path)) is not None:
+        say(note)
+    return path
 
 
 def _notes_of_code(card: Card | None) -> list[str]:

@@ -194,6 +194,8 @@ class CardAdapter(Wrapper):
             )
         if self.card.call.layout == "NHWC":
             tensor = tensor.movedim(-1, 1)
+        if self.card.output.channels is not None:
+            tensor = tensor[:, : self.card.output.channels]
         reversed_ = self.card.convention.direction == "D1" and self.card.output.prediction == "u"
         return -tensor if reversed_ != (self.card.output.sign == -1) else tensor
 

@@ -240,6 +240,12 @@ class Output(_Section):
         default=None,
         description="index, key or attribute of the prediction in the returned value; null: the whole value",
     )
+    channels: int | None = Field(
+        default=None,
+        ge=1,
+        description="the prediction has this many channels, the first ones; the others, such as a learned variance, "
+        "are not used",
+    )
     prediction: PredictionSpec = Field(
         default="u",
         description="u is a velocity; other values as for --prediction. denoised:[floor=0] is EDM's denoiser "

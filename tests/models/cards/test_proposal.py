@@ -247,7 +247,11 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
         ["optimizer", "step", "config"],
     ),
     "swaystar-meanflow": ({"model": swaystar(), "ema": swaystar()}, ["args", "steps"]),
-    "sit": ({key: transformer(28, 1152, 2, 4, 32, "embedding_table", 1000) for key in ("model", "ema")}, ["opt"]),
+    "sit": (
+        {key: transformer(28, 1152, 2, 4, 32, "embedding_table", 1000) for key in ("model", "ema")},
+        ["opt", "args.path_type"],
+    ),
+    "dit": ({key: transformer(28, 1152, 2, 4, 32, "embedding_table", 1000) for key in ("model", "ema")}, ["opt"]),
     "lightningdit": ({"model": lightning(), "ema": lightning()}, ["opt", "config"]),
     "rectified-flow": (
         {
@@ -513,6 +517,11 @@ def test_repositories_with_the_same_tensors_are_named(tmp_path: Path) -> None:
 def test_a_position_embedding_in_the_file_tells_two_repositories_apart() -> None:
     assert proposed(*FILES["zhuyu-meanflow"]).recognised == "zhuyu-meanflow.yaml"
     assert proposed(*FILES["swaystar-meanflow"]).recognised == "swaystar-meanflow.yaml"
+
+
+def test_weights_of_sit_and_dit_are_told_apart_by_arguments_alone() -> None:
+    bare = proposed({"": transformer(28, 1152, 2, 4, 32, "embedding_table", 1000)})
+    assert bare.recognised == "dit.yaml" and any("sit.yaml" in candidate for candidate in bare.candidates)
 
 
 def test_two_cards_that_fit_are_both_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
