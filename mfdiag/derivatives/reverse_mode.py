@@ -34,7 +34,8 @@ def vjp(
         One gradient for each input, of its shape; zeros where no output depends on it.
     """
     with torch.enable_grad():
-        products = [(output * w).sum() for output, w in zip(outputs, cotangents, strict=True)]
+        pairs = zip(outputs, cotangents, strict=True)
+        products = [(output * w).sum() for output, w in pairs if output.requires_grad or w.requires_grad]
     if not products:
         return tuple(map(torch.zeros_like, inputs))
     return torch.autograd.grad(

@@ -91,6 +91,10 @@ def test_every_block(name: str) -> None:
         assert_plain([name], 1, 5, torch.float64, kind)
 
 
+def test_parameters_that_no_sample_uses_have_no_gradient() -> None:
+    assert_plain(["never_used", "mixture_by_mask"], 14, 2, torch.float32, "fast")
+
+
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from(sorted(BLOCKS)), min_size=2, max_size=4),

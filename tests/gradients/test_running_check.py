@@ -28,6 +28,7 @@ from mfdiag.gradients.sample_pass import PassResult, PassSettings, run_pass
 
 DIM, WIDTH, CLASSES, SAMPLES = 4, 6, 3, 48
 LABELS = np.array([0, 1] * 5 + [2, 2])  # the last class is rare, and not among the first samples
+LATE = 1.0  # only later samples are above it
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
 
@@ -332,3 +333,23 @@ def test_a_restart_replaces_an_older_state(tmp_path: Path) -> None:
 
     passed(module_of(late_class), torch.float32, checkpoint=Recording(tmp_path / "state.pt", "key"))
     assert states[0]["gradient"]["position"] == 0 and states[0]["left_to_reference"]["cotangents"]
+
+
+def test_a_loss_alone_makes_the_pass_restart() -> None:
+    """A layer that only the loss calls on a part of the samples: the cotangents keep their fast path."""
+
+    def routed_loss(fields: Fields, network: DifferentiableNetwork) -> Tensor:
+        rows = fields.x[:, 0] > LATE
+        x = torch.where(rows[:, None], fields.x, 0.1 * fields.x) if rows.any() else fields.x
+        value = (network(x, fields.r, fields.t) - fields.v_c).square().sum(1)
+        if rows.any():  # a further call of every layer, which the first samples do not show
+            value = value + rows * network(0.5 * x, fields.r, fields.t).square().sum(1)
+        return value
+
+    notes: list[str] = []
+    module = module_of(twice)
+    fast = passed(module, torch.float64, losses=(routed_loss,), say=notes.append)
+    assert_same(fast, passed(module, torch.float64, "reference", (routed_loss,)), TOLERANCE[torch.float64])
+    assert sum("restarts" in note for note in notes) == 1, notes
+    unaffected = passed(module, torch.float64)
+    torch.testing.assert_close(fast.gradient.diagonal[:, :, :2], unaffected.gradient.diagonal, rtol=1e-12, atol=0)
