@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from mfdiag.diagnosis.card_writer import CardSource, write_card
-from mfdiag.gradients.moments import Estimate, jackknife, positive_jackknife, scalar_replicates
+from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
+from mfdiag.gradients.moments import scalar_replicates
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.data_scales import data_scales
@@ -318,7 +319,7 @@ def _estimates(misfit: Misfit, best: Misfit | None, errors: Errors | None) -> di
     mean, count = replicates(misfit.velocity + misfit.interval)
     velocity, _ = replicates(misfit.velocity)
     estimates = {
-        "misfit": positive_jackknife(mean, count),
+        "misfit": skewed_jackknife(mean, count, nonnegative=True),
         "skill": jackknife(1 - velocity / max(misfit.silent, 1e-12), count),
     }
     if best is not None and misfit.reading != best.reading:
@@ -327,12 +328,12 @@ def _estimates(misfit: Misfit, best: Misfit | None, errors: Errors | None) -> di
         return estimates
     with np.errstate(divide="ignore", invalid="ignore"):  # a network that is zero has a defect of 0/0, which says so
         ratio = replicates(errors.velocity)[0] / replicates(errors.speed)[0]
-        estimates["velocity_error"] = positive_jackknife(ratio, count)
+        estimates["velocity_error"] = skewed_jackknife(ratio, count, nonnegative=True)
         medians = _medians(errors.velocity) / _medians(errors.speed)
         estimates["median_velocity_error"] = jackknife(medians, count)
         if len(errors.defect):
             defect = replicates(errors.defect)[0] / replicates(errors.step)[0]
-            estimates["interval_defect"] = positive_jackknife(defect, count)
+            estimates["interval_defect"] = skewed_jackknife(defect, count, nonnegative=True)
     return estimates
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mfdiag.gradients.cells import Cells
 from mfdiag.gradients.concatenated import Concatenated
 from mfdiag.gradients.factors import Factors, Fold, NoGradient, Outer
-from mfdiag.gradients.moments import BlockMoments
+from mfdiag.gradients.moments import PAIR_GROUPS, BlockMoments
 
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
 
@@ -191,20 +191,35 @@ class Accumulator:
         """Moments by layer of some of a cell's blocks."""
         assert sums.count is not None
         moments: dict[str, BlockMoments] = {}
+        count = sums.count[selection]
+        group_of, sizes = _pair_groups(count)
         for name, blocks in sums.blocks.items():
             split = blocks[selection].view(-1, self.groups, self.size, blocks.shape[-1])
+            summed = split.new_zeros(len(sizes), *split.shape[1:]).index_add_(0, group_of.to(split.device), split)
             total = split.sum(0)
             cross = torch.einsum("bgks,gls->bgkl", split, total).double()
             own = (split @ split.transpose(-1, -2)).double()
+            products = torch.einsum("agks,bgls->abgkl", summed, summed).double()
             if name in sums.exact and selection == slice(None):
                 total = sums.exact[name].view(self.groups, self.size, -1)
             norm = total.double() @ total.double().transpose(-1, -2)
             layer = layer_of(name)
             # the layer's Gram sums cover all its parameters: they are added with the first
             gram = np.zeros(()) if layer in moments else sums.gram[layer][selection].clone().numpy()
-            of_parameter = BlockMoments(sums.count[selection], gram, *(a.cpu().numpy() for a in (own, cross, norm)))
+            arrays = [a.cpu().numpy() for a in (own, cross, norm, products)]
+            of_parameter = BlockMoments(count, gram, arrays[0], arrays[1], arrays[2], arrays[3], sizes)
             moments[layer] = moments[layer] + of_parameter if layer in moments else of_parameter
         return moments
+
+
+def _pair_groups(count: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """The group of consecutive blocks that each block [B] belongs to, about equal in samples, and the groups' sizes."""
+    filled = count > 0
+    middle = (np.cumsum(count) - count / 2)[filled] / count.sum()
+    _, group = np.unique((middle * PAIR_GROUPS).astype(int), return_inverse=True)
+    group_of = np.zeros(len(count), dtype=int)
+    group_of[filled] = group
+    return torch.as_tensor(group_of), np.bincount(group, count[filled])
 
 
 def sum_layers(layers: dict[str, BlockMoments]) -> BlockMoments:

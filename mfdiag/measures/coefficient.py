@@ -125,28 +125,40 @@ def _keys(form: str, role: str, layer: str = "all", n: int | None = None, kind: 
 def _add_gradient_form(
     rows: Rows, result: PassResult, layout: ColumnLayout, batch_sizes: Sequence[int], by_layer: bool
 ) -> None:
-    import numpy as np
-
+    from mfdiag.coefficients.batch_optimum import batch_optimum
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
 
+    tails = _tails(result)
     # docs/theory.md#gradient-optimum and #batch-aware
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         form = gradient_quadratic(moments, layout)
-        assert form.B is not None
         for role, k in _ROLES.items():
+            variance, bias = form.S[:, k, k], moments.squared_mean(layout.bias[k])
             constant = is_degenerate(form.S, k)
             for n in (None, *batch_sizes):
-                optimum = jackknife(form.optimum(form.S, n or 0, (k,))[:, 0], moments.count)
-                rows.add("optimum", optimum, box, **_keys("gradient", role, layer, n), degenerate=constant)
+                if n is None:
+                    optimum = jackknife(form.optimum(form.S, 0, (k,))[:, 0], moments.count)
+                else:
+                    optimum = batch_optimum(form.S[:, 0, k], variance, bias, n)
+                keys = _keys("gradient", role, layer, n)
+                rows.add("optimum", optimum, box, **keys, degenerate=constant, tail=tails[role])
             keys = _keys("gradient", role, layer)
             if form.W is not None:
                 optimum = jackknife(form.optimum(form.W, 0, (k,))[:, 0], moments.count)
-                rows.add("conditional_optimum", optimum, box, **keys, degenerate=is_degenerate(form.W, k))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                inverse = jackknife(form.B[:, k, k] / form.S[:, k, k], moments.count)  # has a finite variance
-            rows.add("critical_batch", inverse.inverse(), box, **keys, degenerate=constant)
+                constant_within = is_degenerate(form.W, k)
+                rows.add("conditional_optimum", optimum, box, **keys, degenerate=constant_within, tail=tails[role])
+            critical = bias.estimate(denominator=variance).inverse()  # M / S has a finite variance, S / M has none
+            rows.add("critical_batch", critical, box, **keys, degenerate=constant, tail=tails[role])
+
+
+def _tails(result: PassResult) -> dict[str, str | None]:
+    """By role, why the tails of e_0 and of its control leave no interval to trust, or None."""
+    from mfdiag.measures.parts.concentration import heaviest_tail
+
+    norms = result.gradient.diagonal[:, 0].numpy()
+    return {role: heaviest_tail(norms[:, [0, k]]) for role, k in _ROLES.items()}
 
 
 def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
@@ -154,9 +166,9 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
     import numpy as np
 
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
 
-    halves = [half.replicates() for half in result.gradient.halves()]
+    halves, tails = [half.replicates() for half in result.gradient.halves()], _tails(result)
     fitted, held_out = (gradient_quadratic(half, layout) for half in halves)
     for role, k in _ROLES.items():
         c = float(fitted.optimum(fitted.S, 0, (k,))[0, 0])
@@ -164,9 +176,9 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
         point[[0, k]] = 1, c
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = held_out.S[:, 0, 0] / (point @ held_out.S @ point)
-        estimate = jackknife(gain, halves[1].count)
+        estimate = skewed_jackknife(gain, halves[1].count, nonnegative=True)
         constant = is_degenerate(fitted.S, k)
-        rows.add("variance_reduction", estimate, **_keys("gradient", role), degenerate=constant)
+        rows.add("variance_reduction", estimate, **_keys("gradient", role), degenerate=constant, tail=tails[role])
 
 
 def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
@@ -174,7 +186,7 @@ def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> N
     import numpy as np
 
     from mfdiag.coefficients.plane import is_degenerate, output_quadratic
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
 
     assert result.output is not None
@@ -197,14 +209,15 @@ def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> Non
 
     from mfdiag.coefficients.plane import DEGENERATE
     from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import jackknife, skewed_jackknife
     from mfdiag.measures.parts.cells import scalars_by_cell
 
     names = ("kappa", "jacobi_fro2", "sigma2d", "bias2", "diagonal/numerator", "diagonal/denominator")
     for box, means, count in scalars_by_cell(result, {name: result.scalars[name] for name in names}):
         sigma2d, bias2 = means["sigma2d"], means["bias2"]
         for quantity, replicates in (("sigma2d", sigma2d), ("bias2", bias2)):
-            rows.add(quantity, jackknife(replicates, count), box, **_keys("isotropic", "tangent"))
+            estimate = skewed_jackknife(replicates, count, nonnegative=True)
+            rows.add(quantity, estimate, box, **_keys("isotropic", "tangent"))
         # E|A|_F^2 = E|J|_F^2 + 2 tr J + d with A = J + I: nothing to control where A vanishes, as at r = t
         constant = bool(means["jacobi_fro2"][0] + dim * (2 * means["kappa"][0] + 1) <= DEGENERATE * dim)
         kappas = {"signed": means["kappa"], "magnitude": np.sqrt(means["jacobi_fro2"] / dim)}

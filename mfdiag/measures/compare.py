@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLE"]
 
-_SKEWED = ("variance", "conditional_variance", "variance_ratio", "conditional_variance_ratio")
-
 SCHEMA = gradient_table(
     "compare",
     "compare",
@@ -111,30 +109,37 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
     """Statistics of the requested estimators, by layer and by time, their cost, and the best mixture."""
     import numpy as np
 
-    from mfdiag.gradients.moments import Estimate, jackknife, positive_jackknife
+    from mfdiag.gradients.intervals import Estimate, cosine_jackknife, skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.method_statistics import method_statistics
+    from mfdiag.measures.parts.method_statistics import heaviest_tails, method_statistics, squared_bias
 
     rows, request = measurement.rows(), measurement.request
     names = [e.name for e in plan.estimators]
     requested = {e.name for e in measurement.estimators}
     shown = [k for k, name in enumerate(names) if name in requested]
     column: dict[str, Any] = {"estimator": np.array(names, object)[shown]}
+    tails = heaviest_tails(result.gradient.diagonal[:, 0].numpy(), plan.maps)[shown]
     for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         if layer != "all" and any(edge is not None for edge in box):
             continue  # single layers are measured over all times only
-        statistics = method_statistics(moments, plan.maps)
+        statistics, bias = method_statistics(moments, plan.maps), squared_bias(moments, plan.maps, shown)
         for quantity, replicates in statistics.items():
-            interval = positive_jackknife if quantity in _SKEWED else jackknife
-            estimate = interval(replicates[:, shown], moments.count)
-            rows.add(quantity, estimate, box, layer=layer, batch_size=None, **column)
+            if quantity == "bias2":
+                estimate = bias.estimate()
+            elif quantity == "cosine":
+                estimate = cosine_jackknife(replicates[:, shown], moments.count)
+            else:
+                estimate = skewed_jackknife(replicates[:, shown], moments.count, nonnegative=True)
+            tail = None if quantity in ("bias2", "cosine") else tails
+            rows.add(quantity, estimate, box, layer=layer, batch_size=None, tail=tail, **column)
         for n in request.batch_sizes:
             # docs/theory.md#mse: MSE_n = Var/n + bias2, relative to MeanFlow's, which has no bias
-            error = statistics["variance"] / n + statistics["bias2"]
-            ratio = error / error[:, :1]
-            for quantity, replicates in (("mse", error), ("mse_ratio", ratio)):
-                estimate = jackknife(replicates[:, shown], moments.count)
-                rows.add(quantity, estimate, box, layer=layer, batch_size=n, **column)
+            noise = statistics["variance"][:, shown] / n
+            error, ratio = (
+                bias.estimate(added=noise, denominator=scale) for scale in (1.0, statistics["variance"][:, :1] / n)
+            )
+            for quantity, estimate in (("mse", error), ("mse_ratio", ratio)):
+                rows.add(quantity, estimate, box, layer=layer, batch_size=n, tail=tails, **column)
     cost = np.array([e.needs.cost for e in plan.estimators], float)[shown]
     missing = np.full(len(shown), np.nan)
     rows.add("cost", Estimate(cost, missing, missing, missing, len(result.t)), layer="all", batch_size=None, **column)
@@ -147,7 +152,7 @@ def _add_mixture(rows: Rows, measurement: Measurement, plan: ComparePlan, result
     """Weights of the mixture of least variance, or of least MSE_n, and its gain on the half it was not fitted on."""
     import numpy as np
 
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
     from mfdiag.measures.parts.method_statistics import best_mixture, mixture_gain
 

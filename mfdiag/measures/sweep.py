@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.tables.columns import BINS, GRADIENT2, LAYER, gradient_table
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from mfdiag.coefficients.plane import Quadratic
+    from mfdiag.coefficients.plane import ColumnLayout, Quadratic
     from mfdiag.gradients.cells import Box
+    from mfdiag.gradients.intervals import SquaredMean
     from mfdiag.gradients.moments import Moments
     from mfdiag.gradients.sample_pass import PassResult
     from mfdiag.measures.parts.plane_plans import PlanePlan, WeightedGridPlan
@@ -107,76 +108,126 @@ def rows(
     import numpy as np
 
     from mfdiag.coefficients.plane import gradient_quadratic, output_quadratic
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
     from mfdiag.measures.parts.plane_plans import PlanePlan
 
     request = measurement.request
     rows = measurement.rows(estimator="plane")
     points = np.array(list(product(request.betas, request.gammas)), dtype=float).T
+    tails = _tails(plan, result, points)
     for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
+        place = _Place("gradient", layer, box, points, moments.count, tails)
         if isinstance(plan, PlanePlan):
             form = gradient_quadratic(moments, plan.layout)
-            values = _curves(form, points)
+            curves, bias = _curves(form, moments, plan.layout, points), _bias(moments, plan.layout, points)
         else:
-            values = _weighted(moments, plan.posterior_known)
-        place = _Place("gradient", layer, box, points, moments.count)
-        _add_curves(rows, place, values, request.batch_sizes, noise="variance")
+            curves, bias = _weighted_curves(moments, plan.posterior_known), _weighted_bias(moments)
+        _add_curves(rows, place, curves)
+        rows.add("bias2", bias.estimate(), box, **place.keys, batch_size=1)
+        for n in request.batch_sizes:  # docs/theory.md#mse: MSE_n(c) = Var(c)/n + bias2(c)
+            error = bias.estimate(added=curves["variance"] / n)
+            rows.add("mse", error, box, **place.keys, batch_size=n, tail=tails)
         if isinstance(plan, PlanePlan) and plan.target:
             _add_optima(rows, place, form, request.batch_sizes)
     if result.output is not None:
         for box, _, moments in moments_by_cell(result, result.output):
-            form = output_quadratic(moments, plan.layout)
-            place = _Place("output", "all", box, points, moments.count)
-            _add_curves(rows, place, _curves(form, points), request.batch_sizes, noise="conditional_variance")
+            form, place = output_quadratic(moments, plan.layout), _Place("output", "all", box, points, moments.count)
+            curves = _curves(form, moments, plan.layout, points)
+            if form.B is not None:
+                curves["bias2"] = form.at(form.B, *points)
+            _add_curves(rows, place, curves)
+            for n in request.batch_sizes if form.B is not None else ():
+                # n draws repeat at the same x_t, so that only the conditional noise is averaged
+                error = curves["conditional_variance"] / n + curves["bias2"]
+                estimate = skewed_jackknife(error, moments.count, nonnegative=True)
+                rows.add("mse", estimate, box, **place.keys, batch_size=n)
     return {"sweep": rows.frame()}
 
 
 class _Place(NamedTuple):
-    """Where curves were measured: space, layer, cell, points [2, P] of the plane, block sizes [g]."""
+    """Where curves were measured: space, layer, cell, points [2, P], block sizes [g], what their tails forbid [P]."""
 
     space: str
     layer: str
     box: Box
     points: np.ndarray
     block_sizes: np.ndarray
+    tails: np.ndarray | None = None
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The key columns of rows about each point."""
+        return {"space": self.space, "layer": self.layer, "beta": self.points[0], "gamma": self.points[1]}
 
 
-def _curves(form: Quadratic, points: np.ndarray) -> dict[str, np.ndarray]:
+def _tails(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.ndarray) -> np.ndarray:
+    """Why heavy tails leave no interval of the variance to trust at each point [P]; None where they do.
+
+    The gradient at a point is e_0 + beta e_b + gamma e_g, and no lighter in the tail than the heaviest of these.
+    """
+    import numpy as np
+
+    from mfdiag.measures.parts.concentration import heaviest_tail
+    from mfdiag.measures.parts.plane_plans import PlanePlan
+
+    norms = result.gradient.diagonal.numpy()
+    if not isinstance(plan, PlanePlan):
+        return np.array([heaviest_tail(norms[:, point, :1]) for point in range(points.shape[1])], dtype=object)
+    columns = 3 if plan.target else 2
+    return np.array([heaviest_tail(norms[:, 0, : columns if any(c) else 1]) for c in points.T], dtype=object)
+
+
+def _curves(form: Quadratic, moments: Moments, layout: ColumnLayout, points: np.ndarray) -> dict[str, np.ndarray]:
     """Quantity -> replicates [R, P]."""
-    matrices = {"variance": form.S, "conditional_variance": form.W, "bias2": form.B}
-    return {name: form.at(matrix, *points) for name, matrix in matrices.items() if matrix is not None}
+    import numpy as np
+
+    curves = {"variance": form.at(form.S, *points)}
+    if layout.within is not None:
+        # not from the form: at (1, 1) the weights are exactly 0, and so is the conditional variance
+        weights = np.stack([np.ones_like(points[0]), *points], 1) @ layout.within
+        curves["conditional_variance"] = np.einsum("pk,rkl,pl->rp", weights, moments.Q[:, 0], weights)
+    return curves
 
 
-def _weighted(moments: Moments, posterior_known: bool) -> dict[str, np.ndarray]:
+def _bias(moments: Moments, layout: ColumnLayout, points: np.ndarray) -> SquaredMean:
+    """The squared bias at each point."""
+    import numpy as np
+
+    return moments.squared_mean(np.stack([np.ones_like(points[0]), *points], 1) @ layout.bias)
+
+
+def _weighted_curves(moments: Moments, posterior_known: bool) -> dict[str, np.ndarray]:
     """The same from one group per point: (w e, w e - w_0 e_0, conditional fluctuation)."""
-    values = {"variance": moments.S[..., 0, 0], "bias2": moments.M[..., 1, 1]}
+    curves = {"variance": moments.S[..., 0, 0]}
     if posterior_known:
-        values["conditional_variance"] = moments.Q[..., 2, 2]
-    return values
+        curves["conditional_variance"] = moments.Q[..., 2, 2]
+    return curves
 
 
-def _add_curves(
-    rows: Rows, place: _Place, values: dict[str, np.ndarray], batch_sizes: Sequence[int], noise: str
-) -> None:
-    from mfdiag.gradients.moments import jackknife, positive_jackknife
+def _weighted_bias(moments: Moments) -> SquaredMean:
+    """The squared bias of each group."""
+    from mfdiag.gradients.intervals import SquaredMean
 
-    # docs/theory.md#mse: MSE_n(c) = Var(c)/n + bias2(c); in output space n repeats at the same x_t, so conditional
-    # noise only
-    keys = {"space": place.space, "layer": place.layer, "beta": place.points[0], "gamma": place.points[1]}
-    for quantity, replicates in values.items():
-        estimate = (jackknife if quantity == "bias2" else positive_jackknife)(replicates, place.block_sizes)
-        rows.add(quantity, estimate, place.box, **keys, batch_size=1)
-    if noise in values and "bias2" in values:
-        for n in batch_sizes:
-            error = jackknife(values[noise] / n + values["bias2"], place.block_sizes)
-            rows.add("mse", error, place.box, **keys, batch_size=n)
+    return SquaredMean(
+        moments.M[..., 1, 1], moments.S[0, ..., 1, 1], moments.products[..., 1, 1], moments.sizes, moments.count
+    )
+
+
+def _add_curves(rows: Rows, place: _Place, curves: Mapping[str, np.ndarray]) -> None:
+    """Rows of nonnegative statistics whose errors are skewed."""
+    from mfdiag.gradients.intervals import skewed_jackknife
+
+    for quantity, replicates in curves.items():
+        estimate = skewed_jackknife(replicates, place.block_sizes, nonnegative=True)
+        rows.add(quantity, estimate, place.box, **place.keys, batch_size=1, tail=place.tails)
 
 
 def _add_optima(rows: Rows, place: _Place, form: Quadratic, batch_sizes: Sequence[int]) -> None:
     import numpy as np
 
     from mfdiag.coefficients.plane import is_degenerate
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import jackknife
 
     # docs/theory.md#batch-aware: c*_n = -(S_cc + n M_cc)^(-1) S_c0 over beta and gamma together, along the path of n
     sizes = sorted({*batch_sizes, *_PATH})
@@ -190,6 +241,7 @@ def _add_optima(rows: Rows, place: _Place, form: Quadratic, batch_sizes: Sequenc
             place.box,
             degenerate=constant,
             negative=unresolved,
+            tail=None if place.tails is None else place.tails[-1],
             space="gradient",
             layer=place.layer,
             beta=None,

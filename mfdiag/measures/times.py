@@ -107,10 +107,10 @@ def add_density_rows(rows: Rows, result: Search) -> None:
 
     from mfdiag.flow.density import SHARE_DRAWS, density_cells
     from mfdiag.gradients.cells import Box
-    from mfdiag.gradients.moments import Estimate, jackknife, positive_jackknife
+    from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
 
     for quantity, estimate in result.overall.items():
-        rows.add(quantity, estimate, pairs="all")
+        rows.add(quantity, estimate, pairs="all", tail=result.tail)
     blocks, missing = result.map.blocks, np.array(np.nan)
     for c, bounds in enumerate(density_cells(result.bins)):
         box, count = Box(*bounds), int(result.map.counts[c])
@@ -119,7 +119,7 @@ def add_density_rows(rows: Rows, result: Search) -> None:
         rows.add("trained_share", trained, box, pairs=pairs)
         for quantity, estimate in (
             ("drawn_share", jackknife(result.drawn[:, c], blocks)),
-            ("second_moment", positive_jackknife(result.map.own[:, c], blocks)),
+            ("second_moment", skewed_jackknife(result.map.own[:, c], blocks, nonnegative=True)),
         ):
             rows.add(quantity, estimate._replace(n_samples=count), box, pairs=pairs)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from mfdiag.gradients.intervals import Estimate
     from mfdiag.gradients.moments import Moments
     from mfdiag.gradients.sample_pass import PassResult
     from mfdiag.measures.parts.estimator_plan import EstimatorPlan
@@ -248,55 +249,57 @@ def rows(measurement: Measurement, plan: EstimatorPlan, result: PassResult) -> M
 
 def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
     """Moments of each estimator's gradient, and how MeanFlow's two parts conflict."""
-    from mfdiag.gradients.moments import jackknife, positive_jackknife
+    from mfdiag.gradients.intervals import cosine_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.concentration import tail_status
     from mfdiag.measures.parts.semi_gradient import gap_statistics
 
+    tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
-            for quantity, replicates in _statistics(moments, plan.column(k), plan).items():
-                interval = positive_jackknife if quantity.endswith("variance") else jackknife
-                estimate = interval(replicates, moments.count)
-                if quantity == "noise_scale":
-                    estimate = estimate.inverse()
-                rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name)
+            for quantity, estimate in _statistics(moments, plan.column(k), plan).items():
+                tail = None if quantity == "mean_norm2" else tails[k]
+                rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name, tail=tail)
         if plan.meanflow is None:
             continue
         mean = plan.column(plan.meanflow) + (
             plan.posterior_known and plan.affine
         )  # the conditional mean, where it is measured
-        conflict = jackknife(conflict_cosine(moments, mean, plan.consistency), moments.count)
+        conflict = cosine_jackknife(conflict_cosine(moments, mean, plan.consistency), moments.count)
         # trajectory consistency carries the factor t - r
         at_equal_times = bool(moments.Q[0, 0, plan.consistency, plan.consistency] == 0)
         rows.add("conflict_cosine", conflict, box, layer=layer, estimator="meanflow", degenerate=at_equal_times)
         statistics = gap_statistics(moments, plan.column(plan.meanflow), mean, plan.gap) if plan.losses else {}
-        for quantity, replicates in statistics.items():
-            estimate = jackknife(replicates, moments.count)
+        for quantity, estimate in statistics.items():
             degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
-            if quantity.endswith("ratio"):
-                estimate = estimate.inverse()
             rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate)
 
 
-def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, np.ndarray]:
-    """Quantity -> replicates [R], of the estimator whose columns start at `own`.
+def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, Estimate]:
+    """Quantity -> estimate, of the estimator whose columns start at `own`."""
+    import numpy as np
 
-    `noise_scale` is returned as its reciprocal, which has a finite variance.
-    """
-    variance, mean = moments.S[:, 0, own, own], moments.M[:, 0, own, own]
-    statistics = {"variance": variance}
+    from mfdiag.gradients.intervals import skewed_jackknife
+
+    variances, mean_column = {"variance": moments.S[:, 0, own, own]}, own
     conditional = own + 1  # the estimator's conditional part, see EstimatorPlan
     if plan.posterior_known and plan.affine:
         # docs/theory.md#rao-blackwell: G = E[G given x_t] + fluctuation; the mean from the first part alone, the noise
         # from the rest
         gram = moments.Q[:, 0]
-        statistics["conditional_variance"] = (
+        variances["conditional_variance"] = (
             gram[:, own, own] - 2 * gram[:, own, conditional] + gram[:, conditional, conditional]
         )
-        mean = moments.M[:, 0, conditional, conditional]
+        mean_column = conditional
     elif plan.posterior_known:
-        statistics["conditional_variance"] = moments.Q[:, 0, conditional, conditional]
-    return {**statistics, "mean_norm2": mean, "snr": mean / variance, "noise_scale": mean / variance}
+        variances["conditional_variance"] = moments.Q[:, 0, conditional, conditional]
+    estimates = {
+        quantity: skewed_jackknife(replicates, moments.count, nonnegative=True)
+        for quantity, replicates in variances.items()
+    }
+    mean = moments.squared_mean(np.eye(moments.S.shape[-1])[mean_column])
+    snr = mean.estimate(denominator=variances["variance"])
+    return {**estimates, "mean_norm2": mean.estimate(), "snr": snr, "noise_scale": snr.inverse()}
 
 
 def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarray:
@@ -322,39 +325,36 @@ def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarra
 
 def _add_guidance(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
     """Quantities that exist only under guidance."""
-    from mfdiag.gradients.moments import jackknife, positive_jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.concentration import tail_status
     from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
 
     assert result.output is not None
     for box, _, moments in moments_by_cell(result, result.output):
         for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
-            interval = jackknife if quantity in SIGNED else positive_jackknife
-            rows.add(quantity, interval(replicates, moments.count), box, layer="all", estimator=None)
+            estimate = skewed_jackknife(replicates, moments.count, nonnegative=quantity not in SIGNED)
+            rows.add(quantity, estimate, box, layer="all", estimator=None)
+    tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, (estimator, plain) in enumerate(zip(plan.estimators, plan.unguided, strict=True)):
             own = plan.column(k)
             ratio = moments.S[:, 0, own, own] / moments.S[:, 0, plain, plain]
-            estimate = positive_jackknife(ratio, moments.count)
-            rows.add("guidance_variance_ratio", estimate, box, layer=layer, estimator=estimator.name)
+            estimate = skewed_jackknife(ratio, moments.count, nonnegative=True)
+            rows.add("guidance_variance_ratio", estimate, box, layer=layer, estimator=estimator.name, tail=tails[k])
 
 
 def _add_concentration(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
     """How much of the squared gradient norm the largest samples carry; over all samples, never for a stratified map."""
-    import numpy as np
-
-    from mfdiag.gradients.moments import jackknife
-    from mfdiag.measures.parts.concentration import tail_index, top_share
+    from mfdiag.measures.parts.concentration import tail_index, top_share, top_share_status
 
     if result.stratified:
         return
     for k, estimator in enumerate(plan.estimators):
         norms = _norms2(result, plan, k)
-        for quantity, statistic in (("top1_share", top_share), ("tail_index", tail_index)):
-            left_out = [statistic(norms[result.cells.block != b]) for b in range(result.cells.blocks)]
-            count = np.bincount(result.cells.block)
-            replicates = np.array([statistic(norms), *left_out])
-            rows.add(quantity, jackknife(replicates, count), layer="all", estimator=estimator.name)
+        share, name = top_share(norms), estimator.name
+        rows.add("top1_share", share, tail=top_share_status(norms), layer="all", estimator=name)
+        rows.add("tail_index", tail_index(norms), layer="all", estimator=name)
 
 
 def _norms2(result: PassResult, plan: EstimatorPlan, k: int) -> np.ndarray:
@@ -365,23 +365,28 @@ def _norms2(result: PassResult, plan: EstimatorPlan, k: int) -> np.ndarray:
 def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
     import numpy as np
 
-    from mfdiag.gradients.moments import positive_jackknife, replicate_sizes
+    from mfdiag.gradients.intervals import skewed_jackknife
+    from mfdiag.gradients.moments import replicate_sizes
     from mfdiag.measures.parts.cells import scalars_by_cell
+    from mfdiag.measures.parts.concentration import tail_status
 
     losses = {e.name: result.scalars[f"loss/{e.name}"] for e in plan.estimators}
     squares = {f"{name}^2": loss**2 for name, loss in losses.items()}
+    tails = {name: tail_status(loss**2) for name, loss in losses.items()}
     for box, means, count in scalars_by_cell(result, losses | squares):
         n = replicate_sizes(count)
         for name in losses:
             with np.errstate(divide="ignore", invalid="ignore"):
                 variance = (means[f"{name}^2"] - means[name] ** 2) * n / (n - 1)
-            rows.add("loss_variance", positive_jackknife(variance, count), box, layer="all", estimator=name)
+            estimate = skewed_jackknife(variance, count, nonnegative=True)
+            rows.add("loss_variance", estimate, box, layer="all", estimator=name, tail=tails[name])
 
 
 def _add_second_moments(rows: Rows, result: PassResult, plan: EstimatorPlan, dim: int) -> None:
     """What the adaptive weight does to the second moment of the gradient, for several p."""
-    from mfdiag.gradients.moments import positive_jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import scalars_by_cell
+    from mfdiag.measures.parts.concentration import tail_status
 
     values: dict[str, np.ndarray] = {}
     for k, estimator in enumerate(plan.estimators):
@@ -390,19 +395,21 @@ def _add_second_moments(rows: Rows, result: PassResult, plan: EstimatorPlan, dim
         for p in _POWERS:
             weight = replace(plan.weighting, p=p).sample_weights(residual2, dim)
             values |= {f"{estimator.name} {p} w": weight, f"{estimator.name} {p} G": weight**2 * unweighted}
+    tails = {(e.name, p): tail_status(values[f"{e.name} {p} G"]) for e in plan.estimators for p in _POWERS}
     for box, means, count in scalars_by_cell(result, values):
         for estimator in plan.estimators:
             for p in _POWERS:
+                tail = tails[estimator.name, p]
                 # docs/theory.md#weights: mean_i w_i(p)^2 |G_i|^2; a constant factor of the weight must not count
                 moment = means[f"{estimator.name} {p} G"] / means[f"{estimator.name} {p} w"] ** 2
-                estimate = positive_jackknife(moment, count)
-                rows.add(f"second_moment_p{p:g}", estimate, box, layer="all", estimator=estimator.name)
+                estimate = skewed_jackknife(moment, count, nonnegative=True)
+                rows.add(f"second_moment_p{p:g}", estimate, box, layer="all", estimator=estimator.name, tail=tail)
 
 
 def _add_jacobian(rows: Rows, result: PassResult, dim: int) -> None:
     import numpy as np
 
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import scalars_by_cell
 
     names = [name for name in ("kappa", "jacobi_fro2", "jacobi_spectral") if name in result.scalars]
@@ -410,12 +417,12 @@ def _add_jacobian(rows: Rows, result: PassResult, dim: int) -> None:
         quantities: dict[str, np.ndarray] = {name: means[name] for name in names[1:]}
         quantities |= {"kappa_signed": means["kappa"], "kappa_magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
         for quantity, replicates in quantities.items():
-            rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
+            rows.add(quantity, skewed_jackknife(replicates, count), box, layer="all", estimator=None)
 
 
 def _add_velocity(rows: Rows, result: PassResult) -> None:
     """Numbers of the velocity field's own Jacobian, where they were measured."""
-    from mfdiag.gradients.moments import jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import scalars_by_cell
 
     names = ("divergence", "velocity_fro2", "antisymmetric_fro2")
@@ -424,7 +431,7 @@ def _add_velocity(rows: Rows, result: PassResult) -> None:
     for box, means, count in scalars_by_cell(result, {name: result.scalars[name] for name in names}):
         share = means["antisymmetric_fro2"] / means["velocity_fro2"]
         for quantity, replicates in (("divergence", means["divergence"]), ("antisymmetric_share", share)):
-            rows.add(quantity, jackknife(replicates, count), box, layer="all", estimator=None)
+            rows.add(quantity, skewed_jackknife(replicates, count), box, layer="all", estimator=None)
 
 
 def _samples(result: PassResult, plan: EstimatorPlan, common: Mapping[str, object]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 from torch import Tensor
 
-from mfdiag.gradients.moments import Estimate
+from mfdiag.gradients.intervals import Estimate
 
 __all__ = ["estimate_from_influence", "estimate_from_replicates", "estimate_from_shares"]
 

@@ -18,7 +18,7 @@ from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.sources import Source
-from mfdiag.gradients.moments import Estimate
+from mfdiag.gradients.intervals import Estimate
 from mfdiag.models.precision import measured_copy
 from mfdiag.models.wrapper import conditions_taken
 from mfdiag.quality.features import Features, flat_features

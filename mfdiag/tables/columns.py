@@ -77,14 +77,24 @@ STATUSES = {
         Status("ok", "The estimate passed every check.", "None needed."),
         Status(
             "too_few_samples",
-            "The cell holds fewer samples than its interval needs (64).",
+            "There are fewer samples than the interval needs: 64 in the cell; 500 in all for a variance, a loss "
+            "variance and what is computed from them, because fewer do not show the tail; 2,000 in all for top1_share.",
             "Raise --samples, or use fewer --bins.",
         ),
         Status(
+            "heavy_tail",
+            "A few samples carry so much of the gradient, or of the loss, that its variance may not exist: the "
+            "interval of the tail index reaches below 1.3. The value grows with the number of samples, and its "
+            "interval covers less than it claims.",
+            "Read tail_index, top1_share and the largest rows of table samples. Do not act on this number; more "
+            "samples alone may not help.",
+        ),
+        Status(
             "negative_estimate",
-            "An unbiased estimate of something that cannot be negative is below zero: the truth is smaller than the "
-            "noise of the estimate. The value is kept, not clamped; a cosine computed from it has no value or "
-            "interval.",
+            "The whole interval of something that cannot be negative is below zero, or a number computed from a "
+            "negative estimate, such as a cosine or a reciprocal, has no value or interval. A negative value whose "
+            "interval reaches above zero is ok: the truth is smaller than the noise of the estimate. Values are kept, "
+            "not clamped.",
             "Read it as zero to within variance / n_samples. Raise --samples, or use data with a known posterior, "
             "where the mean is estimated with far less noise.",
         ),
@@ -96,8 +106,8 @@ STATUSES = {
         ),
         Status(
             "outside_unit_interval",
-            "The optimal coefficient lies outside [0, 1]. This can be real; the isotropic form also has a pole at "
-            "kappa = -1.",
+            "The whole interval of the optimal coefficient lies outside [0, 1]. This can be real; the isotropic form "
+            "also has a pole at kappa = -1.",
             "Compare the matrix and gradient forms before acting on it; values are never clipped.",
         ),
         Status(

@@ -13,7 +13,7 @@ from mfdiag.tables import read_table
 
 TABLE = '''"""`mfdiag mean_loss`: the mean loss of each estimator."""
 
-from mfdiag.gradients.moments import jackknife
+from mfdiag.gradients.intervals import jackknife
 from mfdiag.measures import MeasuredTable
 from mfdiag.measures.parts.cells import scalars_by_cell
 from mfdiag.measures.parts.estimator_plan import EstimatorPlan

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mfdiag.coefficients.plane import ColumnLayout, Quadratic, gradient_quadratic, output_quadratic
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
-from mfdiag.gradients.moments import jackknife
+from mfdiag.gradients.intervals import jackknife
 
 
 def quadratic(seed: int) -> Quadratic:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mfdiag.gradients.accumulate import Accumulator, layer_of, sum_layers
 from mfdiag.gradients.cells import Cells, make_cells
 from mfdiag.gradients.factors import Dense, Outer
-from mfdiag.gradients.moments import BlockMoments, jackknife
+from mfdiag.gradients.intervals import jackknife
+from mfdiag.gradients.moments import BlockMoments
 
 
 def gradients_of(groups: int, k: int, n: int, d: int, seed: int = 0) -> torch.Tensor:

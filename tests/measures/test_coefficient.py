@@ -148,7 +148,9 @@ def test_without_a_posterior_only_the_gradient_form_remains() -> None:
 
 
 def test_few_samples_are_said() -> None:
-    found = table_of(KNOWN, 256, bins=(3, 3))
+    found = table_of(KNOWN, 640, bins=(5, 5))
     few = found["n_samples"] < 64
     assert few.any() and (found[few & (found["role"] == "target")]["status"] == "too_few_samples").all()
     assert not (found[~few]["status"] == "too_few_samples").any()
+    unseen = rows(table_of(KNOWN, 256), form="gradient", role="tangent")  # 12 samples do not show the tail
+    assert set(unseen["status"]) == {"too_few_samples"}

@@ -15,8 +15,8 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
-from mfdiag.gradients.moments import jackknife, positive_jackknife
-from mfdiag.measures.parts.guidance import guidance_statistics
+from mfdiag.gradients.intervals import skewed_jackknife
+from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
 from mfdiag.models.networks.mlp import MLP
 
 CLASSES, SAMPLES = 3, 128
@@ -102,7 +102,7 @@ def test_the_gradient_with_guidance_and_without(frame: pd.DataFrame) -> None:
     one = one_cell(SAMPLES)
     S = [sum_layers(accumulated(g[None], 1, one).moments[0]).replicates().S[:, 0, 0, 0] for g in (with_, without)]
     count = np.bincount(one.block)
-    paired = positive_jackknife(S[0] / S[1], count)
+    paired = skewed_jackknife(S[0] / S[1], count, nonnegative=True)
     assert ratio["ci_high"] == pytest.approx(paired.high) and ratio["std_error"] == pytest.approx(paired.std_error)
 
 
@@ -140,9 +140,7 @@ def test_intervals_cover() -> None:
         parts = torch.as_tensor(np.stack([2 * v + n, -v + m / 2, 2 * v]))
         moments = sum_layers(accumulated(parts, 1, one_cell(count)).moments[0]).replicates()
         for name, replicates in guidance_statistics(moments, posterior_known=True).items():
-            estimate = (jackknife if name.endswith(("cross", "between")) else positive_jackknife)(
-                replicates, moments.count
-            )
+            estimate = skewed_jackknife(replicates, moments.count, nonnegative=name not in SIGNED)
             hits[name] += bool(estimate.low <= truth[name] <= estimate.high)
     assert all(count / repeats > 0.87 for count in hits.values()), hits
 

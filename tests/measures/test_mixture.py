@@ -16,7 +16,7 @@ from mfdiag.flow.data.datasets import MixtureData
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
-from mfdiag.gradients.moments import Estimate, jackknife
+from mfdiag.gradients.intervals import Estimate, jackknife
 from mfdiag.gradients.sample_pass import PassSettings, SupportNetworks, run_pass
 from mfdiag.measures.parts.plane_plans import PlanePlan
 from mfdiag.models.networks.mlp import MLP

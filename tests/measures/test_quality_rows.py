@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from mfdiag.errors import InputError
-from mfdiag.gradients.moments import Estimate
+from mfdiag.gradients.intervals import Estimate
 from mfdiag.measures.parts.quality_rows import _braces, mean_over_seeds, quality_frame
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from mfdiag.coefficients.plane import ColumnLayout, gradient_quadratic
 from mfdiag.flow.draw import Draws
 from mfdiag.gradients.accumulate import sum_layers
-from mfdiag.gradients.moments import jackknife
+from mfdiag.gradients.intervals import jackknife
 from mfdiag.gradients.sample_pass import PassSettings, SupportNetworks, run_pass
 from mfdiag.measures.parts.plane_plans import PlanePlan
 from mfdiag.measures.run.subject import load_subject

@@ -17,7 +17,7 @@ from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
-from mfdiag.gradients.moments import Estimate, jackknife
+from mfdiag.gradients.intervals import Estimate
 from mfdiag.measures.parts.semi_gradient import gap_statistics
 from mfdiag.models.networks.mlp import MLP
 
@@ -264,10 +264,8 @@ def covered(runs: int = 300, n: int = 512) -> dict[str, tuple[float, float]]:
     cells, found = one_cell(n), {name: [] for name in truth}
     for run in range(runs):
         moments = sum_layers(accumulated(gradients[:, run], 1, cells).moments[0]).replicates()
-        for quantity, replicates in gap_statistics(moments, 0, 1, [2, 3, 4]).items():
-            estimate = jackknife(replicates, moments.count)
-            which = quantity.removeprefix("semi_gradient_gap")
-            found[which].append(estimate.inverse() if which == "_ratio" else estimate)
+        for quantity, estimate in gap_statistics(moments, 0, 1, [2, 3, 4]).items():
+            found[quantity.removeprefix("semi_gradient_gap")].append(estimate)
     return {which: _hits(estimates, truth[which]) for which, estimates in found.items()}
 
 

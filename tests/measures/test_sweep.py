@@ -149,7 +149,7 @@ def test_the_optimum_is_the_least_of_a_fine_grid(data: str) -> None:
     assert set(rows(optima, quantity="optimum_beta")["batch_size"]) >= {*sizes, 1000, 10**6}
     for n in sizes:
         found = [row(optima, quantity=f"optimum_{name}", batch_size=n) for name in ("beta", "gamma")]
-        assert {one["status"] for one in found} <= {"ok", "outside_unit_interval"}
+        assert {one["status"] for one in found} <= {"ok", "outside_unit_interval", "heavy_tail"}
         beta, gamma = ([one["value"] + 0.01 * k for k in range(-3, 4)] for one in found)
         grid = rows(sweep_of(DATA[data], "none", 512, beta=beta, gamma=gamma, batch_sizes=(n,)), quantity="mse")
         grid = rows(grid, space="gradient")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mfdiag import load_data, measure
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
-from mfdiag.gradients.moments import jackknife, scalar_replicates
+from mfdiag.gradients.intervals import jackknife
+from mfdiag.gradients.moments import scalar_replicates
 from mfdiag.measures.parts.velocity_field import EXACT_DIM, probe_quantile, velocity_scalars
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import linalg
 
 import mfdiag
-from mfdiag.gradients.moments import Estimate
+from mfdiag.gradients.intervals import Estimate
 from mfdiag.quality import reference as reference_module
 from mfdiag.quality.metrics import Reference
 from mfdiag.quality.metrics.frechet_distance import METRIC

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import mfdiag
-from mfdiag.gradients.moments import Estimate
+from mfdiag.gradients.intervals import Estimate
 from mfdiag.models.checkpoint import bundled, load_model
 from mfdiag.quality import reference as reference_module
 from mfdiag.quality.metrics import Reference

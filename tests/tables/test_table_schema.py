@@ -45,6 +45,7 @@ def test_contract_of_names() -> None:
     )
     assert set(STATUSES) == {
         "ok",
+        "heavy_tail",
         "too_few_samples",
         "negative_estimate",
         "degenerate_control",

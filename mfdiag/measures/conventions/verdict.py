@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mfdiag.gradients.moments import Estimate, jackknife, scalar_replicates
+from mfdiag.gradients.intervals import Estimate, jackknife
+from mfdiag.gradients.moments import scalar_replicates
 from mfdiag.measures.conventions.race import Misfit
 from mfdiag.models.cards.readings import Reading
 

@@ -4,28 +4,67 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
-__all__ = ["largest_samples", "tail_index", "top_share"]
+from mfdiag.gradients.intervals import Estimate, skewed_interval
+
+__all__ = ["heaviest_tail", "largest_samples", "tail_index", "tail_status", "top_share", "top_share_status"]
 
 _TOP = 0.01  # "the largest 1 % of samples"
+_FEWEST_TOP = 20  # of these samples: with fewer, the interval of their share covers too little
 _TAIL = 0.05  # Hill's estimator over the largest 5 %: enough order statistics for its error, few enough to be the tail
+_FEWEST_TAIL = 25  # of these samples: with fewer, tail indices of 1 and 2 look alike
+_LIGHT = 1.3  # if the tail index may lie below, no interval of a variance covers (docs/theory.md#intervals)
 
 
-def top_share(norms: np.ndarray) -> float:
+def top_share(norms: np.ndarray) -> Estimate:
     """Share of the total that the largest 1 % of values [N] carry (a fractional sample counts in part)."""
     ordered, count = np.sort(norms)[::-1], _TOP * len(norms)
     whole = int(count)
-    part = ordered[:whole].sum() + (count - whole) * ordered[whole]
-    return float(part / ordered.sum())
+    edge = ordered[whole]
+    share = (ordered[:whole].sum() + (count - whole) * edge) / ordered.sum()
+    # the share is a smooth function of the means of what exceeds the edge and of all values
+    influence = (np.maximum(norms - edge, 0) + _TOP * edge - share * norms) / norms.mean()
+    return skewed_interval(share, influence)
 
 
-def tail_index(norms: np.ndarray) -> float:
-    """Hill's estimator of the tail index over the largest 5 % of values [N]; at 2 or below, no finite variance."""
+def top_share_status(norms: np.ndarray) -> str | None:
+    """Why the share of the largest 1 % of values [N] has no interval to trust, or None."""
+    return "too_few_samples" if _TOP * len(norms) < _FEWEST_TOP else tail_status(norms)
+
+
+def tail_index(norms: np.ndarray) -> Estimate:
+    """Hill's estimator of the tail index over the largest 5 % of values [N]; at 2 or below, no finite variance.
+
+    The interval is Student's t for the logarithm of the mean excess over the threshold, with the excesses' own spread.
+    """
     k = max(2, int(_TAIL * len(norms)))
     top = np.sort(norms)[-k - 1 :]
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(top[1:] / top[0])
-        return float(len(logs) / logs.sum())
+        excesses = np.log(top[1:] / top[0])
+        index = np.asarray(k / excesses.sum())
+        error = excesses.std(ddof=1) / k**0.5 * index  # relative
+        spread = np.exp(stdtrit(k - 1, 0.975) * error)
+        return Estimate(index, index * error, index / spread, index * spread, len(norms))
+
+
+def tail_status(norms: np.ndarray) -> str | None:
+    """Why a variance of gradients with these squared norms [N] has no interval to trust, or None.
+
+    Returns:
+        heavy_tail if the interval of the tail index reaches below 1.3, too_few_samples if there are too few to tell,
+        else None.
+    """
+    if not norms.any():
+        return None
+    if _TAIL * len(norms) < _FEWEST_TAIL:
+        return "too_few_samples"
+    return "heavy_tail" if tail_index(norms).low < _LIGHT else None
+
+
+def heaviest_tail(norms: np.ndarray) -> str | None:
+    """`tail_status` of the worst of several gradients, squared norms [N, K]."""
+    return next(filter(None, map(tail_status, norms.T)), None)
 
 
 def largest_samples(samples: pd.DataFrame, count: int = 5) -> pd.DataFrame:

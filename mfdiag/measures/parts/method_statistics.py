@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mfdiag.coefficients.mixture import mixture_weights
-from mfdiag.gradients.moments import BlockMoments, Estimate, Moments, jackknife
+from mfdiag.gradients.intervals import Estimate, SquaredMean, jackknife
+from mfdiag.gradients.moments import BlockMoments, Moments
 from mfdiag.measures.parts.compare_plan import Maps
+from mfdiag.measures.parts.concentration import heaviest_tail
 
-__all__ = ["best_mixture", "method_statistics", "mixture_gain"]
+__all__ = ["best_mixture", "heaviest_tails", "method_statistics", "mixture_gain", "squared_bias"]
 
 
 def method_statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
@@ -25,6 +29,33 @@ def method_statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
     norm = _bilinear(M, mean)
     statistics["cosine"] = _bilinear(M, mean, np.broadcast_to(maps.mean[0], mean.shape)) / np.sqrt(norm * norm[:, :1])
     return statistics
+
+
+def squared_bias(moments: Moments, maps: Maps, shown: Sequence[int]) -> SquaredMean:
+    """The squared bias of some estimators, with what its interval needs.
+
+    Args:
+        moments: Moments of the group's gradients.
+        maps: From the group's gradients to those of the K estimators.
+        shown: Numbers of the estimators, s of them.
+
+    Returns:
+        |E G_k - E G_MeanFlow|^2, [s].
+    """
+    return moments.squared_mean(_bias(moments.S[:, 0], maps)[list(shown)])
+
+
+def heaviest_tails(norms: np.ndarray, maps: Maps) -> np.ndarray:
+    """Why heavy tails leave no interval of each estimator's variance to trust, [K]; None where they do.
+
+    Args:
+        norms: Squared norms of the group's gradients, [N, C].
+        maps: From the group's gradients to those of the K estimators.
+
+    Returns:
+        Statuses of the worst gradient that each estimator is made of.
+    """
+    return np.array([heaviest_tail(norms[:, weights != 0]) for weights in maps.value], dtype=object)
 
 
 def best_mixture(moments: Moments, maps: Maps, n: int | None) -> np.ndarray:

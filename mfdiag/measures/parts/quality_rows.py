@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from mfdiag.errors import InputError
-from mfdiag.gradients.moments import Estimate
+from mfdiag.gradients.intervals import Estimate
 from mfdiag.quality.points import REPLICATES
 from mfdiag.tables.check import conform
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.gradients.cells import Box
-from mfdiag.gradients.moments import Estimate
+from mfdiag.gradients.intervals import Estimate
 from mfdiag.tables.check import conform
 from mfdiag.tables.schema import table
 
@@ -39,6 +39,7 @@ class Rows:
         *,
         degenerate: bool = False,
         negative: np.ndarray | None = None,
+        tail: str | np.ndarray | None = None,
         **keys: Any,
     ) -> None:
         """Add one row for each entry of the estimate.
@@ -49,20 +50,29 @@ class Rows:
             box: The cell of (r, t).
             degenerate: Whether the coefficient's denominator is zero within its noise.
             negative: Where an estimate behind the value is negative and should not be, of the estimate's shape.
+            tail: Why the tails of the samples leave no interval to trust, from `tail_status`, for all entries or each;
+                None where they do.
             keys: Values of key columns, scalars or arrays of the estimate's shape.
         """
-        value = np.atleast_1d(estimate.value)
+        value, low, high = (np.atleast_1d(a) for a in (estimate.value, estimate.low, estimate.high))
         status = np.full(value.shape, "ok", dtype=object)
         kind = self.quantities[quantity].kind
+        # by the interval, not by the value: the rows whose value is low are not a random subset of all
         if kind == "coefficient":
-            status[(value < 0) | (value > 1)] = "outside_unit_interval"
+            status[(high < 0) | (low > 1)] = "outside_unit_interval"
         if kind == "nonnegative":
-            status[value < 0] = "negative_estimate"
+            # a reciprocal of something lost in noise is not inside its interval
+            reciprocal = (value < 0) & ((low > value) | (high < value))
+            status[(high < 0) | reciprocal | (value < 0) & np.isnan(high)] = "negative_estimate"
         undefined = "nonfinite"
         if kind == "cosine":
             status[np.isnan(estimate.std_error)] = undefined = "negative_estimate"
         if negative is not None:
             status[negative] = "negative_estimate"
+        tails = np.broadcast_to(np.asarray(tail, dtype=object), value.shape)
+        # an interval outside [0, 1] is not to be trusted either
+        trusted = np.isin(status, ["ok", "outside_unit_interval"]) & (tails != None)  # noqa: E711 - entry by entry
+        status[trusted] = tails[trusted]
         if estimate.n_samples < FEW_SAMPLES:
             status[:] = "too_few_samples"
         if degenerate:
@@ -75,8 +85,8 @@ class Rows:
                 "quantity": quantity,
                 "value": value,
                 "std_error": np.atleast_1d(estimate.std_error),
-                "ci_low": np.atleast_1d(estimate.low),
-                "ci_high": np.atleast_1d(estimate.high),
+                "ci_low": low,
+                "ci_high": high,
                 "n_samples": estimate.n_samples,
                 "status": status,
             }

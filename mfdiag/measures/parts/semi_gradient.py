@@ -22,6 +22,7 @@ from torch import Tensor
 from mfdiag.fields.differentiable_network import DifferentiableNetwork, Loss
 from mfdiag.fields.fields import Fields
 from mfdiag.flow.weighting import Weighting
+from mfdiag.gradients.intervals import Estimate, cosine_jackknife, jackknife, skewed_jackknife
 from mfdiag.gradients.moments import Moments
 
 __all__ = ["gap_losses", "gap_statistics"]
@@ -58,7 +59,7 @@ def _loss_of_gradient(
     return 2 * (fields.gap * derivative * cotangent).flatten(1).sum(1)
 
 
-def gap_statistics(moments: Moments, own: int, mean: int, gap: list[int]) -> dict[str, np.ndarray]:
+def gap_statistics(moments: Moments, own: int, mean: int, gap: list[int]) -> dict[str, Estimate]:
     """Statistics of the gap from the moments of a group of gradients.
 
     Args:
@@ -68,19 +69,22 @@ def gap_statistics(moments: Moments, own: int, mean: int, gap: list[int]) -> dic
         gap: Columns of the losses of `gap_losses`.
 
     Returns:
-        Quantity -> replicates [R]; the ratio is returned as its reciprocal.
+        Quantity -> estimate.
     """
-    S, M = moments.S[:, 0], moments.M[:, 0]
+    S, M, count = moments.S[:, 0], moments.M[:, 0], moments.count
     whole, *terms = gap
     parts = terms or [whole]
-    size2 = M[:, parts][:, :, parts].sum((1, 2))
-    signal = M[:, mean, mean]
-    statistics = {"semi_gradient_gap": size2}
-    statistics |= {f"semi_gradient_gap_{name}": M[:, k, k] for name, k in zip(("field", "noise"), terms, strict=False)}
+    columns = np.eye(S.shape[-1])
+    gap_mean, signal = moments.squared_mean(columns[parts].sum(0)), M[:, mean, mean]
+    squares = {"semi_gradient_gap": gap_mean}
+    for name, k in zip(("field", "noise"), terms, strict=False):
+        squares[f"semi_gradient_gap_{name}"] = moments.squared_mean(columns[k])
+    size2 = gap_mean.replicates
+    # tr Cov(G + D) - tr Cov(G)
+    change = S[:, whole, whole] + 2 * S[:, own, whole]
     return {
-        **statistics,
-        "semi_gradient_gap_ratio": signal / size2,
-        "semi_gradient_gap_cosine": M[:, mean, parts].sum(1) / np.sqrt(size2 * signal),
-        # tr Cov(G + D) - tr Cov(G)
-        "semi_gradient_gap_variance": S[:, whole, whole] + 2 * S[:, own, whole],
+        **{quantity: square.estimate() for quantity, square in squares.items()},
+        "semi_gradient_gap_ratio": jackknife(signal / size2, count).inverse(),
+        "semi_gradient_gap_cosine": cosine_jackknife(M[:, mean, parts].sum(1) / np.sqrt(size2 * signal), count),
+        "semi_gradient_gap_variance": skewed_jackknife(change, count),
     }

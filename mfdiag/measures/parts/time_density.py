@@ -18,9 +18,11 @@ from mfdiag.fields.fields import Fields
 from mfdiag.flow.density import DensityTimes, cell_shares, check_base
 from mfdiag.flow.time_sampler import TimeSampler
 from mfdiag.flow.weighting import Weighting
-from mfdiag.gradients.moments import Estimate, Moments, positive_jackknife
+from mfdiag.gradients.intervals import Estimate, skewed_jackknife
+from mfdiag.gradients.moments import Moments
 from mfdiag.gradients.sample_pass import PassResult
 from mfdiag.measures.parts.cells import moments_by_cell
+from mfdiag.measures.parts.concentration import heaviest_tail
 from mfdiag.measures.parts.rows import FEW_SAMPLES
 
 __all__ = ["GradientPlan", "MomentMap", "RunPass", "Search", "search"]
@@ -71,7 +73,8 @@ class MomentMap(NamedTuple):
 class Search(NamedTuple):
     """What the search computes: shares of the cells `density_cells(bins)`, and estimates over all of them by quantity.
 
-    `trained` [C]; `drawn` [R, C] by jackknife replicate, of which the first is the density itself.
+    `trained` [C]; `drawn` [R, C] by jackknife replicate, of which the first is the density itself; `tail` says why
+    heavy tails leave no interval to trust, or None.
     """
 
     bins: tuple[int, int]
@@ -79,6 +82,7 @@ class Search(NamedTuple):
     drawn: np.ndarray
     map: MomentMap
     overall: dict[str, Estimate]
+    tail: str | None
 
 
 def search(run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, floor: float, seed: int) -> Search:
@@ -107,24 +111,24 @@ def search(run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, f
     before = weighted_moment(trained, trained, moment_map.moments) - moment_map.mean2
 
     def gain(shares: np.ndarray) -> Estimate:
-        return positive_jackknife(
-            before / (weighted_moment(trained, shares, moment_map.moments) - moment_map.mean2), moment_map.blocks
-        )
+        after = weighted_moment(trained, shares, moment_map.moments) - moment_map.mean2
+        return skewed_jackknife(before / after, moment_map.blocks, nonnegative=True)
 
     drawn, unbounded = (optimal_shares(trained, moment_map.moments, least) for least in (floor, 0.0))
     overall = {"predicted_gain": gain(drawn), "unbounded_gain": gain(unbounded)}
     # the same x_0 and x_1 under both samplers, so that blocks of the ratio are paired
-    tests = [
-        _all_samples(run_pass(times, seed + 1)) for times in (base, DensityTimes("best", base, bins, trained, drawn[0]))
-    ]
+    best = DensityTimes("best", base, bins, trained, drawn[0])
+    passes = [run_pass(times, seed + 1) for times in (base, best)]
+    tests = [_all_samples(result) for result in passes]
+    tail = heaviest_tail(np.stack([result.gradient.diagonal[:, 0, 0].numpy() for result in passes], 1))
     variance, weighted = (moments.S[:, 0, 0, 0] for moments in tests)
     for quantity, values in (
         ("variance", variance),
         ("weighted_variance", weighted),
         ("measured_gain", variance / weighted),
     ):
-        overall[quantity] = positive_jackknife(values, tests[0].count)
-    return Search(bins, trained, drawn, moment_map, overall)
+        overall[quantity] = skewed_jackknife(values, tests[0].count, nonnegative=True)
+    return Search(bins, trained, drawn, moment_map, overall, tail)
 
 
 def _fit_map(result: PassResult, times: DensityTimes) -> MomentMap:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # files of metrics stay importable without torch, so that listing them is fast
     from torch import Tensor
 
-    from mfdiag.gradients.moments import Estimate
+    from mfdiag.gradients.intervals import Estimate
 
 __all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference"]
 

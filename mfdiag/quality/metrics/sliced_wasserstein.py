@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mfdiag.gradients.moments import Estimate
+    from mfdiag.gradients.intervals import Estimate
     from mfdiag.quality.metrics._base import Reference
 
 __all__ = ["ANGLES", "METRIC", "directions"]

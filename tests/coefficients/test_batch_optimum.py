@@ -1,0 +1,90 @@
+"""beta*_n and its interval: a closed form, a plain grid as twin, and coverage where the bias is lost in noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import accumulated, one_cell
+from scipy import stats
+
+from mfdiag.coefficients.batch_optimum import batch_optimum
+from mfdiag.gradients.intervals import Estimate, jackknife
+from mfdiag.gradients.moments import Moments
+
+REPEATS = 400
+LEAST = stats.binom.ppf(0.001, REPEATS, 0.93) / REPEATS
+MOST = stats.binom.ppf(0.999, REPEATS, 0.97) / REPEATS
+SLOPE, NOISE = 0.8, 3.0  # G_0 = -0.8 G_b + rest
+
+
+def moments(rng: np.random.Generator, samples: int, mean: float) -> Moments:
+    """G_b of variance 12 in four dimensions, heavy in the tails, with |E G_b| = mean; G_0 = -0.8 G_b + noise."""
+    control, rest = rng.standard_t(6, (2, samples, 4)) * (2 / 3) ** 0.5 * 3**0.5
+    control = control + mean / 2
+    pair = np.stack([-SLOPE * control + rest, control])
+    return accumulated(torch.as_tensor(pair), 1, one_cell(samples)).moments[0]["w"].replicates()
+
+
+def estimate(m: Moments, n: float) -> Estimate:
+    S = m.S[:, 0]
+    return batch_optimum(S[:, 0, 1], S[:, 1, 1], m.squared_mean(np.array([0.0, 1.0])), n)
+
+
+@pytest.mark.parametrize("n", [1, 100, 10**6])
+@pytest.mark.parametrize("mean", [0.0, 0.1, 0.3, 2.0], ids=["zero", "lost", "weak", "clear"])
+def test_coverage(mean: float, n: int) -> None:
+    truth = SLOPE / (1 + n * mean**2 / 12)
+    rng = np.random.default_rng([int(100 * mean), n])
+    estimates = [estimate(moments(rng, 512, mean), n) for _ in range(REPEATS)]
+    covered = np.mean([e.low <= truth <= e.high for e in estimates])
+    print(f"covers {covered:.1%}")
+    # at M = 0 the bound M >= 0 is the truth itself: the interval may cover more often
+    assert LEAST <= covered <= (MOST if mean > 0.1 else 1)
+    assert all(e.low <= e.value <= e.high for e in estimates)
+
+
+def test_an_open_critical_batch_opens_the_optimum() -> None:
+    """Where M may be zero, beta*_n may be beta*_0 however large the batch is."""
+    m = moments(np.random.default_rng(0), 512, 0.0)
+    bias = m.squared_mean(np.array([0.0, 1.0]))
+    assert bias.estimate().low < 0
+    unlimited = jackknife(-m.S[:, 0, 0, 1] / m.S[:, 0, 1, 1], m.count)
+    for n in (10, 10**4, 10**9):
+        assert estimate(m, n).high == pytest.approx(float(unlimited.high), rel=0.05)
+
+
+def test_without_bias_noise_it_is_the_closed_form() -> None:
+    m = moments(np.random.default_rng(1), 4096, 2.0)
+    S, M = m.S[0, 0], m.M[0, 0]
+    for n in (1, 50, 10**5):
+        assert estimate(m, n).value == pytest.approx(-S[0, 1] / (S[1, 1] + n * M[1, 1]))
+
+
+def test_a_negative_squared_mean_counts_as_zero() -> None:
+    m = next(m for m in (moments(np.random.default_rng(k), 512, 0.0) for k in range(50)) if m.M[0, 0, 1, 1] < 0)
+    assert estimate(m, 10**6).value == pytest.approx(-m.S[0, 0, 0, 1] / m.S[0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, 2.0])
+def test_the_ends_are_those_of_a_fine_grid(mean: float) -> None:
+    """The twin: every beta of a grid is tried on its own, with the covariance of pseudo-values by numpy."""
+    m, n = moments(np.random.default_rng(7), 640, mean), 300
+    S, bias = m.S[:, 0], m.squared_mean(np.array([0.0, 1.0]))
+    a, d = -S[:, 0, 1], S[:, 1, 1] + n * bias.replicates
+    g = len(m.count)
+    pseudo = [g * x[0] - (g - 1) * x[1:] for x in (a, d, bias.replicates)]
+    covariance = np.cov(np.stack(pseudo)) / g
+    t = stats.t.ppf(0.975, g - 1)
+    unlimited = jackknife(a / S[:, 1, 1], m.count)
+    grid = np.linspace(min(0, unlimited.low), max(0, unlimited.high), 200_001)
+    with np.errstate(divide="ignore"):
+        implied = np.maximum((a[0] / grid - S[0, 1, 1]) / n, 0)
+    size = max(bias.replicates[0], 0) + S[0, 1, 1] / 640
+    variance_of_m = covariance[2, 2] / size * implied + bias.noise()
+    total = covariance[0, 0] - 2 * grid * covariance[0, 1] + grid**2 * covariance[1, 1]
+    with np.errstate(invalid="ignore"):
+        total += np.nan_to_num(grid**2 * n**2 * (variance_of_m - covariance[2, 2]))
+    held = grid[(a[0] - grid * d[0]) ** 2 <= t**2 * np.maximum(total, 0)]
+    actual, step = estimate(m, n), grid[1] - grid[0]
+    assert (float(actual.low), float(actual.high)) == pytest.approx((held[0], held[-1]), abs=1.01 * step)
