@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import Data
-from mfdiag.flow.paths import LINEAR, parse_path
+from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.models.cards.card_files import is_card
 from mfdiag.models.checkpoint import load_model, provides_network
+from mfdiag.models.path_change import PathChange
 from mfdiag.models.prediction import as_average_velocity
 from mfdiag.models.wrapper import conditions_taken
 from mfdiag.usercode import is_user_code
@@ -20,7 +21,12 @@ __all__ = ["load_teacher", "teacher_velocity"]
 
 
 def load_teacher(
-    checkpoint: str, model: str | None, prediction: str = "u", path: str | None = None, data: Data | None = None
+    checkpoint: str,
+    model: str | None,
+    prediction: str = "u",
+    path: Path | None = None,
+    data: Data | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """Load a teacher u(x, r, t, labels) with its raw weights.
 
@@ -28,14 +34,15 @@ def load_teacher(
         checkpoint: PATH or PATH@MODEL, where MODEL is code or a model card, as for --model.
         model: What builds the network if PATH has no @MODEL and does not describe its network.
         prediction: What the network predicts if neither its description nor its card says so.
-        path: Name of the path that the teacher must have been trained on; None accepts any.
+        path: The path whose velocity it gives; None for the path that it was trained on.
         data: The data it is evaluated on, which decide how the user's own network is called; None for its names alone.
+        say: Called with a note if the teacher was trained on another path than `path`.
 
     Returns:
-        The teacher as average velocity.
+        The teacher as average velocity; at r = t alone, if it was trained on another path.
 
     Raises:
-        InputError: If the teacher was trained on another path, and as `load_model` does.
+        InputError: As `load_model` does.
     """
     file, _, own_model = checkpoint.rpartition("@")
     if is_card(own_model) or is_user_code(own_model):
@@ -56,13 +63,29 @@ def load_teacher(
     elif loaded.description is not None:
         prediction, own_path = loaded.description.prediction, loaded.description.path
     else:
-        return as_average_velocity(loaded.module, prediction, parse_path(path or LINEAR.name))
-    if path not in (None, own_path):
-        raise InputError(
-            f"Expected a teacher trained on the path {path}, but {file} was trained on the path {own_path}, which has "
-            "another velocity; pass a teacher of the same path."
-        )
-    return as_average_velocity(loaded.module, prediction, parse_path(own_path))
+        return as_average_velocity(loaded.module, prediction, path or LINEAR)
+    if path is None or path.name == own_path:
+        return as_average_velocity(loaded.module, prediction, path or parse_path(own_path))
+    own = parse_path(own_path)
+    teacher = PathChange(as_average_velocity(loaded.module, prediction, own), own, path)
+    if say is not None:
+        say(_path_note(file, teacher))
+    return teacher
+
+
+def _path_note(file: str, teacher: PathChange) -> str:
+    """How the velocity of a teacher of another path is used, and where its own path ends."""
+    low, high = teacher.range
+    note = (
+        f"{file} was trained on the path {teacher.own.name}: its velocity is computed where the ratio sigma / alpha is "
+        f"that of the path {teacher.path.name}, and changed to that path."
+    )
+    if (low, high) == (0.0, 1.0):
+        return note
+    return (
+        f"{note} The path {teacher.own.name} covers t from {low:.4g} to {high:.6g}; below, the teacher's estimate of "
+        "the noise at the lower end is used, and above, that of the data at the upper end."
+    )
 
 
 def teacher_velocity(

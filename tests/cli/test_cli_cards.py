@@ -18,7 +18,7 @@ from helpers import rows
 from stand_ins import CLASSES, CONDITIONS, SHAPE, STAND_INS
 
 from mfdiag.flow.conditions import Conditions
-from mfdiag.flow.paths import parse_path
+from mfdiag.flow.paths import LINEAR, parse_path
 from mfdiag.models.cards.card_files import load_card, shipped_cards
 from mfdiag.models.checkpoint import load_model
 from mfdiag.models.prediction import as_average_velocity
@@ -131,6 +131,31 @@ def test_a_teacher_with_a_card_of_its_own(made: Made, data: Path, tmp_path: Path
     network = load_model(teacher, model=str(other)).module.network
     with torch.no_grad():
         torch.testing.assert_close(guide(x, t / 2, t, None), -network(1 - t, x))
+
+
+def test_a_teacher_of_the_path_of_ddpm_for_a_network_of_the_linear_one(
+    made: Made, data: Path, tmp_path: Path, cli: Run
+) -> None:
+    """Its noise at the point of DDPM's schedule with the same signal-to-noise ratio, as data and velocity by hand."""
+    (student, own), (teacher, other) = made("zhuyu-meanflow-cifar10"), made("dit")
+    proxy, out = f"teacher={teacher}@{other}", tmp_path / "out"
+    told = cli("sweep", student, "--model", own, "--data", data, "--samples", 48, "--proxy", proxy, "--out", out)
+    assert told.code == 0, told.err
+    assert "was trained on the path ddpm" in told.err and "covers t from 0.009901 to 0.993687" in told.err
+    assert set(read_table("sweep", out)["proxy"]) == {proxy}
+    steps = torch.arange(1000, dtype=torch.float64)
+    abar = (1 - (1e-4 + steps * (0.02 - 1e-4) / 999)).cumprod(0)
+    alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+    step = torch.tensor([40, 300, 700, 950])
+    t = (sigma / (alpha + sigma))[step].float()  # of the linear path, where x_t is the teacher's over alpha + sigma
+    a, s = (values[step].float().view(-1, 1, 1, 1) for values in (alpha, sigma))
+    x, y = torch.randn(4, *SHAPE), torch.arange(4) % CLASSES
+    network = load_model(teacher, model=str(other)).module.network
+    with torch.no_grad():
+        noise = network((a + s) * x, step.float(), y)[:, : SHAPE[0]]
+        expected = noise - ((a + s) * x - s * noise) / a
+        found = load_teacher(f"{teacher}@{other}", str(own), path=LINEAR)(x, t, t, y)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_teacher_that_describes_itself_takes_no_card_of_the_students(made: Made, checkpoint: Path) -> None:

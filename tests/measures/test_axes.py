@@ -140,7 +140,7 @@ def description(**changes: str) -> Description:
     return Description(architecture=architecture, times="uniform", data="mixture:2,3", step=5, seed=0, **changes)  # type: ignore[arg-type]
 
 
-def test_a_teacher_of_another_path_is_refused(tmp_path: File) -> None:
+def test_a_teacher_of_another_path_gives_the_velocity_of_the_students(tmp_path: File) -> None:
     from mfdiag.measures.run.subject import SubjectOptions, load_subject
 
     files = {}
@@ -148,10 +148,20 @@ def test_a_teacher_of_another_path_is_refused(tmp_path: File) -> None:
         files[path] = tmp_path / f"{path}.safetensors"
         save_checkpoint(files[path], network().float(), None, description(path=path))
     teacher = f"teacher={files['trigonometric']}"
-    with pytest.raises(InputError, match="trained on the path trigonometric, which has another velocity"):
-        load_subject(files["linear"], SubjectOptions(proxy=teacher), say=print)
-    subject = load_subject(files["linear"], SubjectOptions(proxy=teacher, path="trigonometric"), say=print)
-    assert subject.path is TRIGONOMETRIC
+    notes: list[str] = []
+    subject = load_subject(files["linear"], SubjectOptions(proxy=teacher), say=notes.append)
+    (note,) = [note for note in notes if "trained on the path trigonometric" in note]
+    assert "changed to that path" in note and "covers" not in note
+    # tan(pi tau / 2) = t / (1 - t); the point is scaled by cos(pi tau / 2) + sin(pi tau / 2), whose rate changes v
+    x, t = torch.randn(8, 2), torch.rand(8)
+    time = torch.atan2(t, 1 - t)
+    scale = (time.cos() + time.sin())[:, None]
+    theirs = network().float()(scale * x, time * 2 / torch.pi, time * 2 / torch.pi)
+    rate = (1 / (t**2 + (1 - t) ** 2))[:, None]  # d time / dt
+    expected = (theirs * 2 / torch.pi - (time.cos() - time.sin())[:, None] * x) * rate / scale
+    torch.testing.assert_close(subject.networks["teacher"](x, t, t), expected, rtol=1e-4, atol=1e-5)
+    subject = load_subject(files["linear"], SubjectOptions(proxy=teacher, path="trigonometric"), say=notes.append)
+    assert subject.path is TRIGONOMETRIC and len([note for note in notes if "was trained on the path" in note]) == 1
 
 
 def test_reflow_takes_any_teacher(tmp_path: File) -> None:

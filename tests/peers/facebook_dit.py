@@ -23,6 +23,7 @@ SMALL = {
     "data": {"shape": list(SHAPE), "scale": 1},
 }
 DTYPES = (torch.float32,)  # its time features are float32
+TEACHER = True  # of a network on the linear path
 
 
 def network() -> nn.Module:

@@ -226,7 +226,7 @@ def subject_of(
     if card is not None:
         _require_fitting(card, data, say)
     path, source = _path_of(axes["path"], say), parse_source(axes["source"], data)
-    kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data)
+    kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data, say)
     classes = _classes(checkpoint, loaded, data)
     require_fitting_arrays((loaded.module, *networks.values()), data)
     run, name = _run_and_name(checkpoint)
@@ -360,7 +360,12 @@ def _axes(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) ->
 
 
 def _proxy(
-    options: SubjectOptions, loaded: LoadedModel, prediction: str, path: Path, data: Data
+    options: SubjectOptions,
+    loaded: LoadedModel,
+    prediction: str,
+    path: Path,
+    data: Data,
+    say: Callable[[str], None],
 ) -> tuple[str, str, dict[str, nn.Module]]:
     """The proxy's kind, its name in the tables, and the networks "ema" and "teacher" if there are any."""
     proxy = options.proxy
@@ -371,7 +376,7 @@ def _proxy(
     if kind == "teacher":
         if not teacher:
             raise InputError("--proxy teacher needs the teacher's checkpoint: pass --proxy teacher=PATH.")
-        networks["teacher"] = load_teacher(teacher, options.model, prediction, path.name, data)
+        networks["teacher"] = load_teacher(teacher, options.model, prediction, path, data, say)
     elif kind == "ema":
         networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)
     elif kind not in ("self", "exact") or teacher:
