@@ -15,6 +15,7 @@ __all__ = [
     "printable",
 ]
 
+_MANY = 20  # names that an error with a close match does not list
 _MIN_SIMILARITY = 0.5  # below it a suggestion shares too few letters with the name to be a likely typo
 
 
@@ -31,7 +32,7 @@ class InputError(MfdiagError):
 
 
 def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Builds the error for an unknown name: the closest known names first, then all of them.
+    """Builds the error for an unknown name: the closest known names, and all of them unless these are many.
 
     Args:
         kind: What the name stands for, such as "data set".
@@ -44,7 +45,9 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
     names = sorted(known)
     closest = difflib.get_close_matches(name, names, n=2, cutoff=_MIN_SIMILARITY)
     hint = f" Did you mean {' or '.join(map(repr, closest))}?" if closest else ""
-    return InputError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+    many = closest and len(names) > _MANY
+    known_names = f"{len(names)} names are known" if many else f"Known: {', '.join(names)}"
+    return InputError(f"Unknown {kind} {name!r}.{hint} {known_names}.")
 
 
 def first_line(error: BaseException) -> str:
