@@ -15,7 +15,7 @@ from mfdiag.fields.context import EvaluationContext
 from mfdiag.fields.fields import Fields, Velocities, compute_fields
 from mfdiag.fields.guided_velocity import GuidedVelocity, condition_for, takes_guidance, with_guidance
 from mfdiag.fields.inputs import DerivativesAtPoint, Differentiate, Inputs, VelocityFunction, require_velocity
-from mfdiag.fields.probes import FULL_JACOBIAN_DIM, random_signs
+from mfdiag.fields.probes import FULL_JACOBIAN_DIM, PROBES, random_signs
 from mfdiag.flow.conditions import Condition, labels_of, move_condition, null_of
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.models.wrapper import conditions_taken
@@ -36,11 +36,13 @@ class FieldNeeds:
         posterior: Whether to compute the marginal velocity and its relatives, if the posterior is known.
         second_draw: Whether to draw v_c a second time from the posterior.
         jacobian: Whether to measure products with the Jacobian A.
+        probes: The number of random probes that replace the full Jacobian in high dimension.
     """
 
     posterior: bool = True
     second_draw: bool = False
     jacobian: bool = False
+    probes: int = PROBES
 
 
 class FieldBuilder:
@@ -142,7 +144,7 @@ class FieldBuilder:
             return differentiate(*inputs, dx, dt)
 
         use_probes = self.needs.jacobian and x[0].numel() > FULL_JACOBIAN_DIM
-        signs = random_signs(self.draws, "probes", batch.index, x) if use_probes else None
+        signs = random_signs(self.draws, "probes", batch.index, x, self.needs.probes) if use_probes else None
         fields = compute_fields(inputs, velocities, derivatives_at_point, jacobian=self.needs.jacobian, probes=signs)
         context = self._context(inputs, differentiate, shared, batch.index)
         weight = None if batch.weight is None else self._cast(batch.weight)

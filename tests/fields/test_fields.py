@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mfdiag.derivatives.forward_mode import forward_mode_derivatives
 from mfdiag.errors import InputError
 from mfdiag.fields.fields import Fields, Velocities, compute_fields
-from mfdiag.fields.probes import PROBES
+from mfdiag.fields.probes import DIAGONAL_PROBES
 from mfdiag.measures.parts.jacobian import jacobian_scalars
 from mfdiag.models.networks.dit import DiT
 from mfdiag.models.networks.mlp import MLP
@@ -140,7 +140,7 @@ def test_jacobian_numbers_equal_their_definitions(dim: int, jacobian: bool) -> N
     x, v_c, vhat, marginal = torch.randn(4, 1, dim, dtype=torch.float64).repeat(1, repeats, 1)
     r, t = torch.full((repeats,), 0.1, dtype=torch.float64), torch.full((repeats,), 0.9, dtype=torch.float64)
     variance = torch.rand(dim, dtype=torch.float64).expand(repeats, -1)
-    signs = torch.randint(0, 2, (PROBES, repeats, dim)).double() * 2 - 1
+    signs = torch.randint(0, 2, (DIAGONAL_PROBES, repeats, dim)).double() * 2 - 1
     fields = forward_fields(module, (x, r, t, None), Velocities(v_c, vhat, marginal, variance), True, signs)
     assert fields.jacobian is not None and fields.jacobian.is_full == jacobian
     scalars = jacobian_scalars(fields)

@@ -13,6 +13,7 @@ from mfdiag.coefficients.plane import ColumnLayout
 from mfdiag.fields.builder import FieldNeeds
 from mfdiag.fields.differentiable_network import Loss
 from mfdiag.fields.fields import Fields
+from mfdiag.fields.probes import DIAGONAL_PROBES
 from mfdiag.flow.weighting import Weighting
 from mfdiag.measures.parts.jacobian import jacobian_scalars
 
@@ -52,7 +53,8 @@ class PlanePlan:
 
     @property
     def needs(self) -> FieldNeeds:
-        return FieldNeeds(posterior=self.posterior_known, jacobian=self.jacobian)
+        # the diagonal form needs squares of diagonal entries
+        return FieldNeeds(posterior=self.posterior_known, jacobian=self.jacobian, probes=DIAGONAL_PROBES)
 
     def cotangents(self, fields: Fields) -> Tensor:
         """[C, n, *shape] with C = groups * size less the losses."""

@@ -7,11 +7,12 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from mfdiag.fields.fields import Fields
-from mfdiag.fields.probes import PROBES, coordinate_basis, random_signs
+from mfdiag.fields.probes import coordinate_basis, random_signs
 
 __all__ = ["EXACT_DIM", "probe_quantile", "velocity_scalars"]
 
 EXACT_DIM = 16  # above, the full Jacobian would cost more than the rest of the pass, so random signs probe it
+_PROBES = 8  # for each sample; a divergence has an interval of its own, by Student's t over the probes
 
 
 def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
@@ -21,7 +22,8 @@ def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
     context, x = fields.context, fields.x
     assert context is not None
     exact = x[0].numel() <= EXACT_DIM
-    probes = coordinate_basis(x) if exact else random_signs(context.draws, "velocity probes", context.index, x)
+    draws, index = context.draws, context.index
+    probes = coordinate_basis(x) if exact else random_signs(draws, "velocity probes", index, x, _PROBES)
     columns = context.derivatives(context.t, probes, x.new_zeros(probes.shape[:2]))[1]
     z, dz = probes.flatten(2), columns.flatten(2)  # [m, n, d]
     products = torch.einsum("jni,kni->njk", z, dz)  # z_j . D z_k; D itself where the probes are a basis
@@ -39,4 +41,4 @@ def velocity_scalars(fields: Fields) -> dict[str, Tensor]:
 
 def probe_quantile(level: float = 0.95) -> float:
     """Half the width of a probed divergence's interval, in standard errors: Student's t over the probes."""
-    return float(stdtrit(PROBES - 1, 0.5 + level / 2))
+    return float(stdtrit(_PROBES - 1, 0.5 + level / 2))
