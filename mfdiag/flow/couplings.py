@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from scipy.special import logsumexp
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.flow.data.datasets import Data, FiniteData, MomentsData, conditions_of
 from mfdiag.flow.data.disk_arrays import Points, tiles
 from mfdiag.flow.data.pairs import read_pairs
+from mfdiag.flow.gibbs_mean import log_mean_kernel
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Source
 from mfdiag.flow.specs import format_spec, parse_arguments
@@ -52,8 +52,6 @@ COUPLINGS: dict[str, str] = {
 TeacherVelocity = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
 """Maps x [n, *shape], t [n] and labels [n] or None to the velocity [n, *shape]."""
 
-_REFERENCE = 4096  # pairs from which the mean Gibbs weight is computed
-_REFERENCE_SEED = 0  # the same for every seed of a measurement, so that the weights do not change with it
 _LABEL_CHUNK = 2**22  # coordinates drawn at once if only labels are needed: 32 MiB in float64
 
 
@@ -313,7 +311,7 @@ class Gibbs(_DataLabels):
 
     @classmethod
     def fit(cls, eps: float, data: Data, source: Source) -> Gibbs:
-        """Estimates the expectation from a fixed sample of 4,096 pairs.
+        """Computes the expectation, see `log_mean_kernel`.
 
         Args:
             eps: Temperature, above 0.
@@ -324,12 +322,11 @@ class Gibbs(_DataLabels):
             The coupling.
 
         Raises:
-            InputError: `eps` is not above 0.
+            InputError: `eps` is not above 0, or the expectation cannot be computed to 0.5 %.
         """
         if not eps > 0:
             raise InputError(f"Bad 'gibbs:{eps:g}': eps must be above 0.")
-        pairs = INDEPENDENT.pairs(Marginals(data, source, _REFERENCE_SEED, "gibbs/"), np.arange(_REFERENCE))
-        return cls(eps, float(logsumexp(-_squared_distance(pairs) / eps) - np.log(_REFERENCE)))
+        return cls(eps, log_mean_kernel(eps, data, source))
 
     @property
     def name(self) -> str:

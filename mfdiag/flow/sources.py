@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.special import gammaln, ndtri
 
 from mfdiag.errors import InputError, did_you_mean, first_line
-from mfdiag.flow.data.datasets import Data, FiniteData
+from mfdiag.flow.data.datasets import Data, FiniteData, GaussianData, MixtureData
 from mfdiag.flow.data.disk_arrays import Points, tiles
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
@@ -42,7 +43,8 @@ SOURCES: dict[str, str] = {
     "None; the factory returns the module",
 }
 
-_REFERENCE = 4096  # data samples that a source is fitted to
+_DRAWN_NUMBERS = 2**24  # coordinates of the sample of a distribution that a source is fitted to, at most
+_MOST_CENTERS = 4096  # of k-means
 _REFERENCE_SEED = 0  # the same for every seed of a measurement, so that the source does not change with it
 
 
@@ -251,31 +253,64 @@ def parse_source(spec: str, data: Data) -> Source:
         return MixedSource(*_statistics(data), interval["low"], interval["high"])
     if name == "norm_aligned":
         parse_arguments(spec, {})
-        points = _reference(data)
-        half = points.shape[1] / 2
+        half = math.prod(data.shape) / 2
         # E|z| of z ~ N(0, I) in d dimensions is the mean of the chi distribution, sqrt(2) Gamma((d+1)/2) / Gamma(d/2)
         mean_norm = np.sqrt(2) * np.exp(gammaln(half + 0.5) - gammaln(half))
-        ratio = float(np.linalg.norm(points, axis=1).mean() / mean_norm)
-        return MixtureSource(name, np.zeros((1, *data.shape)), ratio)
+        return MixtureSource(name, np.zeros((1, *data.shape)), float(_mean_norm(data) / mean_norm))
     raise did_you_mean("source", name, SOURCES)
 
 
-def _reference(data: Data) -> np.ndarray:
-    """Data samples that a source is fitted to, float64 [n, d]."""
-    return data.sample(uniforms(_REFERENCE_SEED, "source/data", np.arange(_REFERENCE), data.width))[0].reshape(
-        _REFERENCE, -1
-    )
+def _reference(data: Data) -> np.ndarray | Points:
+    """What a source is fitted to without labels [n, *shape]: all points of finite data, else a large even sample."""
+    if isinstance(data, FiniteData):
+        return data.points
+    from scipy.stats import qmc  # slow to import
+
+    count = 2 ** int(np.clip(np.log2(_DRAWN_NUMBERS / data.width), 12, 16))
+    if data.width > qmc.Sobol.MAXDIM:
+        return data.sample(uniforms(_REFERENCE_SEED, "source/data", np.arange(count), data.width))[0]
+    u = qmc.Sobol(data.width, seed=_REFERENCE_SEED).random(count)
+    return data.sample(np.clip(u, 2.0**-53, 1 - 2.0**-53))[0]
 
 
 def _mixture(spec: str, data: Data) -> MixtureSource:
-    from sklearn.cluster import KMeans
-
     arguments = parse_arguments(spec, {"k": 8, "std": 0.1}, integers={"k"})
     k, std = int(arguments["k"]), arguments["std"]
-    if not std > 0 or k > _REFERENCE:
-        raise InputError(f"Bad {spec!r}: std must be above 0 and k at most {_REFERENCE:,}.")
-    centers = KMeans(k, n_init=4, random_state=0).fit(_reference(data)).cluster_centers_
-    return MixtureSource(format_spec("mixture", k, std), centers.reshape(-1, *data.shape), std)
+    points = _reference(data)
+    if not std > 0 or k > min(len(points), _MOST_CENTERS):
+        raise InputError(f"Bad {spec!r}: std must be above 0 and k at most {min(len(points), _MOST_CENTERS):,}.")
+    return MixtureSource(format_spec("mixture", k, std), _centers(points, k).reshape(-1, *data.shape), std)
+
+
+def _centers(points: np.ndarray | Points, k: int) -> np.ndarray:
+    """The k-means centers [k, d] of points [N, *shape], each the mean of the points next to it.
+
+    Where the points are too many for the memory, the centers of a random part of them start one pass of mini-batch
+    k-means over all.
+    """
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    width = math.prod(points.shape[1:])
+    order = np.random.default_rng(_REFERENCE_SEED).permutation(len(points))
+    at_once = max(_MOST_CENTERS, _DRAWN_NUMBERS // width)
+    part = np.asarray(points[np.sort(order[:at_once])], dtype=np.float64).reshape(-1, width)
+    model = KMeans(k, n_init=4, tol=0, random_state=_REFERENCE_SEED).fit(part)
+    if len(points) <= at_once:
+        # the same mean again, summed in order: k-means sums in parallel, so that its last digits vary
+        size = np.bincount(model.labels_, minlength=k)
+        return np.stack([np.bincount(model.labels_, column, k) / size for column in part.T], axis=1)
+    batches = MiniBatchKMeans(k, init=model.cluster_centers_, n_init=1, random_state=_REFERENCE_SEED)
+    for rows in tiles(order, at_once):
+        if len(rows) >= k:
+            batches.partial_fit(np.asarray(points[np.sort(rows)], dtype=np.float64).reshape(len(rows), -1))
+    return np.asarray(batches.cluster_centers_)
+
+
+def _mean_norm(data: Data) -> float:
+    """E|x_0|."""
+    points = _reference(data)
+    norms = [np.linalg.norm(points[rows].reshape(len(rows), -1), axis=1) for rows in tiles(np.arange(len(points)))]
+    return float(np.concatenate(norms).mean(dtype=np.float64))
 
 
 def _statistics(data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -292,8 +327,15 @@ def _statistics(data: Data) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"Source mixed needs the data points of each label, and {data.name} stores none. Pass another --source."
         )
+    elif isinstance(data, GaussianData):
+        return np.full((1, data.dim), data.mean), np.array([data.std**2])
+    elif isinstance(data, MixtureData):
+        mean = data.weights @ data.means
+        inside = np.trace(data.covariances, axis1=1, axis2=2) + ((data.means - mean) ** 2).sum(axis=1)
+        return mean[None], np.array([data.weights @ inside / data.dim])
     else:
-        groups = [(_reference(data).reshape(-1, *data.shape), np.arange(_REFERENCE))]
+        points = _reference(data)
+        groups = [(points, np.arange(len(points)))]
     means, variances = zip(*(_moments(points, rows) for points, rows in groups), strict=True)
     return np.stack(means), np.array(variances)
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import load_data
-from mfdiag.flow.density import DensityTimes, cell_numbers, cell_shares, density_cells
+from mfdiag.flow.density import DensityTimes, cell_numbers, cell_shares, density_cells, share_replicates
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.time_sampler import TimePairs, TimeSamplerBase
@@ -65,6 +65,17 @@ def test_shares_of_the_uniform_law() -> None:
     squares = {(i, j): (1 if i < j else 0.5) * 2 / 16 for i in range(4) for j in range(i, 4)}
     expected = [0.7 * squares[key] for key in sorted(squares)] + list(0.3 * np.diff(edges**2))
     np.testing.assert_allclose(cell_shares(parse_times("uniform:r_ne_t=0.7"), (4, 4)), expected, rtol=0, atol=1e-5)
+
+
+def test_the_error_of_shares_is_seen_between_replicates() -> None:
+    """Uniform times on 10 x 10 cells: squares hold 2 / 100 of the pairs, triangles on the diagonal half of that."""
+    shares = share_replicates(parse_times("uniform"), (10, 10))
+    cells = density_cells((10, 10))[: 10 * 11 // 2]
+    exact = np.where(cells[:, 0] == cells[:, 2], 0.01, 0.02)
+    mean, error = shares.mean(0), shares.std(0, ddof=1) / len(shares) ** 0.5
+    assert (error < 1.5e-5).all() and (error[len(cells) :] == 0).all()
+    missed = np.abs(mean[: len(cells)] - exact) > stats.t.ppf(0.975, len(shares) - 1) * error[: len(cells)]
+    assert missed.sum() <= stats.binom.ppf(0.999, len(cells), 0.05)
 
 
 @pytest.mark.parametrize("base", BASES)

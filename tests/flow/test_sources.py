@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import mfdiag.flow.sources as sources
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import FiniteData, load_data
 from mfdiag.flow.draw import Draws
@@ -87,7 +88,7 @@ def test_norm_aligned_has_the_mean_norm_of_the_data(data: str) -> None:
     law = load_data(data)
     x1 = np.linalg.norm(sample(parse_source("norm_aligned", law)).reshape(N, -1), axis=1)
     x0 = np.linalg.norm(law.sample(uniforms(5, "data", np.arange(N), law.width))[0].reshape(N, -1), axis=1)
-    error = np.hypot(np.hypot(x1.std() / N**0.5, x0.std() / N**0.5), x0.std() / 4096**0.5)
+    error = np.hypot(x1.std(), x0.std()) / N**0.5
     assert abs(x1.mean() - x0.mean()) <= 4 * error
 
 
@@ -114,8 +115,48 @@ def test_mixed_variance_is_linear_in_w() -> None:
 def test_statistics_of_all_data_without_labels() -> None:
     source = parse_source("mixed", PLAIN)
     assert isinstance(source, MixedSource) and not source.depends_on_label
-    np.testing.assert_allclose(source.means, np.full((1, 3), 0.5), atol=4 * 2 / 4096**0.5)
-    assert source.variances[0] == pytest.approx(4, rel=0.1)
+    np.testing.assert_array_equal(source.means, np.full((1, 3), 0.5))
+    np.testing.assert_array_equal(source.variances, [4])
+
+
+@pytest.mark.parametrize("data", ["mixture:3,5", "two_moons"])
+def test_statistics_are_those_of_the_whole_law(data: str) -> None:
+    """A known mixture is standardized in closed form, and so are the points of a built-in data set."""
+    source = parse_source("mixed", load_data(data))
+    assert isinstance(source, MixedSource)
+    np.testing.assert_allclose(source.means, 0, atol=1e-6)
+    np.testing.assert_allclose(source.variances, [1], rtol=1e-6)
+
+
+def test_mean_norm_of_a_gaussian_is_exact_to_four_digits() -> None:
+    law = load_data("gaussian:3,0.5,2")
+    truth = 2 * stats.ncx2(3, 3 * 0.25**2).expect(np.sqrt)
+    source = parse_source("norm_aligned", law)
+    assert isinstance(source, MixtureSource)
+    assert source.std * stats.chi(3).mean() == pytest.approx(truth, rel=1e-4)
+
+
+def test_centers_are_the_means_of_the_points_next_to_them() -> None:
+    """A fixed point of Lloyd's algorithm over all points, on which another start cannot improve."""
+    points = load_data("eight_gaussians").points.reshape(-1, 2).astype(np.float64)
+    source = parse_source("mixture:8,0.1", load_data("eight_gaussians"))
+    assert isinstance(source, MixtureSource)
+    nearest = ((points[:, None] - source.means) ** 2).sum(2).argmin(1)
+    means = np.array([points[nearest == k].mean(0) for k in range(8)])
+    np.testing.assert_allclose(source.means, means, rtol=1e-9, atol=1e-12)
+
+
+def test_centers_of_more_points_than_fit_are_near_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of mini-batch k-means; four standard errors of a center are 4 x 0.1 / 1000^(1/2)."""
+    rng = np.random.default_rng(4)
+    corners = np.array([[0, 0], [3, 0], [0, 3], [3, 3.0]])
+    points = np.concatenate([corner + 0.1 * rng.normal(size=(1000, 2)) for corner in corners])  # sorted, as files are
+    monkeypatch.setattr(sources, "_MOST_CENTERS", 500)
+    monkeypatch.setattr(sources, "_DRAWN_NUMBERS", 1000)
+    centers = sources._centers(points, 4)
+    order = np.lexsort(centers.round().T)
+    exact = points.reshape(4, 1000, 2).mean(1)
+    np.testing.assert_allclose(centers[order], exact[np.lexsort(exact.round().T)], atol=0.005)
 
 
 def test_learned_is_the_module_of_noise_and_labels(code: Path) -> None:

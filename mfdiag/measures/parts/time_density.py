@@ -73,10 +73,11 @@ class MomentMap(NamedTuple):
 class Search(NamedTuple):
     """What the search computes: shares of the cells `density_cells(bins)`, and estimates over all of them by quantity.
 
-    `trained` [C]; `drawn` [R, C] by jackknife replicate, of which the first is the density itself; `tail` says why
-    heavy tails leave no interval to trust, or None.
+    `trained` [C] under `base`; `drawn` [R, C] by jackknife replicate, of which the first is the density itself; `tail`
+    says why heavy tails leave no interval to trust, or None.
     """
 
+    base: TimeSampler
     bins: tuple[int, int]
     trained: np.ndarray
     drawn: np.ndarray
@@ -128,7 +129,7 @@ def search(run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, f
         ("measured_gain", variance / weighted),
     ):
         overall[quantity] = skewed_jackknife(values, tests[0].count, nonnegative=True)
-    return Search(bins, trained, drawn, moment_map, overall, tail)
+    return Search(base, bins, trained, drawn, moment_map, overall, tail)
 
 
 def _fit_map(result: PassResult, times: DensityTimes) -> MomentMap:
