@@ -200,6 +200,29 @@ class Texts(_Core):
         return self.value(latent, t, r, text_f.flatten(1).mean(1, keepdim=True), text_f_c)
 
 
+class Voice(_Core):
+    """MeanVC: (x, t, r) with content, speaker, prompts and clean frames by name; a mask hides the first three."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(labels=3)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        r: Tensor,
+        cache: Tensor,
+        cond: Tensor,
+        spks: Tensor,
+        prompts: Tensor,
+        cfg_mask: Tensor | None = None,
+    ) -> Tensor:
+        hidden = torch.stack([cond.flatten(1).mean(1) + prompts.flatten(1).mean(1), spks[:, 0]], 1)
+        if cfg_mask is not None:
+            hidden = hidden.masked_fill(cfg_mask[:, None], 0)
+        return self.value(x, t, r, hidden, cache.flatten(1).mean(1, keepdim=True))
+
+
 class _Encoder(nn.Module):
     """Features [n, 1] of a dictionary of observations."""
 
@@ -324,6 +347,7 @@ def _denoised(net: Any, x: Tensor, y: Tensor) -> Tensor:
 CONDITIONS = {  # name of the card: shapes of the arrays beside the samples
     "dm1": {"state": (1, 1), "rgb": (1, 3, 2, 2)},
     "meanaudio": {"text_f": (2, 3), "text_f_c": (1,)},
+    "meanvc": {"cache": SHAPE, "bn": (2, 3), "xvector": (1,), "prompt": (4, 2)},
     "mp1": {"point_cloud": (2, 4, 3), "agent_pos": (2, 1)},
 }
 STAND_INS = {
@@ -394,6 +418,15 @@ STAND_INS = {
             "ema": _prefixed(**{f"ema_models.{k}": _prefixed(ema_model=_ema(state)) for k in range(2)}),
         },
         lambda net, x, conditions: x - net(latent=x, t=_times(x)[1], r=_times(x)[0], **conditions),
+    ),
+    "meanvc": StandIn(
+        Voice,
+        lambda state: {
+            "model_state_dict": state,
+            "ema_model_state_dict": {"initted": torch.tensor(True), **_prefixed(ema_model=_ema(state))},
+            "step": 5,
+        },
+        lambda net, x, c: x - net(x, *_times(x)[::-1], c["cache"], c["bn"], c["xvector"], c["prompt"]),
     ),
     "dm1": StandIn(
         Seeing,

@@ -24,7 +24,9 @@ A repository is one file here, NAME.py, with
     PATHS = ()                further folders for PYTHONPATH
     TEACHER = False           for flow matching: the saved file is also a teacher of a network of this project
     conditions(rng, n)        arrays [n, ...] by name that the network takes beside the samples
-    ABSENT = ()               modules it imports and does not use here, which exist for GPUs alone: empty ones stand in
+    beside(x)                 more of them, made of the samples x [n, *shape] themselves
+    ABSENT = ()               modules it imports and does not use here: for GPUs alone, or of its data and evaluation;
+                              ones whose attributes are empty classes stand in
 
 and, where the repository has no loss,
 
@@ -66,6 +68,12 @@ SAMPLES = 16
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 COMMANDS = ("variance", "coefficient", "sweep", "compare")
 
+STAND_IN = """def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
+"""
+
 
 def prove(peer: ModuleType, repositories: Path, work: Path, commands: list[str]) -> dict[str, Any]:
     """Everything the module says about one repository; raises AssertionError where it does not hold."""
@@ -74,7 +82,7 @@ def prove(peer: ModuleType, repositories: Path, work: Path, commands: list[str])
     for module in getattr(peer, "ABSENT", ()):
         empty = (work / "absent" / module.replace(".", "/")).with_suffix(".py")
         empty.parent.mkdir(parents=True, exist_ok=True)
-        empty.touch()
+        empty.write_text(STAND_IN)
         paths.append(str(work / "absent"))
     sys.path[:0] = paths
     torch.manual_seed(0)
@@ -116,6 +124,8 @@ def write_data(path: Path, peer: ModuleType) -> None:
         arrays["y"] = np.arange(48) % peer.CLASSES
     if hasattr(peer, "conditions"):
         arrays |= peer.conditions(rng, 48)
+    if hasattr(peer, "beside"):
+        arrays |= peer.beside(arrays["x"])
     np.savez(path, **arrays)
 
 

@@ -119,6 +119,7 @@ class CardAdapter(Wrapper):
                 words |= dict(zip(("omega", "t_min", "t_max"), guidance, strict=True))
                 y = y.long()
         words["y"] = self._labels(y, x)
+        words["dropped"] = self._dropped(condition, y, x)
         words["condition"] = conditions
         arguments = [_value_of(word, words) for word in card.call.arguments]
         keywords = {name: _value_of(word, words) for name, word in card.call.keywords.items()}
@@ -142,6 +143,14 @@ class CardAdapter(Wrapper):
             return y
         columns = torch.arange(conditioning.classes, device=x.device)
         return (y[:, None] == columns).to(x.dtype)
+
+    def _dropped(self, condition: Condition, y: Tensor | None, x: Tensor) -> Tensor:
+        """Which samples [n] have the null condition; y [n] are their labels, or None."""
+        if isinstance(condition, Conditions) and condition.dropped is not None:
+            return condition.dropped
+        if self.card.conditioning.dropped or (y is None and self.num_classes):
+            return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device) if y is None else y == self.num_classes
 
     def _conditions(self, condition: Condition) -> dict[str, Any]:
         """What the network receives for each entry of call.conditions."""

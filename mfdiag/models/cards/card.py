@@ -191,7 +191,8 @@ class Call(_Section):
 
     Words stand for what is passed. `x` is the point x_t. `t` is the network's time at the point, `r` is its time at
     the other end of the interval, and `h` is the length of the interval, t - r >= 0 in mfdiag's times for either
-    direction. `y` are the labels. `omega`, `t_min` and `t_max` are guidance scale and guidance interval of each sample.
+    direction. `y` are the labels. `dropped` is a tensor [n] of booleans: which samples have the null condition.
+    `omega`, `t_min` and `t_max` are guidance scale and guidance interval of each sample.
     `none` is None. Numbers, true, false and null are passed unchanged. `{value: flow}` is a constant string, and
     `{each: 1.0}` is a tensor [n] filled with one number. A list is passed as a tuple, as in [x, [t, h]], and any other
     mapping as a dictionary, as in {label: y}.

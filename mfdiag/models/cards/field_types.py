@@ -23,7 +23,7 @@ __all__ = [
     "leaves",
 ]
 
-_WORDS = ("x", "r", "t", "h", "y", "omega", "t_min", "t_max", "none")
+_WORDS = ("x", "r", "t", "h", "y", "dropped", "omega", "t_min", "t_max", "none")
 """What `call` can pass by name; see `mfdiag.models.cards.card.Call`."""
 
 DENOISED = "denoised"

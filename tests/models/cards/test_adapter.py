@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mfdiag.derivatives.forward_mode import forward_mode_derivatives
 from mfdiag.errors import InputError
+from mfdiag.flow.conditions import Conditions, null_of
 from mfdiag.flow.paths import LINEAR
 from mfdiag.gradients.engine import prepare_engine, single_gradients
 from mfdiag.models.cards.adapter import CardAdapter
@@ -232,6 +233,27 @@ def test_guidance_passed_to_the_network() -> None:
     assert guidance == [pytest.approx(part) for part in ([3, 1], [0.2, 0], [0.8, 1], [1, 2])]
     model(X, R, T, torch.tensor([1, 0]))
     assert [value.tolist() for value in network.called[0][3:]] == [[1, 1], [0, 0], [1, 1], [1, 0]]
+
+
+def test_which_samples_are_dropped_passed_to_the_network() -> None:
+    """By labels, or by the mask of conditions that a network hides itself."""
+    network = Returns(X)
+    call = {"arguments": ["x", "r", "t", "y"], "keywords": {"mask": "dropped"}}
+    model = adapted(network, call=call, conditioning={"kind": "index", "classes": 2, "null": 2})
+    for y, expected in ((torch.tensor([2, 0]), [True, False]), (None, [True, True])):
+        model(X, R, T, y)
+        assert network.called[1]["mask"].tolist() == expected
+    held = {"seen": {"array": "seen", "null": "keep"}}
+    model = adapted(network, call={"arguments": ["x", "r", "t"], "keywords": {"mask": "dropped"}, "conditions": held})
+    arrays = {"seen": torch.tensor([3.0, 4.0])}
+    for dropped, expected in ((None, [False, False]), (torch.tensor([False, True]), [False, True])):
+        condition = Conditions(None, arrays, dropped)
+        model(X, R, T, condition)
+        keywords = network.called[1]
+        assert keywords["mask"].tolist() == expected and torch.equal(keywords["seen"], arrays["seen"])
+    model(X, R, T, null_of(condition, 0))
+    assert network.called[1]["mask"].tolist() == [True, True]
+    assert model.conditions_without_null == ()
 
 
 def test_the_velocity_head_goes_through_the_same_conventions() -> None:

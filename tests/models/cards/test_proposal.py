@@ -121,6 +121,14 @@ MEANAUDIO = headers(
     joint_blocks__0__latent_block__attn__qkv__weight=(1344, 448),
     empty_string_feat_c=(512,),
 )
+MEANVC = headers(
+    timbre_encoder__vp_proj__weight=(256, 256),
+    cache_embed__weight=(512, 80),
+    t_time_embed__time_mlp__0__weight=(512, 256),
+    r_time_embed__time_mlp__0__weight=(512, 256),
+    **{f"transformer_blocks__{i}__attn__to_q__weight": (128, 512) for i in range(4)},
+    transformer_blocks__0__ff__ff__2__weight=(512, 1024),
+)
 MP1 = headers(
     obs_encoder__extractor__mlp__0__weight=(64, 3),
     obs_encoder__extractor__final_projection__0__weight=(64, 256),
@@ -281,6 +289,10 @@ FILES: dict[str, tuple[dict[str, Tensors], list[str]]] = {
             "ema": below("ema_models.0.ema_model", MEANAUDIO) | below("ema_models.1.ema_model", MEANAUDIO),
         },
         ["it", "optimizer", "scheduler"],
+    ),
+    "meanvc": (
+        {"model_state_dict": MEANVC, "ema_model_state_dict": below("ema_model", MEANVC)},
+        ["optimizer_state_dict", "scheduler_state_dict", "step"],
     ),
     "dm1": ({"model": below("network", DM1), "ema": below("network", DM1)}, ["epoch", "optimizer", "lr_scheduler"]),
     "mp1": ({"model": MP1, "ema_model": MP1}, ["optimizer"]),
