@@ -14,7 +14,7 @@ import mfdiag
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where it is not called as its module
-REPOSITORIES = {"models"}  # packages of the repositories that model cards adapt; whoever has one supplies it
+REPOSITORIES = {"ldit", "models"}  # packages of the repositories that model cards adapt; whoever has one supplies it
 
 
 def imported() -> set[str]:

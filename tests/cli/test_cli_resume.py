@@ -114,8 +114,9 @@ calls = 0
 class Waiting(MLP):
     def forward(self, x, r, t, y=None):
         global calls
-        calls += (HERE / "out" / "manifest.json").exists()  # the first checkpoint is saved
-        if calls == 40 and not (HERE / "waiting").exists():
+        chunk = len(x) == 10  # not the checks before the pass
+        calls += chunk and (HERE / "out" / "manifest.json").exists()  # the first checkpoint is saved
+        if calls == 20 and not (HERE / "waiting").exists():
             (HERE / "waiting").touch()  # in the middle of the second: wait for the signal
             time.sleep(300)
         return super().forward(x, r, t, y)

@@ -23,7 +23,7 @@ def draw(spec: str, count: int = 5_000) -> np.ndarray:
         ("alpha_flow:1,0.5", "logit_normal:-0.4,1,0.5"),
         ("alpha_flow:0.9,0.25,25,0.005,0,2", "logit_normal:0,2,0.25"),
         ("mean_audio:1", "logit_normal:-0.4,1,0.25"),
-        ("mean_audio:0.5,0.5,0.4", "logit_normal:-0.4,1,0.6"),
+        ("mean_audio:0.5,0.5,0.4", "logit_normal:-0.4,1,0.4"),
         ("mean_audio:0.49", "logit_normal:-0.4,1,0"),
     ],
 )

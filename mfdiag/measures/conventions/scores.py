@@ -183,7 +183,7 @@ class Scores:
         self.evaluations += len(x)
         try:
             with torch.no_grad():
-                output = self._adapter(reading)(*cast, condition)
+                output = self._adapter(reading)(*cast, condition).detach()  # a network may differentiate itself
         except Exception:  # whatever a network raises when it is called in a convention that is not its own
             return None
         if not isinstance(output, Tensor) or output.shape != x.shape or not output.isfinite().all():
