@@ -124,6 +124,17 @@ class Attention(Timed):
         return self.head(h + self.attention(h, h, h, need_weights=False)[0])
 
 
+class Recurrent(Timed):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 6))
+        self.memory = nn.LSTM(2, 3, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        h = super().forward(x, r, t)
+        return self.head(h + self.memory(h.unflatten(1, (3, 2)))[0][:, 1])
+
+
 class OwnLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -247,6 +258,7 @@ NETWORKS: dict[str, Network] = {
     "bilinear": Network(Bilinear, (4,)),
     "renormalised_embedding": Network(lambda: Labelled(scale_grad_by_freq=True), (4,)),
     "unusual": Network(Unusual, (4,)),
-    "attention": Network(Attention, (5, 4), ruled=False),
+    "attention": Network(Attention, (5, 4)),
+    "recurrent": Network(Recurrent, (4,)),
     "insisting": Network(lambda: Timed(Insisting(), nn.Linear(4, 4)), (4,)),
 }

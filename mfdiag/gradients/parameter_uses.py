@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mfdiag.flow.conditions import Condition, Conditions
+from mfdiag.gradients.decompositions import decomposition_of
 from mfdiag.gradients.factors import Dense, Factors, pulled_back
 from mfdiag.gradients.operation_rules import Operation, operation_of
 
@@ -113,7 +114,9 @@ class ParameterUses(TorchFunctionMode):
         if not names:
             out = func(*args, **kwargs)
         elif of_data:
-            out = self._meet(func, args, kwargs, names)
+            out = self._written_out(func, args, kwargs)
+            if out is None:
+                out = self._meet(func, args, kwargs, names)
         else:
             out = func(*args, **kwargs)
             if func in _EXPANSIONS and self._is_for_each_sample(out, tensors[0]):
@@ -123,6 +126,16 @@ class ParameterUses(TorchFunctionMode):
             for tensor in _tensors([out]):
                 self._data[tensor] = True
         return out
+
+    def _written_out(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The result of a function that hides linear maps, each of them recorded; None for other functions."""
+        decomposition = decomposition_of(func, args, kwargs) if torch.is_grad_enabled() else None
+        if decomposition is None or any(tensor in self._names for tensor in decomposition.data):
+            return None
+        for tensor in decomposition.data:
+            self._data[tensor] = True
+        with self:
+            return decomposition.run()
 
     def _derive(self, out: Any, names: frozenset[str]) -> None:
         """Marks what is made from parameters, with a graph to them."""

@@ -152,6 +152,16 @@ class _Trials:
 
         Derivatives must stay right: where they do not, nothing is changed.
         """
+        beside = {name.rpartition(".")[0] for name in capabilities.fallback}
+        joined = {name: axes for name, axes in capabilities.bare.items() if name.rpartition(".")[0] not in beside}
+        if joined.keys() != capabilities.bare.keys():
+            # a function that is written out has its own places for all parameters of its layer
+            attempt = self._operations(_with_bare(capabilities, joined), parameters)
+            if not attempt.fallback:
+                return attempt
+        return self._operations(capabilities, parameters)
+
+    def _operations(self, capabilities: NetworkCapabilities, parameters: Mapping[str, set[str]]) -> NetworkCapabilities:
         operations = frozenset(capabilities.fallback)
         while operations:
             attempt = _with_operations(capabilities, operations, parameters)

@@ -126,19 +126,12 @@ def test_the_reference_is_a_backward_pass_per_sample(name: str) -> None:
             torch.testing.assert_close(actual[parameter][1, i], gradient, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "first"),
-    [
-        ("tokens_first", 4, "body.0.bias"),
-        ("attention", 3, "attention.in_proj_weight"),
-    ],
-)
-def test_what_has_no_rule_is_said_once(name: str, count: int, first: str) -> None:
-    module, inputs, cotangents = prepared(NETWORKS[name], torch.float32)
+def test_what_has_no_rule_is_said_once() -> None:
+    module, inputs, cotangents = prepared(NETWORKS["tokens_first"], torch.float32)
     fast, _, notes = engines(module, inputs)
     for _ in range(2):
         list(fast.factors(inputs, cotangents))
-    assert len(notes) == 1 and notes[0].startswith(f"{count} parameter") and first in notes[0]
+    assert len(notes) == 1 and notes[0].startswith("4 parameter") and "body.0.bias" in notes[0]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

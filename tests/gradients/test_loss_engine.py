@@ -30,7 +30,7 @@ from mfdiag.gradients.sample_pass import evaluate_batch
 
 N = 3
 LOSSES = {name: e.loss for name, e in estimators().items() if e.loss is not None}
-SLOW = {"tokens_first", "attention"}  # networks with a parameter that no fast path serves
+SLOW = {"tokens_first"}  # networks with a parameter that no fast path serves
 ONLY_UNTRACKED = {"predicts_eps_by_forward_mode"}  # its own forward mode does not nest with dual numbers
 MIXING = {"renormalised_embedding"}  # refused where labels repeat
 ALIKE = {"decoupled_dit", "unet1d"}  # made of the layers of other networks

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.engine import prepare_engine, single_gradients
 from mfdiag.gradients.fast_engine import FastEngine
+from mfdiag.gradients.parameter_uses import ParameterUses, RuledUse
 
 N, WIDTH, TOKENS, LABELS = 4, 4, 6, 3
 DTYPE = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float64"])
@@ -110,6 +111,83 @@ def demodulated(m: Any, h: Tensor, y: Tensor) -> Tensor:
     return out.view(len(h), WIDTH, TOKENS).transpose(1, 2)
 
 
+def attended(**options: Any) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    """nn.MultiheadAttention, with tokens first where it is so made; half of one sample's keys may be masked."""
+
+    def function(m: Any, h: Tensor, y: Tensor) -> Tensor:
+        parts = (h, h.sin(), h.cos()) if m.layer.batch_first else (a.transpose(0, 1) for a in (h, h.sin(), h.cos()))
+        masked = (torch.arange(TOKENS) >= 3) & (y == 1)[:, None] if options.get("masked") else None
+        out, weights = m.layer(*parts, masked, need_weights=options.get("weights", False))
+        out = out if m.layer.batch_first else out.transpose(0, 1)
+        return out if weights is None else out + weights.sum(1)[:, :, None].expand(-1, -1, 1)
+
+    return function
+
+
+def recurred(m: Any, h: Tensor, y: Tensor) -> Tensor:
+    """A recurrent network whose initial state depends on labels in its last layer."""
+    first = m.layer.batch_first
+    shape = (m.layer.num_layers * (2 if m.layer.bidirectional else 1), len(h), m.layer.hidden_size)
+    start = (0.1 * y.view(1, -1, 1)).to(h).expand(shape)
+    states = (start, start.sin()) if isinstance(m.layer, nn.LSTM) else start
+    out, last = m.layer(h if first else h.transpose(0, 1), states)
+    last = last[1] if isinstance(last, tuple) else last
+    return (out if first else out.transpose(0, 1)) * (1 + last[0, :, None, :1])
+
+
+def stepped(m: Any, h: Tensor, y: Tensor) -> Tensor:
+    """A cell over all tokens, from the state that it makes itself."""
+    states, outputs = None, []
+    for token in h.unbind(1):
+        states = m.layer(token, states)
+        outputs.append(states[0] if isinstance(states, tuple) else states)
+    return torch.stack(outputs, 1)
+
+
+def with_layer(function: Callable[..., Tensor], make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        module = Of(function)
+        module.layer = make()
+        return module
+
+    return build
+
+
+WRITTEN_OUT: dict[str, Callable[[], nn.Module]] = {
+    "attention": with_layer(attended(), lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True)),
+    "attention_tokens_first": with_layer(attended(), lambda: nn.MultiheadAttention(WIDTH, 2, bias=False)),
+    "attention_masked": with_layer(
+        attended(masked=True), lambda: nn.MultiheadAttention(WIDTH, 2, add_zero_attn=True, batch_first=True)
+    ),
+    "attention_weights": with_layer(
+        attended(weights=True, masked=True), lambda: nn.MultiheadAttention(WIDTH, 2, kdim=WIDTH, vdim=WIDTH)
+    ),
+    "attention_default": with_layer(
+        lambda m, h, y: m.layer(h, h.sin(), h, average_attn_weights=False)[1].sum(1) @ m.layer(h, h, h)[0],
+        lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+    ),
+    "attention_causal": with_layer(
+        lambda m, h, y: m.layer(
+            h, h, h, need_weights=False, is_causal=True, attn_mask=torch.ones(TOKENS, TOKENS).triu(1).bool()
+        )[0],
+        lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+    ),
+    "attention_separate": with_layer(
+        lambda m, h, y: m.layer(h, h[..., :3], h[..., :2])[0],
+        lambda: nn.MultiheadAttention(WIDTH, 2, kdim=3, vdim=2, batch_first=True),
+    ),
+    "transformer": with_layer(
+        lambda m, h, y: m.layer(h), lambda: nn.TransformerEncoderLayer(WIDTH, 2, 5, batch_first=True)
+    ),
+    "lstm": with_layer(recurred, lambda: nn.LSTM(WIDTH, 3, 2, bidirectional=True)),
+    "gru": with_layer(recurred, lambda: nn.GRU(WIDTH, WIDTH, 2, batch_first=True)),
+    "gru_without_bias": with_layer(recurred, lambda: nn.GRU(WIDTH, 3, bias=False, bidirectional=True)),
+    "rnn": with_layer(recurred, lambda: nn.RNN(WIDTH, 5, batch_first=True)),
+    "rnn_relu": with_layer(recurred, lambda: nn.RNN(WIDTH, 3, nonlinearity="relu")),
+    "lstm_cell": with_layer(stepped, lambda: nn.LSTMCell(WIDTH, WIDTH)),
+    "gru_cell": with_layer(stepped, lambda: nn.GRUCell(WIDTH, WIDTH)),
+    "rnn_cell": with_layer(stepped, lambda: nn.RNNCell(WIDTH, 3, bias=False)),
+}
 MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "channel_last": lambda: Alone(ChannelLast(WIDTH, WIDTH, 3, padding=1)),
     "equalized": lambda: Alone(Equalized(WIDTH, 5)),
@@ -141,6 +219,7 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "unused": lambda: Of(lambda m, h, y: h, w=(7, 7)),
     "times_zero": lambda: Of(lambda m, h, y: h + 0 * F.linear(h, m.w), w=(WIDTH, WIDTH)),
     "folded": lambda: Of(lambda m, h, y: (h.flatten(0, 1) * m.g).view_as(h), g=(WIDTH,)),
+    **WRITTEN_OUT,
 }
 SLOW = {"demodulated": lambda: Of(demodulated, weight=(WIDTH, WIDTH, 3))}
 
@@ -187,6 +266,23 @@ def test_operations(name: str, dtype: torch.dtype) -> None:
     engine = assert_agrees(module, inputs_of((TOKENS, WIDTH), dtype))
     idle = {"middle.w"} if name in ("unused", "times_zero") else set()
     assert engine.capabilities.idle == idle
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_functions_that_are_written_out_give_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    module = randomised(Around(WRITTEN_OUT[name]())).double().eval()
+    inputs = inputs_of((TOKENS, WIDTH), torch.float64)
+    before = module(*inputs)
+    calls = []
+
+    def record(name: str, a: Tensor, output: Tensor, use: RuledUse) -> Tensor:
+        calls.append(len(a) / N)
+        return output.detach().requires_grad_()
+
+    with ParameterUses(dict(module.named_parameters()), inputs, record, set()):
+        torch.testing.assert_close(module(*inputs), before, rtol=1e-12, atol=1e-12)
+    assert {rows for rows in calls if rows} == {1}  # each linear map, with samples first
 
 
 @pytest.mark.parametrize("name", SLOW)
