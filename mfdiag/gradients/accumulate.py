@@ -26,6 +26,7 @@ _EXACT_BYTES = 512 << 20  # block sums up to this size are stored exactly
 _FOLDED_BYTES = 48 << 20  # larger ones are sketched down to this size
 _FOLD_WIDTHS = (256, 128, 64, 32, 16, 8)
 _FLOAT_BYTES = 4
+_LARGEST_GRAM = 64  # entries of a sample's Gram matrices that are stored, of 8 bytes each
 
 
 def layer_of(parameter: str) -> str:
@@ -55,7 +56,8 @@ class _CellSums:
 class Accumulator:
     """Takes (parameter, factors) of consecutive samples in `cells.order`, and leaves `moments[cell][layer]`.
 
-    `diagonal` [N, groups, K] holds each sample's squared gradient norm over all layers, by sample number.
+    `diagonal` [N, groups, K] holds each sample's squared gradient norm over all layers, by sample number, and
+    `sample_gram` [N, groups, K, K] its Gram matrix; None if that would be large.
 
     Args:
         cells: The samples' cells and blocks.
@@ -69,6 +71,9 @@ class Accumulator:
         self.order = cells.order
         self.position = 0
         self.diagonal = torch.zeros(len(cells.leaf), groups, size, dtype=torch.float64)
+        self.sample_gram: Tensor | None = None
+        if groups * size**2 <= _LARGEST_GRAM:
+            self.sample_gram = torch.zeros(len(cells.leaf), groups, size, size, dtype=torch.float64)
         self.moments: dict[int, dict[str, BlockMoments]] = {}
         self._root_sums: _CellSums | None = None
         entry_bytes = cells.blocks * groups * size * _FLOAT_BYTES
@@ -92,7 +97,7 @@ class Accumulator:
         begins = np.array([start for start, _ in segments], dtype=int)
         # (cell, its first segment, the one after its last, their blocks)
         cells = [(int(leaf[begins[a]]), a, b, _rows(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
-        norms = torch.zeros(samples, self.groups, self.size, dtype=torch.float64)
+        sample_gram = torch.zeros(samples, self.groups, self.size, self.size, dtype=torch.float64)
         grams: dict[str, Tensor] = {}
         for name, gradients in factors:
             _add(grams, layer_of(name), gradients.gram(self.groups).cpu())
@@ -112,8 +117,10 @@ class Accumulator:
                 if not isinstance(gradients, NoGradient):
                     blocks[name][block_rows] += totals[first:stop]
         for gram in grams.values():
-            norms += gram.diagonal(dim1=-2, dim2=-1)
-        self.diagonal[torch.as_tensor(rows)] = norms
+            sample_gram += gram
+        self.diagonal[torch.as_tensor(rows)] = sample_gram.diagonal(dim1=-2, dim2=-1)
+        if self.sample_gram is not None:
+            self.sample_gram[torch.as_tensor(rows)] = sample_gram
         for start, stop in runs:
             sums = self._incomplete[int(leaf[start])]
             for layer, gram in grams.items():
@@ -136,11 +143,17 @@ class Accumulator:
             cell: {layer: _to_tensors(moments) for layer, moments in layers.items()}
             for cell, layers in self.moments.items()
         }
-        return {"position": self.position, "diagonal": self.diagonal, "open": incomplete, "closed": complete}
+        return {
+            "position": self.position,
+            "diagonal": self.diagonal,
+            "sample_gram": self.sample_gram,
+            "open": incomplete,
+            "closed": complete,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a `state` of the same cells, parameters and cotangents."""
-        self.position, self.diagonal = state["position"], state["diagonal"]
+        self.position, self.diagonal, self.sample_gram = state["position"], state["diagonal"], state["sample_gram"]
         self._incomplete = {
             cell: _CellSums(**{**sums, "count": None if sums["count"] is None else sums["count"].numpy()})
             for cell, sums in state["open"].items()

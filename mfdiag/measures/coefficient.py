@@ -143,22 +143,25 @@ def _add_gradient_form(
                 else:
                     optimum = batch_optimum(form.S[:, 0, k], variance, bias, n)
                 keys = _keys("gradient", role, layer, n)
-                rows.add("optimum", optimum, box, **keys, degenerate=constant, tail=tails[role])
+                rows.add("optimum", optimum, box, **keys, degenerate=constant, tail=tails["both", role])
             keys = _keys("gradient", role, layer)
             if form.W is not None:
                 optimum = jackknife(form.optimum(form.W, 0, (k,))[:, 0], moments.count)
                 constant_within = is_degenerate(form.W, k)
-                rows.add("conditional_optimum", optimum, box, **keys, degenerate=constant_within, tail=tails[role])
+                rows.add(
+                    "conditional_optimum", optimum, box, **keys, degenerate=constant_within, tail=tails["both", role]
+                )
             critical = bias.estimate(denominator=variance).inverse()  # M / S has a finite variance, S / M has none
-            rows.add("critical_batch", critical, box, **keys, degenerate=constant, tail=tails[role])
+            rows.add("critical_batch", critical, box, **keys, degenerate=constant, tail=tails["control", role])
 
 
-def _tails(result: PassResult) -> dict[str, str | None]:
-    """By role, why the tails of e_0 and of its control leave no interval to trust, or None."""
+def _tails(result: PassResult) -> dict[tuple[str, str], str | None]:
+    """Why heavy tails leave no interval to trust, or None: of a role's control, or of `both`, e_0 and its control."""
     from mfdiag.measures.parts.concentration import heaviest_tail
 
     norms = result.gradient.diagonal[:, 0].numpy()
-    return {role: heaviest_tail(norms[:, [0, k]]) for role, k in _ROLES.items()}
+    columns = {"both": lambda k: [0, k], "control": lambda k: [k]}
+    return {(kind, role): heaviest_tail(norms[:, of(k)]) for kind, of in columns.items() for role, k in _ROLES.items()}
 
 
 def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
@@ -178,7 +181,9 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
             gain = held_out.S[:, 0, 0] / (point @ held_out.S @ point)
         estimate = skewed_jackknife(gain, halves[1].count, nonnegative=True)
         constant = is_degenerate(fitted.S, k)
-        rows.add("variance_reduction", estimate, **_keys("gradient", role), degenerate=constant, tail=tails[role])
+        rows.add(
+            "variance_reduction", estimate, **_keys("gradient", role), degenerate=constant, tail=tails["both", role]
+        )
 
 
 def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:

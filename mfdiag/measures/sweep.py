@@ -164,18 +164,20 @@ class _Place(NamedTuple):
 def _tails(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.ndarray) -> np.ndarray:
     """Why heavy tails leave no interval of the variance to trust at each point [P]; None where they do.
 
-    The gradient at a point is e_0 + beta e_b + gamma e_g, and no lighter in the tail than the heaviest of these.
+    They are the tails of each sample's squared norm at the point.
     """
     import numpy as np
 
-    from mfdiag.measures.parts.concentration import heaviest_tail
+    from mfdiag.measures.parts.concentration import tail_status
     from mfdiag.measures.parts.plane_plans import PlanePlan
 
-    norms = result.gradient.diagonal.numpy()
-    if not isinstance(plan, PlanePlan):
-        return np.array([heaviest_tail(norms[:, point, :1]) for point in range(points.shape[1])], dtype=object)
-    columns = 3 if plan.target else 2
-    return np.array([heaviest_tail(norms[:, 0, : columns if any(c) else 1]) for c in points.T], dtype=object)
+    if isinstance(plan, PlanePlan):
+        assert result.gradient.sample_gram is not None
+        weights = np.stack([np.ones_like(points[0]), *points], 1) @ plan.layout.value
+        norms = np.einsum("pk,nkl,pl->np", weights, result.gradient.sample_gram[:, 0].numpy(), weights)
+    else:
+        norms = result.gradient.diagonal[:, :, 0].numpy()
+    return np.array([tail_status(point) for point in norms.T], dtype=object)
 
 
 def _curves(form: Quadratic, moments: Moments, layout: ColumnLayout, points: np.ndarray) -> dict[str, np.ndarray]:
@@ -241,7 +243,7 @@ def _add_optima(rows: Rows, place: _Place, form: Quadratic, batch_sizes: Sequenc
             place.box,
             degenerate=constant,
             negative=unresolved,
-            tail=None if place.tails is None else place.tails[-1],
+            tail=next(filter(None, place.tails if place.tails is not None else ()), None),
             space="gradient",
             layer=place.layer,
             beta=None,
