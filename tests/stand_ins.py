@@ -371,12 +371,12 @@ STAND_INS = {
     "splitmeanflow": StandIn(
         FromNoise,
         lambda state: {"model": state, "ema": _ema(state), "optimizer": {}, "step": 9, "config": {"dim": 8}},
-        lambda net, x, y: _towards_data(net, x, *_times(x), y),
+        lambda net, x, y: x - net(x, *_times(x), y),  # from data to noise
     ),
     "modular-meanflow": StandIn(
         Between,
         lambda state: {"model": state, "ema_model": _ema(state), "optimizer": {}, "step": 9, "config": {"dim": 8}},
-        lambda net, x, y: _towards_data(net, x, *_times(x), y),
+        lambda net, x, y: x - net(x, *_times(x), y),  # from data to noise
     ),
     "swaystar-meanflow": StandIn(Between, _research, lambda net, x, y: x - net(x, *_times(x), y)),
     "sit": StandIn(Instant, _research, lambda net, x, y: _towards_data(net, x, _times(x)[0], y)),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COUPLINGS",
     "INDEPENDENT",
+    "REVERSED",
     "CoupledPairs",
     "Coupling",
     "FilePairs",
@@ -47,6 +48,8 @@ COUPLINGS: dict[str, str] = {
     "wrote: pairs:FILE",
     "gibbs": "independent pairs with loss weight exp(-|x_0 - x_1|^2 / eps), divided by its mean (W-CFM, arXiv "
     "2507.22270): gibbs:eps",
+    "reversed": "x_0 is noise and x_1 is a sample of the data, drawn independently: for networks trained with the "
+    "point at the data's end of the interval",
 }
 
 TeacherVelocity = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
@@ -163,6 +166,24 @@ class Independent(_DataLabels):
 
 
 INDEPENDENT = Independent()
+
+
+@dataclass(frozen=True)
+class Reversed(_DataLabels):
+    """Independent pairs in which noise and data change places: x_0 is noise, and x_1 with its label is of the data.
+
+    The point of an interval [r, t] lies at t, which then is the data's end. No posterior is computed for such pairs.
+    """
+
+    name: ClassVar[str] = "reversed"
+
+    def pairs(self, marginals: Marginals, index: np.ndarray) -> CoupledPairs:
+        """See `Coupling.pairs`."""
+        data, noise, labels, weight = INDEPENDENT.pairs(marginals, index)
+        return CoupledPairs(noise, data, labels, weight)
+
+
+REVERSED = Reversed()
 
 
 @dataclass(frozen=True)
@@ -362,6 +383,9 @@ def parse_coupling(spec: str, data: Data, source: Source, teacher: Callable[[str
     if name == "independent":
         parse_arguments(spec, {})
         return INDEPENDENT
+    if name == "reversed":
+        parse_arguments(spec, {})
+        return REVERSED
     if name == "minibatch_ot":
         if source.depends_on_label:
             raise InputError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mfdiag.flow.conditions import Condition, Conditions
-from mfdiag.flow.couplings import INDEPENDENT, Coupling, Marginals
+from mfdiag.flow.couplings import INDEPENDENT, REVERSED, Coupling, Marginals
 from mfdiag.flow.data.datasets import Data, FiniteData, GaussianData, MixtureData, MomentsData, condition_groups
 from mfdiag.flow.guidance import Guidance, GuidanceScale
 from mfdiag.flow.moments_posterior import MomentsPosterior
@@ -124,6 +124,8 @@ def why_posterior_unknown(
     """
     if not isinstance(data, FiniteData | GaussianData | MixtureData | MomentsData):
         return f"the posterior of {data.name} is not known"
+    if coupling is REVERSED:
+        return "the coupling reversed has noise as x_0, and the posterior is computed only for data as x_0"
     if coupling.dependent:
         return f"the coupling {coupling.name} makes x_0 and x_1 dependent, and their posterior is not known"
     any_label = np.zeros(1, np.int64) if conditional and data.num_classes else None

@@ -131,6 +131,8 @@ class QualityJob(Job[WeightsSubject]):
         """Every checkpoint with every set of weights."""
         from dataclasses import replace
 
+        from mfdiag.errors import InputError
+        from mfdiag.flow.couplings import REVERSED
         from mfdiag.measures.run.subject import load_subject
 
         subjects = []
@@ -140,6 +142,11 @@ class QualityJob(Job[WeightsSubject]):
                     self.options, weights=key, times=_ANY_TIMES
                 )  # samples have none: nothing is said of them
                 subject = load_subject(path, options, say=self.say, progress=self.progress)
+                if subject.coupling is REVERSED:
+                    raise InputError(
+                        f"Expected a network that leads from noise to data, but {path} is read with --coupling "
+                        "reversed, so its steps lead from data to noise. Pass the card of how it is sampled."
+                    )
                 subjects.append(WeightsSubject(path, key, subject))
         return subjects
 

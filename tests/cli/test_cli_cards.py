@@ -180,6 +180,15 @@ def test_an_estimator_that_a_table_cannot_measure_is_left_out(made: Made, data: 
     assert told.code == 0 and "is left out: it has a loss" not in told.err, told.err
 
 
+def test_a_network_trained_from_the_data_end_draws_no_samples(made: Made, data: Path, tmp_path: Path, cli: Run) -> None:
+    checkpoint, own = made("modular-meanflow")
+    options = ["--data", data, "--samples", 48, "--out", tmp_path / "out"]
+    told = cli("quality", checkpoint, "--model", own, "--metric", "energy_distance", "--nfe", "1", *options)
+    assert told.code == 2 and "its steps lead from data to noise" in told.err, told.err
+    told = cli("sweep", checkpoint, "--model", own, "--proxy", f"teacher={checkpoint}@{own}", *options)
+    assert told.code == 2 and "velocity has data there" in told.err, told.err
+
+
 def test_quality_takes_a_card(made: Made, data: Path, tmp_path: Path, cli: Run) -> None:
     checkpoint, own = made("haidog-meanflow-2025")
     options = ["--metric", "energy_distance", "--nfe", "1", "--samples", 64, "--out", tmp_path / "out"]

@@ -53,13 +53,15 @@ def pairs_file(folder: Path, **changes: np.ndarray | None) -> Path:
 @pytest.fixture(scope="module")
 def couplings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Coupling]:
     source = GaussianSource((2,))
-    specs = ["independent", "minibatch_ot:4", "gibbs:3", "reflow:teacher,8"]
+    specs = ["independent", "minibatch_ot:4", "gibbs:3", "reflow:teacher,8", "reversed"]
     by_spec = {spec: parse_coupling(spec, LABELLED, source, lambda _: velocity) for spec in specs}
     file = pairs_file(tmp_path_factory.mktemp("pairs"))
     return by_spec | {"pairs": parse_coupling(f"pairs:{file}", LABELLED, source, lambda _: velocity)}
 
 
-NAMES = pytest.mark.parametrize("name", ["independent", "minibatch_ot:4", "gibbs:3", "reflow:teacher,8", "pairs"])
+NAMES = pytest.mark.parametrize(
+    "name", ["independent", "minibatch_ot:4", "gibbs:3", "reflow:teacher,8", "reversed", "pairs"]
+)
 
 
 @NAMES
@@ -85,6 +87,17 @@ def test_data_without_labels_have_none(couplings: dict[str, Coupling], name: str
         pairs = couplings[name].pairs(marginals_of(PLAIN), np.arange(4))
         assert pairs.labels is None and couplings[name].labels(marginals_of(PLAIN), np.arange(4)) is None
     assert couplings[name].dependent == (name != "independent")
+
+
+def test_reversed_pairs_are_the_independent_ones_with_the_labels_of_their_data() -> None:
+    free, pairs = (
+        parse_coupling(c, LABELLED, GaussianSource((2,)), lambda _: velocity) for c in ("independent", "reversed")
+    )
+    one, other = (coupling.pairs(marginals_of(LABELLED), np.arange(9)) for coupling in (free, pairs))
+    np.testing.assert_array_equal(one.x0, other.x1)
+    np.testing.assert_array_equal(one.x1, other.x0)
+    np.testing.assert_array_equal(LABELLED.points[:, 0] // 2 % 3, LABELLED.labels)
+    np.testing.assert_array_equal(other.x1[:, 0] // 2 % 3, other.labels)
 
 
 # -- optimal transport ----------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """primepake/splitmeanflow: a target of two parts of the interval instead of a derivative, noise at time 0.
 
-Training has the point at the later time of the interval, the data's side, and sampling starts from the earlier one, as
-the shipped card says. Proven is what is trained: here noise takes the place of data, so that the point lies where
-training has it.
+Training has the point at the later time of the interval, the data's side, so the card's x_0 is noise and its x_1 is
+data. Sampling starts from the earlier time.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ REPOSITORY, CODE, CARD = "primepake+splitmeanflow", "", "splitmeanflow"
 SHAPE, CLASSES = (1, 8, 8), 10
 SMALL = {
     "network": {"arguments": {"input_size": 8, "dim": 32, "depth": 2, "num_heads": 2}},
-    "call": {"arguments": ["x", "r", "t", "y"]},
-    "convention": {"direction": "D0"},
     "objective": {"times": "uniform"},  # the other share of training, at r = t, is distillation of a teacher
     "data": {"shape": list(SHAPE), "mean": 0, "std": 1},
 }

@@ -11,7 +11,7 @@ from torch import nn
 
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
-from mfdiag.flow.couplings import INDEPENDENT, Coupling, parse_coupling
+from mfdiag.flow.couplings import INDEPENDENT, REVERSED, Coupling, parse_coupling
 from mfdiag.flow.data.datasets import Data, load_data
 from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
 from mfdiag.flow.data.user_data import is_user_data
@@ -226,7 +226,7 @@ def subject_of(
     if card is not None:
         _require_fitting(card, data, say)
     path, source = _path_of(axes["path"], say), parse_source(axes["source"], data)
-    kind, proxy_name, networks = _proxy(options, loaded, axes["prediction"], path, data, say)
+    kind, proxy_name, networks = _proxy(options, loaded, axes, path, data, say)
     classes = _classes(checkpoint, loaded, data)
     require_fitting_arrays((loaded.module, *networks.values()), data)
     run, name = _run_and_name(checkpoint)
@@ -362,13 +362,13 @@ def _axes(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) ->
 def _proxy(
     options: SubjectOptions,
     loaded: LoadedModel,
-    prediction: str,
+    axes: Mapping[str, str],
     path: Path,
     data: Data,
     say: Callable[[str], None],
 ) -> tuple[str, str, dict[str, nn.Module]]:
     """The proxy's kind, its name in the tables, and the networks "ema" and "teacher" if there are any."""
-    proxy = options.proxy
+    proxy, prediction = options.proxy, axes["prediction"]
     if proxy is None:
         proxy = "ema" if loaded.has_weights("ema") else "self"
     kind, _, teacher = proxy.partition("=")
@@ -376,6 +376,11 @@ def _proxy(
     if kind == "teacher":
         if not teacher:
             raise InputError("--proxy teacher needs the teacher's checkpoint: pass --proxy teacher=PATH.")
+        if axes["coupling"] == REVERSED.name:
+            raise InputError(
+                "Expected --proxy self or ema, because --coupling reversed has noise at t = 0, but a teacher's "
+                "velocity has data there. Pass one of these."
+            )
         networks["teacher"] = load_teacher(teacher, options.model, prediction, path, data, say)
     elif kind == "ema":
         networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)
