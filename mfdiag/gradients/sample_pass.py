@@ -238,6 +238,8 @@ def _prepare(
         losses = LossEngine(measured, engine, plan.losses, fields, say, derivative.jvp)
         if graph is not None:  # after the trials, which may have changed the layers
             activation_bytes = graph.bytes_per_sample
+    if engine.uses_rules:
+        activation_bytes += _bytes_of_reference(measured, engine, losses)
     at_once = plan.groups * plan.size + 2  # cotangents, and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (activation_bytes * at_once + 1), cells)
     prefix = prefix_of(measured)
@@ -246,6 +248,12 @@ def _prepare(
     return _PreparedPass(
         measured, draws, r, t, cells, builder, engine, derivative, losses, chunk, totals, Sums(engine.capabilities)
     )
+
+
+def _bytes_of_reference(module: nn.Module, engine: Engine, losses: LossEngine | None) -> int:
+    """Memory of one sample's gradients of the parameters that are left to the reference."""
+    names = engine.capabilities.fallback.union(*([] if losses is None else losses.slow))
+    return sum(gradient_size(p) * p.element_size() for name, p in module.named_parameters() if name in names)
 
 
 def _field_builder(

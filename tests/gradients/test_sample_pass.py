@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mfdiag.fields.builder import FieldNeeds
 from mfdiag.fields.fields import Fields
+from mfdiag.fields.inputs import Inputs
 from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
+from mfdiag.gradients import fast_engine, sample_pass
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+from mfdiag.gradients.reference_engine import per_sample_gradients
 from mfdiag.gradients.sample_pass import PassResult, PassSettings, run_pass
 from mfdiag.models.networks.mlp import MLP
 
@@ -84,3 +88,31 @@ def test_a_state_without_samples_to_resume_with_is_not_saved(tmp_path: Path) -> 
         measured(checkpoint, stop_at=40)
     state = checkpoint.load()
     assert state is not None and state["gradient"]["position"] == 30
+
+
+class TokensFirst(nn.Module):
+    """Its layer takes tokens before samples, so that the reference serves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide, self.last = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.first(x + (r * t)[:, None])[:, None].expand(-1, 5, -1).cumsum(1)
+        return self.last(self.wide(h.transpose(0, 1)).tanh().transpose(0, 1).sum(1))
+
+
+def test_chunks_leave_room_for_the_gradients_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = []
+
+    def counted(module: nn.Module, inputs: Inputs, cotangents: Tensor, *args: Any, **options: Any) -> dict[str, Tensor]:
+        gradients = per_sample_gradients(module, inputs, cotangents, *args, **options)
+        chunks.append(sum(g.numel() * g.element_size() for g in gradients.values()))
+        return gradients
+
+    monkeypatch.setattr(fast_engine, "per_sample_gradients", counted)
+    monkeypatch.setattr(sample_pass, "_CHUNK_BYTES", budget := 4000)
+    torch.manual_seed(0)
+    draws = Draws(load_data("two_moons"), parse_times("uniform"), 0)
+    run_pass(Residual(), TokensFirst(), draws, PassSettings(samples=100))
+    assert len(chunks) > 3 and max(chunks) <= budget
