@@ -255,6 +255,7 @@ def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer
     from mfdiag.measures.parts.semi_gradient import gap_statistics
 
     tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
+    gap_tail = tail_status(result.gradient.diagonal[:, 0, plan.gap[0]].numpy()) if plan.losses else None
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
             for quantity, estimate in _statistics(moments, plan.column(k), plan).items():
@@ -272,7 +273,8 @@ def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer
         statistics = gap_statistics(moments, plan.column(plan.meanflow), mean, plan.gap) if plan.losses else {}
         for quantity, estimate in statistics.items():
             degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
-            rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate)
+            tail = gap_tail if quantity.endswith("variance") else None
+            rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate, tail=tail)
 
 
 def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, Estimate]:
