@@ -78,7 +78,8 @@ STATUSES = {
         Status(
             "too_few_samples",
             "There are fewer samples than the interval needs: 64 in the cell; 500 in all for a variance, a loss "
-            "variance and what is computed from them, because fewer do not show the tail; 2,000 in all for top1_share.",
+            "variance and what is computed from them, because fewer do not show the tail; 2,000 in all for top1_share. "
+            "In table quality, the bias of a metric of all samples exceeds its noise.",
             "Raise --samples, or use fewer --bins.",
         ),
         Status(

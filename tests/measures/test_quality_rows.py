@@ -42,9 +42,27 @@ def test_intervals_cover_with_noise_that_models_share() -> None:
     one = table(np.zeros(4), 0.02).query("nfe == 1")
     frame = pd.concat([one.assign(dataset=str(k)) for k in range(400)])
     noise = rng.normal(scale=0.02, size=(400, 4)) + rng.normal(scale=0.02, size=(400, 1))
-    found = mean_over_seeds(frame.assign(value=0.1 + noise.ravel()))
+    values = 0.1 + noise.ravel()
+    found = mean_over_seeds(frame.assign(value=values, ci_low=values - 0.04, ci_high=values + 0.04))
     covered = ((found["ci_low"] <= 0.1) & (found["ci_high"] >= 0.1)).mean()
     assert len(found) == 400 and 0.93 < covered < 0.995
+
+
+def test_the_bias_of_the_models_lengthens_the_interval_of_their_mean() -> None:
+    """Two models whose intervals are longer below by 0.03 and 0.01: that of the mean is by 0.02."""
+    frame = table(np.array([0.2, 0.3]), 0.01)
+    longer = frame.assign(ci_low=frame["ci_low"] - np.repeat([0.03, 0.01], 2))
+    plain, biased = mean_over_seeds(frame).iloc[0], mean_over_seeds(longer).iloc[0]
+    assert (biased.value, biased.std_error) == (plain.value, plain.std_error)
+    assert biased.ci_low == pytest.approx(plain.ci_low - 0.02) and biased.ci_high == pytest.approx(plain.ci_high)
+
+
+def test_a_bias_above_the_noise_is_not_ok() -> None:
+    keys = dict.fromkeys(("run", "checkpoint", "dataset", "weights"), "x") | {"step": 5, "seed": 0}
+    keys |= dict.fromkeys(("checkpoint_sha256", "features"))
+    for low, status in ((0.15, "too_few_samples"), (0.17, "ok")):
+        estimate = Estimate(*map(np.array, (0.2, 0.01, low, 0.22)), 64)
+        assert quality_frame(keys, [(1, "sliced_wasserstein", estimate)])["status"].tolist() == [status]
 
 
 def test_rows_of_means_are_not_averaged_again_and_one_model_is_no_mean() -> None:

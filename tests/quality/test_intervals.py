@@ -27,7 +27,7 @@ def test_influences_cover_a_statistic_of_two_samples() -> None:
             torch.as_tensor(y.mean() * (x - x.mean()).mean(1)),
             torch.as_tensor(x.mean() * (y - y.mean()).mean(1)),
         ]
-        estimate = estimate_from_influence(x.mean() * y.mean(), blocks, x.size)
+        estimate = estimate_from_influence(x.mean() * y.mean(), x.mean() * y.mean(), blocks, x.size)
         hits += int(estimate.low <= 2 <= estimate.high)
     assert 930 <= hits <= 970
 

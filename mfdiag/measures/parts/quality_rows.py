@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 from mfdiag.errors import InputError
 from mfdiag.gradients.intervals import Estimate
+from mfdiag.quality.metrics import metrics
 from mfdiag.quality.points import REPLICATES
 from mfdiag.tables.check import conform
 
@@ -45,9 +46,13 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 
     `frame` holds the rows `value` of at least two models. The interval is Student's t over models; the variance of a
     single model's value is added, because all of them are measured on the same noise and its error is shared.
+    Where intervals of metrics of all samples are longer on one side, so is that of the mean.
     Where a model's value is not finite, neither is the mean. Raises InputError for a single model.
     """
     values = frame[frame["quantity"] == "value"]
+    pooled = values["metric"].isin([metric.name for metric in metrics().values() if metric.pooled])
+    bias = 2 * values["value"] - values["ci_low"] - values["ci_high"]  # by how much the interval is longer below
+    values = values.assign(bias=bias.where(pooled & np.isfinite(bias), 0.0))
     names = values["checkpoint"].drop_duplicates()
     if len(names) < 2:
         raise InputError(f"A mean over seeds needs at least two models, got {len(names)}; pass the rows of several.")
@@ -58,6 +63,7 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         shared=("std_error", lambda errors: float((errors**2).mean())),
         finite=("value", lambda models: bool(np.isfinite(models.astype(float)).all())),
         count=("value", "size"),
+        bias=("bias", "mean"),
         n_samples=("n_samples", "first"),
     ).reset_index()
     # values are a_s + z for models s, where z is the error of the noise they share: Var = Var(a) / S + Var(z), two
@@ -72,16 +78,20 @@ def mean_over_seeds(frame: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         checkpoint=_braces(names),
         checkpoint_sha256=None,
         quantity="mean_over_seeds",
-        ci_low=means["value"] - half,
-        ci_high=means["value"] + half,
+        ci_low=means["value"] - half - means["bias"].clip(lower=0),
+        ci_high=means["value"] + half - means["bias"].clip(upper=0),
     )
-    return _with_status(means.drop(columns=["spread", "shared", "finite", "count"]))
+    return _with_status(means.drop(columns=["spread", "shared", "finite", "count", "bias"]))
 
 
 def _with_status(frame: pd.DataFrame) -> pd.DataFrame:
     value = frame["value"].to_numpy(dtype=float)
     below = frame["metric"].isin(_NONNEGATIVE) & (value < 0)
-    status = np.select([~np.isfinite(value), below], ["nonfinite", "negative_estimate"], "ok")
+    # the bias of a metric of all samples makes its interval longer below: here by more than the noise
+    biased = value - frame["ci_low"] > 2 * (frame["ci_high"] - value)
+    status = np.select(
+        [~np.isfinite(value), below, biased], ["nonfinite", "negative_estimate", "too_few_samples"], "ok"
+    )
     unused = dict.fromkeys(("estimator", "proxy", "weighting", "times"))
     return conform("quality", frame.assign(**unused, status=status))
 

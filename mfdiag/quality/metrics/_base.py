@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # files of metrics stay importable without torch, so that lis
 
     from mfdiag.gradients.intervals import Estimate
 
-__all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference"]
+__all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference", "halves"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Reference:
     whole: bool
     samples: int
     seed: int
+
+
+def halves(replicates: Tensor) -> list[Tensor]:
+    """Every other replicate [B, n, d], and the rest."""
+    return [replicates[::2], replicates[1::2]]
 
 
 @dataclass(frozen=True)

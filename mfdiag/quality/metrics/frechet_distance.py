@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mfdiag.quality.metrics._base import Metric
+from mfdiag.quality.metrics._base import Metric, halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,21 +50,35 @@ def _influence(points: Tensor, own: _Gaussian, other: _Gaussian) -> Tensor:
     return (linear + quadratic).mean(1)
 
 
+def _distance(model: _Gaussian, data: _Gaussian, root: Tensor) -> float:
+    """The distance between two Gaussians; `root` is the square root of the data's covariance."""
+    # arXiv 1706.08500, equation 6: |m - m_r|^2 + tr(C + C_r - 2 (C C_r)^(1/2))
+    cross = _power(root @ model.covariance @ root).trace()
+    return float((model.mean - data.mean).square().sum() + (model.covariance + data.covariance).trace() - 2 * cross)
+
+
 def prepare(reference: Reference) -> Callable[[Tensor], Estimate]:
     from mfdiag.quality.intervals import estimate_from_influence
 
     data = _gaussian(reference.points)
     root = _power(data.covariance)
+    half_data = [(data, root)] * 2
+    if not reference.whole:
+        half_data = [(part, _power(part.covariance)) for part in map(_gaussian, halves(reference.points))]
 
     def distance(samples: Tensor) -> Estimate:
         model = _gaussian(samples)
-        # arXiv 1706.08500, equation 6: |m - m_r|^2 + tr(C + C_r - 2 (C C_r)^(1/2))
-        cross = _power(root @ model.covariance @ root).trace()
-        value = (model.mean - data.mean).square().sum() + (model.covariance + data.covariance).trace() - 2 * cross
+        value = _distance(model, data, root)
+        parts = zip(map(_gaussian, halves(samples)), half_data, strict=True)
+        halved = sum(_distance(half, *against) for half, against in parts) / 2
         blocks = [_influence(samples, model, data)]
         if not reference.whole:
             blocks.append(_influence(reference.points, data, model))
-        return estimate_from_influence(float(value), blocks, samples.shape[0] * samples.shape[1])
+        # where laws are equal, |m - m_r|^2 has the mean tr C / n, its bias, and the variance 2 tr C^2 / n^2
+        spread = float(model.covariance.trace())
+        noise = float(2 * model.covariance.square().sum()) ** 0.5 / spread if spread > 0 else 0.0
+        count = samples.shape[0] * samples.shape[1]
+        return estimate_from_influence(value, halved, blocks, count, squared=noise)
 
     return distance
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from mfdiag.quality.metrics._base import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
     from mfdiag.gradients.intervals import Estimate
@@ -66,6 +68,38 @@ def _influence(own: Tensor, other: Tensor, block: Tensor, blocks: int) -> Tensor
     return influence.new_zeros(blocks).index_add_(0, block.flatten(), influence.flatten())
 
 
+class _Cuts(NamedTuple):
+    """How W1 of `count` against `size` sorted samples is summed.
+
+    W1 = int_0^1 |F^(-1)(q) - G^(-1)(q)| dq, where both are constant between the cuts i/count and j/size: `of_model` and
+    `of_data` say which samples they are, and `width` how long.
+    """
+
+    of_model: Tensor
+    of_data: Tensor
+    width: Tensor
+
+    def distances(self, model: Tensor, data: Tensor) -> Tensor:
+        """W1 [L] of sorted samples [L, count] and [L, size]."""
+        return (model[:, self.of_model] - data[:, self.of_data]).abs().double() @ self.width
+
+
+def _cuts(count: int, size: int, device: torch.device) -> _Cuts:
+    import torch
+
+    # all cuts times count size
+    cuts = torch.cat([torch.arange(count + 1) * size, torch.arange(size + 1) * count]).unique().to(device)
+    return _Cuts(cuts[:-1] // size, cuts[:-1] // count, cuts.diff().double() / (count * size))
+
+
+def _halves(values: Tensor, block: Tensor | None) -> list[Tensor]:
+    """Sorted samples [L, n] of every other block, and of the rest; all of them twice where there are no blocks."""
+    if block is None:
+        return [values, values]
+    even = block % 2 == 0
+    return [values[part].view(len(values), -1) for part in (even, ~even)]
+
+
 def prepare(reference: Reference) -> Callable[[Tensor], Estimate]:
     import torch
 
@@ -84,20 +118,20 @@ def prepare(reference: Reference) -> Callable[[Tensor], Estimate]:
         """Indices, among `other` sorted samples, of the quantiles i/own, i = 1 ... own - 1."""
         return (torch.arange(1, own, device=device) * other + own - 1) // own - 1
 
-    # W1 = int_0^1 |F^(-1)(q) - G^(-1)(q)| dq, where both are constant between the cuts i/n and j/N (here times n N)
-    cuts = torch.cat([torch.arange(count + 1) * size, torch.arange(size + 1) * count]).unique().to(device)
-    width = cuts.diff().double() / (count * size)
-    of_model, of_data = cuts[:-1] // size, cuts[:-1] // count
     at_model, at_data = quantiles(count, size), quantiles(size, count)
+    cuts = _cuts(count, size, device)
+    cuts_of = cache(lambda own, other: _cuts(own, other, device))  # of halves: all models have as many samples
 
     def distance(samples: Tensor) -> Estimate:
         blocks, per_block = samples.shape[:2]
-        per_direction = []
+        per_direction, of_halves = [], []
         model_side = torch.zeros(blocks, dtype=torch.float64, device=device)
         data_side = torch.zeros(replicates, dtype=torch.float64, device=device)
         for group, (target, block) in zip(groups, data, strict=True):
             values, order = (group @ samples.flatten(0, 1).T).sort(1)
-            per_direction.append((values[:, of_model] - target[:, of_data]).abs().double() @ width)
+            per_direction.append(cuts.distances(values, target))
+            for own, other in zip(_halves(values, order // per_block), _halves(target, block), strict=True):
+                of_halves.append(cuts_of(own.shape[1], other.shape[1]).distances(own, other).sum())
             model_side += _influence(values, target[:, at_model], order // per_block, blocks)
             if block is not None:
                 data_side += _influence(target, values[:, at_data], block.long(), replicates)
@@ -107,7 +141,8 @@ def prepare(reference: Reference) -> Callable[[Tensor], Estimate]:
             parts.append(data_side / (per_replicate * len(distances)))
         if len(frames) > 1:
             parts.append(distances.view(len(frames), -1).mean(1))
-        return estimate_from_influence(float(distances.mean()), parts, count)
+        halved = float(torch.stack(of_halves).sum()) / (2 * len(distances))
+        return estimate_from_influence(float(distances.mean()), halved, parts, count)
 
     return distance
 
