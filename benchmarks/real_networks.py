@@ -25,7 +25,7 @@ import mfdiag
 from mfdiag.flow.data.datasets import FiniteData
 
 BATCH = 32  # of the plain forward and backward
-SAMPLES = {"sweep": 64, "variance": 64}
+SAMPLES = {"sweep": 32, "variance": 32}
 REPEATS = 3
 AIMS = {"sweep": 5, "variance": 12}
 
