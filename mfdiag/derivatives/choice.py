@@ -71,6 +71,8 @@ def choose_derivative(
     dt: Tensor,
     say: Callable[[str], None],
     checked: CheckedJvp | None = None,
+    *,
+    smooth_times: bool = True,
 ) -> Derivative:
     """Choose how to differentiate a network, and check it on a few samples.
 
@@ -85,6 +87,8 @@ def choose_derivative(
         say: Receives notes.
         checked: Derivatives that an engine has computed by double backward and found right. Forward mode is not tried
             then; these are compared with difference quotients instead.
+        smooth_times: Whether times reach the output smoothly. Where they do not, as is said elsewhere, derivatives are
+            compared along x alone.
 
     Returns:
         The derivative.
@@ -102,6 +106,9 @@ def choose_derivative(
                 raise
             say(f"the network supports neither forward mode nor double backward: {missing.reason}.")
         else:
+            if not smooth_times:
+                along_x = dx, torch.zeros_like(dt)
+                checked = CheckedJvp(inputs, *along_x, derivative.differentiate(*inputs, *along_x)[1])
             with FusedAttentionDetector() as attention:
                 _require_agreement(module, checked, None if kind == "auto" else say)
             if attention.seen:

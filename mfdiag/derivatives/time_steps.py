@@ -6,11 +6,13 @@ the values alone: the output for a time and for a slightly other one is equal bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.fields.inputs import Inputs
@@ -40,13 +42,78 @@ def time_notes(module: nn.Module, inputs: Inputs, names: Sequence[str] = ("r", "
         base = module(*inputs)
         constant = {name: _unchanged(base, module(*_shifted(inputs, name, _SMALL))) for name in names}
         if not any(flat.any() for flat in constant.values()):
-            return []
+            return _notes_of_parts(module, inputs, names)
         network, inputs = _in_double(module, inputs)  # small changes must not be lost to rounding
         base = network(*inputs)
         if bool(_unchanged(base, network(*_moved(inputs))).all()):
             return []  # as a network whose last layer is zero
         notes = [_note(network, inputs, base, name) for name, flat in constant.items() if flat.any()]
-    return [note for note in notes if note is not None]
+        smooth = [name for name, flat in constant.items() if not flat.any()]
+        return [note for note in notes if note is not None] + _notes_of_parts(network, inputs, smooth)
+
+
+def _notes_of_parts(network: nn.Module, inputs: Inputs, names: Sequence[str]) -> list[str]:
+    """Sentences about times that a part of the network rounds while another part takes them as they are."""
+    return [
+        f"a part of the network rounds {name}, as an integer index does, and has no derivative by it although u "
+        f"changes with it; so {_ROUNDED[name]}"
+        for name in names
+        if _rounds(network, inputs, name)
+    ]
+
+
+def _rounds(network: nn.Module, inputs: Inputs, name: str) -> bool:
+    """Whether a function of one time alone, and not of x, is rounded within the network, and the result matters."""
+    x, _, _, _ = inputs
+    try:
+        with torch.enable_grad():
+            of_time, of_x = _RoundingCalls(), _RoundingCalls()
+            with of_time:
+                network(*_with_time(inputs, name, _time(inputs, name).detach().requires_grad_()))
+            if not of_time.differentiable:
+                return False
+            with of_x:
+                network(x.detach().requires_grad_(), *inputs[1:])
+        with torch.no_grad():
+            base = network(*inputs)
+            with _RoundingCalls(frozenset(of_time.differentiable - of_x.differentiable)):
+                return not torch.equal(base, network(*inputs))
+    except NETWORK_ERRORS:
+        return False  # the measurement says what the network refuses
+
+
+_ROUNDING = frozenset(
+    {
+        *(getattr(Tensor, name) for name in ("long", "int", "short", "round", "floor", "ceil", "trunc", "to", "type")),
+        *(getattr(torch, name) for name in ("round", "floor", "ceil", "trunc", "bucketize", "searchsorted")),
+        *(owner.floor_divide for owner in (Tensor, torch)),
+        Tensor.__floordiv__,
+    }
+)
+
+
+class _RoundingCalls(TorchFunctionMode):
+    """Numbers the calls that round, and records in `differentiable` those of tensors with a gradient.
+
+    Args:
+        swapped: Numbers of the calls whose results are passed on to the next sample.
+    """
+
+    def __init__(self, swapped: frozenset[int] = frozenset()) -> None:
+        super().__init__()
+        self.swapped, self.count, self.differentiable = swapped, 0, set[int]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func not in _ROUNDING or not isinstance(out, Tensor):
+            return out
+        casts = func in (Tensor.to, Tensor.type)
+        if casts and out.is_floating_point():
+            return out
+        self.count += 1
+        if any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            self.differentiable.add(self.count)
+        return out.roll(1, 0) if self.count in self.swapped and out.ndim else out
 
 
 def _in_double(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:

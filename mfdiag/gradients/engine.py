@@ -21,7 +21,7 @@ from mfdiag.gradients.reference_engine import ReferenceEngine, vmap_is_right
 from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
 from mfdiag.gradients.trials import find_capabilities
 from mfdiag.models.failures import reason_of
-from mfdiag.models.plain_calls import plain_calls
+from mfdiag.models.plain_calls import plain_calls, replaced_parameters_alone
 
 __all__ = ["Engine", "batch_gradient", "prepare_engine", "require_sum", "single_gradients"]
 
@@ -51,6 +51,7 @@ def prepare_engine(
     try:
         require_repeatable(module, inputs)
         singles = single_gradients(module, inputs, cotangent)
+        _require_gradients(module, inputs, singles)
     except (MfdiagError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:  # whatever the user's network raises
@@ -96,6 +97,24 @@ def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> di
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
         )
     return {name: tuple(single[name] for single in singles) for name in singles[0]}
+
+
+def _require_gradients(module: nn.Module, inputs: Inputs, singles: dict[str, tuple[Tensor, ...]]) -> None:
+    """InputError where u depends on parameters that no gradient reaches."""
+    if not singles:
+        raise InputError("Expected a network with parameters to measure gradients of, but it has none.")
+    state = {k: p.detach().requires_grad_() for k, p in module.named_parameters()}
+    with torch.enable_grad(), replaced_parameters_alone(module):
+        u = call(module, parameter_places(module), state, inputs)
+    if u.requires_grad or any(gradient.any() for parts in singles.values() for gradient in parts):
+        return
+    with torch.no_grad():
+        other = call(module, parameter_places(module), {k: 1.1 * p + 0.1 for k, p in state.items()}, inputs)
+    if not torch.equal(u, other):
+        raise InputError(
+            "Expected gradients of the model's parameters, but its output has none: it runs under torch.no_grad or "
+            "torch.inference_mode, or detaches its output; remove that from its forward."
+        )
 
 
 def batch_gradient(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:

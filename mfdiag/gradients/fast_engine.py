@@ -32,6 +32,7 @@ from mfdiag.gradients.recorder import LayerUse, RecordedForward, reachable, reco
 from mfdiag.gradients.reference_engine import per_sample_gradients
 from mfdiag.gradients.rules import rule_for
 from mfdiag.gradients.running_check import Decision, FastPathError, part_note, unexpected_layers
+from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["FastEngine", "OverwrittenOutputError"]
 
@@ -166,7 +167,8 @@ class FastEngine(Engine):
     def _require_served(self, names: Collection[str]) -> None:
         """FastPathError where parameters `names` have no fast path after all."""
         if names and self.capabilities.rows is not None:
-            raise FastPathError(Decision(frozenset(names)), f"{min(names)} is used unlike on the first samples")
+            first = min(names).removeprefix(prefix_of(self.module))
+            raise FastPathError(Decision(frozenset(names)), f"{first} is used unlike on the first samples")
 
     def _rule_factors(
         self, use: LayerUse, g: Tensor, n: int, operations: Mapping[str, Tensor]

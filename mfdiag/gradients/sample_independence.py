@@ -65,7 +65,7 @@ def _copies(values: Tensor) -> Tensor:
 
 
 def _require_harmless_buffers(module: nn.Module, inputs: Inputs) -> None:
-    """InputError where a buffer that the model changes in a call changes the output of the next one."""
+    """InputError where a buffer or a tensor that the model stores in a call changes the output of the next one."""
     calls = plain_calls(module)
     for name in sorted(calls.changed if calls is not None else ()):
         assert calls is not None
@@ -75,6 +75,14 @@ def _require_harmless_buffers(module: nn.Module, inputs: Inputs) -> None:
                 raise InputError(
                     f"{_place(module, layer)} changes its buffer {buffer!r} when it is called, and the model's output "
                     "depends on it: fix the buffer in eval mode."
+                )
+    for place in sorted(calls.stored if calls is not None else ()):
+        assert calls is not None
+        with torch.no_grad(), calls.keeping(module, place):
+            if not torch.equal(module(*inputs), module(*inputs)):
+                raise InputError(
+                    f"{_place(module, place[0])} stores a tensor in {place[1]!r} when it is called, and the output of "
+                    "its next call depends on it: make it a function of its inputs in eval mode."
                 )
 
 

@@ -285,9 +285,13 @@ def _try_engine_and_derivative(
     dx, dt = v_c.expand(2, *v_c.shape), torch.tensor([[1.0], [0.0]]).to(v_c).expand(2, len(v_c))  # (v_c, 1), (v_c, 0)
     checked = engine.capabilities.checked_jvp
     network = _network_of_times(builder.module)
-    for note in time_notes(network, builder.inputs(builder.draws.batch(timed)), _times_of(network)):
+    notes = time_notes(network, builder.inputs(builder.draws.batch(timed)), _times_of(network))
+    for note in notes:
         say(note)
-    return engine, choose_derivative(settings.derivative, builder.module, inputs, dx, dt, say, checked)
+    derivative = choose_derivative(
+        settings.derivative, builder.module, inputs, dx, dt, say, checked, smooth_times=not notes
+    )
+    return engine, derivative
 
 
 def _spread_samples(r: np.ndarray, t: np.ndarray) -> np.ndarray:

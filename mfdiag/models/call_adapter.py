@@ -250,8 +250,9 @@ def _outputs(adapter: CallAdapter, inputs: _TrialInputs, labels: bool) -> tuple[
     own = y if labels else None
     condition = Conditions(own, arrays) if arrays else own
 
-    def evaluate(*inputs: Any) -> Tensor:
-        return functional_call(adapter, buffers, inputs)
+    def evaluate(*inputs: Any) -> Tensor:  # a network may write to its inputs, too
+        own = tuple(a.clone() if isinstance(a, Tensor) else a for a in inputs)
+        return functional_call(adapter, buffers, own)
 
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), activations_kept():

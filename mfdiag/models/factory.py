@@ -12,7 +12,7 @@ from mfdiag.usercode import call_user_factory
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["PARAMETER_ORDER", "RUNS_EAGERLY", "call_factory"]
+__all__ = ["PARAMETER_ORDER", "RUNS_EAGERLY", "call_factory", "freeze_as_buffers", "has_frozen_parameters"]
 
 PARAMETER_ORDER = "_mfdiag_parameter_order"  # attribute of a network: its parameters before frozen ones became buffers
 RUNS_EAGERLY = "_mfdiag_runs_eagerly"  # attribute of a network whose code compiles or scripts parts of it
@@ -49,13 +49,24 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
     if skipped:
         model.__dict__[RUNS_EAGERLY] = True
     model.__dict__[PARAMETER_ORDER] = [name for name, _ in model.named_parameters()]
-    if any(p.requires_grad and p.numel() for p in model.parameters()):
-        for module in model.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                if not parameter.requires_grad or not parameter.numel():
-                    delattr(module, name)
-                    module.register_buffer(name, parameter.detach())
+    if has_frozen_parameters(model):
+        freeze_as_buffers(model)
     return model
+
+
+def has_frozen_parameters(model: nn.Module) -> bool:
+    """Whether a network has parameters that training never changed, beside others."""
+    trained = [p.requires_grad and p.numel() > 0 for p in model.parameters()]
+    return any(trained) and not all(trained)
+
+
+def freeze_as_buffers(model: nn.Module) -> None:
+    """Make buffers of frozen and empty parameters, in place."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.requires_grad or not parameter.numel():
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
 
 
 @contextmanager

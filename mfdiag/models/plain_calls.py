@@ -2,24 +2,26 @@
 
 A gradient of each sample and derivatives along tangents need no more than that, and what a training run adds stands in
 their way: activations that are computed again in the backward pass (`torch.utils.checkpoint`), compiled code, counters
-and running statistics in buffers, and casts to a precision other than that of the run.
+and running statistics in buffers, tensors computed once and stored in attributes, inputs that are written to, and casts
+to a precision other than that of the run.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mfdiag.errors import InputError
 from mfdiag.models.factory import RUNS_EAGERLY
 
-__all__ = ["PlainCalls", "activations_kept", "make_calls_plain", "plain_calls"]
+__all__ = ["PlainCalls", "activations_kept", "make_calls_plain", "plain_calls", "replaced_parameters_alone"]
 
 _CASTS = {
     Tensor.float: torch.float32,
@@ -31,13 +33,16 @@ _PRECISIONS = frozenset(_CASTS.values())
 _ATTRIBUTE = "_mfdiag_plain_calls"  # of a module that `make_calls_plain` prepared
 
 
-def make_calls_plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def make_calls_plain(
+    module: nn.Module, dtype: torch.dtype, trained_in: frozenset[torch.dtype] = frozenset()
+) -> nn.Module:
     """Prepare a network so that each of its calls is a plain function of its inputs.
 
     Args:
         module: The network, with parameters in `dtype`. It is changed in place. A second preparation is for another
             precision.
         dtype: The precision of the run.
+        trained_in: The precisions of its parameters before that. Casts to them give `dtype`, as the parameters have it.
 
     Returns:
         `module` itself.
@@ -45,7 +50,7 @@ def make_calls_plain(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     if (calls := plain_calls(module)) is not None:
         calls.follow(dtype)
     else:
-        module.__dict__[_ATTRIBUTE] = calls = PlainCalls(module, dtype)
+        module.__dict__[_ATTRIBUTE] = calls = PlainCalls(module, dtype, trained_in)
         module.register_forward_pre_hook(calls.enter, prepend=True)
         module.register_forward_hook(calls.leave, always_call=True)
     return module
@@ -56,29 +61,54 @@ def plain_calls(module: nn.Module) -> PlainCalls | None:
     return module.__dict__.get(_ATTRIBUTE)
 
 
+class _OpenCall(NamedTuple):
+    """What to undo after a call: contexts, buffers and their copies, attributes, and the versions of copied inputs."""
+
+    stack: ExitStack
+    buffers: dict[str, Tensor]
+    copies: dict[str, tuple[Tensor, int]]
+    attributes: dict[tuple[str, str], Any]
+    inputs: list[tuple[Tensor, int]]
+
+
 class PlainCalls:
     """The hooks around the calls of one network, and what its first call has shown.
 
     Attributes:
         changed: Buffers that calls change, by name. Every call starts from their values as loaded.
+        stored: Attributes that calls set to a tensor, as (module, attribute). Every call starts from their values
+            before.
         followed: Precisions that the network casts to, and for which it gets that of the run.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, trained_in: frozenset[torch.dtype] = frozenset()) -> None:
         self.changed: set[str] = set()
+        self.stored: set[tuple[str, str]] = set()
         self.followed: set[torch.dtype] = set()
+        self._trained_in = trained_in & _PRECISIONS
+        self._autocast: list[str] = []
+        self._writes_inputs = False
         self._compiled = bool(_compiled_parts(module))
         self._to_follow: frozenset[torch.dtype] = frozenset()
         self._learning = True
         self._has_prelu = any(isinstance(part, nn.PReLU) for part in module.modules())
-        self._kept: frozenset[str] = frozenset()
-        self._open: list[tuple[ExitStack, dict[str, Tensor], dict[str, tuple[Tensor, int]]]] = []
+        self._kept: frozenset[str | tuple[str, str]] = frozenset()
+        self._open: list[_OpenCall] = []
         self.follow(dtype)
 
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """Before a call: copies of the buffers that it may change, and the contexts in which it runs."""
+    def enter(self, module: nn.Module, args: Any) -> Any:
+        """Before a call: copies of what it may change, and the contexts in which it runs.
+
+        Args:
+            module: The network.
+            args: Arguments of the call.
+
+        Returns:
+            The arguments, as copies if the network may write to them.
+        """
         stack = ExitStack()
         stack.enter_context(activations_kept())
+        stack.enter_context(_without_autocast(self._autocast))
         if self._compiled:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if self._has_prelu:
@@ -86,12 +116,27 @@ class PlainCalls:
         casts = self._to_follow if self._learning else frozenset(self.followed)
         if casts:
             stack.enter_context(_FollowPrecision(casts, self.dtype, self.followed))
+        if self._learning:
+            stack.enter_context(_own_parameters_alone(module))
+        if self._learning or self._writes_inputs:
+            args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
         buffers = dict(_buffers(module))
         saved = {name: b for name, b in buffers.items() if self._learning or name in self.changed}
         copies = {name: buffer.clone() for name, buffer in saved.items()}
         for name, copied in copies.items():
             _set_buffer(module, name, copied)
-        self._open.append((stack, saved, {name: (b, b._version) for name, b in copies.items()}))
+        self._open.append(
+            _OpenCall(
+                stack,
+                saved,
+                {name: (b, b._version) for name, b in copies.items()},
+                dict(_attributes(module))
+                if self._learning
+                else {place: _value(module, place) for place in self.stored},
+                [(a, a._version) for a in args if isinstance(a, Tensor)] if self._learning else [],
+            )
+        )
+        return args
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
         """After a call, also one that failed.
@@ -101,37 +146,47 @@ class PlainCalls:
             args: Arguments of the call.
             out: What it returned; None if it failed.
         """
-        stack, saved, copies = self._open.pop()
+        before = self._open.pop()
         after = dict(_buffers(module))
-        for name, buffer in saved.items():
-            copied, version = copies[name]
+        for name, buffer in before.buffers.items():
+            copied, version = before.copies[name]
             if after.get(name) is not copied or copied._version != version:
                 self.changed.add(name)
                 if name in self._kept:
                     continue
             _set_buffer(module, name, buffer)
+        self._writes_inputs = self._writes_inputs or any(a._version != version for a, version in before.inputs)
+        if self._learning:
+            for place, value in _attributes(module):
+                if isinstance(value, Tensor) and before.attributes.get(place) is not value:
+                    self.stored.add(place)
+        for place in self.stored - self._kept:
+            _set_attribute(module, place, before.attributes.get(place, _ABSENT))
         self._learning = self._learning and out is None  # a call that failed shows nothing
-        stack.close()
+        before.stack.close()
 
     @contextmanager
-    def keeping(self, module: nn.Module, name: str) -> Iterator[None]:
-        """Within this context, calls leave the buffer `name` as they change it."""
-        before = dict(_buffers(module))[name]
+    def keeping(self, module: nn.Module, name: str | tuple[str, str]) -> Iterator[None]:
+        """Within this context, calls leave a buffer of `changed`, or an attribute of `stored`, as they set it."""
+        before = dict(_buffers(module))[name] if isinstance(name, str) else _value(module, name)
         self._kept = frozenset({name})
         try:
             yield
         finally:
             self._kept = frozenset()
-            _set_buffer(module, name, before)
+            if isinstance(name, str):
+                _set_buffer(module, name, before)
+            else:
+                _set_attribute(module, name, before)
 
-    def follow(self, dtype: torch.dtype, *, all_casts: bool = False) -> None:
-        """Give the network `dtype` where it casts to float32 in a run of float64, or, with `all_casts`, to any other.
+    def follow(self, dtype: torch.dtype) -> None:
+        """Give the network `dtype` where it casts to the precision of its parameters, or in float64 to float32.
 
         The next call shows again which of these casts occur.
         """
         self.dtype, self._learning = dtype, True
         single = frozenset({torch.float32} if dtype == torch.float64 else ())
-        self._to_follow = _PRECISIONS - {dtype} if all_casts else single
+        self._to_follow = (self._trained_in | single) - {dtype}
 
     def notes(self, module: nn.Module) -> list[str]:
         """Sentences about what differs from the network as it was trained."""
@@ -147,6 +202,8 @@ class PlainCalls:
         if self.followed:
             casts = ", ".join(sorted(_name(dtype) for dtype in self.followed))
             notes.append(f"the network casts to {casts} within; these casts give {_name(self.dtype)}, as --dtype says.")
+        if self._autocast:
+            notes.append(f"torch.autocast within the network is off: it runs in {_name(self.dtype)}, as --dtype says.")
         return notes
 
 
@@ -166,6 +223,101 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
     prefix, _, local = name.rpartition(".")
     module.get_submodule(prefix)._buffers[local] = value
+
+
+_ABSENT = object()  # value of an attribute that does not exist
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
+    """The attributes of each module, other than its parameters, buffers and modules."""
+    for prefix, owner in module.named_modules():
+        if not isinstance(owner, torch.jit.ScriptModule):
+            for local, value in owner.__dict__.items():
+                yield (prefix, local), value
+
+
+def _value(module: nn.Module, place: tuple[str, str]) -> Any:
+    prefix, local = place
+    return module.get_submodule(prefix).__dict__.get(local, _ABSENT)
+
+
+def _set_attribute(module: nn.Module, place: tuple[str, str], value: Any) -> None:
+    prefix, local = place
+    attributes = module.get_submodule(prefix).__dict__
+    if value is _ABSENT:
+        attributes.pop(local, None)
+    else:
+        attributes[local] = value
+
+
+class _ParameterUses(TorchFunctionMode):
+    """Refuses the use of parameters whose gradients would be missing without a word."""
+
+    def __init__(self, refuse: Callable[[nn.Parameter], None]) -> None:
+        super().__init__()
+        self.refuse = refuse
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not isinstance(out, Tensor | list | tuple) or isinstance(out, torch.Size):
+            return out  # a shape, a device or a dtype
+        pending = [*args, *(kwargs or {}).values()]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, list | tuple):
+                pending += value
+            elif isinstance(value, nn.Parameter):
+                self.refuse(value)
+        return out
+
+
+def _own_parameters_alone(module: nn.Module) -> TorchFunctionMode:
+    """Within this context, the network uses no trained parameters but its own."""
+    own = {id(p) for p in module.parameters()}
+
+    def refuse(parameter: nn.Parameter) -> None:
+        if parameter.requires_grad and id(parameter) not in own:
+            raise InputError(
+                f"Expected the network to use parameters of its own alone, but it uses one of shape "
+                f"{tuple(parameter.shape)} that is not among them, as through a global name, a weak reference or a "
+                "plain list: register it in the network, as with nn.ModuleList, or freeze it with "
+                "requires_grad_(False)."
+            )
+
+    return _ParameterUses(refuse)
+
+
+def replaced_parameters_alone(module: nn.Module) -> TorchFunctionMode:
+    """Within this context, a network that is called with other tensors in place of its parameters uses these alone."""
+    names = {id(p): name for name, p in module.named_parameters()}
+
+    def refuse(parameter: nn.Parameter) -> None:
+        if id(parameter) in names:
+            raise InputError(
+                f"Expected the network to reach its parameter {names[id(parameter)]} through the module that holds it, "
+                "but it uses a second reference, as in a plain list, functools.partial or a closure: use the "
+                "module's attribute in forward, or nn.ParameterList."
+            )
+
+    return _ParameterUses(refuse)
+
+
+@contextmanager
+def _without_autocast(seen: list[str]) -> Iterator[None]:
+    """Within this context, `torch.autocast` casts nothing; `seen` gets the devices that it was entered for."""
+    kind = torch.amp.autocast_mode.autocast
+    before = kind.__enter__, kind.__exit__
+
+    def enter(self: Any) -> Any:
+        if self._enabled and not seen:
+            seen.append(self.device)
+        return self
+
+    kind.__enter__, kind.__exit__ = enter, lambda self, *error: False  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = before  # type: ignore[method-assign]
 
 
 class _FollowPrecision(TorchFunctionMode):

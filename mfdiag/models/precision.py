@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from mfdiag.errors import InputError
+from mfdiag.models.closures import deepcopy_with_closures
 from mfdiag.models.plain_calls import make_calls_plain
 
 __all__ = ["copy_network", "in_precision", "measured_copy"]
@@ -34,14 +34,25 @@ def copy_network(module: nn.Module) -> nn.Module:
     """A deep copy of `module`.
 
     Tensors that a forward pass left in attributes, as old-style `weight_norm` does, are copied without their graph.
+    Hooks and other functions that hold parts of the network hold those of the copy.
+
+    Raises:
+        InputError: A part of the network is TorchScript.
     """
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise InputError(
+                f"Expected a network of Python code, but {name or 'it'} is a {type(part).__name__} of TorchScript, "
+                "which has no per-sample gradients: build the network without torch.jit.load, script or trace, or let "
+                "mfdiag run the code that scripts it, with --model FILE.py:factory."
+            )
     computed = {
         id(value): value.detach().clone()
         for part in module.modules()
         for value in part.__dict__.values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(module, computed)
+    return deepcopy_with_closures(module, computed)
 
 
 def measured_copy(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
@@ -55,5 +66,6 @@ def measured_copy(module: nn.Module, device: str | torch.device, dtype: torch.dt
     Returns:
         The copy.
     """
+    trained_in = frozenset(p.dtype for p in module.parameters() if p.is_floating_point())
     copied = in_precision(copy_network(module).to(device), dtype)
-    return make_calls_plain(copied.eval().requires_grad_(False), dtype)
+    return make_calls_plain(copied.eval().requires_grad_(False), dtype, trained_in)

@@ -82,3 +82,33 @@ def test_networks_of_the_project_are_not_accused(network: Callable[[], nn.Module
     _, r, t, _ = inputs_of(torch.float32)
     shape = (4, 8, 8) if isinstance(module, DiT) else (2,)
     assert time_notes(module, (torch.randn(N, *shape), r, t, None)) == []
+
+
+class PartlyRounded(Timed):
+    """A table of rounded times beside a smooth embedding of them."""
+
+    def __init__(self, index: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(lambda r, t: (r, t), 3.0)
+        self.index, self.table = index, nn.Embedding(1001, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return super().forward(x + self.table(self.index(x, t)), r, t)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("index", "count"),
+    [
+        (lambda x, t: (1000 * t).long(), 1),
+        (lambda x, t: (10 * t).round().to(torch.int64), 1),
+        (lambda x, t: torch.bucketize(t, torch.linspace(0, 1, 9).to(t)), 1),
+        (lambda x, t: ((x[:, 0] + t).abs() * 10).long(), 0),  # not of the time alone, as in quantized activations
+        (lambda x, t: 0 * (1000 * t).long(), 0),
+    ],
+)
+def test_a_part_that_rounds_a_time_is_named(
+    index: Callable[[Tensor, Tensor], Tensor], count: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    notes = time_notes(measured_copy(PartlyRounded(index), "cpu", dtype), inputs_of(dtype))
+    assert len(notes) == count and all("a part of the network rounds t" in note for note in notes)

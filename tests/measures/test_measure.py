@@ -103,6 +103,29 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_frozen_parameters_are_not_measured() -> None:
+    part, whole = network(), network()
+    part.layers[0].requires_grad_(False)  # type: ignore[index]
+    frozen, trained = (tables_of(model=model, tables=["variance"])["variance"] for model in (part, whole))
+    layers = set(trained["layer"]) - set(frozen["layer"])
+    assert layers and not any(p.requires_grad for p in part.layers[0].parameters())  # type: ignore[index]
+    both = trained[trained["layer"].isin(set(frozen["layer"]) - {"all"})]
+    same = frozen[frozen["layer"] != "all"]
+    np.testing.assert_allclose(same["value"].to_numpy(), both["value"].to_numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_time_in_low_precision_is_a_note_and_no_error(dtype: torch.dtype) -> None:
+    class Half(MLP):
+        def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return super().forward(x, r, t.half().to(x.dtype), y)
+
+    torch.manual_seed(0)
+    notes: list[str] = []
+    measure(Half(2, hidden=6), "two_moons", tables=["variance"], samples=32, dtype=dtype, say=notes.append)
+    assert any("casts t to float16" in note for note in notes)
+
+
 def test_labels_reach_models_that_take_them() -> None:
     blind = tables_of(model=network(classes=0), proxy="self", proxy_model=None, tables=("sweep",))["sweep"]
     bare = FiniteData("labelled", LABELLED.points)

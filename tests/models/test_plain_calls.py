@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +74,50 @@ def remembered(block: nn.Module, h: Tensor) -> Tensor:
     return block.latest
 
 
+def cached(block: nn.Module, h: Tensor) -> Tensor:
+    if getattr(block, "folded", None) is None:
+        block.folded = 2 * block.layer.weight  # computed once, as networks do in eval mode
+    return h @ block.folded
+
+
+def autocast(block: nn.Module, h: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return block.layer(h)
+
+
+def hooked() -> Block:
+    block = Block(lambda block, h: block.layer(h))
+    block.scale = nn.Parameter(torch.rand(WIDTH))
+    block.layer.register_forward_hook(lambda layer, args, out: out * block.scale)
+    return block
+
+
+def with_lambda() -> Block:
+    block = Block(lambda block, h: block.inner["f"](h))
+    block.inner = {"f": lambda h: torch.tanh(h @ block.layer.weight) + block.layer.bias}
+    return block
+
+
+def with_default() -> Block:
+    block = Block(lambda block, h: block.inner[0](h))
+    block.inner = [lambda h, layer=block.layer: layer(h).sin()]
+    return block
+
+
+def replaced_forward() -> Block:
+    block = Block(lambda block, h: block.layer(h))
+    before = block.layer.forward
+    block.layer.forward = lambda h: before(h) * block.layer.bias
+    return block
+
+
 MIDDLES: dict[str, Callable[[], nn.Module]] = {
+    "cached": lambda: Block(cached),
+    "autocast": lambda: Block(autocast),
+    "hooked": hooked,
+    "lambda": with_lambda,
+    "default": with_default,
+    "forward": replaced_forward,
     "weight_norm": lambda: nn.utils.weight_norm(nn.Linear(WIDTH, WIDTH)),
     "spectral_norm": lambda: nn.utils.spectral_norm(nn.Linear(WIDTH, WIDTH)),
     "two weight_norms": lambda: nn.utils.weight_norm(nn.utils.weight_norm(nn.Linear(WIDTH, WIDTH), dim=1), "bias"),
@@ -113,6 +159,10 @@ def test_gradients_and_derivatives_are_those_of_single_samples(name: str, dtype:
         plain.middle.function = lambda block, h: block.layer(h)
     if name == "single":
         plain.middle.function = lambda block, h: block.layer(h.sin())  # what it is where casts are followed
+    if name == "cached":
+        plain.middle.function = lambda block, h: h @ (2 * block.layer.weight)
+    if name == "autocast":
+        plain.middle.function = lambda block, h: block.layer(h)
     module = measured_copy(network(name, dtype), "cpu", dtype)
     first = tuple(None if a is None else a[:2] for a in inputs)
     engines = [prepare_engine(module, first, kind, notes.append) for kind in ("fast", "reference")]  # type: ignore[arg-type]
@@ -141,7 +191,8 @@ def test_gradients_and_derivatives_are_those_of_single_samples(name: str, dtype:
     assert torch.dist(actual, expected) <= TOLERANCE[dtype] * expected.norm()
     buffers = "count", "mean"
     assert any("buffers" in note for note in notes) == (name in ("counted", "assigned", "copied")), notes
-    assert any("float32" in note for note in notes) == (name == "single" and dtype == torch.float64), notes
+    assert any("casts to float32" in note for note in notes) == (name == "single" and dtype == torch.float64), notes
+    assert any("autocast" in note for note in notes) == (name == "autocast"), notes
     assert all(not dict(module.named_buffers()).get(f"middle.{b}", torch.zeros(())).any() for b in buffers)
 
 
@@ -171,3 +222,116 @@ def test_copies_are_independent() -> None:
     assert plain_calls(other).changed == {"middle.count"} and not plain_calls(module).changed  # type: ignore[union-attr]
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(network("weight_norm", torch.float32))
+
+
+HIDDEN: dict[str, nn.Parameter] = {}
+
+
+def with_global() -> Block:
+    block = Block(lambda block, h: h @ HIDDEN["weight"])
+    HIDDEN["weight"] = block.layer.weight
+    return block
+
+
+def with_weak_reference() -> Block:
+    block = Block(lambda block, h: block.inner()(h))
+    block.inner = weakref.ref(block.layer)
+    return block
+
+
+def with_list() -> Block:
+    block = Block(lambda block, h: block.inner[0](h))
+    block.inner = [nn.Linear(WIDTH, WIDTH)]
+    return block
+
+
+def with_second_reference() -> Block:
+    block = Block(lambda block, h: h @ block.inner[0])
+    block.inner = [block.layer.weight]
+    return block
+
+
+def with_partial() -> Block:
+    block = Block(lambda block, h: block.inner(h))
+    block.inner = functools.partial(torch.matmul, other=block.layer.weight)
+    return block
+
+
+def with_state() -> Block:
+    def function(block: nn.Module, h: Tensor) -> Tensor:
+        before, block.mean_before = getattr(block, "mean_before", 0), h.mean()
+        return block.layer(h) + before
+
+    return Block(function)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (with_global, r"parameters of its own alone, but it uses one of shape \(8, 8\)"),
+        (with_weak_reference, "parameters of its own alone"),
+        (with_list, "parameters of its own alone"),
+        (with_second_reference, r"parameter middle\.layer\.weight through the module .*a second reference"),
+        (with_partial, r"parameter middle\.layer\.weight through the module .*a second reference"),
+        (with_state, r"middle \(Block\) stores a tensor in 'mean_before' .*its next call depends on it"),
+        (lambda: torch.jit.script(nn.Linear(WIDTH, WIDTH)), r"middle is a \w+ of TorchScript"),
+        (lambda: torch.jit.trace(nn.Linear(WIDTH, WIDTH), torch.ones(1, WIDTH)), r"middle is a \w+ of TorchScript"),
+    ],
+)
+def test_gradients_that_would_be_missing_are_refused(build: Callable[[], nn.Module], words: str) -> None:
+    torch.manual_seed(0)
+    first = tuple(None if a is None else a[:2] for a in inputs_of(torch.float32))
+    with pytest.raises(InputError, match=words):
+        original = Net(build()).eval()  # kept alive, as the one that the command line loads
+        prepare_engine(measured_copy(original, "cpu", torch.float32), first, "fast", lambda note: None)  # type: ignore[arg-type]
+
+
+def test_frozen_networks_in_lists_are_not_refused() -> None:
+    block = with_list()
+    block.inner[0].requires_grad_(False)
+    first = tuple(None if a is None else a[:2] for a in inputs_of(torch.float32))
+    prepare_engine(measured_copy(Net(block), "cpu", torch.float32), first, "fast", lambda note: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_networks_without_any_gradient_are_refused(context: Callable[[], Any]) -> None:
+    class Cut(Net):
+        def forward(self, *args: Any) -> Tensor:
+            with context():
+                return super().forward(*args)
+
+    first = tuple(None if a is None else a[:2] for a in inputs_of(torch.float32))
+    module = measured_copy(Cut(nn.Linear(WIDTH, WIDTH)), "cpu", torch.float32)
+    with pytest.raises(InputError, match=r"its output has none: it runs under torch\.no_grad"):
+        prepare_engine(module, first, "fast", lambda note: None)  # type: ignore[arg-type]
+
+
+@DTYPES
+def test_networks_may_write_to_their_inputs(dtype: torch.dtype) -> None:
+    class Writes(Net):
+        def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return super().forward(x.mul_(2).sub_(1), r, t.mul_(0.5))
+
+    torch.manual_seed(0)
+    plain = Writes(nn.Linear(WIDTH, WIDTH)).to(dtype)
+    module, inputs = measured_copy(plain, "cpu", dtype), inputs_of(dtype)
+    x, r, t, _ = inputs
+    engine = prepare_engine(module, (x[:2], r[:2], t[:2], None), "fast", lambda note: None)
+    (factors,) = (dict(engine.factors(inputs, torch.ones_like(x)[None])),)
+    plain(x.clone(), r, t.clone()).sum().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(factors[name].dense(0, N)[0].sum(0).view_as(parameter), parameter.grad)
+    assert torch.equal(x, inputs_of(dtype)[0]) and torch.equal(t, inputs_of(dtype)[2])
+
+
+@DTYPES
+def test_casts_to_the_precision_of_a_part_are_followed(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain, notes = Net(Block(lambda block, h: block.layer(h.bfloat16()).to(h.dtype))), list[str]()
+    plain.middle.bfloat16()
+    module = measured_copy(plain, "cpu", dtype)
+    x, r, t, _ = inputs_of(dtype)
+    prepare_engine(module, (x[:2], r[:2], t[:2], None), "fast", notes.append)
+    assert any("casts to bfloat16 within" in note for note in notes)
+    plain.to(dtype).middle.function = lambda block, h: block.layer(h)
+    torch.testing.assert_close(module(x, r, t), plain(x, r, t))

@@ -226,4 +226,4 @@ def _square(x: Tensor) -> Tensor:
 
 
 def _bounded(q: Tensor) -> np.ndarray:
-    return (q / (1 + q)).nan_to_num(1.0).numpy()
+    return (q / (1 + q)).nan_to_num(1.0).detach().numpy()  # a network may switch gradients on

@@ -35,6 +35,8 @@ from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.models.call_adapter import adapt_call, call_note, unlabeled_note
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel
+from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters
+from mfdiag.models.precision import copy_network
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import teacher_velocity
 from mfdiag.models.wrapper import conditions_taken, unwrapped
@@ -122,8 +124,8 @@ def measure(
 
     Args:
         model: A module with forward(x [n, *shape], r [n], t [n], labels [n] or None) -> u [n, *shape], data at t = 0.
-            It is copied and measured in eval mode. Parameters with other names or in another order are passed by
-            name. A model with `num_classes` > 0 receives the data's labels. Or what `mfdiag.load_model` returns.
+            A copy is measured in eval mode, without its frozen parameters. Arguments with other names or in another
+            order are passed by name. With `num_classes` > 0, it gets labels. Or what `mfdiag.load_model` returns.
         data: Data the model was trained on; may be left out if a loaded checkpoint describes them. A specification
             ("eight_gaussians", "gaussian:2,0,1", a file, `FILE.py:factory`), a `Data`, an array or tensor [N, *shape],
             or a torch Dataset whose items are samples, (sample, label), or dictionaries with conditions by name.
@@ -272,6 +274,9 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
         raise did_you_mean("proxy", proxy, get_args(Proxy))
     if proxy in ("ema", "teacher") and proxy_model is None:
         raise InputError(f"proxy={proxy!r} needs proxy_model, the network whose u(x_t, t, t) is the proxy velocity.")
+    if has_frozen_parameters(model):  # as in a network that the command line builds
+        model = copy_network(model)
+        freeze_as_buffers(model)
     path, source = parse_path(objective.path), parse_source(objective.source, data)
     arrays = conditions_of(data)
     model = adapt_call(model, data.shape, data.num_classes, data.name, arrays)
