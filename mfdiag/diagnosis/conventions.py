@@ -19,11 +19,12 @@ from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import observe
+from mfdiag.measures.conventions.order import judge_order
 from mfdiag.measures.conventions.race import Misfit, misfit_of, race
 from mfdiag.measures.conventions.scores import Errors, Scores
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, axes_in_words, difference, judge
 from mfdiag.measures.parts.rows import FEW_SAMPLES
-from mfdiag.measures.run.convention_check import subject_draws
+from mfdiag.measures.run.convention_check import long_intervals, subject_draws
 from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.models.cards.card_files import is_card, load_card
@@ -88,6 +89,12 @@ class Identification(NamedTuple):
             said = [
                 f"The declared convention fits: its misfit is {best.total:.2g}, and no other is lower significantly."
             ]
+        elif self.verdict.defects is not None:
+            swapped, fits = self.verdict.defects
+            said = [
+                f"The declared convention is refuted: with {axes_in_words(best.reading, own)}, the defect of the "
+                f"longest intervals is {fits:.2g} instead of {swapped:.2g}. At r = t the two are the same."
+            ]
         elif self.verdict.refuted:
             said = [
                 f"The declared convention is refuted: with {axes_in_words(best.reading, own)}, the misfit is "
@@ -133,9 +140,12 @@ def identify(
     labeled = observations.condition is not None and subject.guidance is None
     candidates = readings(declared, scales, tuple(candidate.networks), labeled=labeled)
     ranking = race(scores, candidates, keep=_RANKED, skill=LEAST_SKILL)
+    verdict = judge_order(judge(own, ranking), scores, long_intervals(scores, subject, samples, seed), candidates)
+    if verdict.best is not None and verdict.best.reading not in {misfit.reading for misfit in ranking}:
+        ranking = [*ranking, verdict.best]
     errors = {reading: scores.errors(reading) for reading in {declared.reading, *(m.reading for m in ranking)}}
     return Identification(
-        judge(own, ranking),
+        verdict,
         ranking,
         {reading: parts for reading, parts in errors.items() if parts is not None},
         observations.exact,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from command_line import Run
 
+import mfdiag
 from mfdiag.flow.data.datasets import load_data
 from mfdiag.models.checkpoint import bundled, load_model
 from mfdiag.tables.store import read_table
@@ -94,6 +96,53 @@ def test_strict_refuses_what_is_read_in_a_wrong_convention(cli: Run, foreign: Pa
     assert result.code == 2
     assert "--strict" in result.err
     assert not (foreign / "out" / "sweep.parquet").exists()
+
+
+def test_quality_warns_too_and_strict_refuses(cli: Run, foreign: Path) -> None:
+    sampled = ("--nfe", 1, "--samples", 64, "--metric", "energy_distance")
+    result = cli("quality", *arguments(*sampled, "--out", "out"))
+    assert result.code == 0
+    assert "WARNING: Every number may be wrong: net.pt" in result.err
+    assert json.loads((foreign / "out" / "manifest.json").read_text())["quality"]["specification"]["doubts"]
+    assert cli("quality", *arguments(*sampled, "--strict", "--out", "strict")).code == 2
+
+
+def test_measure_warns_the_caller(foreign: Path) -> None:
+    class Swapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = load_model(bundled()).with_weights("raw")
+
+        def forward(self, x: torch.Tensor, p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+            return -self.mlp(x, 1 - q, 1 - p)
+
+    points = np.load(foreign / "points.npy")
+    options = {"samples": 64, "beta": (0.0,), "times": "logit_normal:-0.4,1,0.75"}
+    with pytest.warns(UserWarning, match=r"Every number may be wrong.* convention\.direction D1") as warned:
+        mfdiag.measure(Swapped(), points, tables=("variance",), **options)
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        mfdiag.measure(load_model(bundled()).with_weights("raw"), points, tables=("variance",), **options)
+
+
+def test_identify_with_a_card_says_when_no_convention_explains_the_file(cli: Run, foreign: Path) -> None:
+    torch.manual_seed(0)
+    state = {name: 0.3 * torch.randn_like(value) for name, value in torch.load("net.pt")["model"].items()}
+    torch.save({"model": state}, "untrained.pt")
+    Path("card.yaml").write_text(
+        "network: {factory: 'net.py:build'}\nweights: {raw: model}\n"
+        "call: {arguments: [x, t, r, none]}\nconvention: {direction: D1}\n"
+    )
+    for model in ("net.py:build", "card.yaml"):
+        out = f"id-{Path(model).stem}"
+        result = cli(
+            "identify", "untrained.pt", "--model", model, "--data", "points.npy", "--samples", 64, "--out", out
+        )
+        assert result.code == 0, result.err
+        assert "No convention explains this file" in result.err
+        assert "untrained" in result.err
+        assert not list((foreign / out).glob("*.card.yaml"))
 
 
 def test_identify_says_when_no_convention_explains_the_file(

@@ -44,6 +44,7 @@ def data_scales(data: Data, sample: np.ndarray) -> Sequence[tuple[float, float]]
     if factor.size == 1:
         own, offset = float(factor.reshape(())), float(shift.reshape(-1)[0])
         pairs += [(scale / own, -scale * offset / own) for scale in (1.0, *_LATENTS)]
+        pairs += [(scale / own, more - scale * offset / own) for scale, more in _images((sample - offset) / own)]
         pairs += [(1 / scale, 0.0) for scale in _LATENTS]  # the stored data include a factor
     else:
         pairs += [(scale, 0.0) for scale in (*_LATENTS, *(1 / scale for scale in _LATENTS))]

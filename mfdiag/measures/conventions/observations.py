@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.flow.conditions import Condition, null_of
+from mfdiag.flow.conditions import Condition, map_condition, null_of
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.paths import LINEAR, Path
@@ -135,6 +135,28 @@ class Observations:
         v_c = self.path.velocity(x0, self.x1, t).flatten(1).square().sum(1)
         x = self.path.point(x0[rows], self.x1[rows], t[rows])
         return Intervals(x, r[rows], s[rows], t[rows], float(((t - r) ** 2 * v_c).mean()))
+
+    def longest(self, count: int) -> Observations:
+        """The observations of the longest intervals.
+
+        Args:
+            count: How many at most.
+
+        Returns:
+            These observations.
+        """
+        assert self.pairs is not None
+        r, s, t = self.pairs
+        rows = (t - r).argsort(descending=True, stable=True)[:count]
+        return replace(
+            self,
+            z=self.z[rows],
+            x1=self.x1[rows],
+            condition=map_condition(self.condition, lambda values: values[rows]),
+            rho=self.rho[rows],
+            mean=self.mean[rows],
+            pairs=(r[rows], s[rows], t[rows]),
+        )
 
 
 def observe(draws: Draws, samples: int, *, cost: float) -> Observations:

@@ -14,16 +14,19 @@ from mfdiag.flow.draw import Draws
 from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import observe
+from mfdiag.measures.conventions.order import DRAWN, EVALUATIONS, LEARNED, judge_order, swap_of
 from mfdiag.measures.conventions.race import misfit_of, race
 from mfdiag.measures.conventions.scores import Scores
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, RATIO, Verdict, axes_in_words, judge
 from mfdiag.measures.run.subject import Subject
 from mfdiag.models.cards.readings import Reading, declared_reading, readings
 
-__all__ = ["Doubt", "check_convention", "declared_scores", "subject_draws"]
+__all__ = ["Doubt", "check_convention", "declared_scores", "long_intervals", "subject_draws"]
 
 _SAMPLES = (32, 128)  # fewest and most that the check uses
 _EVALUATIONS_PER_SAMPLE = 8  # of a measurement, in forward passes: the least is four forward and backward passes
+_INTERVALS = (32, 256)  # fewest and most that decide the order of the times
+_INTERVALS_SHARE = 0.25  # of the evaluations
 _SHARE = 0.03  # of the measurement
 _WORK = 4e9  # parameters x positions x samples that take less than a second
 _CALLS = 4000  # calls x modules of the network that take less than a second
@@ -81,7 +84,28 @@ def check_convention(
     own = misfit_of(scores, scores.declared.reading)
     ranking = race(scores, plausible[1:], keep=_KEPT, skill=LEAST_SKILL, ceiling=RATIO * own.total)
     verdict = judge(own, ranking)
+    if not verdict.refuted and own.skill >= LEARNED and swap_of(own.reading) in plausible:
+        count = _intervals(scores.networks[own.reading.weights], subject.data.shape, samples)
+        verdict = judge_order(verdict, scores, long_intervals(scores, subject, count, seed), plausible)
     return _doubt(subject, verdict, len(scores.observations)) if verdict.refuted else None
+
+
+def long_intervals(scores: Scores, subject: Subject, count: int, seed: int) -> Scores:
+    """The same network on the longest of many intervals.
+
+    Args:
+        scores: Evaluates the network.
+        subject: The network and the distribution of its samples.
+        count: Number of intervals.
+        seed: Seed of the samples.
+
+    Returns:
+        What evaluates readings on these intervals.
+    """
+    observations = observe(subject_draws(subject, seed), DRAWN * count, cost=0)
+    if observations.pairs is not None:
+        observations = observations.longest(count)
+    return Scores(scores.declared, observations, scores.networks, scores.dtype, scores.device)
 
 
 def declared_scores(
@@ -109,7 +133,8 @@ def declared_scores(
     scales = data_scales(subject.data, observations.z.numpy())
     labeled = observations.condition is not None and subject.guidance is None
     candidates = readings(declared, scales, labeled=labeled, safe=device != "cpu")
-    affordable = _affordable(candidates, 2 * evaluations / count)  # half of the samples refute most readings
+    calls = 2 * (1 - _INTERVALS_SHARE) * evaluations / count  # half of the samples refute most readings
+    affordable = _affordable(candidates, calls)
     everything = len(affordable) == len(candidates)
     scores = Scores(
         declared,
@@ -129,6 +154,12 @@ def _budget(network: nn.Module, shape: Sequence[int], samples: int) -> float:
     return max(min(_WORK / max(size, 1), calls * _SAMPLES[1]), _SHARE * _EVALUATIONS_PER_SAMPLE * samples)
 
 
+def _intervals(network: nn.Module, shape: Sequence[int], samples: int) -> int:
+    """Intervals that decide the order of the times."""
+    fewest, most = _INTERVALS
+    return int(min(max(_INTERVALS_SHARE * _budget(network, shape, samples) / EVALUATIONS, fewest), most))
+
+
 def _affordable(candidates: Sequence[Reading], calls: float) -> list[Reading]:
     """The readings of fewest changes that need at most so many different calls of the network."""
     different: set[object] = set()
@@ -145,10 +176,14 @@ def _doubt(subject: Subject, verdict: Verdict, samples: int) -> Doubt:
     assert verdict.best is not None
     declared, best = verdict.declared, verdict.best
     changes = axes_in_words(best.reading, declared.reading)
+    measured = f"its misfit is {best.total:.2g} instead of {declared.total:.2g} on {samples} samples"
+    if verdict.defects is not None:
+        own, other = verdict.defects
+        measured = f"the defect of its longest intervals is {other:.2g} instead of {own:.2g}"
     text = (
         f"Every number may be wrong: {subject.checkpoint} looks trained in another convention than it is read in. With "
-        f"{changes}, its misfit is {best.total:.2g} instead of {declared.total:.2g} on {samples} samples. Run `mfdiag "
-        "identify` with the same options, which writes a card, or correct the options."
+        f"{changes}, {measured}. Run `mfdiag identify` with the same options, which writes a card, or correct the "
+        "options."
     )
     record = {
         "checkpoint": subject.checkpoint,

@@ -1,0 +1,130 @@
+"""The order of r and t, which does not show at r = t: the intervals alone decide (docs/theory.md#conventions).
+
+u(x, r, t) and u(x, t, r) have the same velocity part. In the misfit of a network that is not trained to its end, this
+part is far larger than the interval part, and hides a swap. So the two are compared by their intervals, and only by the
+longest ones, where r and t differ most.
+
+A network that was trained at r = t alone, or has just begun to learn, has no order of times yet. It still depends on r
+and t somehow, so that one order may have half the defect of the other, significantly. It takes more than that to refute
+an order: the difference must be large against the defect of the same network without r. The less the network explains,
+the larger. `benchmarks/conventions.py` measures how near such networks come to the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mfdiag.measures.conventions.race import misfit_of
+from mfdiag.measures.conventions.scores import Scores
+from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, votes
+from mfdiag.models.cards.readings import Reading
+
+__all__ = ["DRAWN", "EVALUATIONS", "LEARNED", "RATIO", "Order", "judge_order", "order_of", "swap_of"]
+
+EVALUATIONS = 8
+"""Evaluations of the network for each interval."""
+
+DRAWN = 4
+"""Intervals to draw for each that is used."""
+
+RATIO = 0.25
+"""Greatest defect of the swap, over that of the declared order, that refutes it."""
+
+LEARNED = 0.15
+"""Least skill of a network of which anything is said."""
+
+_EFFECTS = {LEAST_SKILL: 0.1, LEARNED: 1.0}  # by skill, the least difference over the defect without r
+_LEVEL = 1 - 1e-3
+
+
+@dataclass(frozen=True)
+class Order:
+    """Interval parts of a reading and of its swap on the same intervals, each [n].
+
+    Attributes:
+        declared: Of the reading.
+        swapped: Of the reading with r and t exchanged.
+        instantaneous: Of a network that ignores r: u(x, t, t) in place of u(x, r, t).
+    """
+
+    declared: np.ndarray
+    swapped: np.ndarray
+    instantaneous: np.ndarray
+
+    @property
+    def ratio(self) -> float:
+        """Defect of the swap over that of the reading."""
+        return float(self.swapped.mean() / max(self.declared.mean(), 1e-300))
+
+    @property
+    def effect(self) -> float:
+        """What the swap removes, over the defect of a network that ignores r."""
+        return float((self.declared - self.swapped).mean() / max(self.instantaneous.mean(), 1e-300))
+
+    def refuted(self, skill: float) -> bool:
+        """Whether the swap explains the intervals better beyond doubt.
+
+        Args:
+            skill: Skill of the network.
+
+        Returns:
+            Whether the declared order is refuted.
+        """
+        effect = next((effect for least, effect in _EFFECTS.items() if skill >= least), np.inf)
+        large = self.ratio <= RATIO and self.effect >= effect
+        return bool(large and votes(self.declared, self.swapped, _LEVEL).low > 0)
+
+
+def swap_of(reading: Reading) -> Reading | None:
+    """The reading with r and t exchanged.
+
+    Args:
+        reading: The reading.
+
+    Returns:
+        The other one; None for t - r, whose place shows at r = t.
+    """
+    return None if "h" in reading.times else replace(reading, times=(reading.times[1], reading.times[0]))
+
+
+def order_of(scores: Scores, reading: Reading) -> Order | None:
+    """Measure a reading and its swap.
+
+    Args:
+        scores: Evaluates readings; all of its intervals are used.
+        reading: The reading.
+
+    Returns:
+        The interval parts; None where there are no intervals, or no swap.
+    """
+    swap = swap_of(reading)
+    if swap is None or scores.observations.pairs is None:
+        return None
+    ignoring = replace(reading, times=("t", "t"))
+    return Order(scores.interval(reading), scores.interval(swap), scores.interval(ignoring))
+
+
+def judge_order(verdict: Verdict, scores: Scores, long: Scores, candidates: Sequence[Reading]) -> Verdict:
+    """Refute a declared reading that explains the velocity, but whose swap explains the intervals better.
+
+    Args:
+        verdict: What the misfits say.
+        scores: What they were computed by.
+        long: Evaluates readings on long intervals.
+        candidates: The readings that the network may have been trained in.
+
+    Returns:
+        The verdict itself, or that for the swap.
+    """
+    declared = verdict.declared
+    swap = swap_of(declared.reading)
+    if verdict.refuted or declared.skill < LEARNED or swap is None or swap not in candidates:
+        return verdict
+    order = order_of(long, declared.reading)
+    if order is None or not order.refuted(declared.skill):
+        return verdict
+    defects = float(order.declared.mean()), float(order.swapped.mean())
+    return Verdict(declared, misfit_of(scores, swap), (), True, defects)
