@@ -28,7 +28,8 @@ def test_derivatives_equal_forward_mode(name: str, dtype: torch.dtype) -> None:
     dx, dt = torch.randn(3, *x.shape, dtype=dtype), torch.randn(3, len(t), dtype=dtype)
     graph = engine.forward_graph(inputs)
     u, along = graph.derivatives(dx, dt)
-    expected_u, expected = forward_mode_derivatives(module, x, r, t, y, dx, dt)
+    with torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers in float32 have no forward mode
+        expected_u, expected = forward_mode_derivatives(module, x, r, t, y, dx, dt)
     for actual, truth in ((u, expected_u), (along, expected)):
         assert (actual - truth).norm() <= TOLERANCE[dtype] * truth.norm()
     shared = {k: f.gram(2) for k, f in engine.factors(inputs, cotangents, graph)}  # the graph is still good
