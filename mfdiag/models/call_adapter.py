@@ -16,7 +16,7 @@ from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.models.call_signature import NetworkCall, call_of, parameters_of
-from mfdiag.models.plain_calls import activations_kept
+from mfdiag.models.plain_calls import activations_kept, attributes_restored
 from mfdiag.models.wrapper import Wrapper
 
 __all__ = ["CallAdapter", "TimeShape", "adapt_call", "call_note", "per_sample", "shaped_times", "unlabeled_note"]
@@ -255,7 +255,7 @@ def _outputs(adapter: CallAdapter, inputs: _TrialInputs, labels: bool) -> tuple[
         return functional_call(adapter, buffers, own)
 
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), activations_kept():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), activations_kept(), attributes_restored(adapter):
             output, single = evaluate(x, r, t, condition), per_sample(evaluate, x, r, t, condition)
     except Exception:  # whatever the user's network raises: the next shape may suit it
         return None

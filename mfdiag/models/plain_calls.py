@@ -21,7 +21,14 @@ from torch.overrides import TorchFunctionMode
 from mfdiag.errors import InputError
 from mfdiag.models.factory import RUNS_EAGERLY
 
-__all__ = ["PlainCalls", "activations_kept", "make_calls_plain", "plain_calls", "replaced_parameters_alone"]
+__all__ = [
+    "PlainCalls",
+    "activations_kept",
+    "attributes_restored",
+    "make_calls_plain",
+    "plain_calls",
+    "replaced_parameters_alone",
+]
 
 _CASTS = {
     Tensor.float: torch.float32,
@@ -248,6 +255,18 @@ def _set_attribute(module: nn.Module, place: tuple[str, str], value: Any) -> Non
         attributes.pop(local, None)
     else:
         attributes[local] = value
+
+
+@contextmanager
+def attributes_restored(module: nn.Module) -> Iterator[None]:
+    """After this context, attributes that hold a tensor since then have their values before."""
+    before = dict(_attributes(module))
+    try:
+        yield
+    finally:
+        for place, value in list(_attributes(module)):
+            if isinstance(value, Tensor) and before.get(place) is not value:
+                _set_attribute(module, place, before.get(place, _ABSENT))
 
 
 class _ParameterUses(TorchFunctionMode):

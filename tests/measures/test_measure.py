@@ -103,6 +103,29 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_weight_that_is_stored_once_has_its_gradient() -> None:
+    class Cached(MLP):
+        folded: Tensor | None = None
+
+        def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            if self.folded is None:
+                self.folded = 2 * self.layers[0].weight
+            return super().forward(x @ self.folded[:2, :2], r, t, y)
+
+    class Plain(MLP):
+        def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            return super().forward(x @ (2 * self.layers[0].weight)[:2, :2], r, t, y)
+
+    values = []
+    for kind in (Cached, Plain):
+        torch.manual_seed(0)
+        model = kind(2, hidden=6)
+        frame = measure(model, "two_moons", tables=["variance"], estimators=["meanflow"], samples=32)["variance"]
+        values.append(frame["value"].to_numpy())
+        assert getattr(model, "folded", None) is None
+    np.testing.assert_allclose(*values, rtol=1e-5)
+
+
 def test_frozen_parameters_are_not_measured() -> None:
     part, whole = network(), network()
     part.layers[0].requires_grad_(False)  # type: ignore[index]
