@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ import torch
 from diagnosis.foreign_conventions import Foreign, Spoken
 from torch import nn
 
+import mfdiag
 from mfdiag.flow.data.datasets import FiniteData, GaussianData
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
@@ -227,3 +229,22 @@ def test_equal_pairs_leave_the_order_of_times_open() -> None:
     subject = replace(foreign(Spoken(("t", "r"))), times=parse_times("uniform:0"))
     assert observations(subject).pairs is None
     assert check_convention(subject, 4096) is None
+
+
+class UndefinedAtEqualTimes(nn.Module):
+    """The exact average velocity of N(0, 4 I) as a quotient, which is 0 / 0 at r = t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        spread = [((1 - time) ** 2 * self.scale**2 + time**2).sqrt()[:, None] for time in (r, t)]
+        return x * (1 - spread[0] / spread[1]) / (t - r)[:, None]
+
+
+def test_a_network_without_a_value_at_equal_times_raises_no_doubt() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        options = {"times": "point:0.2,0.9", "samples": 256, "by_layer": False, "dtype": torch.float64}
+        mfdiag.measure(UndefinedAtEqualTimes(), "gaussian:2,0,2", tables=["sweep"], proxy="exact", **options)

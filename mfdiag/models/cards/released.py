@@ -6,6 +6,7 @@ The repository's own code comes from PYTHONPATH, as for any card.
 from __future__ import annotations
 
 from importlib import import_module
+from types import MethodType
 from typing import Any
 
 import torch
@@ -44,12 +45,12 @@ def flow_anchored(size: str, **arguments: Any) -> nn.Module:
     from ldit import lightningdit  # type: ignore[import-not-found]
 
     network = getattr(lightningdit, size)(**arguments)
-    inner = network.forward
+    one_time = type(network).forward
 
-    def forward(x: Tensor, t: Tensor, r: Tensor, y: Tensor) -> Tensor:
-        return inner(x, torch.where(r == t, 2 - t, t), None, y)
+    def forward(self: nn.Module, x: Tensor, t: Tensor, r: Tensor, y: Tensor) -> Tensor:
+        return one_time(self, x, torch.where(r == t, 2 - t, t), None, y)
 
-    network.forward = forward
+    network.forward = MethodType(forward, network)  # a method, so that a copy of the network calls the copy
     return network
 
 
