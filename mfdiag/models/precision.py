@@ -37,7 +37,7 @@ def copy_network(module: nn.Module) -> nn.Module:
     Hooks and other functions that hold parts of the network hold those of the copy.
 
     Raises:
-        InputError: A part of the network is TorchScript.
+        InputError: A part of the network is TorchScript, or an attribute is a view of a parameter.
     """
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
@@ -46,6 +46,7 @@ def copy_network(module: nn.Module) -> nn.Module:
                 "which has no per-sample gradients: build the network without torch.jit.load, script or trace, or let "
                 "mfdiag run the code that scripts it, with --model FILE.py:factory."
             )
+    _refuse_views(module)
     computed = {
         id(value): value.detach().clone()
         for part in module.modules()
@@ -53,6 +54,22 @@ def copy_network(module: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     return deepcopy_with_closures(module, computed)
+
+
+def _refuse_views(module: nn.Module) -> None:
+    """InputError where an attribute is a view of a parameter: in a copy, its gradient would not reach the parameter."""
+    storages = {p.untyped_storage().data_ptr(): name for name, p in module.named_parameters() if p.numel()}
+    for prefix, part in module.named_modules():
+        for attribute, value in part.__dict__.items():
+            if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.layout != torch.strided:
+                continue
+            if f"{attribute}_orig" in part._parameters:  # old-style spectral_norm computes it in each forward pass
+                continue
+            if name := storages.get(value.untyped_storage().data_ptr()):
+                raise InputError(
+                    f"Expected views of parameters to be taken in forward, but {prefix}{'.' * bool(prefix)}{attribute} "
+                    f"is a view of {name} that was taken once: take it in forward, so that its gradient is measured."
+                )
 
 
 def measured_copy(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:

@@ -335,3 +335,22 @@ def test_casts_to_the_precision_of_a_part_are_followed(dtype: torch.dtype) -> No
     assert any("casts to bfloat16 within" in note for note in notes)
     plain.to(dtype).middle.function = lambda block, h: block.layer(h)
     torch.testing.assert_close(module(x, r, t), plain(x, r, t))
+
+
+class ViewOfAParameter(nn.Module):
+    """A part of a weight that was taken once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.part = self.layer.weight[:, :2]
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return x @ self.part + self.layer(torch.cat([x, r[:, None], t[:, None]], 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_view_that_was_taken_once_is_refused(dtype: torch.dtype) -> None:
+    """The copy's gradient would not reach the parameter."""
+    with pytest.raises(InputError, match=r"part is a view of layer\.weight .* take it in forward"):
+        measured_copy(ViewOfAParameter(), "cpu", dtype)
