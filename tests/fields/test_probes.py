@@ -16,7 +16,7 @@ from mfdiag.fields.probes import PROBES, coordinate_basis, random_signs
 from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
-from mfdiag.gradients.moments import jackknife
+from mfdiag.gradients.intervals import jackknife
 from mfdiag.measures.parts.jacobian import jacobian_scalars
 from mfdiag.models.networks.mlp import MLP
 

@@ -153,6 +153,7 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="utf-8")
         self._pickled = pickled
         self._stand_ins = value_stand_ins() | _torch_stand_ins(pickled) | _distributed_stand_ins(pickled)
+        self._stand_ins["builtins.getattr"] = self._enum_member
 
     def find_class(self, module: str, name: str) -> Any:
         # torch.save writes protocol 2, which calls modules as Python 2 did
@@ -163,6 +164,13 @@ class _Unpickler(pickle._Unpickler):
         if path not in self._stand_ins:
             self._stand_ins[path] = self._stand_in(path, name)
         return self._stand_ins[path]
+
+    def _enum_member(self, owner: Any, name: Any = None, *rest: Any) -> Any:
+        """A member of an enumeration, which some versions of Python pickle as getattr(class, name). Nothing is read."""
+        if isinstance(owner, type) and issubclass(owner, Record | UnknownObject) and isinstance(name, str) and not rest:
+            return owner(name)
+        self._pickled.unknown.append("builtins.getattr")
+        return UnknownObject(owner, name)
 
     def _stand_in(self, path: str, name: str) -> Any:
         if path in self._pickled.records:

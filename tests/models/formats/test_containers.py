@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError
 from mfdiag.models.checkpoint import load_model
 from mfdiag.models.formats.containers import is_tensor, read_container, training_step, weight_sets
-from mfdiag.models.formats.pickles import PickleContent, TensorHeader, read_pickle
+from mfdiag.models.formats.pickles import PickleContent, Record, TensorHeader, read_pickle
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.storage import sha256_of
 
@@ -440,3 +440,18 @@ def test_whole_distributed_tensors_are_read_and_parts_are_refused(tmp_path: Path
 def test_a_number_that_counts_no_steps_is_no_step(value: float) -> None:
     assert training_step({"step": value}) is None
     assert training_step({"step": value, "global_step": torch.tensor(7.0)}) == 7
+
+
+def test_an_enumeration_pickled_by_name_is_no_code() -> None:
+    """Some versions of Python pickle a member as getattr(class, name): nothing is read, whatever the class."""
+
+    def member(owner: bytes, name: bytes = b"SOME") -> PickleContent:
+        records = frozenset({"own.Kind"})
+        text = b"\x80\x02cbuiltins\ngetattr\n(" + owner + b"X" + len(name).to_bytes(4, "little") + name + b"tR."
+        return read_pickle(io.BytesIO(text), PickleContent(records=records))
+
+    known = member(b"cown\nKind\n")
+    assert isinstance(known.tree, Record) and known.tree.args == ("SOME",) and not known.unknown
+    assert member(b"cother\nKind\n").unknown == ["other.Kind"]
+    assert "builtins.getattr" in member(b"cbuiltins\ndict\n", b"__class__").unknown
+    assert "builtins.getattr" in member(b"}", b"__class__").unknown  # of a dictionary
