@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from interception import Batch, pulled, returning
@@ -29,8 +30,14 @@ DIVIDED = 8 * 8
 def network() -> nn.Module:
     from dit import SMDiT, TimestepEmbedder
 
-    features = TimestepEmbedder.timestep_embedding  # float32, handed on in the network's precision
-    TimestepEmbedder.timestep_embedding = staticmethod(lambda t, *options: features(t, *options).to(t))
+    features = TimestepEmbedder.timestep_embedding
+
+    def in_precision_of(t: Tensor, *options: int) -> Tensor:
+        # its code casts t to float32; mfdiag gives such casts the precision of the run
+        with patch.object(torch.Tensor, "float", lambda value: value.to(t.dtype)):
+            return features(t, *options).to(t)
+
+    TimestepEmbedder.timestep_embedding = staticmethod(in_precision_of)
     options = {"patch_size": 4, "in_channels": 1, "class_dropout_prob": 0.0, "num_classes": CLASSES}
     model = SMDiT(**options, learn_sigma=False, **SMALL["network"]["arguments"])
     return nn.ModuleDict({"model": model, "ema": copy.deepcopy(model)})
