@@ -135,6 +135,12 @@ def _runs(folder: Path) -> Iterator[tuple[int, pd.DataFrame]]:
             yield int(level.name), pd.concat(frames, ignore_index=True)
 
 
+def _text_keys(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Keys as text, "-" for null, so that they can be joined."""
+    text = {key: frame[key].map(lambda value: "-" if pd.isna(value) else f"{value}") for key in keys}
+    return frame.assign(**text)
+
+
 def coverage(folder: Path) -> pd.DataFrame:
     """One row for each problem, level and row of a table: coverage among ok rows and all rows, and the width.
 
@@ -147,16 +153,16 @@ def coverage(folder: Path) -> pd.DataFrame:
         levels = dict(_runs(problem))
         truth = levels.pop(PROBLEMS[problem.name].truth)
         keys = [key for key in ("table", *KEYS) if key in truth]
-        truth = truth.set_index(keys)
+        truth = _text_keys(truth, keys)[[*keys, "value", "std_error"]]
         for samples, runs in levels.items():
-            joined = runs.join(truth[["value", "std_error"]], on=keys, rsuffix="_true")
+            joined = _text_keys(runs, keys).merge(truth, on=keys, suffixes=("", "_true"))
             covered = (joined["ci_low"] <= joined["value_true"]) & (joined["value_true"] <= joined["ci_high"])
             joined = joined.assign(
                 covered=covered, width=joined["ci_high"] - joined["ci_low"], ok=joined["status"] == "ok"
             )
             for key, group in joined.groupby(keys, dropna=False, sort=False):
                 spread = float(group["value"].std())
-                if not np.isfinite(spread) or not group["std_error_true"].iloc[0] <= _PRECISE * spread:
+                if not (np.isfinite(spread) and spread > 0) or not group["std_error_true"].iloc[0] <= _PRECISE * spread:
                     continue
                 ok = group[group["ok"]]
                 results.append(
