@@ -52,9 +52,7 @@ def _score(cross: np.ndarray, variance: np.ndarray, bias: SquaredMean, n: float)
 
     aa, ad, dd = covariance(a, a), covariance(a, d), covariance(d, d)
     error = jackknife(bias.replicates, bias.count).std_error
-    slope, noise = float(bias.slope(error)), float(bias.noise())
-    if not np.isfinite(noise):
-        noise = float(error) ** 2 / 2
+    slope, noise = map(float, bias.variance_law(error))
 
     def inside(beta: float) -> bool:
         residual = -cross[0] - beta * denominator[0]

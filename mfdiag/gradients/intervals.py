@@ -232,9 +232,8 @@ class SquaredMean:
         with np.errstate(divide="ignore", invalid="ignore"):
             plain = jackknife((self.replicates + added) / scale, self.count)
             alone = jackknife(self.replicates / scale, self.count)
-            slope = self.slope(alone.std_error * scale[0]) / scale[0]
-            noise = self.noise() / scale[0] ** 2
-            noise = np.where(np.isfinite(noise), noise, alone.std_error**2 / 2)
+            slope, noise = self.variance_law(alone.std_error * scale[0])
+            slope, noise = slope / scale[0], noise / scale[0] ** 2
             rest = np.maximum(plain.std_error**2 - alone.std_error**2, 0)  # the part of what is added
             t = quantile(len(self.count)) if len(self.count) > 1 else np.nan
             # (estimate - x)^2 <= t^2 (slope theta + noise + rest), where theta moves with x
@@ -242,12 +241,21 @@ class SquaredMean:
             half = np.sqrt(np.maximum(shift**2 + t**2 * (slope * alone.value + noise + rest), 0))
         return plain._replace(low=plain.value + shift - half, high=plain.value + shift + half)
 
-    def slope(self, std_error: np.ndarray) -> np.ndarray:
-        """Increase of the estimate's variance with |E G|^2, from its jackknife error; 0 where G vanishes.
+    def variance_law(self, std_error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Slope and noise of the estimate's variance, slope |E G|^2 + noise.
 
         The jackknife measures 4 Gbar^T C Gbar / N, which is 4 s^2 |Gbar|^2 / N with the variance s^2 of G along Gbar,
-        and |Gbar|^2 is |E G|^2 + tr(C) / N on average.
+        and |Gbar|^2 is |E G|^2 + tr(C) / N on average. So the slope follows from its error; it is 0 where G vanishes.
+
+        Args:
+            std_error: The estimate's jackknife error, [...].
+
+        Returns:
+            The slope and the noise, [...]. For too few groups the noise is half the squared error, which is twice the
+            variance where E G = 0.
         """
         size = np.maximum(self.replicates[0], 0) + self.trace / float(self.count.sum())
+        noise = self.noise()
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(size > 0, std_error**2 / size, 0)
+            slope = np.where(size > 0, std_error**2 / size, 0)
+            return slope, np.where(np.isfinite(noise), noise, std_error**2 / 2)

@@ -111,7 +111,7 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
 
     from mfdiag.gradients.intervals import Estimate, cosine_jackknife, skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.method_statistics import heaviest_tails, method_statistics, squared_bias
+    from mfdiag.measures.parts.method_statistics import cosines, heaviest_tails, method_statistics, squared_bias
 
     rows, request = measurement.rows(), measurement.request
     names = [e.name for e in plan.estimators]
@@ -124,14 +124,11 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
             continue  # single layers are measured over all times only
         statistics, bias = method_statistics(moments, plan.maps), squared_bias(moments, plan.maps, shown)
         for quantity, replicates in statistics.items():
-            if quantity == "bias2":
-                estimate = bias.estimate()
-            elif quantity == "cosine":
-                estimate = cosine_jackknife(replicates[:, shown], moments.count)
-            else:
-                estimate = skewed_jackknife(replicates[:, shown], moments.count, nonnegative=True)
-            tail = None if quantity in ("bias2", "cosine") else tails
-            rows.add(quantity, estimate, box, layer=layer, batch_size=None, tail=tail, **column)
+            estimate = skewed_jackknife(replicates[:, shown], moments.count, nonnegative=True)
+            rows.add(quantity, estimate, box, layer=layer, batch_size=None, tail=tails, **column)
+        cosine = cosine_jackknife(cosines(moments, plan.maps)[:, shown], moments.count)
+        for quantity, estimate in (("bias2", bias.estimate()), ("cosine", cosine)):
+            rows.add(quantity, estimate, box, layer=layer, batch_size=None, **column)
         for n in request.batch_sizes:
             # docs/theory.md#mse: MSE_n = Var/n + bias2, relative to MeanFlow's, which has no bias
             noise = statistics["variance"][:, shown] / n

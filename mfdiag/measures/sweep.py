@@ -173,7 +173,7 @@ def _tails(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.nd
 
     if isinstance(plan, PlanePlan):
         assert result.gradient.sample_gram is not None
-        weights = np.stack([np.ones_like(points[0]), *points], 1) @ plan.layout.value
+        weights = _weights(points) @ plan.layout.value
         norms = np.einsum("pk,nkl,pl->np", weights, result.gradient.sample_gram[:, 0].numpy(), weights)
     else:
         norms = result.gradient.diagonal[:, :, 0].numpy()
@@ -187,16 +187,21 @@ def _curves(form: Quadratic, moments: Moments, layout: ColumnLayout, points: np.
     curves = {"variance": form.at(form.S, *points)}
     if layout.within is not None:
         # not from the form: at (1, 1) the weights are exactly 0, and so is the conditional variance
-        weights = np.stack([np.ones_like(points[0]), *points], 1) @ layout.within
+        weights = _weights(points) @ layout.within
         curves["conditional_variance"] = np.einsum("pk,rkl,pl->rp", weights, moments.Q[:, 0], weights)
     return curves
 
 
 def _bias(moments: Moments, layout: ColumnLayout, points: np.ndarray) -> SquaredMean:
     """The squared bias at each point."""
+    return moments.squared_mean(_weights(points) @ layout.bias)
+
+
+def _weights(points: np.ndarray) -> np.ndarray:
+    """(1, beta, gamma) of points [2, P], as rows [P, 3]."""
     import numpy as np
 
-    return moments.squared_mean(np.stack([np.ones_like(points[0]), *points], 1) @ layout.bias)
+    return np.stack([np.ones_like(points[0]), *points], 1)
 
 
 def _weighted_curves(moments: Moments, posterior_known: bool) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -235,10 +235,13 @@ def plan(measurement: Measurement) -> EstimatorPlan:
 
 def rows(measurement: Measurement, plan: EstimatorPlan, result: PassResult) -> Mapping[str, pd.DataFrame]:
     """Tables `variance` and `samples`."""
+    from mfdiag.measures.parts.concentration import tail_status
+
     rows, by_layer = measurement.rows(), measurement.request.by_layer
-    _add_gradients(rows, result, plan, by_layer)
+    tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
+    _add_gradients(rows, result, plan, by_layer, tails)
     if plan.guided:
-        _add_guidance(rows, result, plan, by_layer)
+        _add_guidance(rows, result, plan, by_layer, tails)
     _add_concentration(rows, result, plan)
     _add_losses(rows, result, plan)
     _add_second_moments(rows, result, plan, measurement.dim)
@@ -247,14 +250,15 @@ def rows(measurement: Measurement, plan: EstimatorPlan, result: PassResult) -> M
     return {"variance": rows.frame(), "samples": _samples(result, plan, measurement.common())}
 
 
-def _add_gradients(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
-    """Moments of each estimator's gradient, and how MeanFlow's two parts conflict."""
+def _add_gradients(
+    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: Sequence[str | None]
+) -> None:
+    """Moments of each estimator's gradient, of the tails `tails`, and how MeanFlow's two parts conflict."""
     from mfdiag.gradients.intervals import cosine_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
     from mfdiag.measures.parts.concentration import tail_status
     from mfdiag.measures.parts.semi_gradient import gap_statistics
 
-    tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
     gap_tail = tail_status(result.gradient.diagonal[:, 0, plan.gap[0]].numpy()) if plan.losses else None
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
@@ -325,11 +329,12 @@ def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarra
     return (cross - c2) / np.sqrt((M[:, whole, whole] - 2 * cross + c2) * c2)
 
 
-def _add_guidance(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool) -> None:
+def _add_guidance(
+    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: Sequence[str | None]
+) -> None:
     """Quantities that exist only under guidance."""
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.concentration import tail_status
     from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
 
     assert result.output is not None
@@ -337,7 +342,6 @@ def _add_guidance(rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer:
         for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
             estimate = skewed_jackknife(replicates, moments.count, nonnegative=quantity not in SIGNED)
             rows.add(quantity, estimate, box, layer="all", estimator=None)
-    tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, (estimator, plain) in enumerate(zip(plan.estimators, plan.unguided, strict=True)):
             own = plan.column(k)

@@ -12,23 +12,25 @@ from mfdiag.gradients.moments import BlockMoments, Moments
 from mfdiag.measures.parts.compare_plan import Maps
 from mfdiag.measures.parts.concentration import heaviest_tail
 
-__all__ = ["best_mixture", "heaviest_tails", "method_statistics", "mixture_gain", "squared_bias"]
+__all__ = ["best_mixture", "cosines", "heaviest_tails", "method_statistics", "mixture_gain", "squared_bias"]
 
 
 def method_statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
-    """Quantity -> replicates [R, K] for K estimators, the first of which is MeanFlow."""
-    S, M, Q = (matrix[:, 0] for matrix in (moments.S, moments.M, moments.Q))
+    """Variances and their ratios to MeanFlow's, the first of K estimators: quantity -> replicates [R, K]."""
+    S, Q = moments.S[:, 0], moments.Q[:, 0]
     variance = _bilinear(S, maps.value)
     statistics = {"variance": variance, "variance_ratio": variance / variance[:, :1]}
     if maps.within is not None:
         within = _bilinear(Q, maps.within)
         statistics |= {"conditional_variance": within, "conditional_variance_ratio": within / within[:, :1]}
-    bias = _bias(S, maps)
-    statistics["bias2"] = _bilinear(M, bias)
-    mean = maps.mean[0] + bias
-    norm = _bilinear(M, mean)
-    statistics["cosine"] = _bilinear(M, mean, np.broadcast_to(maps.mean[0], mean.shape)) / np.sqrt(norm * norm[:, :1])
     return statistics
+
+
+def cosines(moments: Moments, maps: Maps) -> np.ndarray:
+    """Cosines of the K estimators' mean gradients with MeanFlow's, replicates [R, K]."""
+    M, mean = moments.M[:, 0], maps.mean[0] + _bias(moments.S[:, 0], maps)
+    norm = _bilinear(M, mean)
+    return np.asarray(_bilinear(M, mean, np.broadcast_to(maps.mean[0], mean.shape)) / np.sqrt(norm * norm[:, :1]))
 
 
 def squared_bias(moments: Moments, maps: Maps, shown: Sequence[int]) -> SquaredMean:
