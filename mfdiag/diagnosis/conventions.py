@@ -24,7 +24,7 @@ from mfdiag.measures.conventions.race import Misfit, misfit_of, race
 from mfdiag.measures.conventions.scores import Errors, Scores
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, axes_in_words, difference, judge
 from mfdiag.measures.parts.rows import FEW_SAMPLES
-from mfdiag.measures.run.convention_check import long_intervals, subject_draws
+from mfdiag.measures.run.convention_check import long_intervals
 from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.models.cards.card_files import is_card, load_card
@@ -131,7 +131,7 @@ def identify(
         InputError: The data cannot be drawn.
     """
     subject, declared = candidate.subject, candidate.declared
-    observations = observe(subject_draws(subject, seed), samples, cost=_POSTERIOR)
+    observations = observe(subject.draws(seed), samples, cost=_POSTERIOR)
     cast = PassSettings(dtype=dtype).cast_network
     networks = {key: cast(network) for key, network in candidate.networks.items()}
     scales = data_scales(subject.data, observations.z.numpy())

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mfdiag.flow.draw import Draws
 from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import observe
@@ -21,7 +20,7 @@ from mfdiag.measures.conventions.verdict import LEAST_SKILL, RATIO, Verdict, axe
 from mfdiag.measures.run.subject import Subject
 from mfdiag.models.cards.readings import Reading, declared_reading, readings
 
-__all__ = ["Doubt", "check_convention", "declared_scores", "long_intervals", "subject_draws"]
+__all__ = ["Doubt", "check_convention", "declared_scores", "long_intervals"]
 
 _SAMPLES = (32, 128)  # fewest and most that the check uses
 _EVALUATIONS_PER_SAMPLE = 8  # of a measurement, in forward passes: the least is four forward and backward passes
@@ -44,22 +43,6 @@ class Doubt(NamedTuple):
 
     text: str
     record: dict[str, Any]
-
-
-def subject_draws(subject: Subject, seed: int) -> Draws:
-    """The samples of a subject, with their exact posterior where it is known."""
-    return Draws(
-        subject.data,
-        subject.times,
-        seed,
-        conditional=subject.conditional,
-        source=subject.source,
-        coupling=subject.coupling,
-        path=subject.path,
-        guidance=subject.guidance,
-        null_label=getattr(subject.module, "num_classes", 0) or 0,
-        conditions=subject.conditions,
-    )
 
 
 def check_convention(
@@ -104,7 +87,7 @@ def long_intervals(scores: Scores, subject: Subject, count: int, seed: int) -> S
     Returns:
         What evaluates readings on these intervals.
     """
-    observations = observe(subject_draws(subject, seed), DRAWN * count, cost=0)
+    observations = observe(subject.draws(seed), DRAWN * count, cost=0)
     if observations.pairs is not None:
         observations = observations.longest(count)
     return Scores(scores.declared, observations, scores.networks, scores.dtype, scores.device)
@@ -131,7 +114,7 @@ def declared_scores(
     evaluations = _budget(network, subject.data.shape, samples)
     fewest, most = _SAMPLES
     count = int(min(max(evaluations / 16, fewest), most, max(samples, 2 * fewest)))
-    observations = observe(subject_draws(subject, seed), count, cost=_POSTERIOR)
+    observations = observe(subject.draws(seed), count, cost=_POSTERIOR)
     scales = data_scales(subject.data, observations.z.numpy())
     labeled = observations.condition is not None and subject.guidance is None
     candidates = readings(declared, scales, labeled=labeled, safe=device != "cpu")

@@ -13,7 +13,7 @@ import torch
 from mfdiag.errors import first_line
 from mfdiag.estimators import Estimator
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
-from mfdiag.flow.draw import Draws, why_posterior_unknown
+from mfdiag.flow.draw import why_posterior_unknown
 from mfdiag.flow.sources import GaussianSource, MixtureSource
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.run.choice import choose_estimators, left_out_note
@@ -57,19 +57,7 @@ def measure_subject(
     """
     uses_posterior = table.measure is None  # a table with passes of its own, such as times, does not
     exact = _exact_posterior(subject, request, say if uses_posterior else None)
-    draws = Draws(
-        subject.data,
-        subject.times,
-        request.seed,
-        conditional=subject.conditional,
-        exact_posterior=exact,
-        source=subject.source,
-        coupling=subject.coupling,
-        path=subject.path,
-        guidance=subject.guidance,
-        null_label=getattr(subject.module, "num_classes", 0),
-        conditions=subject.conditions,
-    )
+    draws = subject.draws(request.seed, exact_posterior=exact)
     estimators: Sequence[Estimator] = ()
     if "estimator" in table.options:
         estimators, left_out = choose_estimators(request.estimators, subject, table)

@@ -15,6 +15,7 @@ from mfdiag.flow.couplings import INDEPENDENT, REVERSED, Coupling, parse_couplin
 from mfdiag.flow.data.datasets import Data, load_data
 from mfdiag.flow.data.scale_check import check_scale, shape_hint, whole_numbers_note
 from mfdiag.flow.data.user_data import is_user_data
+from mfdiag.flow.draw import Draws
 from mfdiag.flow.guidance import Guidance, parse_guidance
 from mfdiag.flow.paths import LINEAR, Path, end_note, parse_path
 from mfdiag.flow.sources import Source, parse_source
@@ -91,6 +92,22 @@ class Subject:
         """Names of the arrays beside the samples that one of the networks takes, each once."""
         networks = (self.module, self.proxy_module, *self.networks.values())
         return tuple(dict.fromkeys(name for network in networks for name in conditions_taken(network)))
+
+    def draws(self, seed: int, *, exact_posterior: bool = True) -> Draws:
+        """The samples of a seed; with `exact_posterior`, their exact posterior where it is known."""
+        return Draws(
+            self.data,
+            self.times,
+            seed,
+            conditional=self.conditional,
+            exact_posterior=exact_posterior,
+            source=self.source,
+            coupling=self.coupling,
+            path=self.path,
+            guidance=self.guidance,
+            null_label=getattr(self.module, "num_classes", 0) or 0,
+            conditions=self.conditions,
+        )
 
     def _require_guidable(self, guidance: Guidance) -> None:
         guiding = self.networks.get(guidance.network, self.module)
