@@ -13,13 +13,22 @@ from torch.func import functional_call
 
 from mfdiag.errors import InputError
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
-from mfdiag.flow.data.datasets import Data
+from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.models.call_signature import NetworkCall, call_of, parameters_of
 from mfdiag.models.plain_calls import activations_kept, attributes_restored
 from mfdiag.models.wrapper import Wrapper
 
-__all__ = ["CallAdapter", "TimeShape", "adapt_call", "call_note", "per_sample", "shaped_times", "unlabeled_note"]
+__all__ = [
+    "CallAdapter",
+    "TimeShape",
+    "adapt_call",
+    "adapt_to",
+    "call_note",
+    "per_sample",
+    "shaped_times",
+    "unlabeled_note",
+]
 
 TimeShape = tuple[str | int, ...]
 """Shape of the times that a network takes: ("n",), ("n", 1), ("n", 1, 1, 1), or () for one number per call."""
@@ -151,6 +160,11 @@ def adapt_call(
         return network
     inputs = _trial_inputs(inner, tuple(shape), classes, {name: conditions[name] for name in call.conditions})
     return _adapted_by_trial(network, inner, call, inputs, classes, data)
+
+
+def adapt_to(network: nn.Module, data: Data) -> nn.Module:
+    """`adapt_call` with samples of `data`: their shape, classes and arrays beside them."""
+    return adapt_call(network, data.shape, data.num_classes, data.name, conditions_of(data))
 
 
 def call_note(network: nn.Module) -> str | None:

@@ -123,13 +123,9 @@ class LoadedModel:
 
         Raises InputError as `adapt_call` does.
         """
-        from mfdiag.flow.data.datasets import conditions_of
-        from mfdiag.models.call_adapter import adapt_call
+        from mfdiag.models.call_adapter import adapt_to
 
-        if not self.built_by_code:
-            return self
-        conditions = conditions_of(data)
-        return replace(self, module=adapt_call(self.module, data.shape, data.num_classes, data.name, conditions))
+        return replace(self, module=adapt_to(self.module, data)) if self.built_by_code else self
 
 
 def load_model(path: str | os.PathLike[str], *, model: str | None = None, weights: str = "raw") -> LoadedModel:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.data.datasets import Data, as_data, conditions_of, load_data, with_conditions
+from mfdiag.flow.data.datasets import Data, as_data, load_data, with_conditions
 from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
@@ -32,7 +32,7 @@ from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, subject_of
 from mfdiag.measures.run.table import MeasuredTable
-from mfdiag.models.call_adapter import adapt_call, call_note, unlabeled_note
+from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters
@@ -248,10 +248,8 @@ def _loaded_subject(
     subject = subject_of(loaded, loaded.path, options, in_memory, say=say or _mute)
     if proxy_model is None:
         return subject
-    adapted = adapt_call(
-        proxy_model, subject.data.shape, subject.data.num_classes, subject.data.name, conditions_of(subject.data)
-    )
-    network, kind = as_average_velocity(adapted, subject.prediction, subject.path), objective.proxy
+    kind, adapted = objective.proxy, adapt_to(proxy_model, subject.data)
+    network = as_average_velocity(adapted, subject.prediction, subject.path)
     return replace(
         subject, proxy=kind, proxy_name=kind, proxy_module=network, networks={**subject.networks, kind: network}
     )
@@ -278,10 +276,9 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
         model = copy_network(model)
         freeze_as_buffers(model)
     path, source = parse_path(objective.path), parse_source(objective.source, data)
-    arrays = conditions_of(data)
-    model = adapt_call(model, data.shape, data.num_classes, data.name, arrays)
+    model = adapt_to(model, data)
     if proxy_model is not None:
-        proxy_model = adapt_call(proxy_model, data.shape, data.num_classes, data.name, arrays)
+        proxy_model = adapt_to(proxy_model, data)
     require_arrays(conditions_taken(model), data, type(unwrapped(model)).__name__)
     require_fitting_arrays([network for network in (model, proxy_model) if network is not None], data)
     if say is not None:

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.datasets import Data, FiniteData, as_data, conditions_of
+from mfdiag.flow.data.datasets import Data, FiniteData, as_data
 from mfdiag.flow.sources import Source, parse_source
 from mfdiag.measures.parts.quality_rows import quality_frame
 from mfdiag.measures.run.array_checks import require_no_dropped_array
 from mfdiag.measures.run.subject import velocity_of
-from mfdiag.models.call_adapter import adapt_call
+from mfdiag.models.call_adapter import adapt_to
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.quality.features import Features
 from mfdiag.quality.metrics import find_metric
@@ -88,7 +88,7 @@ class Prepared:
 
 def _adapted(model: nn.Module, data: Data) -> nn.Module:
     """A network of the user, called as the names of its parameters and the data say, arrays beside them included."""
-    adapted = adapt_call(model, data.shape, data.num_classes, data.name, conditions_of(data))
+    adapted = adapt_to(model, data)
     require_no_dropped_array((adapted,), data)
     return adapted
 
