@@ -65,6 +65,7 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
     Raises:
         InputError: The page cannot be written, or the manifest is not valid JSON.
     """
+    manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
     environment = Environment(loader=PackageLoader("mfdiag.reporting", "."), autoescape=True, undefined=StrictUndefined)
     shown = [table for name, frame in tables.items() if (table := _table(name, frame)) is not None]
     caution = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
@@ -75,8 +76,8 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
         figures=[(path.stem, _inline(path)) for path in figures if path.suffix == ".svg"],
         tables=shown,
         statuses=[STATUSES[name] for name in caution],
-        doubts=list(_doubts(out)),
-        runs=dict(_runs(out)),
+        doubts=_doubts(manifest),
+        runs=dict(_runs(manifest)),
         version=__version__,
     )
     path = out / "report.html"
@@ -120,17 +121,15 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _doubts(out: Path) -> Iterator[str]:
+def _doubts(manifest: Mapping[str, Any]) -> list[str]:
     """What the manifest says against the conventions that checkpoints were read in, each sentence once."""
-    entries = read_json(out / MANIFEST).values() if (out / MANIFEST).exists() else ()
-    yield from dict.fromkeys(doubt["text"] for entry in entries for doubt in entry["specification"].get("doubts", []))
+    doubts = [doubt for entry in manifest.values() for doubt in entry["specification"].get("doubts", [])]
+    return list(dict.fromkeys(doubt["text"] for doubt in doubts))
 
 
-def _runs(out: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _runs(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     """For each command of the manifest: its words, when and how long it ran, hardware and versions."""
-    if not (out / MANIFEST).exists():
-        return
-    for name, entry in read_json(out / MANIFEST).items():
+    for name, entry in manifest.items():
         hardware, command = entry["hardware"], entry["command"]
         yield (
             name,
