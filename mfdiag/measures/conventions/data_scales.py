@@ -15,6 +15,7 @@ _LATENTS = (0.18215, 0.18125, 0.3099, 0.13025, 1.5305, 0.3611)
 """Factors on stored latents: Stable Diffusion 1 and 2, zhuyu-cs/MeanFlow, SwayStar123/MeanFlow, Stable Diffusion XL and
 3, FLUX.1."""
 
+_RANGES = ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0))  # of images as bytes, and as networks take them
 _POWERS = (0.01, 0.1, 0.25, 0.5, 2.0, 4.0, 10.0, 100.0)
 _SMALL = 0.02  # relative room in the range of images
 
@@ -58,13 +59,12 @@ def data_scales(data: Data, sample: np.ndarray) -> Sequence[tuple[float, float]]
 def _images(sample: np.ndarray) -> Iterator[tuple[float, float]]:
     """The scales of images, for samples whose numbers have the range of one of them."""
     low, high = float(sample.min()), float(sample.max())
-    ranges = {"bytes": (0.0, 255.0), "unit": (0.0, 1.0), "symmetric": (-1.0, 1.0)}
-    for start, end in ranges.values():
+    for start, end in _RANGES:
         room = _SMALL * (end - start)
         fills = high - low >= (end - start) / 2
         if not (start - room <= low and high <= end + room and fills):
             continue
-        for other_start, other_end in ranges.values():
+        for other_start, other_end in _RANGES:
             factor = (other_end - other_start) / (end - start)
             yield factor, other_start - factor * start
         return
