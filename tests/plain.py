@@ -288,14 +288,10 @@ def lagrangian_distillation(s: One) -> Tensor:
     return 2 * (solution(s, x, s.t, s.r) * -e).sum() / (s.t - s.r).sum()
 
 
-def diagonal(s: One) -> Tensor:
-    return square(s.u(s.at(s.t), s.t, s.t) - s.v_c)
-
-
 def lagrangian_self_distillation(s: One) -> Tensor:
     x = s.at(s.t)
     f, speed = jvp(lambda r: solution(s, x, s.t, r), (s.r,), (torch.ones_like(s.r),), create_graph=True)
-    return square(speed - s.u(f.detach(), s.r, s.r).detach()) + diagonal(s)
+    return square(speed - s.u(f.detach(), s.r, s.r).detach()) + flow_matching(s)
 
 
 def eulerian_self_distillation(s: One, jacobian: bool) -> Tensor:
@@ -303,14 +299,14 @@ def eulerian_self_distillation(s: One, jacobian: bool) -> Tensor:
     v = s.u(x, s.t, s.t).detach()
     slope = jvp(lambda t: solution(s, x, t, s.r), (s.t,), (ones,), create_graph=True)[1]
     transport = jvp(lambda x: solution(s, x, s.t, s.r), (x,), (v,), create_graph=True)[1]
-    return square(slope + (transport if jacobian else transport.detach())) + diagonal(s)
+    return square(slope + (transport if jacobian else transport.detach())) + flow_matching(s)
 
 
 def progressive_self_distillation(s: One, share: Tensor) -> Tensor:
     middle = s.r + share * (s.t - s.r)
     x_s = solution(s, s.at(s.t), s.t, middle)
     error = solution(s, s.at(s.t), s.t, s.r) - solution(s, x_s, middle, s.r).detach()
-    return square(error / (s.t - s.r)) + diagonal(s)
+    return square(error / (s.t - s.r)) + flow_matching(s)
 
 
 LOSSES: dict[str, Callable[[One], Tensor]] = {
