@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from refused_files import Planted
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -208,16 +209,6 @@ def test_damaged_bytes_load_or_are_refused(tmp_path: Path, saved: Path, factory:
         bad.write_bytes(damaged[: rng.integers(1, 2 * len(whole))].tobytes())
         with suppress(InputError):
             load_model(bad, model=factory)
-
-
-class Planted:
-    """Unpickling this writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

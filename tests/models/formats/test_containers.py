@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refused_files import Planted, refusal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -45,16 +46,6 @@ def factory(tmp_path: Path) -> str:
         "from mfdiag.models.networks.mlp import MLP\n\ndef build(): return MLP(2, hidden=4, depth=1)\n"
     )
     return f"{tmp_path / 'net.py'}:build"
-
-
-def refusal(path: Path) -> str:
-    texts = []
-    for load in (False, True):
-        with pytest.raises(InputError) as caught:
-            read_container(path, load=load)
-        texts.append(str(caught.value))
-    assert texts[0] == texts[1], "inspecting and loading refuse the same files"
-    return texts[0]
 
 
 def save_sharded(folder: Path, state: dict[str, Tensor]) -> Path:
@@ -301,16 +292,6 @@ def test_module_rebuilt_by_a_function_is_converted_too(tmp_path: Path, project: 
     exec("\n".join(lines), {})
     tree = read_container(tmp_path / "edm_weights.pt", load=True).tree
     assert tree["ema"].keys() == made.state_dict().keys()
-
-
-class Planted:
-    """Unpickling this writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 def hostile(path: Path, dill: types.ModuleType) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from refused_files import Planted, refusal
 from torch import Tensor
 
 from mfdiag.errors import InputError
@@ -26,16 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def state() -> dict[str, Tensor]:
     weights = {"a.weight": torch.arange(15.0).reshape(5, 3), "a.bias": torch.arange(5.0), "b": torch.arange(7.0)}
     return weights | {"c": torch.arange(3.0), "n": torch.tensor(7)}
-
-
-def refusal(path: Path) -> str:
-    texts = []
-    for load in (False, True):
-        with pytest.raises(InputError) as caught:
-            read_container(path, load=load)
-        texts.append(str(caught.value))
-    assert texts[0] == texts[1], "inspecting and loading refuse the same folders"
-    return texts[0]
 
 
 def headers(tree: Mapping[Any, Any]) -> Any:
@@ -87,16 +78,6 @@ def test_dcp_metadata_names_no_file_outside_its_folder(tmp_path: Path) -> None:
         text = refusal(tmp_path / "dcp")
         assert "reads nothing outside its folder" in text or "is missing" in text
         index.write_bytes(changed.replace(name.ljust(12, b"x")[:12], b"__0_0.distcp"))
-
-
-class Planted:
-    """Unpickling this writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 def test_no_code_in_a_folder_is_run(tmp_path: Path) -> None:
