@@ -17,6 +17,7 @@ from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.sources import GaussianSource
 from mfdiag.flow.times import parse_times
+from mfdiag.models.checkpoint import bundled, load_model
 
 N, ROWS = 24, 40
 
@@ -95,6 +96,13 @@ def test_conditions_that_cannot_be_passed_are_refused(values: Any, problem: str)
 def test_a_missing_condition_is_refused() -> None:
     with pytest.raises(InputError, match=r"also needs obs.*add arrays of this name"):
         measure(network("policy"), arrays_of("policy", ROWS)["x"], samples=8)
+
+
+def test_conditions_beside_the_data_of_a_loaded_checkpoint_are_not_ignored() -> None:
+    loaded = load_model(bundled())
+    for data in (None, "eight_gaussians"):
+        with pytest.raises(InputError, match="one row of 'obs' for each of 100,000 samples of eight_gaussians"):
+            measure(loaded, data, conditions={"obs": np.zeros((5, 2))}, tables=["variance"], samples=8)
 
 
 class Ignoring(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError, did_you_mean
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import parse_coupling
-from mfdiag.flow.data.datasets import Data, as_data, load_data, with_conditions
+from mfdiag.flow.data.datasets import Data, as_data, with_conditions
 from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import parse_path
@@ -30,7 +30,7 @@ from mfdiag.measures.run.choice import card_objective, require_known_extras
 from mfdiag.measures.run.convention_check import check_convention
 from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
-from mfdiag.measures.run.subject import Subject, SubjectOptions, subject_of
+from mfdiag.measures.run.subject import Subject, SubjectOptions, data_of, subject_of
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
 from mfdiag.models.cards.card import Card
@@ -241,10 +241,11 @@ def _loaded_subject(
         values["proxy"] = "self"
     spec = data if isinstance(data, str) else None
     options = SubjectOptions(data=spec, weights=loaded.weights, **values)
-    if conditions and isinstance(data, str):
-        scale: Mapping[str, Any] = {} if loaded.card is None else loaded.card.data.statistics
-        data = load_data(data, conditions=loaded.possible_conditions, **scale)
-    in_memory = None if data is None or isinstance(data, str) else _with_conditions(as_data(data), conditions)
+    in_memory = None if data is None or isinstance(data, str) else as_data(data)
+    if conditions:
+        in_memory = with_conditions(
+            data_of(loaded.path, options, loaded) if in_memory is None else in_memory, conditions
+        )
     subject = subject_of(loaded, loaded.path, options, in_memory, say=say or _mute)
     if proxy_model is None:
         return subject

@@ -31,7 +31,7 @@ from mfdiag.models.teacher import load_teacher, teacher_velocity
 from mfdiag.models.wrapper import conditions_taken, conditions_without_null
 from mfdiag.usercode import is_user_code
 
-__all__ = ["Subject", "SubjectOptions", "load_subject", "subject_of", "velocity_of"]
+__all__ = ["Subject", "SubjectOptions", "data_of", "load_subject", "subject_of", "velocity_of"]
 
 _BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
 _DEFAULTS = {"source": "gaussian", "coupling": "independent", "path": "linear", "prediction": "u"}
@@ -237,7 +237,7 @@ def subject_of(
     times = _times(checkpoint, options, loaded, say)
     axes = _axes(checkpoint, options, loaded)
     if data is None:
-        data = _data(checkpoint, options, loaded, progress)
+        data = data_of(checkpoint, options, loaded, progress)
     _report_whole_numbers(data, card, say)
     loaded = _adapted(loaded, data, say)
     if card is not None:
@@ -321,8 +321,10 @@ def velocity_of(loaded: LoadedModel, data: Data) -> nn.Module:
     return as_average_velocity(module, axes["prediction"], parse_path(axes["path"]))
 
 
-def _data(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, progress: Progress | None) -> Data:
-    """The data of `_data_spec`, on the card's scale and with the conditions that the network takes."""
+def data_of(
+    checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, progress: Progress | None = None
+) -> Data:
+    """The data of the options or the checkpoint, on the card's scale and with the conditions that the network takes."""
     spec = _data_spec(checkpoint, options, loaded)
     statistics: Mapping[str, Any] = {} if loaded.card is None else loaded.card.data.statistics
 
