@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
-from mfdiag.diagnosis.conventions import Candidate, identify
+from mfdiag.diagnosis.conventions import identify
 from mfdiag.flow.data.datasets import FiniteData, load_data
 from mfdiag.flow.data.scaling import ScaledPoints, Scaling
 from mfdiag.flow.guidance import parse_guidance
@@ -387,8 +387,7 @@ def numbers(subject: Subject) -> Row:
 def named(subject: Subject, trained: Convention, read_as: Convention) -> Row:
     """What `mfdiag identify` says, and whether that is the trained convention or equal to it on these samples."""
     declared = declared_reading(subject.module, subject.path)
-    candidate = Candidate(subject, declared, {"raw": declared.network}, None, None)  # type: ignore[arg-type]
-    verdict = identify(candidate, _IDENTIFIED).verdict
+    verdict = identify(subject, declared, {"raw": declared.network}, _IDENTIFIED).verdict
     if verdict.best is None:
         return {"right": False, "right_or_tied": False, "refuted": verdict.refuted, "tied": 0}
     readings = [verdict.best.reading, *(misfit.reading for misfit in verdict.tied)]

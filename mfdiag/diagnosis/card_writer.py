@@ -3,66 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
 
+from mfdiag.diagnosis.candidate import Candidate
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
 from mfdiag.flow.data.stored_data import is_stored_data
 from mfdiag.measures.conventions.data_scales import stored_scaling
-from mfdiag.measures.run.subject import Subject
 from mfdiag.models.cards.card import Card
-from mfdiag.models.cards.readings import Declared, Reading
+from mfdiag.models.cards.readings import Reading
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.formats.weight_names import place_of, split_copies
 from mfdiag.models.networks.registry import MODELS
 from mfdiag.storage import atomic_write
 
-__all__ = ["CardSource", "write_card"]
+__all__ = ["write_card"]
 
 
-class CardSource(NamedTuple):
-    """What a card is made from.
-
-    Attributes:
-        subject: The network as declared, and the distribution of its samples.
-        declared: The declared convention.
-        loaded: The file.
-        model: The value of --model.
-    """
-
-    subject: Subject
-    declared: Declared
-    loaded: LoadedModel
-    model: str | None
-
-
-def write_card(source: CardSource, reading: Reading, path: Path) -> str:
+def write_card(candidate: Candidate, reading: Reading, path: Path) -> str:
     """Write the card of a reading.
 
     Args:
-        source: What the card is made from.
+        candidate: What the card is made from.
         reading: The convention.
         path: The file.
 
     Returns:
         A note that says how to use the card, or why there is none.
     """
-    network = _network(source)
+    network = _network(candidate)
     if network is None:
         return "No card is written: the file holds its network as a program, which a card cannot build."
-    subject, card = source.subject, source.declared.card_of(reading)
+    subject, card = candidate.subject, candidate.declared.card_of(reading)
     values = card.model_dump(mode="json", exclude_defaults=True)
     values.pop("extends", None)
     values.pop("recognise", None)
     values["about"] = card.about or f"{subject.checkpoint}, as identified by mfdiag identify"
     values["network"] = network
-    if source.loaded.card is None:
-        values["weights"] = _weights(source.loaded)
+    if candidate.loaded.card is None:
+        values["weights"] = _weights(candidate.loaded)
     values["guidance"] = None if subject.guidance is None else subject.guidance.name
     values["objective"] = {**values.get("objective", {}), "times": subject.times.name}
-    data, note = _data(source, reading, values.get("data", {}))
+    data, note = _data(candidate, reading, values.get("data", {}))
     values["data"] = data
     values = {name: value for name, value in values.items() if value not in (None, {}, [])}
     Card.model_validate(values)
@@ -72,14 +56,14 @@ def write_card(source: CardSource, reading: Reading, path: Path) -> str:
     return f"the card of the best convention: pass --model {path}{weights}{note}."
 
 
-def _network(source: CardSource) -> dict[str, Any] | None:
+def _network(candidate: Candidate) -> dict[str, Any] | None:
     """The section `network`; None where only the file itself holds the network."""
-    loaded = source.loaded
+    loaded = candidate.loaded
     if loaded.card is not None:
         section = loaded.card.network.model_dump(mode="json", exclude_defaults=True)
         return section | {"factory": _absolute(loaded.card.factory)}
-    if source.model is not None:
-        return {"factory": _absolute(source.model)}
+    if candidate.model is not None:
+        return {"factory": _absolute(candidate.model)}
     if loaded.description is not None:
         architecture = loaded.description.architecture
         return {"factory": MODELS[architecture.name][0], "arguments": architecture.arguments}
@@ -101,9 +85,9 @@ def _weights(loaded: LoadedModel) -> dict[str, Any]:
     return {key: place for key, place in section.items() if place}
 
 
-def _data(source: CardSource, reading: Reading, declared: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _data(candidate: Candidate, reading: Reading, declared: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The section `data`, and what must be said of it."""
-    subject = source.subject
+    subject = candidate.subject
     section: dict[str, Any] = {key: declared[key] for key in ("shape",) if key in declared}
     section |= {
         "coupling": subject.coupling.name,

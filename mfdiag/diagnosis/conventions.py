@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mfdiag.diagnosis.card_writer import CardSource, write_card
+from mfdiag.diagnosis.candidate import Candidate, load_candidate
+from mfdiag.diagnosis.card_writer import write_card
 from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
 from mfdiag.gradients.moments import scalar_replicates
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
@@ -26,37 +26,15 @@ from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, axes_in_wo
 from mfdiag.measures.parts.rows import FEW_SAMPLES
 from mfdiag.measures.run.convention_check import long_intervals
 from mfdiag.measures.run.job import Job
-from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
-from mfdiag.models.cards.card_files import is_card, load_card
-from mfdiag.models.cards.readings import Declared, Reading, declared_reading, readings
-from mfdiag.models.checkpoint import LoadedModel, load_model
-from mfdiag.models.wrapper import unwrapped
+from mfdiag.measures.run.subject import Subject, SubjectOptions
+from mfdiag.models.cards.readings import Declared, Reading, readings
 from mfdiag.tables.check import conform
 
-__all__ = ["Candidate", "Identification", "IdentifyJob", "identify"]
+__all__ = ["Identification", "IdentifyJob", "identify"]
 
 _BLOCKS = 32
 _RANKED = 12  # readings that the table lists
 _POSTERIOR = 1e11  # samples x data points x coordinates: minutes
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A checkpoint to identify.
-
-    Attributes:
-        subject: The network as declared, and the distribution of its samples.
-        declared: The declared convention.
-        networks: The networks by key of their weights, the declared one first.
-        loaded: The file.
-        model: The value of --model.
-    """
-
-    subject: Subject
-    declared: Declared
-    networks: Mapping[str, nn.Module]
-    loaded: LoadedModel
-    model: str | None
 
 
 class Identification(NamedTuple):
@@ -114,12 +92,20 @@ class Identification(NamedTuple):
 
 
 def identify(
-    candidate: Candidate, samples: int, *, seed: int = 0, dtype: torch.dtype = torch.float32
+    subject: Subject,
+    declared: Declared,
+    networks: Mapping[str, nn.Module],
+    samples: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Identification:
     """Rank the conventions that a checkpoint may have been trained in.
 
     Args:
-        candidate: The checkpoint as declared.
+        subject: The network as declared, and the distribution of its samples.
+        declared: The declared convention.
+        networks: The networks by key of their weights, the declared one first.
         samples: Number of samples.
         seed: Their seed.
         dtype: Precision of the networks.
@@ -130,15 +116,14 @@ def identify(
     Raises:
         InputError: The data cannot be drawn.
     """
-    subject, declared = candidate.subject, candidate.declared
     observations = observe(subject.draws(seed), samples, cost=_POSTERIOR)
     cast = PassSettings(dtype=dtype).cast_network
-    networks = {key: cast(network) for key, network in candidate.networks.items()}
+    cast_networks = {key: cast(network) for key, network in networks.items()}
     scales = data_scales(subject.data, observations.z.numpy())
-    scores = Scores(declared, observations, networks, dtype, scales=scales)
+    scores = Scores(declared, observations, cast_networks, dtype, scales=scales)
     own = misfit_of(scores, declared.reading)
     labeled = observations.condition is not None and subject.guidance is None
-    candidates = readings(declared, scales, tuple(candidate.networks), labeled=labeled)
+    candidates = readings(declared, scales, tuple(networks), labeled=labeled)
     ranking = race(scores, candidates, keep=_RANKED, skill=LEAST_SKILL)
     verdict = judge_order(judge(own, ranking), scores, long_intervals(scores, subject, samples, seed), candidates)
     if verdict.best is not None and verdict.best.reading not in {misfit.reading for misfit in ranking}:
@@ -151,35 +136,6 @@ def identify(
         observations.exact,
         observations.pairs is not None,
     )
-
-
-def load_candidate(checkpoint: Path, options: SubjectOptions, say: Callable[[str], None]) -> Candidate:
-    """Load a checkpoint with every set of weights that fits its network.
-
-    Args:
-        checkpoint: File or folder of weights.
-        options: How it is read; what is None comes from the card or the file.
-        say: Receives notes.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        InputError: As `load_subject`.
-    """
-    if is_card(options.model):
-        card = load_card(str(options.model))
-        options = replace(
-            options, times=options.times or card.objective.times, guidance=options.guidance or card.guidance
-        )
-    subject = load_subject(checkpoint, replace(options, proxy="self"), say=say)
-    declared = declared_reading(subject.module, subject.path, options.weights)
-    loaded = load_model(checkpoint, model=options.model, weights=options.weights)
-    networks = {options.weights: declared.network}
-    for key in ("raw", "ema"):
-        if key != options.weights and loaded.has_weights(key):
-            networks[key] = unwrapped(loaded.with_weights(key))
-    return Candidate(subject, declared, networks, loaded, options.model)
 
 
 class IdentifyJob(Job[Candidate]):
@@ -236,7 +192,9 @@ class IdentifyJob(Job[Candidate]):
 
     def measure(self, subject: Candidate, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
         """Table `identify` of one checkpoint."""
-        result = identify(subject, self.samples, seed=self.seed, dtype=self.dtype)
+        result = identify(
+            subject.subject, subject.declared, subject.networks, self.samples, seed=self.seed, dtype=self.dtype
+        )
         self.results.append((subject, result))
         return {"identify": _frame(subject, result, self.seed)}
 
@@ -247,9 +205,7 @@ class IdentifyJob(Job[Candidate]):
             if result.verdict.best is None:
                 continue
             path = out / f"{Path(candidate.subject.checkpoint.rpartition(':')[2]).stem}.card.yaml"
-            source = CardSource(candidate.subject, candidate.declared, candidate.loaded, candidate.model)
-            note = write_card(source, result.verdict.best.reading, path)
-            self.say(note)
+            self.say(write_card(candidate, result.verdict.best.reading, path))
             paths += [path] if path.exists() else []
         return paths
 

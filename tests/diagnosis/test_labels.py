@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mfdiag.diagnosis.conventions import Candidate, identify
+from mfdiag.diagnosis.conventions import identify
 from mfdiag.flow.data.datasets import FiniteData
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.run.convention_check import check_convention
@@ -50,8 +50,7 @@ def subject_of(network: nn.Module, centers: Tensor) -> Subject:
 
 def sentence_of(subject: Subject) -> list[str]:
     declared = declared_reading(subject.module, subject.path)
-    candidate = Candidate(subject, declared, {"raw": declared.network}, None, None)  # type: ignore[arg-type]
-    return identify(candidate, 128).sentences()
+    return identify(subject, declared, {"raw": declared.network}, 128).sentences()
 
 
 def shifted(order: list[int]) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from mfdiag.diagnosis.conventions import Candidate, identify
+from mfdiag.diagnosis.conventions import identify
 from mfdiag.flow.data.datasets import FiniteData, load_data
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.conventions.order import Order, swap_of
@@ -78,8 +78,7 @@ def subject_of(network: nn.Module) -> Subject:
 
 def identified(subject: Subject) -> str:
     declared = declared_reading(subject.module, subject.path)
-    candidate = Candidate(subject, declared, {"raw": declared.network}, None, None)  # type: ignore[arg-type]
-    return identify(candidate, 128).sentences()[0]
+    return identify(subject, declared, {"raw": declared.network}, 128).sentences()[0]
 
 
 def test_an_exchange_of_times_is_refuted_by_the_intervals() -> None:

@@ -1,0 +1,65 @@
+"""A checkpoint as `mfdiag identify` reads it: as declared, with every set of weights that fits its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
+from mfdiag.models.cards.card_files import is_card, load_card
+from mfdiag.models.cards.readings import Declared, declared_reading
+from mfdiag.models.checkpoint import LoadedModel, load_model
+from mfdiag.models.wrapper import unwrapped
+
+__all__ = ["Candidate", "load_candidate"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint to identify.
+
+    Attributes:
+        subject: The network as declared, and the distribution of its samples.
+        declared: The declared convention.
+        networks: The networks by key of their weights, the declared one first.
+        loaded: The file.
+        model: The value of --model.
+    """
+
+    subject: Subject
+    declared: Declared
+    networks: Mapping[str, nn.Module]
+    loaded: LoadedModel
+    model: str | None
+
+
+def load_candidate(checkpoint: Path, options: SubjectOptions, say: Callable[[str], None]) -> Candidate:
+    """Load a checkpoint with every set of weights that fits its network.
+
+    Args:
+        checkpoint: File or folder of weights.
+        options: How it is read; what is None comes from the card or the file.
+        say: Receives notes.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        InputError: As `load_subject`.
+    """
+    if is_card(options.model):
+        card = load_card(str(options.model))
+        options = replace(
+            options, times=options.times or card.objective.times, guidance=options.guidance or card.guidance
+        )
+    subject = load_subject(checkpoint, replace(options, proxy="self"), say=say)
+    declared = declared_reading(subject.module, subject.path, options.weights)
+    loaded = load_model(checkpoint, model=options.model, weights=options.weights)
+    networks = {options.weights: declared.network}
+    for key in ("raw", "ema"):
+        if key != options.weights and loaded.has_weights(key):
+            networks[key] = unwrapped(loaded.with_weights(key))
+    return Candidate(subject, declared, networks, loaded, options.model)
