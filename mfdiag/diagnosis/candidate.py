@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
+from mfdiag.measures.run.subject import Subject, SubjectOptions, subject_of
 from mfdiag.models.cards.card_files import is_card, load_card
 from mfdiag.models.cards.readings import Declared, declared_reading
 from mfdiag.models.checkpoint import LoadedModel, load_model
@@ -55,9 +55,9 @@ def load_candidate(checkpoint: Path, options: SubjectOptions, say: Callable[[str
         options = replace(
             options, times=options.times or card.objective.times, guidance=options.guidance or card.guidance
         )
-    subject = load_subject(checkpoint, replace(options, proxy="self"), say=say)
-    declared = declared_reading(subject.module, subject.path, options.weights)
     loaded = load_model(checkpoint, model=options.model, weights=options.weights)
+    subject = subject_of(loaded, checkpoint, replace(options, proxy="self"), say=say)
+    declared = declared_reading(subject.module, subject.path, options.weights)
     networks = {options.weights: declared.network}
     for key in ("raw", "ema"):
         if key != options.weights and loaded.has_weights(key):
