@@ -324,7 +324,20 @@ def velocity_of(loaded: LoadedModel, data: Data) -> nn.Module:
 def data_of(
     checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, progress: Progress | None = None
 ) -> Data:
-    """The data of the options or the checkpoint, on the card's scale and with the conditions that the network takes."""
+    """The data of the options or the checkpoint, on the card's scale and with the conditions that the network takes.
+
+    Args:
+        checkpoint: Its file or folder, for errors.
+        options: What the user states.
+        loaded: The loaded checkpoint.
+        progress: Receives (label, items read, items in all) for data by code.
+
+    Returns:
+        The data.
+
+    Raises:
+        InputError: Neither says what the data are, or they cannot be loaded.
+    """
     spec = _data_spec(checkpoint, options, loaded)
     statistics: Mapping[str, Any] = {} if loaded.card is None else loaded.card.data.statistics
 
