@@ -145,6 +145,8 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
         InputError: If the file is missing, empty or damaged, or holds code; if the weights are absent, not finite or
             do not fit the network; if the architecture is unknown, the card is wrong or the factory fails.
     """
+    from mfdiag.models.wrapper import unwrapped  # here, since it imports torch
+
     card = load_card(model) if model is not None and is_card(model) else None
     file = read_container(path, load=True)
     path = file.path
@@ -174,7 +176,7 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     step = description.step if description else training_step(file.tree)
     module = load_weights(module, state, weights, path, card)
     by_code = model is not None and card is None
-    network = module if card is None else module.get_submodule("network")
+    network = unwrapped(module)
     notes = [*file.notes, *weight_notes(network, state, weights, path, card)]
     unusable = _unusable_averages(file, state, weights, network, card, notes)
     sha256 = sha256_of(*file.files)

@@ -278,6 +278,23 @@ def test_what_is_left_out_is_said(factory: str, tmp_path: Path) -> None:
         load_model(path, model=factory)
 
 
+def test_the_form_of_the_call_does_not_change_what_is_loaded(factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    half = {name: value.half() if value.is_floating_point() else value for name, value in raw.items()}
+    code = tmp_path / "swapped.py"
+    code.write_text(NETWORK.replace("def forward(self, x, r, t", "def forward(self, x, t, r"))
+    path, swapped = tmp_path / "file.pt", f"{code}:build"
+    assert code.read_text() != NETWORK
+    for state in (
+        {"state_dict": below("model", half) | {"vae.weight": torch.ones(3)}},
+        {"model": raw, "ema": shadow(ema, list(ORDER))},
+    ):
+        torch.save(state, path)
+        documented, loaded = load_model(path, model=factory), load_model(path, model=swapped)
+        assert type(loaded.module.get_submodule("network")).__name__ == "Net"
+        assert (loaded.notes, loaded.unusable) == (documented.notes, documented.unusable)
+
+
 def test_wrong_lists_are_refused(factory: str, tmp_path: Path) -> None:
     raw, ema = copies()
     path = tmp_path / "file.pt"
