@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "NETWORK_ERRORS",
     "InputError",
     "MfdiagError",
+    "abbreviated",
     "did_you_mean",
     "first_line",
     "plain_validation",
@@ -48,6 +49,11 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
     many = closest and len(names) > _MANY
     known_names = f"{len(names)} names are known" if many else f"Known: {', '.join(names)}"
     return InputError(f"Unknown {kind} {name!r}.{hint} {known_names}.")
+
+
+def abbreviated(names: Sequence[str], count: int = 3) -> str:
+    """The first `count` names, followed by dots if there are more."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def first_line(error: BaseException) -> str:

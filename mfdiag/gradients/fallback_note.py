@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from mfdiag.errors import abbreviated
 from mfdiag.models.wrapper import prefix_of
 
 __all__ = ["fallback_note"]
@@ -26,5 +27,5 @@ def fallback_note(module: nn.Module, parameters: Iterable[str], of: str = "") ->
     """
     names = sorted(name.removeprefix(prefix_of(module)) for name in parameters)
     count = f"{len(names)} parameter{'s' * (len(names) > 1)}"
-    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    listed = abbreviated(names, _LISTED)
     return f"{count} computed by the slower reference method{of}, with the same result: {listed}."

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, abbreviated
 from mfdiag.models.cards.card import Card
 from mfdiag.models.cards.card_files import is_card, load_card
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
@@ -25,7 +25,6 @@ from mfdiag.models.formats.containers import (
 from mfdiag.models.formats.weight_names import place_of, split_copies
 from mfdiag.models.networks.registry import build_model
 from mfdiag.models.weights import (
-    abbreviated,
     find_weights,
     fitted_weights,
     load_weights,

@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, abbreviated
 from mfdiag.models.cards.proposal import Proposal, propose
 from mfdiag.models.description import METADATA_KEY, Description, parse_description
 from mfdiag.models.formats.average_counters import never_updated
-from mfdiag.models.formats.containers import is_tensor, read_container, scalar, training_step, weight_sets
-from mfdiag.models.formats.exported import Program
+from mfdiag.models.formats.containers import Container, is_tensor, read_container, scalar, training_step, weight_sets
 from mfdiag.models.formats.weight_names import is_average, place_of, split_copies
-from mfdiag.models.weights import abbreviated
 from mfdiag.storage import sha256_of
 
 __all__ = ["FileEntry", "Inspection", "TensorInfo", "TensorLayout", "WeightSet", "inspect_checkpoint"]
@@ -129,13 +127,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     if description is None and not (file.program and file.program.has_form_of_u):
         plain_values = {f"{e.name}.{key}" if key else e.name: value for e in entries for key, value in e.values.items()}
         proposal = propose(path.name, sets, plain_values)
-    notes += _notes(description, file.program, sets, entries)
-    copies = split_copies(sets)
-    averages = [place for place in copies if is_average(place, copies)]
-    notes += [
-        f"The average {place or 'in the file'} was never updated ({counter}); it holds the initial weights."
-        for place, counter in never_updated(averages, file.tree, file.config).items()
-    ]
+    notes += _notes(description, file, sets, entries)
     return Inspection(
         path=path,
         container=file.kind,
@@ -185,9 +177,10 @@ def _scalars(value: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str,
 
 
 def _notes(
-    description: Description | None, program: Program | None, sets: Mapping[str, Any], entries: list[FileEntry]
+    description: Description | None, file: Container, sets: Mapping[str, Any], entries: list[FileEntry]
 ) -> list[str]:
-    notes = []
+    notes: list[str] = []
+    program = file.program
     if program is not None:
         inputs = ", ".join(
             f"{name} {[n or 'n' for n in shape]}".replace("'", "") for name, shape in program.inputs.items()
@@ -223,4 +216,8 @@ def _notes(
             )
     if any(entry.type == "Tensor" for entry in entries):
         notes.append("Tensors that are not weights are listed without their values.")
+    notes += [
+        f"The average {place or 'in the file'} was never updated ({counter}); it holds the initial weights."
+        for place, counter in never_updated(averaged, file.tree, file.config).items()
+    ]
     return notes

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, abbreviated
 from mfdiag.models.cards.card import Card
 from mfdiag.models.factory import PARAMETER_ORDER
 from mfdiag.models.formats.containers import StateDict, tensors_at
@@ -19,7 +19,7 @@ from mfdiag.models.weight_rules import apply_rules
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["abbreviated", "find_weights", "fitted_weights", "load_weights", "select_weights", "weight_notes"]
+__all__ = ["find_weights", "fitted_weights", "load_weights", "select_weights", "weight_notes"]
 
 _SHOWN, _SHOWN_BY_RULES = 3, 20  # names that an error lists; rules are corrected name by name
 _MAX_SETS = 12  # sets of weights that an error lists
@@ -239,9 +239,12 @@ def _completed(
     tensors: StateDict, network: nn.Module, state: Mapping[str, StateDict], key: str, path: Path, card: Card | None
 ) -> StateDict:
     """An average with the buffers of the raw weights that it lacks; many averages hold only trained parameters."""
-    absent = [name for name in network.state_dict() if name not in tensors]
+    own = network.state_dict()
+    absent = [name for name in own if name not in tensors]
+    if key == "raw" or not absent or own.keys().isdisjoint(tensors):
+        return tensors
     raw = find_weights(state, "raw", card)
-    if key == "raw" or not absent or raw is None or not any(name in network.state_dict() for name in tensors):
+    if raw is None:
         return tensors
     fixed = {name for name, _ in network.named_buffers()}
     values = _named(raw, network, path, card)
@@ -302,8 +305,3 @@ def _check_finite(tensors: StateDict, path: Path, masks: Container[str]) -> None
             f"Expected finite weights, but {path} has NaN or infinite values in {len(bad)} of {len(tensors)} tensors: "
             f"{abbreviated(bad)}; use an earlier checkpoint."
         )
-
-
-def abbreviated(names: list[str], count: int = _SHOWN) -> str:
-    """The first `count` names, followed by dots if there are more."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, Field
 
+from mfdiag.errors import abbreviated
 from mfdiag.models.cards.card_files import shipped_cards
 from mfdiag.models.cards.recognition import Recognise
 from mfdiag.models.formats.containers import tensors_at, tensors_below
@@ -139,7 +140,7 @@ def _with_candidates(proposal: Proposal, candidates: list[str], averages: list[s
     """The proposal with comments on what the file does not confirm, what else it may be, and its other averages."""
     lines = []
     if averages:
-        shown = ", ".join(averages[:_MAX_HINTS]) + (", ..." if len(averages) > _MAX_HINTS else "")
+        shown = abbreviated(averages, _MAX_HINTS)
         lines.append(f"# the file has several averages; those that weights.ema does not name: {shown}")
     if proposal.unconfirmed:
         fields = ", ".join(f"{field} {value}" for field, value in proposal.unconfirmed.items())

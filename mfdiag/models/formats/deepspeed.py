@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, abbreviated, first_line
 from mfdiag.models.formats.archives import damaged_file
 from mfdiag.models.formats.named_files import regular_file
 from mfdiag.models.formats.pickles import TensorHeader
@@ -128,10 +128,10 @@ def _check_complete(parts: Mapping[int, Mapping[str, Any]], files: Mapping[int, 
     if not missing:
         return
     example = next(iter(files.values())).name
-    names = ", ".join(re.sub(r"pp_rank_\d+", f"pp_rank_{rank}", example) for rank in missing[:3])
+    names = [re.sub(r"pp_rank_\d+", f"pp_rank_{rank}", example) for rank in missing]
     raise InputError(
-        f"Expected the files of {processes} processes in {folder}, but {len(missing)} are missing: {names}"
-        f"{', ...' if len(missing) > 3 else ''}; copy them from the machines that wrote them."
+        f"Expected the files of {processes} processes in {folder}, but {len(missing)} are missing: "
+        f"{abbreviated(names)}; copy them from the machines that wrote them."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, abbreviated, first_line
 from mfdiag.models.formats.archives import damaged_file
 from mfdiag.models.formats.flaxfile import is_flax, unpacked
 from mfdiag.models.formats.jax_tree import JAX_EXTRA, as_sets, known_dtype, tensor_of
@@ -22,6 +22,7 @@ _PLACEHOLDER = "PLACEHOLDER://"  # in place of an array that lies outside the ag
 _DATABASE = "manifest.ocdbt"
 _ITEMS = ("default", "state", "params", "model")  # folders in a step of a CheckpointManager
 _OPTIMIZER = "opt_state."  # twice as large as the weights, and never needed
+_MAX_CHOICES = 5  # that an error lists
 _VIEWS = {1: "uint8", 2: "uint16"}  # bits of dtypes that numpy lacks, by their bytes
 
 
@@ -47,10 +48,10 @@ def orbax_folder(path: Path) -> Path | None:
     steps = [folder for folder in steps if any(_has_tree(item) for item in (folder, *folder.iterdir()))]
     choices = items or steps
     if len(choices) > 1:
-        names = ", ".join(folder.name for folder in choices[:5])
+        names = abbreviated([folder.name for folder in choices], _MAX_CHOICES)
         raise InputError(
-            f"Expected one Orbax checkpoint, but {path} has {len(choices)}: {names}{', ...' * (len(choices) > 5)}; "
-            f"pass one of them, as in {choices[-1]}."
+            f"Expected one Orbax checkpoint, but {path} has {len(choices)}: {names}; pass one of them, as in "
+            f"{choices[-1]}."
         )
     return orbax_folder(choices[0]) if choices else None
 
