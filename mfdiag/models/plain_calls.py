@@ -18,7 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, abbreviated
 from mfdiag.models.factory import RUNS_EAGERLY
 
 __all__ = [
@@ -37,6 +37,7 @@ _CASTS = {
     Tensor.bfloat16: torch.bfloat16,
 }
 _PRECISIONS = frozenset(_CASTS.values())
+_MAX_CHANGED = 4  # buffers that a note lists
 _ATTRIBUTE = "_mfdiag_plain_calls"  # of a module that `make_calls_plain` prepared
 
 
@@ -95,7 +96,7 @@ class PlainCalls:
         self._trained_in = trained_in & _PRECISIONS
         self._autocast: list[str] = []
         self._writes_inputs = False
-        self._compiled = bool(_compiled_parts(module))
+        self._compiled = _has_compiled_parts(module)
         self._to_follow: frozenset[torch.dtype] = frozenset()
         self._learning = True
         self._has_prelu = any(isinstance(part, nn.PReLU) for part in module.modules())
@@ -127,8 +128,8 @@ class PlainCalls:
             stack.enter_context(_own_parameters_alone(module))
         if self._learning or self._writes_inputs:
             args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-        buffers = dict(_buffers(module))
-        saved = {name: b for name, b in buffers.items() if self._learning or name in self.changed}
+        names = _buffer_names(module) if self._learning else self.changed
+        saved = {name: b for name in names if (b := _buffer(module, name)) is not None}
         copies = {name: buffer.clone() for name, buffer in saved.items()}
         for name, copied in copies.items():
             _set_buffer(module, name, copied)
@@ -154,19 +155,16 @@ class PlainCalls:
             out: What it returned; None if it failed.
         """
         before = self._open.pop()
-        after = dict(_buffers(module))
         for name, buffer in before.buffers.items():
             copied, version = before.copies[name]
-            if after.get(name) is not copied or copied._version != version:
+            if _buffer(module, name) is not copied or copied._version != version:
                 self.changed.add(name)
                 if name in self._kept:
                     continue
             _set_buffer(module, name, buffer)
         self._writes_inputs = self._writes_inputs or any(a._version != version for a, version in before.inputs)
         if self._learning:
-            for place, value in _attributes(module):
-                if isinstance(value, Tensor) and before.attributes.get(place) is not value:
-                    self.stored.add(place)
+            self.stored.update(_stored_since(module, before.attributes))
         for place in self.stored - self._kept:
             _set_attribute(module, place, before.attributes.get(place, _ABSENT))
         self._learning = self._learning and out is None  # a call that failed shows nothing
@@ -175,7 +173,7 @@ class PlainCalls:
     @contextmanager
     def keeping(self, module: nn.Module, name: str | tuple[str, str]) -> Iterator[None]:
         """Within this context, calls leave a buffer of `changed`, or an attribute of `stored`, as they set it."""
-        before = dict(_buffers(module))[name] if isinstance(name, str) else _value(module, name)
+        before = _buffer(module, name) if isinstance(name, str) else _value(module, name)
         self._kept = frozenset({name})
         try:
             yield
@@ -201,7 +199,7 @@ class PlainCalls:
         if self._compiled or any(RUNS_EAGERLY in part.__dict__ for part in module.modules()):
             notes.append("compiled and scripted parts of the network run eagerly, with the same result.")
         if self.changed:
-            names = ", ".join(sorted(self.changed)[:4]) + (", ..." if len(self.changed) > 4 else "")
+            names = abbreviated(sorted(self.changed), _MAX_CHANGED)
             notes.append(
                 f"the network changes its buffers when it is called ({names}). Its output does not depend on that; "
                 "each call starts from their values in the file."
@@ -218,16 +216,18 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that can be replaced, with the name of each place. TorchScript holds its own."""
-    for prefix, owner in module.named_modules():
-        if not isinstance(owner, torch.jit.ScriptModule):
-            for local, buffer in owner._buffers.items():
-                if buffer is not None:
-                    yield f"{prefix}.{local}".removeprefix("."), buffer
+def _buffer_names(module: nn.Module) -> list[str]:
+    """The places of buffers that can be replaced. TorchScript holds its own."""
+    owners = [item for item in module.named_modules() if not isinstance(item[1], torch.jit.ScriptModule)]
+    return [f"{prefix}.{local}".removeprefix(".") for prefix, owner in owners for local in owner._buffers]
 
 
-def _set_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+def _buffer(module: nn.Module, name: str) -> Tensor | None:
+    prefix, _, local = name.rpartition(".")
+    return module.get_submodule(prefix)._buffers.get(local)
+
+
+def _set_buffer(module: nn.Module, name: str, value: Tensor | None) -> None:
     prefix, _, local = name.rpartition(".")
     module.get_submodule(prefix)._buffers[local] = value
 
@@ -257,6 +257,12 @@ def _set_attribute(module: nn.Module, place: tuple[str, str], value: Any) -> Non
         attributes[local] = value
 
 
+def _stored_since(module: nn.Module, before: Mapping[tuple[str, str], Any]) -> list[tuple[str, str]]:
+    """The attributes that hold a tensor, and held another value in `before`."""
+    now = _attributes(module)
+    return [place for place, value in now if isinstance(value, Tensor) and before.get(place) is not value]
+
+
 @contextmanager
 def attributes_restored(module: nn.Module) -> Iterator[None]:
     """After this context, attributes that hold a tensor since then have their values before."""
@@ -264,9 +270,8 @@ def attributes_restored(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for place, value in list(_attributes(module)):
-            if isinstance(value, Tensor) and before.get(place) is not value:
-                _set_attribute(module, place, before.get(place, _ABSENT))
+        for place in _stored_since(module, before):
+            _set_attribute(module, place, before.get(place, _ABSENT))
 
 
 class _ParameterUses(TorchFunctionMode):
@@ -405,20 +410,15 @@ def _nothing_around(*args: Any, **kwargs: Any) -> Iterator[None]:
     yield
 
 
-def _compiled_parts(module: nn.Module) -> list[str]:
-    """Names of what `torch.compile` made among a network's modules, their methods and the functions beside them."""
+def _has_compiled_parts(module: nn.Module) -> bool:
+    """Whether `torch.compile` made any of a network's modules, their methods and the functions beside them."""
     if "torch._dynamo" not in sys.modules:
-        return []
-    names = []
+        return False
     for part in module.modules():
         if hasattr(part, "_orig_mod") or part._compiled_call_impl is not None:
-            names.append(type(part).__name__)
+            return True
         beside = getattr(type(part).forward, "__globals__", {})
         spaces = (part.__dict__, *(vars(kind) for kind in type(part).__mro__ if kind is not nn.Module), beside)
-        names += [
-            name
-            for space in spaces
-            for name, value in list(space.items())
-            if hasattr(value, "_torchdynamo_orig_callable")
-        ]
-    return names
+        if any(hasattr(value, "_torchdynamo_orig_callable") for space in spaces for value in list(space.values())):
+            return True
+    return False
