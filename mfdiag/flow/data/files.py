@@ -67,6 +67,14 @@ class ArrayRoles:
     conditions: tuple[str, ...] | None = None
     needed: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, options: Mapping[str, str], needed: Collection[str]) -> ArrayRoles:
+        """The roles that the keys samples= and conditions= of a specification give, and those the network needs."""
+        selected = None
+        if "conditions" in options:
+            selected = () if options["conditions"] == "none" else tuple(options["conditions"].split("/"))
+        return cls(options.get("samples"), selected, tuple(needed))
+
     @property
     def apart(self) -> frozenset[str]:
         """Names that are neither samples nor labels."""

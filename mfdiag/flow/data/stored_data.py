@@ -109,7 +109,7 @@ def read_stored_data(
         scale, mean, std = (parse_numbers(spec, key, options.get(key)) for key in ("scale", "mean", "std"))
         if "statistics" in options:
             mean, std = read_statistics(Path(options["statistics"]).expanduser())
-    stored, labels, conditions = _read_unscaled(path, options, _roles(options, needed))
+    stored, labels, conditions = _read_unscaled(path, options, ArrayRoles.of(options, needed))
     channels_last = options.get("layout") == "nhwc"
     channels, *rest = channels_first(stored.shape[1:], channels_last)
     if "moments" not in options:
@@ -124,14 +124,6 @@ def read_stored_data(
     scaling = make_scaling(spec, (channels // 2, *rest), scale, mean, std)
     moments = LatentMoments(stored, scaling, channels_last, options["moments"] == "logvar")
     return StoredData(moments, labels, conditions)
-
-
-def _roles(options: Mapping[str, str], needed: Collection[str]) -> ArrayRoles:
-    """Which array is what, as the specification and the network say."""
-    selected = None
-    if "conditions" in options:
-        selected = () if options["conditions"] == "none" else tuple(options["conditions"].split("/"))
-    return ArrayRoles(options.get("samples"), selected, tuple(needed))
 
 
 def _parse(spec: str) -> tuple[Path, dict[str, str]]:

@@ -106,10 +106,7 @@ _latest: dict[Any, StoredArrays] = {}
 def _read_by_code(spec: str, needed: Sequence[str], advance: Advance | None) -> StoredArrays:
     """As `read_user_data`."""
     code, options = parse_user_data(spec)
-    selected = None
-    if "conditions" in options:
-        selected = () if options["conditions"] == "none" else tuple(options["conditions"].split("/"))
-    roles = ArrayRoles(options.get("samples"), selected, tuple(needed) if selected is None else ())
+    roles = ArrayRoles.of(options, () if "conditions" in options else needed)
     limit = int(options["limit"]) if "limit" in options else None
     first = _first_items(call_user_factory(code, "--data"), code, limit, roles)
     source = call_user_factory(code, "--data")
