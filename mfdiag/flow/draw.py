@@ -141,7 +141,7 @@ def why_posterior_unknown(
 def _why_conditions_hide_it(data: Data, conditional: bool, conditions: tuple[str, ...]) -> str | None:
     """Why nothing can be said about x_0 given x_t and a condition that hardly two samples share; None if many do."""
     assert isinstance(data, FiniteData | MomentsData), "only stored samples have conditions"
-    groups = condition_groups(data, conditions, conditional and data.labels is not None)
+    groups = condition_groups(data, conditions, conditional)
     share = float((np.bincount(groups)[groups] == 1).mean())
     if share <= _MOST_ALONE:
         return None
@@ -207,7 +207,7 @@ class Draws:
         if not self.conditions:
             return None
         assert isinstance(self.data, FiniteData | MomentsData), "only stored samples have conditions"
-        return condition_groups(self.data, self.conditions, self.conditional and self.data.labels is not None)
+        return condition_groups(self.data, self.conditions, self.conditional)
 
     def condition_numbers(self, rows: np.ndarray, labels: np.ndarray | Tensor | None) -> Tensor | None:
         """What stands for a condition: the label, or the number among the distinct conditions where the model has some.

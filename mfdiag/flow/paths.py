@@ -153,8 +153,7 @@ def end_note(path: Path) -> str | None:
     import torch
 
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    (_, alpha), (sigma, _) = path.alpha(ends).tolist(), path.sigma(ends).tolist()
-    last = float(path.sigma(ends)[1])
+    (_, alpha), (sigma, last) = path.alpha(ends).tolist(), path.sigma(ends).tolist()
     if max(alpha, sigma) <= _END_TOLERANCE:
         return None
     # KL of N(alpha x_0, last^2) from N(0, 1), in the mean over data of variance 1, is above that of their mixture

@@ -173,7 +173,7 @@ def card_objective(card: Card, table: MeasuredTable, say: Callable[[str], None] 
     if options["estimator"] is not None:
         estimator = None
         if not is_user_code(options["estimator"]):
-            with errors_in_field(card.path, "objective.estimator"):
+            with errors_in_field(str(card.file), "objective.estimator"):
                 estimator = find_estimator(options["estimator"])
         others = () if table.one_estimator else table.default_estimators
         if "estimator" in table.objective and estimator and estimator.loss is not None and not table.measures_losses:

@@ -365,11 +365,6 @@ class Card(_Section):
         return self._file.name
 
     @property
-    def path(self) -> str:
-        """Its file."""
-        return str(self._file)
-
-    @property
     def factory(self) -> str:
         """The factory of the network; FILE.py is the file beside the card if that exists."""
         place, _, attribute = self.network.factory.rpartition(":")

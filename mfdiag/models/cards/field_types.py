@@ -13,6 +13,7 @@ from mfdiag.usercode import is_user_code
 
 __all__ = [
     "DENOISED",
+    "SPECIAL",
     "FactorySpec",
     "PathSpec",
     "PredictionSpec",
@@ -30,7 +31,8 @@ DENOISED = "denoised"
 """A prediction that only cards have: D(z; sigma) of arXiv 2206.00364, whose input is rescaled as well."""
 
 
-_SPECIAL: tuple[set[str], ...] = ({"each"}, {"value"}, {"condition"})  # keys of mappings that stand for one value
+SPECIAL: tuple[set[str], ...] = ({"each"}, {"value"}, {"condition"})
+"""Keys of mappings in `call` that stand for one value."""
 
 
 def _word(value: Any) -> Any:
@@ -43,7 +45,7 @@ def _word(value: Any) -> Any:
         raise ValueError("expected {each: number}")
     if isinstance(value, dict) and value.keys() == {"condition"} and not isinstance(value["condition"], str):
         raise ValueError("expected {condition: NAME} with a name of call.conditions")
-    if isinstance(value, dict) and value.keys() not in _SPECIAL:
+    if isinstance(value, dict) and value.keys() not in SPECIAL:
         return {name: _word(item) for name, item in value.items()}
     return value
 
@@ -99,7 +101,7 @@ def _prediction(text: str) -> None:
 def leaves(words: Any) -> list[Any]:
     """The words inside nested lists and mappings."""
     if isinstance(words, dict):
-        return [] if words.keys() in _SPECIAL else leaves(list(words.values()))
+        return [] if words.keys() in SPECIAL else leaves(list(words.values()))
     return [leaf for word in words for leaf in leaves(word)] if isinstance(words, list) else [words]
 
 

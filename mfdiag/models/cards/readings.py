@@ -14,6 +14,7 @@ from mfdiag.models.call_adapter import CallAdapter, TimeShape
 from mfdiag.models.call_signature import DOCUMENTED_CALL, NetworkCall
 from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
+from mfdiag.models.cards.field_types import SPECIAL
 from mfdiag.models.networks.registry import PREDICTIONS
 from mfdiag.models.prediction import PredictionAdapter
 
@@ -159,7 +160,7 @@ def _renamed(words: Any, names: dict[str, str]) -> Any:
         return names.get(words, words)
     if isinstance(words, list):
         return [_renamed(word, names) for word in words]
-    if isinstance(words, dict) and words.keys() not in ({"each"}, {"value"}, {"condition"}):
+    if isinstance(words, dict) and words.keys() not in SPECIAL:
         return {name: _renamed(word, names) for name, word in words.items()}
     return words
 

@@ -143,7 +143,7 @@ def _read_parts(layout: FolderLayout, load: bool) -> _Parts:
     result = _Parts({}, [])
     for name, part in layout.parts.items():
         try:
-            content = _read_folder(part, load) if is_folder(part) else _read_file(regular_file(part), load)
+            content = read_container(part, load=load)
         except InputError as error:
             if name not in layout.optional:
                 raise

@@ -64,7 +64,7 @@ def read_dcp(folder: Path, *, load: bool) -> tuple[dict[str, Any], list[Path]]:
             if _belongs_to_optimizer(path):
                 continue
             pieces = _pieces(name, entry, where, index, files)
-            value = _tensor(name, entry, pieces, index, load) if _is_tensor(entry) else _value(pieces)
+            value = _tensor(name, entry, pieces, index, load) if _is_tensor(entry) else _read(pieces[0], load=False)
             _put(tree, path, value)
     except InputError:
         raise
@@ -136,9 +136,9 @@ def _tensor(name: str, entry: Record, pieces: list[_Piece], index: Path, load: b
             "folder, with the files of every process."
         )
     if not load:
-        number = None if shape else _value(pieces).item()
+        number = None if shape else _read(pieces[0], load=False).item()
         return TensorHeader(shape, _dtype(entry), number)
-    parts = [(piece, _read(piece)) for piece in pieces]
+    parts = [(piece, _read(piece, load=True)) for piece in pieces]
     for piece, part in parts:
         if tuple(getattr(part, "shape", ())) != piece.sizes or not hasattr(part, "dtype"):
             raise damaged_file(piece.file, "DCP", f"{name} has another shape than {index.name} says")
@@ -162,19 +162,12 @@ def _dtype(entry: Record) -> str:
     return str(entry.properties.state[0])
 
 
-def _read(piece: _Piece) -> Any:
-    with piece.file.open("rb") as file:
-        file.seek(piece.start)
-        return read_torch_bytes(file.read(piece.length), piece.file, load=True)
-
-
-def _value(pieces: list[_Piece]) -> Any:
-    """A plain value or a header, or what a sampler or data loader left: an object that is not read."""
-    piece = pieces[0]
+def _read(piece: _Piece, *, load: bool) -> Any:
+    """The part; without `load` a header, a plain value, or an object that is not read, as data loaders leave them."""
     with piece.file.open("rb") as file:
         file.seek(piece.start)
         raw = file.read(piece.length)
-    return read_torch_bytes(raw, piece.file, load=False)
+    return read_torch_bytes(raw, piece.file, load=load)
 
 
 def _belongs_to_optimizer(path: tuple[Any, ...]) -> bool:
