@@ -127,7 +127,7 @@ def _plain(name: str) -> str:
 class _Reading:
     """The parameters of one function, and the word that each stands for."""
 
-    def __init__(self, name: str, parameters: Sequence[Parameter], conditions: Collection[str] | None = ()) -> None:
+    def __init__(self, name: str, parameters: Sequence[Parameter], conditions: Collection[str] | None) -> None:
         self.name, self.known = name, conditions
         self.text = f"{name}({', '.join(str(p).split(':')[0] for p in parameters)})"
         self.variadic = any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)
@@ -187,9 +187,8 @@ class _Reading:
         chosen: dict[str, Parameter] = {}
         for p in self.parameters:
             word = self.words[p.name]
-            if word is None or word in chosen:
-                continue
-            chosen[word] = p
+            if word is not None:
+                chosen.setdefault(word, p)
         self._refuse_undecided(chosen)
         if "r" in chosen and "h" in chosen and chosen["h"].default is not Parameter.empty:
             del chosen["h"]  # r and t say it already

@@ -15,6 +15,7 @@ from mfdiag.errors import InputError, first_line
 from mfdiag.models.formats.archives import damaged_file
 from mfdiag.models.formats.named_files import file_beside, regular_file
 from mfdiag.models.formats.pickles import PickleContent, Record, TensorHeader, read_pickle
+from mfdiag.models.formats.ranks import assembled
 from mfdiag.models.formats.torchfile import read_torch, read_torch_bytes, torch_format
 from mfdiag.storage import is_file
 
@@ -144,15 +145,12 @@ def _tensor(name: str, entry: Record, pieces: list[_Piece], index: Path, load: b
             raise damaged_file(piece.file, "DCP", f"{name} has another shape than {index.name} says")
     if len(parts) == 1:
         return parts[0][1]
-    import torch
-
-    whole = torch.empty(shape, dtype=parts[0][1].dtype)
-    filled = torch.zeros(shape, dtype=torch.bool)
-    for piece, part in parts:
-        place = tuple(slice(start, start + size) for start, size in zip(piece.offsets, piece.sizes, strict=True))
-        whole[place] = part
-        filled[place] = True
-    if not filled.all():
+    places = [
+        tuple(slice(start, start + size) for start, size in zip(piece.offsets, piece.sizes, strict=True))
+        for piece in pieces
+    ]
+    whole = assembled(shape, [part for _, part in parts], places)
+    if whole is None:
         raise damaged_file(index, "DCP", f"the parts of {name} overlap")
     return whole
 

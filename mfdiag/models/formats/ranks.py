@@ -11,7 +11,7 @@ from mfdiag.models.formats.named_files import regular_file
 from mfdiag.models.formats.pickles import PartHeader, TensorHeader
 from mfdiag.models.formats.torchfile import read_torch, torch_format
 
-__all__ = ["read_ranks"]
+__all__ = ["assembled", "read_ranks"]
 
 _MAX_DEPTH = 4  # of mappings whose tensors are joined
 
@@ -101,15 +101,30 @@ def _places(name: str, parts: Sequence[Any], paths: Sequence[Path]) -> list[Plac
     return [tuple(span) for span in spans]
 
 
-def _whole(header: PartHeader, values: Sequence[Any], places: Sequence[Place]) -> Any:
+def assembled(shape: Sequence[int], values: Sequence[Any], places: Sequence[Place]) -> Any:
+    """The tensor made of parts.
+
+    Args:
+        shape: Its shape.
+        values: The parts.
+        places: Where each part lies in it.
+
+    Returns:
+        The tensor; None if some of it is in no part.
+    """
     import torch
 
-    whole = torch.empty(header.shape, dtype=values[0].dtype)
-    filled = torch.zeros(header.shape, dtype=torch.bool)
+    whole = torch.empty(shape, dtype=values[0].dtype)
+    filled = torch.zeros(shape, dtype=torch.bool)
     for value, place in zip(values, places, strict=True):
         whole[place] = value
         filled[place] = True
-    if not filled.all():
+    return whole if filled.all() else None
+
+
+def _whole(header: PartHeader, values: Sequence[Any], places: Sequence[Place]) -> Any:
+    whole = assembled(header.shape, values, places)
+    if whole is None:
         raise InputError(
             f"Expected parts that cover a tensor {list(header.shape)}, but some of it is in none of the files; add the "
             "files of all processes."
