@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["composed_velocity", "composition_residual"]
 
 
-def composed_velocity(fields: Fields, share: Tensor | float, r: Tensor | None = None, network: str = "self") -> Tensor:
+def composed_velocity(fields: Fields, share: Tensor | float, network: str = "self") -> Tensor:
     """share u(x_s,r,s) + (1-share) u(x_t,s,t), s = r + share (t-r), x_s = x_t - (t-s) u(x_t,s,t).
 
     It is the average velocity over [r, t] if u is that over both parts (docs/theory.md#family-targets).
@@ -20,17 +20,15 @@ def composed_velocity(fields: Fields, share: Tensor | float, r: Tensor | None = 
     Args:
         fields: Fields of n samples.
         share: Length of the part [r, s] as a share of [r, t], in [0, 1]: a number, or [n, 1, ...].
-        r: Start times [n, 1, ...]; those of the samples by default.
         network: "self" for the measured network, or "ema".
 
     Returns:
         The velocity [n, *shape], without gradient.
     """
     # (t-r) u(x_t,r,t) = (t-s) u(x_t,s,t) + (s-r) u(x_s,r,s), divided by t-r
-    r = fields.r if r is None else r
-    s = r + share * (fields.t - r)
+    s = fields.r + share * fields.gap
     late = fields.average_velocity(fields.x, s, fields.t, network)
-    early = fields.average_velocity(fields.x - (fields.t - s) * late, r, s, network)
+    early = fields.average_velocity(fields.x - (fields.t - s) * late, fields.r, s, network)
     return share * early + (1 - share) * late
 
 
@@ -45,5 +43,5 @@ def composition_residual(fields: Fields, share: Tensor | float, network: str = "
     Returns:
         The residual [n, *shape].
     """
-    target = composed_velocity(fields, share, network=network)
+    target = composed_velocity(fields, share, network)
     return fields.u - target.where(fields.gap > 0, fields.v_c)
