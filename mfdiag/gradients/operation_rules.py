@@ -155,7 +155,7 @@ _OPERATIONS: dict[Callable[..., Any], Callable[..., Operation | None]] = {
     F.linear: _linear,
     **dict.fromkeys((torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__), _product),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _added_product),
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d), _convolution),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
     **dict.fromkeys(
         (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
         _transposed_convolution,

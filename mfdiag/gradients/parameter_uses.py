@@ -170,7 +170,7 @@ class ParameterUses(TorchFunctionMode):
                 return self._ruled(operation, output)
         else:
             try:
-                return self._with_copies(func, leaves, spec, names)
+                return self._with_copies(func, leaves, spec)
             except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
                 output = func(*plain_args, **plain_kwargs)
         self.refused |= names
@@ -196,7 +196,7 @@ class ParameterUses(TorchFunctionMode):
         use = RuledUse(tensors, {key: self._names[tensor] for key, tensor in tensors.items()}, operation.rule)
         return self.record(min(use.all_names), operation.input, output, use)
 
-    def _with_copies(self, func: Callable[..., Any], leaves: Sequence[Any], spec: Any, names: frozenset[str]) -> Tensor:
+    def _with_copies(self, func: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> Tensor:
         """The operation for each sample with its own copy of every tensor made from parameters."""
         if _changes_arguments(func):
             raise ValueError("An operation in place has no copies.")
