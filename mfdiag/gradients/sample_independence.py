@@ -67,23 +67,26 @@ def _copies(values: Tensor) -> Tensor:
 def _require_harmless_buffers(module: nn.Module, inputs: Inputs) -> None:
     """InputError where a buffer or a tensor that the model stores in a call changes the output of the next one."""
     calls = plain_calls(module)
-    for name in sorted(calls.changed if calls is not None else ()):
-        assert calls is not None
-        with torch.no_grad(), calls.keeping(module, name):
-            if not torch.equal(module(*inputs), module(*inputs)):
-                layer, _, buffer = name.rpartition(".")
-                raise InputError(
-                    f"{_place(module, layer)} changes its buffer {buffer!r} when it is called, and the model's output "
-                    "depends on it: fix the buffer in eval mode."
-                )
-    for place in sorted(calls.stored if calls is not None else ()):
-        assert calls is not None
+    if calls is None:
+        return
+
+    def matters(place: str | tuple[str, str]) -> bool:
         with torch.no_grad(), calls.keeping(module, place):
-            if not torch.equal(module(*inputs), module(*inputs)):
-                raise InputError(
-                    f"{_place(module, place[0])} stores a tensor in {place[1]!r} when it is called, and the output of "
-                    "its next call depends on it: make it a function of its inputs in eval mode."
-                )
+            return not torch.equal(module(*inputs), module(*inputs))
+
+    for name in sorted(calls.changed):
+        if matters(name):
+            layer, _, buffer = name.rpartition(".")
+            raise InputError(
+                f"{_place(module, layer)} changes its buffer {buffer!r} when it is called, and the model's output "
+                "depends on it: fix the buffer in eval mode."
+            )
+    for place in sorted(calls.stored):
+        if matters(place):
+            raise InputError(
+                f"{_place(module, place[0])} stores a tensor in {place[1]!r} when it is called, and the output of "
+                "its next call depends on it: make it a function of its inputs in eval mode."
+            )
 
 
 def _looks_random(module: nn.Module, inputs: Inputs) -> bool:
