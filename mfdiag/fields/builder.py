@@ -16,9 +16,8 @@ from mfdiag.fields.fields import Fields, Velocities, compute_fields
 from mfdiag.fields.guided_velocity import GuidedVelocity, condition_for, takes_guidance, with_guidance
 from mfdiag.fields.inputs import DerivativesAtPoint, Differentiate, Inputs, VelocityFunction, require_velocity
 from mfdiag.fields.probes import FULL_JACOBIAN_DIM, PROBES, random_signs
-from mfdiag.flow.conditions import Condition, labels_of, move_condition, null_of
+from mfdiag.flow.conditions import Condition, move_condition, null_of
 from mfdiag.flow.draw import Batch, Draws
-from mfdiag.models.wrapper import conditions_taken
 
 __all__ = ["FieldBuilder", "FieldNeeds", "Proxy"]
 
@@ -196,7 +195,7 @@ class FieldBuilder:
         def velocity(x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if guidance.network == "head":
                 return network(x, r, t, condition)
-            return network(x, t, t, condition if conditions_taken(network) else labels_of(condition))
+            return network(x, t, t, condition_for(network, condition))
 
         takes = takes_guidance(network if guidance.network == "teacher" else self.module)
         return GuidedVelocity.of_batch(batch, guidance, velocity, takes, self.draws.null_label, x)
