@@ -184,11 +184,10 @@ class EvaluationContext:
         """Features [size, F] of the samples from number `first` on; the last few batches are kept."""
         key = (first, size)
         if key not in self.feature_cache:
-            parts = []
+            parts, numbers, step = [], np.arange(first, first + size), max(len(self.x), _FEATURES_AT_ONCE)
             with torch.no_grad():
-                for start in range(0, size, max(len(self.x), _FEATURES_AT_ONCE)):
-                    stop = min(size, start + max(len(self.x), _FEATURES_AT_ONCE))
-                    inputs = self._inputs_of(np.arange(first + start, first + stop))
+                for start in range(0, size, step):
+                    inputs = self._inputs_of(numbers[start : start + step])
                     parts.append(hidden_features(self.model, partial(self.model, *inputs))[1])
             while len(self.feature_cache) >= _CACHED_BATCHES:
                 self.feature_cache.pop(next(iter(self.feature_cache)))
