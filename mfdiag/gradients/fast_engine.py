@@ -26,6 +26,7 @@ from mfdiag.gradients.functional import (
     expand_over_samples,
     flat_gradient,
     gradient_size,
+    names_by_layer,
     parameter_places,
 )
 from mfdiag.gradients.recorder import LayerUse, RecordedForward, reachable, record_uses
@@ -55,11 +56,7 @@ class FastEngine(Engine):
         self.state = {name: p.detach() for name, p in module.named_parameters()}
         self.places = parameter_places(module)
         self.layers = {name: layer for name, layer in module.named_modules() if name in capabilities.layers}
-        names = {id(p): name for name, p in module.named_parameters()}
-        self.parameters = {  # of each layer: name within it -> name within the model
-            name: {local: names[id(p)] for local, p in layer.named_parameters(recurse=False)}
-            for name, layer in self.layers.items()
-        }
+        self.parameters = names_by_layer(module, self.layers)
         # whose uses must stay those of the first samples
         self.rows = {name: [*own.values()] for name, own in self.parameters.items()}
         self.rows |= {name: [name] for name in capabilities.operations}

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["call", "expand_over_samples", "flat_gradient", "gradient_size", "hooked", "parameter_places"]
+__all__ = [
+    "call",
+    "expand_over_samples",
+    "flat_gradient",
+    "gradient_size",
+    "hooked",
+    "names_by_layer",
+    "parameter_places",
+]
 
 
 def parameter_places(module: nn.Module) -> dict[str, str]:
@@ -17,11 +25,19 @@ def parameter_places(module: nn.Module) -> dict[str, str]:
 
     A module registered under two names counts once.
     """
+    return {
+        f"{prefix}.{local}".removeprefix("."): name
+        for prefix, own in names_by_layer(module, dict(module.named_modules())).items()
+        for local, name in own.items()
+    }
+
+
+def names_by_layer(module: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, dict[str, str]]:
+    """By layer of the module, the name of each of its own parameters -> its name in `named_parameters`."""
     names = {id(p): name for name, p in module.named_parameters()}
     return {
-        f"{prefix}.{local}".removeprefix("."): names[id(p)]
-        for prefix, owner in module.named_modules()
-        for local, p in owner.named_parameters(recurse=False)
+        layer: {local: names[id(p)] for local, p in part.named_parameters(recurse=False)}
+        for layer, part in layers.items()
     }
 
 

@@ -29,7 +29,14 @@ from mfdiag.gradients.concatenated import Concatenated, sum_over_uses
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.factors import Dense, Factors, NoGradient
 from mfdiag.gradients.fallback_note import fallback_note
-from mfdiag.gradients.functional import call, expand_over_samples, flat_gradient, gradient_size, parameter_places
+from mfdiag.gradients.functional import (
+    call,
+    expand_over_samples,
+    flat_gradient,
+    gradient_size,
+    names_by_layer,
+    parameter_places,
+)
 from mfdiag.gradients.recorder import LayerUse, Recording, reachable, record_uses
 from mfdiag.gradients.rules import LINEAR_RULES, rule_for
 from mfdiag.gradients.running_check import (
@@ -68,12 +75,8 @@ class LossEngine:
         self.module, self.losses, self.jvp = module, losses, jvp
         self.places = parameter_places(module)
         self.state = {name: p.detach() for name, p in module.named_parameters()}
-        names = {id(p): name for name, p in module.named_parameters()}
         self.layers = {name: module.get_submodule(name) for name in sorted(engine.capabilities.layers)}
-        self.own = {  # of each layer: name within it -> name within the model
-            layer: {local: names[id(p)] for local, p in part.named_parameters(recurse=False)}
-            for layer, part in self.layers.items()
-        }
+        self.own = names_by_layer(module, self.layers)
         self.bare = engine.capabilities.bare
         self.operations, self.idle = engine.capabilities.operations, engine.capabilities.idle
         self.rows: dict[Loss, dict[str, tuple[tuple[float, float], ...]]] = {}  # on the first samples, by loss
@@ -133,29 +136,28 @@ class LossEngine:
         names = [name for name in self.state if name not in self.slow[index]]
         if not names:
             return frozenset()
-        state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
-        with torch.enable_grad():
-            network = self._network(state, fields, self.jvp or jvp_by_double_backward)
-            value = (fields.apply_weight(self.losses[index](fields, network)) * sums.weights[0]).sum()
-            inputs = [state[name] for name in names]
-            gradients = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+        gradients = self._plain_gradients(self.losses[index], fields, names, sums.weights[0])
         return frozenset(sums.disagreeing(dict(zip(names, gradients, strict=True))))
 
     # -- one sample at a time -----------------------------------------------------------------------------------
 
     def _sample_by_sample(self, loss: Loss, fields: Fields, names: Sequence[str]) -> dict[str, Dense]:
         """The gradient of each sample's loss by plain reverse mode."""
-        gradients = []
-        for i in range(len(fields.u)):
-            state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
-            sample = fields.select(slice(i, i + 1))
-            with torch.enable_grad():
-                network = self._network(state, sample, self.jvp or jvp_by_double_backward)
-                value = sample.apply_weight(loss(sample, network)).sum()
-                inputs = [state[name] for name in names]
-                gradients.append(torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True))
+        samples = [fields.select(slice(i, i + 1)) for i in range(len(fields.u))]
+        gradients = [self._plain_gradients(loss, sample, names) for sample in samples]
         columns = zip(names, zip(*gradients, strict=True), strict=True)
         return {name: Dense(torch.stack([flat_gradient(g) for g in column])[None]) for name, column in columns}
+
+    def _plain_gradients(
+        self, loss: Loss, fields: Fields, names: Sequence[str], weights: Tensor | float = 1.0
+    ) -> tuple[Tensor, ...]:
+        """The gradients of the sum of `weights` [n] times the losses with respect to the parameters `names`."""
+        state = {name: p.clone().requires_grad_() for name, p in self.state.items()}
+        with torch.enable_grad():
+            network = self._network(state, fields, self.jvp or jvp_by_double_backward)
+            value = (fields.apply_weight(loss(fields, network)) * weights).sum()
+            inputs = [state[name] for name in names]
+            return torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
 
     def _network(
         self,

@@ -16,6 +16,7 @@ from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.agreement import disagreeing_parameters
 from mfdiag.gradients.capabilities import NetworkCapabilities
 from mfdiag.gradients.fast_engine import FastEngine, OverwrittenOutputError
+from mfdiag.gradients.functional import names_by_layer
 from mfdiag.gradients.recorder import RecordedForward
 from mfdiag.gradients.rules import is_guess, rule_for
 from mfdiag.gradients.running_check import rows_per_sample, selects_by_value
@@ -41,9 +42,8 @@ def find_capabilities(
     """
     trials = _Trials(module, inputs, cotangents, reference)
     shapes = {name: p.shape for name, p in module.named_parameters()}
-    names = {id(p): name for name, p in module.named_parameters()}
     layers = {name: layer for name, layer in module.named_modules() if rule_for(layer) is not None}
-    parameters = {name: {names[id(p)] for p in layer.parameters(recurse=False)} for name, layer in layers.items()}
+    parameters = {layer: set(own.values()) for layer, own in names_by_layer(module, layers).items()}
     unruled = frozenset(shapes).difference(*parameters.values())
 
     # a parameter [1, ...] usually broadcasts without further axes
