@@ -12,7 +12,20 @@ import typer
 from typer.core import TyperGroup
 
 from mfdiag._version import __version__
-from mfdiag.cli import coefficient, compare, identify, inspect, list_, quality, report, sweep, times, train, variance
+from mfdiag.cli import (
+    coefficient,
+    compare,
+    doctor,
+    identify,
+    inspect,
+    list_,
+    quality,
+    report,
+    sweep,
+    times,
+    train,
+    variance,
+)
 from mfdiag.cli.options import GroupedCommand, Options, measuring
 from mfdiag.errors import MfdiagError, first_line, plain_validation, printable
 from mfdiag.measures import MeasuredTable, measured_tables
@@ -130,6 +143,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "times": times.command,
     "quality": quality.command,
     "identify": identify.command,
+    "doctor": doctor.command,
     "train": train.command,
     "report": report.command,
     "inspect": inspect.command,

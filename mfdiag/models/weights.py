@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from mfdiag.models.weight_rules import apply_rules
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["find_weights", "fitted_weights", "load_weights", "select_weights", "weight_notes"]
+__all__ = ["NonfiniteWeightsError", "find_weights", "fitted_weights", "load_weights", "select_weights", "weight_notes"]
 
 _SHOWN, _SHOWN_BY_RULES = 3, 20  # names that an error lists; rules are corrected name by name
 _MAX_SETS = 12  # sets of weights that an error lists
@@ -290,6 +290,19 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+class NonfiniteWeightsError(InputError):
+    """Weights that are NaN or infinite.
+
+    Args:
+        names: Names of the tensors.
+        message: The sentence for the user.
+    """
+
+    def __init__(self, names: Sequence[str], message: str) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 def _check_finite(tensors: StateDict, path: Path, masks: Container[str]) -> None:
     """InputError for NaN or infinity. Buffers, which may be `masks`, may hold -inf, as those of attention do."""
     # float8 has no isfinite
@@ -301,7 +314,8 @@ def _check_finite(tensors: StateDict, path: Path, masks: Container[str]) -> None
     counts = {name: int((~entries).sum()) for name, entries in finite.items()}
     bad = [f"{name} ({count} of {tensors[name].numel()})" for name, count in counts.items() if count]
     if bad:
-        raise InputError(
+        raise NonfiniteWeightsError(
+            [name for name, count in counts.items() if count],
             f"Expected finite weights, but {path} has NaN or infinite values in {len(bad)} of {len(tensors)} tensors: "
-            f"{abbreviated(bad)}; use an earlier checkpoint."
+            f"{abbreviated(bad)}; use an earlier checkpoint.",
         )

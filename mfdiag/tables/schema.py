@@ -12,6 +12,7 @@ from functools import cache
 from mfdiag.errors import did_you_mean
 from mfdiag.plugins import files_of, installed
 from mfdiag.tables.columns import COMMON, MEASURED, STATUSES
+from mfdiag.tables.doctor import DOCTOR
 from mfdiag.tables.fields import Table
 from mfdiag.tables.grid import GRID
 from mfdiag.tables.identify import IDENTIFY
@@ -25,7 +26,7 @@ GROUP = "mfdiag.tables"
 @cache
 def _discovered() -> dict[str, Table]:
     measured = [schema for plugin in files_of("mfdiag.measures", "TABLE") for schema in _schemas(plugin)]
-    tables = {schema.name: schema for schema in (*measured, GRID, IDENTIFY)}
+    tables = {schema.name: schema for schema in (*measured, DOCTOR, GRID, IDENTIFY)}
     others = installed(GROUP, object, frozenset(tables))
     return tables | {schema.name: schema for plugin in others for schema in _schemas(plugin)}
 

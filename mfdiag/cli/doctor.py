@@ -1,0 +1,129 @@
+"""`mfdiag doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mfdiag.cli.options import OWN, Options, sharing
+
+if TYPE_CHECKING:
+    from mfdiag.diagnosis.diagnosis import Diagnosis
+
+__all__ = ["command"]
+
+_SHOWN = 3  # findings
+
+
+@sharing(
+    "checkpoints",
+    "model",
+    "weights",
+    "prediction",
+    "data",
+    "times",
+    "source",
+    "coupling",
+    "path",
+    "guidance",
+    "weighting",
+    "seed",
+    "dtype",
+    "out",
+    "resume",
+    "overwrite",
+    "quiet",
+)
+def command(
+    options: Options,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to spend on each checkpoint. [default: 60, or up to 180 where 512 samples need that]",
+            rich_help_panel=OWN,
+            min=1,
+            metavar="SECONDS",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples whose gradients are measured. [default: as many as the budget allows, up to 4,096]",
+            rich_help_panel=OWN,
+            min=32,
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    train_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples per training step. [default: what the file says, else 256]",
+            rich_help_panel=OWN,
+            min=1,
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training log: CSV, JSON lines or trainer_state.json.", rich_help_panel=OWN, show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Say what is wrong with a checkpoint, how sure that is, and what to do first.
+
+    Checks the convention, measures velocity, intervals and gradients in one pass, and judges them by what healthy
+    models have. Writes doctor.json with every finding and its remedies, and doctor.parquet with the evidence.
+
+    Example: mfdiag doctor model.pt --data images.npz --log log.csv --out results
+    """
+    import torch
+
+    from mfdiag.cli.measuring import session
+    from mfdiag.diagnosis.doctor import DoctorJob
+    from mfdiag.diagnosis.examination import ExaminationOptions
+    from mfdiag.measures.run.runner import run
+    from mfdiag.measures.run.subject import SubjectOptions
+
+    with session(options) as work:
+        examination = ExaminationOptions(
+            budget, samples, train_batch, options.weighting, options.seed, getattr(torch, options.dtype), log
+        )
+        job = DoctorJob(work.checkpoints, SubjectOptions.of(options), examination, progress=work.progress, say=work.say)
+        outcome = run(job, options.out, work.mode, say=work.say)
+    for diagnosis in job.diagnoses.values():
+        print("\n".join(_lines(diagnosis)))
+    work.console.print(f"tables: {', '.join(map(str, outcome.tables))}, {options.out / 'doctor.json'}", markup=False)
+
+
+def _lines(diagnosis: Diagnosis) -> list[str]:
+    """At most ten lines: the verdict, and up to three findings with where they show and what to do first."""
+    lines = [f"{diagnosis.checkpoint}: {diagnosis.verdict}"]
+    for number, entry in enumerate(diagnosis.findings[:_SHOWN], 1):
+        detection = entry.detection
+        where = f" At {detection.where}." if detection.where else ""
+        lines.append(f"{number}. {detection.severity}, {detection.certainty}: {entry.title}.{where}")
+        if number > 1:
+            lines.append(f"   {detection.summary}")
+        if entry.remedies:
+            lines.append(f"   Do: {entry.remedies[0].action}.{_effect(entry.remedies[0])}")
+    left = len(diagnosis.findings) - _SHOWN
+    if left > 0:
+        lines.append(f"{left} more in doctor.json.")
+    return lines
+
+
+def _effect(remedy: object) -> str:
+    from mfdiag.diagnosis.remedies import Remedy
+    from mfdiag.numbers import with_interval
+
+    assert isinstance(remedy, Remedy)
+    effect = remedy.effect
+    if effect is None or not effect.trusted or effect.low <= 1 <= effect.high:
+        return ""
+    return f" Measured: {with_interval(effect.value, effect.low, effect.high)}, {remedy.meaning}."

@@ -1,0 +1,194 @@
+"""What the doctor knows of a checkpoint: measurements, facts of the file, and what healthy models have."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mfdiag.diagnosis.conventions import Identification
+from mfdiag.diagnosis.training_log import TrainingLog
+
+__all__ = ["Evidence", "Facts", "Healthy", "Value", "healthy"]
+
+_TRUSTED = ("ok", "outside_unit_interval")
+
+
+class Healthy(NamedTuple):
+    """Values of one quantity over healthy models (`python benchmarks/doctor.py healthy`).
+
+    Attributes:
+        models: Number of models.
+        low: Their 1 % quantile.
+        median: Their median.
+        high: Their 99 % quantile.
+    """
+
+    models: int
+    low: float
+    median: float
+    high: float
+
+
+@cache
+def _healthy_table() -> Mapping[tuple[str, str], Healthy]:
+    text = files("mfdiag.data").joinpath("healthy.csv").read_text(encoding="utf-8")
+    return {
+        (row["quantity"], row["target"]): Healthy(
+            int(row["models"]), float(row["low"]), float(row["median"]), float(row["high"])
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
+
+
+def healthy(quantity: str, target: str = "") -> Healthy:
+    """What healthy models have.
+
+    Args:
+        quantity: A quantity of table `doctor`.
+        target: Its key `target`, empty where that is null.
+
+    Returns:
+        The distribution.
+
+    Raises:
+        KeyError: The bundled table has no such row.
+    """
+    return _healthy_table()[quantity, target]
+
+
+class Value(NamedTuple):
+    """One row of table `doctor`.
+
+    Attributes:
+        quantity: Its quantity.
+        value: The estimate.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        status: Status of the row.
+        n_samples: Samples behind it.
+        where: Layer, times and other keys in words; empty for the whole network over all times.
+        keys: The same as columns.
+    """
+
+    quantity: str
+    value: float
+    low: float
+    high: float
+    status: str
+    n_samples: int
+    where: str = ""
+    keys: Mapping[str, Any] = {}
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the interval can be relied on."""
+        return self.status in _TRUSTED and math.isfinite(self.value)
+
+    def above(self, bound: float) -> bool:
+        """Whether the whole interval is above a bound."""
+        return self.trusted and self.low > bound
+
+    def below(self, bound: float) -> bool:
+        """Whether the whole interval is below a bound."""
+        return self.trusted and self.high < bound
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the file and the options say.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        step: Optimizer steps taken; None if unknown.
+        parameters: Number of trained parameters by layer.
+        ema_decay: Decay of the averaged weights; None if unknown.
+        batch_size: Samples per step.
+        batch_size_known: Whether the file or the user says so.
+        weighting_power: p of the adaptive weight; None if unknown.
+        guidance: Name of the guidance in the objective, or None.
+        weights: Which weights are measured.
+        tangent: The estimator whose tangent stands for the proxy's.
+        nonfinite: Names of tensors with NaN or infinite values.
+        exact: Whether the exact posterior over the data was computed.
+    """
+
+    checkpoint: str
+    step: int | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    ema_decay: float | None = None
+    batch_size: int = 256
+    batch_size_known: bool = False
+    weighting_power: float | None = None
+    guidance: str | None = None
+    weights: str = "raw"
+    tangent: str = "self_tangent"
+    nonfinite: Sequence[str] = ()
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that findings judge.
+
+    Attributes:
+        facts: What the file says.
+        frame: Table `doctor` of this checkpoint.
+        samples: Table `samples` of its pass; None without one.
+        identification: Which convention explains the file; None where the weights are not finite.
+        log: The training log, if the user passed one.
+    """
+
+    facts: Facts
+    frame: pd.DataFrame
+    samples: pd.DataFrame | None = None
+    identification: Identification | None = None
+    log: TrainingLog | None = None
+
+    def values(self, quantity: str, *, by: str | None = None, **keys: Any) -> list[Value]:
+        """Rows of a quantity.
+
+        Args:
+            quantity: A quantity of table `doctor`.
+            by: "layer" for one row per layer, "time" for one per bin; None for those over everything.
+            **keys: Values of key columns, None for null.
+
+        Returns:
+            The rows.
+        """
+        rows = self.frame[self.frame["quantity"] == quantity]
+        rows = rows[(rows["layer"] != "all") if by == "layer" else (rows["layer"] == "all")]
+        rows = rows[rows["t_low"].notna() if by == "time" else rows["t_low"].isna()]
+        for name, value in keys.items():
+            rows = rows[rows[name].isna() if value is None else rows[name] == value]
+        return [_value(row) for row in rows.to_dict("records")]
+
+    def get(self, quantity: str, **keys: Any) -> Value | None:
+        """The row of a quantity over everything; None where there is none."""
+        values = self.values(quantity, **keys)
+        return values[0] if values else None
+
+    def of_weights(self, quantity: str, weights: str | None = None, **keys: Any) -> Value | None:
+        """The row of a quantity for a set of weights, by default the measured one."""
+        return self.get(quantity, weights=weights or self.facts.weights, **keys)
+
+    def largest(self, quantity: str, by: str, **keys: Any) -> Value | None:
+        """The row of largest value among layers or times that can be relied on."""
+        trusted = [value for value in self.values(quantity, by=by, **keys) if value.trusted]
+        return max(trusted, key=lambda value: value.value, default=None)
+
+
+def _value(row: Mapping[Any, Any]) -> Value:
+    keys = {name: row[name] for name in ("weights", "target", "estimator", "batch_size") if not pd.isna(row[name])}
+    parts = [] if row["layer"] == "all" else [f"layer {row['layer']}"]
+    if not pd.isna(row["t_low"]):
+        parts.append(f"t in [{row['t_low']:g}, {row['t_high']:g}]")
+    value, low, high = (float(row[name]) for name in ("value", "ci_low", "ci_high"))
+    keys |= {} if row["layer"] == "all" else {"layer": row["layer"]}
+    return Value(row["quantity"], value, low, high, row["status"], int(row["n_samples"]), ", ".join(parts), keys)

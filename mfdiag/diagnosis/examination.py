@@ -1,0 +1,243 @@
+"""Measures what the findings need, within a budget of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from mfdiag.diagnosis.candidate import Candidate
+from mfdiag.diagnosis.conventions import identify
+from mfdiag.diagnosis.evidence import Evidence, Facts
+from mfdiag.diagnosis.field_probe import Measured, probe_field
+from mfdiag.diagnosis.gradient_probe import COPIED, full_gradient, probe_gradient
+from mfdiag.diagnosis.training_log import TrainingLog, read_log
+from mfdiag.errors import NETWORK_ERRORS, InputError
+from mfdiag.estimators import find_estimator
+from mfdiag.flow.weighting import Weighting, parse_weighting
+from mfdiag.gradients.intervals import Estimate
+from mfdiag.gradients.pass_types import PassSettings
+from mfdiag.measures.parts.rows import Rows
+from mfdiag.measures.run.measure_subject import why_no_posterior
+from mfdiag.measures.run.measurement import Measurement
+from mfdiag.measures.run.request import Progress, Request
+from mfdiag.tables.check import conform
+
+__all__ = ["ExaminationOptions", "examine"]
+
+_BUDGET = (60.0, 180.0)  # seconds: usual, and the most where so many are needed for the fewest samples
+_FEWEST, _MOST, _PILOT = 512, 4096, 128
+_POSTERIOR = 1e11  # samples x data points x coordinates: minutes
+_FIELD_SHARE, _FIELD_CALLS = 0.15, 40  # of the budget for forward passes; evaluations of a sample
+_IDENTIFY_SHARE, _IDENTIFY_CALLS = 0.25, 150
+_SUSPICIOUS = 0.7  # ratio of target defects from which on the gradient without stop-gradient is measured
+_GAP_SAMPLES = 512
+_TRIALS = 8
+_COLUMNS = ("quantity", "value", "std_error", "ci_low", "ci_high", "n_samples", "status")
+
+
+@dataclass(frozen=True)
+class ExaminationOptions:
+    """How a checkpoint is examined.
+
+    Attributes:
+        budget: Seconds; None for 60, or as many as 512 samples need up to 180.
+        samples: Samples of the gradient pass; None for as many as the budget allows.
+        batch_size: Samples per training step; None for what the file says.
+        weighting: Weight of each sample in the loss; None for what the file says.
+        seed: Seed of the samples.
+        dtype: Precision of the networks.
+        log: A training log.
+    """
+
+    budget: float | None = None
+    samples: int | None = None
+    batch_size: int | None = None
+    weighting: str | None = None
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    log: Path | None = None
+
+
+@np.errstate(divide="ignore", invalid="ignore")  # too few samples give NaN and a status, not a warning
+def examine(
+    candidate: Candidate, options: ExaminationOptions, *, say: Callable[[str], None], progress: Progress | None = None
+) -> Evidence:
+    """Examine a checkpoint.
+
+    Args:
+        candidate: The checkpoint as declared, with every set of weights that fits its network.
+        options: How it is examined.
+        say: Receives one-line notes.
+        progress: Receives (label, samples done, samples in all).
+
+    Returns:
+        What the findings judge.
+
+    Raises:
+        InputError: The network or its data cannot be measured.
+    """
+    start = time.perf_counter()
+    subject, facts = candidate.subject, _facts(candidate, options)
+    request = Request(
+        batch_sizes=(facts.batch_size,),
+        weighting=_weighting(candidate, options),
+        by_layer=False,
+        seed=options.seed,
+        settings=PassSettings(samples=_PILOT, bins=(1, 10), dtype=options.dtype),
+    )
+    draws = subject.draws(options.seed)
+    seconds = _seconds_per_evaluation(subject.module, candidate, options)
+    budget = options.budget or _BUDGET[0]
+    many = _affordable(_IDENTIFY_SHARE * budget, _IDENTIFY_CALLS * seconds, (64, 512))
+    identification = identify(
+        subject, candidate.declared, candidate.networks, many, seed=options.seed, dtype=options.dtype
+    )
+    networks = _networks(candidate, facts)
+    many = _affordable(_FIELD_SHARE * budget, _FIELD_CALLS * seconds * len(networks), (128, 1024))
+    measured = list(probe_field(draws, networks, many, _POSTERIOR, options.dtype))
+    measured += _distance(networks)
+    exact = why_no_posterior(subject, request) is None
+    draws = subject.draws(options.seed, exact_posterior=exact)
+    estimators = [find_estimator(name) for name in ("meanflow", facts.tangent)]
+    measurement = Measurement("variance", subject, request, draws, estimators, None, say)
+    if _suspicious(measured, facts.weights):
+        few = replace(request.settings, samples=min(options.samples or _GAP_SAMPLES, _GAP_SAMPLES), bins=None)
+        alone = replace(measurement, request=replace(request, settings=few), estimators=estimators[:1])
+        measured += _attempt(lambda: full_gradient(alone), say)
+    settings = replace(request.settings, samples=_samples(measurement, options, start, say))
+    measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
+    own, frames = probe_gradient(measurement, facts.batch_size)
+    frame = _frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"], facts)
+    return Evidence(replace(facts, exact=exact), frame, frames["samples"], identification, _log(options))
+
+
+def _facts(candidate: Candidate, options: ExaminationOptions) -> Facts:
+    subject, description = candidate.subject, candidate.loaded.description
+    specification: Mapping[str, Any] = {} if description is None else description.specification
+    batch_size = options.batch_size or specification.get("batch_size")
+    weighting = _weighting(candidate, options)
+    known = options.weighting is not None or "loss" in specification or candidate.loaded.card is not None
+    return Facts(
+        subject.checkpoint,
+        step=subject.step,
+        parameters=_parameters(subject.module),
+        ema_decay=None if description is None else description.ema_decay,
+        batch_size=int(batch_size or Facts.batch_size),
+        batch_size_known=batch_size is not None,
+        weighting_power=weighting.p if known else None,
+        guidance=None if subject.guidance is None else subject.guidance.name,
+        weights=candidate.declared.reading.weights,
+        tangent="ema_tangent" if "ema" in subject.networks else "self_tangent",
+    )
+
+
+def _weighting(candidate: Candidate, options: ExaminationOptions) -> Weighting:
+    """The weight of each sample: the user's, the card's, or the specification's that trained the file."""
+    if options.weighting is not None:
+        return parse_weighting(options.weighting)
+    loaded = candidate.loaded
+    if loaded.card is not None:
+        return parse_weighting(loaded.card.objective.weighting or "none")
+    loss = {} if loaded.description is None else loaded.description.specification.get("loss", {})
+    return parse_weighting(loss.get("weighting", "none"))
+
+
+def _parameters(module: nn.Module) -> dict[str, int]:
+    """Number of parameters by the name that tables have for their layer."""
+    return {name: parameter.numel() for name, parameter in module.named_parameters()}
+
+
+def _networks(candidate: Candidate, facts: Facts) -> dict[str, nn.Module]:
+    """u(x, r, t, condition) by set of weights, the measured one first."""
+    average = candidate.subject.networks.get("ema")
+    return {facts.weights: candidate.subject.module} | ({} if average is None else {"ema": average})
+
+
+def _distance(networks: Mapping[str, nn.Module]) -> list[Measured]:
+    """Distance of the averaged weights from the current ones."""
+    if not {"raw", "ema"} <= networks.keys():
+        return []
+    raw, average = (
+        torch.cat([p.detach().flatten().double() for p in networks[k].parameters()]) for k in ("raw", "ema")
+    )
+    value = np.asarray(float((average - raw).norm() / raw.norm().clamp_min(1e-300)))
+    return [Measured("weight_distance", Estimate(value, np.asarray(np.nan), value, value, len(raw)))]
+
+
+def _seconds_per_evaluation(module: nn.Module, candidate: Candidate, options: ExaminationOptions) -> float:
+    """Time of one sample's forward pass."""
+    batch = candidate.subject.draws(options.seed, exact_posterior=False).batch(np.arange(_TRIALS))
+    network = PassSettings(dtype=options.dtype).cast_network(module)
+    values = [value.to(options.dtype) for value in (batch.x_t, batch.r, batch.t)]
+    with torch.no_grad():
+        network(*values, batch.condition)
+        start = time.perf_counter()
+        network(*values, batch.condition)
+    return (time.perf_counter() - start) / _TRIALS
+
+
+def _affordable(seconds: float, each: float, limits: tuple[int, int]) -> int:
+    """How many samples that time allows, within limits."""
+    return int(min(max(seconds / max(each, 1e-9), limits[0]), limits[1]))
+
+
+def _suspicious(measured: Sequence[Measured], weights: str) -> bool:
+    """Whether the network looks trained on another target than MeanFlow's."""
+    ratios = [
+        float(entry.estimate.value)
+        for entry in measured
+        if entry.quantity == "target_defect_ratio" and entry.keys["weights"] == weights
+    ]
+    return bool(ratios) and min(ratios) < _SUSPICIOUS
+
+
+def _attempt(measure: Callable[[], list[Measured]], say: Callable[[str], None]) -> list[Measured]:
+    """What can be measured; a network without second derivatives leaves it out, with a note."""
+    try:
+        return measure()
+    except (*NETWORK_ERRORS, InputError) as error:
+        say(f"the gradient without stop-gradient is left out: {error}")
+        return []
+
+
+def _samples(measurement: Measurement, options: ExaminationOptions, start: float, say: Callable[[str], None]) -> int:
+    """Samples of the pass: what the user asks for, or what the rest of the budget allows."""
+    if options.samples is not None:
+        return options.samples
+    before = time.perf_counter()
+    probe_gradient(replace(measurement, say=None), 1)
+    each = (time.perf_counter() - before) / _PILOT
+    spent = time.perf_counter() - start
+    limit = options.budget or _BUDGET[0]
+    samples = int((limit - spent) / each) // _PILOT * _PILOT
+    if samples < _FEWEST and options.budget is None:
+        needed = _FEWEST * each + spent
+        say(f"{_FEWEST} samples need about {needed:.0f} s in all; --budget SECONDS or --samples N changes that.")
+        samples = _FEWEST if needed <= _BUDGET[1] else int((_BUDGET[1] - spent) / each)
+    return min(max(samples, _PILOT), _MOST)
+
+
+def _frame(
+    measurement: Measurement, measured: Sequence[Measured], variance: pd.DataFrame, facts: Facts
+) -> pd.DataFrame:
+    """Table `doctor` of one checkpoint."""
+    rows: Rows = measurement.rows()
+    for entry in measured:
+        keys = {"layer": "all", "weights": None, "target": None, "batch_size": None, "estimator": None, **entry.keys}
+        rows.add(entry.quantity, entry.estimate, entry.box, tail=entry.tail, **keys)
+    own = rows.frame()
+    copied = variance[variance["quantity"].isin(COPIED) & variance["r_low"].isna()]
+    copied = copied[[name for name in own if name in copied]]
+    return conform("doctor", pd.concat([own, copied], ignore_index=True))
+
+
+def _log(options: ExaminationOptions) -> TrainingLog | None:
+    return None if options.log is None else read_log(options.log)

@@ -1,0 +1,246 @@
+"""What forward passes alone say of a network: errors of its velocity and intervals, and what its target was.
+
+A network that was trained on u_tgt = v - (t-r) D u satisfies u - w + (t-r) D u = 0 for its own D, w = u(x_t, t, t).
+MeanFlow's D is du/dx w + du/dt. A training loop with another one leaves a network that satisfies another identity, and
+so tells which (docs/doctor.md#targets). This needs no posterior over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mfdiag.derivatives.finite_difference import jvp_by_difference
+from mfdiag.errors import NETWORK_ERRORS
+from mfdiag.flow.conditions import Condition, map_condition, move_condition, null_of
+from mfdiag.flow.draw import Draws
+from mfdiag.gradients.cells import Box
+from mfdiag.gradients.intervals import Estimate, skewed_jackknife
+from mfdiag.gradients.moments import scalar_replicates
+from mfdiag.measures.conventions.observations import Observations, observe
+from mfdiag.models.precision import measured_copy
+
+__all__ = ["TARGETS", "Measured", "bins", "blocks", "probe_field", "ratio"]
+
+TARGETS: Mapping[str, tuple[float, float, float]] = {
+    "meanflow": (1, 1, 0),
+    "tangents_swapped": (1, 0, 1),
+    "velocity_left_out": (0, 1, 0),
+    "time_left_out": (1, 0, 0),
+    "derivative_left_out": (0, 0, 0),
+    "sign_reversed": (-1, -1, 0),
+    "velocity_reversed": (-1, 1, 0),
+    "both_times_move": (1, 1, 1),
+}
+"""Derivatives D = a du/dx w + b du/dt + c du/dr by name: (a, b, c)."""
+
+_BLOCKS = 32
+_STEP = 2.0**-14  # of difference quotients in float64: small enough for times multiplied by 1000
+_COARSE_STEP = 2.0**-8  # where a network supports no float64
+_TIME_BINS = 10
+
+
+class Measured(NamedTuple):
+    """One measurement of table `doctor`.
+
+    Attributes:
+        quantity: What was measured.
+        estimate: Its value.
+        box: Where in (r, t).
+        keys: Values of key columns.
+        tail: Why the tails of the samples leave no interval to trust; None where they do.
+    """
+
+    quantity: str
+    estimate: Estimate
+    box: Box = Box()
+    keys: Mapping[str, Any] = {}
+    tail: str | None = None
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+    """The ratio of two means of numbers per sample [n], with a block jackknife interval."""
+    above, count = scalar_replicates(numerator, *blocks(len(numerator)))
+    below, _ = scalar_replicates(denominator, *blocks(len(denominator)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return skewed_jackknife(above / below, count, nonnegative=True)
+
+
+def blocks(n: int) -> tuple[np.ndarray, int]:
+    """The jackknife block of each of n samples, and the number of blocks."""
+    return np.arange(n) % _BLOCKS, _BLOCKS
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network in the precision of the measurement, and in float64 where it supports that."""
+
+    own: nn.Module
+    dtype: torch.dtype
+    precise: nn.Module
+    precise_dtype: torch.dtype
+
+    def __call__(self, x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """u, in float64."""
+        return _call(self.own, self.dtype, x, r, t, condition)
+
+    def derivative(
+        self, x: Tensor, r: Tensor, t: Tensor, condition: Condition, tangent: tuple[Tensor | None, int, int]
+    ) -> Tensor:
+        """The derivative along (dx, dr, dt); dx None is zero."""
+        dx, dr, dt = tangent
+        step = _STEP if self.precise_dtype is torch.float64 else _COARSE_STEP
+        return jvp_by_difference(
+            lambda x, r, t: _call(self.precise, self.precise_dtype, x, r, t, condition),
+            (x, r, t),
+            (torch.zeros_like(x) if dx is None else dx, torch.full_like(r, dr), torch.full_like(t, dt)),
+            step,
+        )[1]
+
+
+def _call(network: nn.Module, dtype: torch.dtype, x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    cast = x.to(dtype), r.to(dtype), t.to(dtype)
+    with torch.no_grad():
+        return network(*cast, move_condition(condition, cast[0])).detach().double()
+
+
+def probe_field(
+    draws: Draws, networks: Mapping[str, nn.Module], samples: int, cost: float, dtype: torch.dtype
+) -> Iterator[Measured]:
+    """Measure networks by forward passes.
+
+    Args:
+        draws: The distribution of the samples.
+        networks: u(x, r, t, condition) by set of weights, the measured one first.
+        samples: Number of samples.
+        cost: Upper limit of samples x data points x coordinates for the posterior.
+        dtype: Precision of the networks.
+
+    Yields:
+        Measurements of table `doctor`.
+    """
+    observations = observe(draws, samples, cost=cost)
+    errors: dict[str, np.ndarray] = {}
+    for weights, module in networks.items():
+        network, keys = _prepared(module, observations, dtype), {"weights": weights}
+        x, t, v, _ = observations.points(1.0, 0.0)
+        u = network(x, t, t, observations.condition)
+        errors[weights] = _square(u - v)
+        yield from _velocity(u, observations, keys)
+        yield from _identity(network, observations, keys)
+        yield from _null_label(network, draws, samples, keys)
+    if {"raw", "ema"} <= errors.keys() and observations.exact:
+        left = ratio(errors["ema"], errors["raw"])
+        gain = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
+        yield Measured("average_gain", gain, keys={"weights": "ema"})
+    data = observations.z.flatten(1)
+    distance = (data - data.mean(0)).square().sum(1).numpy()
+    largest = np.asarray(distance.max() / max(distance.mean(), 1e-300))
+    yield Measured("data_outlier", Estimate(largest, np.asarray(np.nan), largest, largest, len(distance)))
+
+
+def _prepared(module: nn.Module, observations: Observations, dtype: torch.dtype) -> _Network:
+    own, precise = measured_copy(module, "cpu", dtype), measured_copy(module, "cpu", torch.float64)
+    point = observations.points(1.0, 0.0, slice(2))
+    condition = map_condition(observations.condition, lambda values: values[:2])
+    try:
+        _call(precise, torch.float64, point.x, point.t, point.t, condition)
+    except NETWORK_ERRORS:
+        return _Network(own, dtype, own, dtype)
+    return _Network(own, dtype, precise, torch.float64)
+
+
+def _velocity(u: Tensor, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:
+    """Velocity error, over all times and by time, and skill."""
+    t, v = observations.points(1.0, 0.0)[1:3]
+    if observations.exact:
+        square, speed = _square(u - v), _square(v)
+        yield Measured("velocity_error", ratio(square, speed), keys=keys)
+        for box, inside in bins(t.numpy()):
+            yield Measured("velocity_error", ratio(square[inside], speed[inside]), box, keys)
+    # against v_c, whatever is known of v: the posterior over few data in many dimensions memorizes them, and no network
+    # that generalizes comes near it
+    plain = replace(observations, mean=observations.z, exact=False).points(1.0, 0.0)
+    error = plain.weight * torch.as_tensor(_square(u - plain.v))
+    left = ratio(_bounded(error), _bounded(_linear_error(observations)))
+    skill = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
+    yield Measured("skill", skill, keys=keys)
+
+
+def _linear_error(observations: Observations) -> Tensor:
+    """Squared error of the best linear denoiser in units of its mean [n]."""
+    z, variance = observations.z, observations.std**2
+    column = (-1, *[1] * (z.ndim - 1))
+    rho = observations.rho
+    factor = (variance / (variance + rho**2)).view(column)
+    mean = z.mean(0)
+    denoised = mean + factor * (z + rho.view(column) * observations.x1 - mean)
+    scale = variance * rho**2 / (variance + rho**2) * z[0].numel()
+    return (denoised - z).flatten(1).square().sum(1) / scale
+
+
+def _identity(network: _Network, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:
+    """Defect of intervals, and of the identity that each target implies."""
+    if observations.pairs is None:
+        return
+    x, r, s, t, _ = observations.intervals(1.0, 0.0)
+    condition, column = observations.condition, (-1, *[1] * (x.ndim - 1))
+    u, w, first = (network(x, start, t, condition) for start in (r, t, s))
+    gap = (t - r).view(column)
+    step = (t - s).view(column) * first
+    both = step + (s - r).view(column) * network(x - step, r, s, condition)
+    yield Measured("interval_defect", ratio(_square(gap * u - both), _square(both)), keys=keys)
+    parts = [
+        gap * network.derivative(x, r, t, condition, tangent) for tangent in ((w, 0, 0), (None, 0, 1), (None, 1, 0))
+    ]
+    speed = _square(w)
+    size = _square(parts[0] + parts[1])
+    yield Measured("derivative_size", ratio(size, speed), keys=keys)
+    for box, inside in bins(t.numpy()):
+        yield Measured("derivative_size", ratio(size[inside], speed[inside]), box, keys)
+    defects = {
+        name: _square(u - w + sum(factor * part for factor, part in zip(factors, parts, strict=True)))
+        for name, factors in TARGETS.items()
+    }
+    for name, defect in defects.items():
+        yield Measured("target_defect", ratio(defect, speed), keys={**keys, "target": name})
+        if name != "meanflow":
+            yield Measured("target_defect_ratio", ratio(defect, defects["meanflow"]), keys={**keys, "target": name})
+
+
+def _null_label(network: _Network, draws: Draws, samples: int, keys: Mapping[str, Any]) -> Iterator[Measured]:
+    """Error of the velocity with the null label over that with the sample's own."""
+    batch = draws.batch(np.arange(samples))
+    if not draws.conditional or batch.condition is None or not draws.data.num_classes:
+        return
+    v_c = draws.path.velocity(batch.x0, batch.x1, batch.t)
+    try:
+        own, null = (
+            _square(network(batch.x_t, batch.t, batch.t, condition) - v_c)
+            for condition in (batch.condition, null_of(batch.condition, draws.null_label))
+        )
+    except NETWORK_ERRORS:  # it has no null label
+        return
+    yield Measured("null_label_error", ratio(null, own), keys=keys)
+
+
+def bins(t: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
+    """Bins of t with a mask [n] of the samples in each, where there are some."""
+    number = np.minimum((t * _TIME_BINS).astype(int), _TIME_BINS - 1)
+    for k in range(_TIME_BINS):
+        if (number == k).sum() > 1:
+            yield Box(None, None, k / _TIME_BINS, (k + 1) / _TIME_BINS), number == k
+
+
+def _square(x: Tensor) -> np.ndarray:
+    """Squared norms [n] of x [n, *shape]."""
+    return x.flatten(1).square().sum(1).numpy()
+
+
+def _bounded(q: Tensor) -> np.ndarray:
+    return (q / (1 + q)).nan_to_num(1.0).numpy()

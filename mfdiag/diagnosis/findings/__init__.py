@@ -1,0 +1,1 @@
+"""Findings of `mfdiag doctor`: one file each, with a constant FINDING."""

@@ -1,0 +1,32 @@
+"""The derivative in the target makes most of the noise."""
+
+from __future__ import annotations
+
+from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.finding import Detection, Finding
+
+__all__ = ["FINDING"]
+
+
+def _rule(evidence: Evidence) -> Detection | None:
+    ratio, usual = evidence.get("interval_moment"), healthy("interval_moment")
+    if ratio is None or not ratio.above(usual.high):
+        return None
+    return Detection(
+        "warning",
+        f"Where r < t, the squared gradient norm is {ratio.value:.2g} times that at r = t.",
+        [ratio],
+        {"interval_moment": f"below {usual.high:.2g}"},
+        strength=ratio.low / usual.high,
+    )
+
+
+FINDING = Finding(
+    "derivative_noise",
+    "The derivative in the target makes most of the noise",
+    ("interval_moment",),
+    _rule,
+    "Flow matching alone, at r = t, is far less noisy: the noise enters by (t - r) (du/dx v_c + du/dt).",
+    "docs/theory.md#rao-blackwell",
+    remedies=("mix_tangent", "smoother_times", "weight_half"),
+)

@@ -1,0 +1,190 @@
+"""What to do, with its measured effect, its cost and the line to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mfdiag.diagnosis.evidence import Evidence, Value
+from mfdiag.numbers import plain
+
+__all__ = ["Remedy", "remedy"]
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Something to change.
+
+    Attributes:
+        action: What to do, in words.
+        option: The option or line of code, by code base.
+        effect: What it does to a measured quantity; None where that was not measured.
+        meaning: What the effect's value says, in words.
+        cost: What it costs per step.
+    """
+
+    action: str
+    option: Mapping[str, str]
+    effect: Value | None = None
+    meaning: str = ""
+    cost: str = "none"
+
+    def record(self) -> dict[str, Any]:
+        """As doctor.json holds it."""
+        effect = None
+        if self.effect is not None:
+            value = self.effect
+            effect = {"quantity": value.quantity, "value": value.value, "ci_low": value.low, "ci_high": value.high}
+        option = "; ".join(f"{name}: {line}" for name, line in self.option.items())
+        return {"action": self.action, "option": option, "effect": effect, "cost": self.cost}
+
+
+def remedy(name: str, evidence: Evidence) -> Remedy:
+    """A remedy by name.
+
+    Args:
+        name: A key of this file's table.
+        evidence: What was measured.
+
+    Returns:
+        The remedy with its effect on this checkpoint.
+
+    Raises:
+        KeyError: There is no such remedy.
+    """
+    return _REMEDIES[name](evidence)
+
+
+def _tangent(evidence: Evidence) -> Remedy:
+    facts = evidence.facts
+    best = evidence.get("tangent_optimum")
+    value = min(max(best.value, 0.0), 1.0) if best is not None and best.trusted else 1.0
+    network = "averaged weights" if facts.tangent == "ema_tangent" else "the network itself"
+    return Remedy(
+        f"Mix the tangent: {plain(value, 2)} of the velocity by {network}, the rest v_c",
+        {
+            "mfdiag": f"loss: {{beta: {plain(value, 2)}}}",
+            "py-meanflow": f"v_tangent = (1 - {plain(value, 2)}) * v + {plain(value, 2)} * net_ema(z, t, t).detach()",
+            "zhuyu-cs": f"the same for v_t before jvp in loss.py, beta = {plain(value, 2)}",
+        },
+        evidence.get("mse_ratio", estimator="plane"),
+        f"error of a batch of {facts.batch_size:,}, relative to now",
+        "1 more forward pass",
+    )
+
+
+def _smaller_power(power: float) -> Callable[[Evidence], Remedy]:
+    def remedy(evidence: Evidence) -> Remedy:
+        return Remedy(
+            f"Weight samples adaptively with p = {power:g}",
+            {
+                "mfdiag": f"loss: {{weighting: 'adaptive:{power:g},0.001'}}",
+                "py-meanflow": f"--norm_p {power:g}",
+                "zhuyu-cs": f"--weighting adaptive --adaptive-p {power:g}",
+            },
+            evidence.get("weight_moment", target=f"p{power:g}"),
+            "second moment of the gradient, relative to no weight",
+        )
+
+    return remedy
+
+
+def _times(evidence: Evidence) -> Remedy:
+    return Remedy(
+        "Draw (r, t) from the density of least gradient variance, and divide each loss by its relative density",
+        {
+            "mfdiag": "run `mfdiag times`, then pass --times FILE",
+            "py-meanflow": "sample t in time_sampler.py from the written density, and weight the loss",
+            "zhuyu-cs": "the same in sample_time_steps of loss.py",
+        },
+        evidence.get("times_moment"),
+        "second moment of the gradient, relative to now, by t alone",
+    )
+
+
+def _clip(evidence: Evidence) -> Remedy:
+    return Remedy(
+        "Clip the gradient norm at its 99 % quantile; this biases the gradient by what it cuts",
+        {
+            "mfdiag": "optimizer: {clip: NORM}",
+            "py-meanflow": "torch.nn.utils.clip_grad_norm_(net.parameters(), NORM) before optimizer.step()",
+            "zhuyu-cs": "--max-grad-norm NORM",
+        },
+        evidence.get("clipped_moment"),
+        "second moment left if each sample's gradient is clipped there",
+    )
+
+
+def _batch(evidence: Evidence) -> Remedy:
+    size = evidence.facts.batch_size
+    return Remedy(
+        f"Raise the batch from {size:,} to {4 * size:,}: it divides the variance by 4",
+        {"mfdiag": f"batch_size: {4 * size}", "py-meanflow": "--batch_size", "zhuyu-cs": "--batch-size"},
+        cost="4 times the work per step",
+    )
+
+
+def _plain(action: str, cost: str = "none", **option: str) -> Callable[[Evidence], Remedy]:
+    """A remedy without a measured effect."""
+    return lambda evidence: Remedy(action, {name.replace("_", "-"): line for name, line in option.items()}, cost=cost)
+
+
+_REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
+    "mix_tangent": _tangent,
+    "weight_half": _smaller_power(0.5),
+    "weight_one": _smaller_power(1.0),
+    "optimal_times": _times,
+    "clip": _clip,
+    "larger_batch": _batch,
+    "convention": _plain(
+        "Read the file in the convention it was trained in: `mfdiag identify` writes a card",
+        mfdiag="mfdiag identify CHECKPOINT, then --model CARD.yaml",
+    ),
+    "tangent_code": _plain(
+        "Correct the derivative: tangents (v, 0, 1) for (z, r, t), and u_tgt = v - (t - r) * dudt",
+        mfdiag="estimator meanflow",
+        py_meanflow="u, dudt = jvp(u_fn, (z, t, r), (v, ones, zeros))",
+        zhuyu_cs="tangents = (v_t, torch.zeros_like(r), torch.ones_like(t)) for primals (z_t, r, t)",
+    ),
+    "stop_gradient": _plain(
+        "Detach the target before the loss",
+        py_meanflow="loss = (u - u_tgt.detach()) ** 2",
+        zhuyu_cs="error = u - u_target.detach()",
+    ),
+    "update_average": _plain(
+        "Update the averaged weights after every optimizer step, and lower the decay until 1 / (1 - decay) is at most "
+        "a tenth of the training",
+        mfdiag="ema_decay: 0.999",
+        py_meanflow="--ema_decay 0.9999",
+        zhuyu_cs="update_ema(ema, model) after optimizer.step()",
+    ),
+    "longer_average": _plain(
+        "Raise the decay: an average over few steps removes little noise",
+        mfdiag="ema_decay: 0.9999",
+        py_meanflow="--ema_decay 0.9999",
+        zhuyu_cs="update_ema(ema, model, decay=0.9999)",
+    ),
+    "smaller_step": _plain(
+        "Divide the learning rate by 3 to 10, or decay it towards the end",
+        mfdiag="learning_rate, schedule: {name: cosine}",
+        py_meanflow="--lr",
+        zhuyu_cs="--learning-rate",
+    ),
+    "label_dropout": _plain(
+        "Replace the label by the null label in 10 % of the samples",
+        mfdiag="--guidance, which drops labels",
+        zhuyu_cs="--cfg-prob 0.1",
+    ),
+    "train_longer": _plain("Train longer, or check that the optimizer receives the network's parameters"),
+    "smoother_times": _plain(
+        "Lower the frequencies of the time embedding: do not multiply t by 1000 before it; or warm the derivative up",
+    ),
+    "check_data": _plain("Look at the largest samples of the data, and clip or remove what is wrong"),
+    "unfreeze": _plain("Check that these parameters require gradients and reach the output"),
+    "watch_unweighted": _plain(
+        "Log the unweighted residual E|u - u_tgt|^2 beside the loss, or the value of `mfdiag doctor` over checkpoints"
+    ),
+    "earlier_checkpoint": _plain("Go back to the last checkpoint without them, and lower the learning rate"),
+    "more_samples": _plain("Measure more samples", mfdiag="--samples N or --budget SECONDS"),
+}
