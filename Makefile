@@ -39,6 +39,7 @@ docs: $(READY)
 	$(BIN)/python -m mfdiag.tables.docs
 	$(BIN)/python -m mfdiag.cli.docs
 	$(BIN)/python -m mfdiag.models.cards.docs
+	$(BIN)/python -m mfdiag.diagnosis.docs
 	$(BIN)/python -m mfdiag.reporting.family
 	$(MAKE) site
 

@@ -22,6 +22,7 @@ from mfdiag.measures.run.subject import SubjectOptions
 from mfdiag.models.weights import NonfiniteWeightsError
 from mfdiag.storage import atomic_write
 from mfdiag.tables.check import conform
+from mfdiag.tables.doctor import DOCTOR
 
 __all__ = ["DoctorJob", "Nonfinite"]
 
@@ -152,4 +153,5 @@ def _nonfinite_frame(subject: Nonfinite) -> pd.DataFrame:
         "n_samples": 0,
         "status": "ok",
     }
-    return conform("doctor", pd.DataFrame([row]))
+    names = [column.name for column in DOCTOR.columns]
+    return conform("doctor", pd.DataFrame([{name: row.get(name) for name in names}]))

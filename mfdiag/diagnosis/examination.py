@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfdiag.diagnosis.candidate import Candidate
-from mfdiag.diagnosis.conventions import identify
+from mfdiag.diagnosis.conventions import Identification, identify
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.field_probe import Measured, probe_field
 from mfdiag.diagnosis.gradient_probe import COPIED, full_gradient, probe_gradient
 from mfdiag.diagnosis.training_log import TrainingLog, read_log
-from mfdiag.errors import NETWORK_ERRORS, InputError
+from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.intervals import Estimate
@@ -28,6 +28,7 @@ from mfdiag.measures.parts.rows import Rows
 from mfdiag.measures.run.measure_subject import why_no_posterior
 from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.run.request import Progress, Request
+from mfdiag.models.weights import NonfiniteWeightsError
 from mfdiag.tables.check import conform
 
 __all__ = ["ExaminationOptions", "examine"]
@@ -93,30 +94,47 @@ def examine(
         seed=options.seed,
         settings=PassSettings(samples=_PILOT, bins=(1, 10), dtype=options.dtype),
     )
-    draws = subject.draws(options.seed)
+    identification, measured = _forward_passes(candidate, facts, options)
+    exact = why_no_posterior(subject, request) is None
+    draws = subject.draws(options.seed, exact_posterior=exact)
+    estimators = [find_estimator(name) for name in ("meanflow", facts.tangent)]
+    measurement = Measurement("variance", subject, request, draws, estimators, None, say)
+    if _suspicious(measured, facts.weights):
+        measured += _gap(measurement, options, say)
+    settings = replace(request.settings, samples=_samples(measurement, options, start, say))
+    measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
+    own, frames = probe_gradient(measurement, facts.batch_size)
+    frame = _frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
+    return Evidence(replace(facts, exact=exact), frame, frames["samples"], identification, _log(options))
+
+
+def _forward_passes(
+    candidate: Candidate, facts: Facts, options: ExaminationOptions
+) -> tuple[Identification, list[Measured]]:
+    """The convention, and what forward passes say of every set of weights."""
+    subject, budget = candidate.subject, options.budget or _BUDGET[0]
     seconds = _seconds_per_evaluation(subject.module, candidate, options)
-    budget = options.budget or _BUDGET[0]
     many = _affordable(_IDENTIFY_SHARE * budget, _IDENTIFY_CALLS * seconds, (64, 512))
     identification = identify(
         subject, candidate.declared, candidate.networks, many, seed=options.seed, dtype=options.dtype
     )
     networks = _networks(candidate, facts)
     many = _affordable(_FIELD_SHARE * budget, _FIELD_CALLS * seconds * len(networks), (128, 1024))
-    measured = list(probe_field(draws, networks, many, _POSTERIOR, options.dtype))
-    measured += _distance(networks)
-    exact = why_no_posterior(subject, request) is None
-    draws = subject.draws(options.seed, exact_posterior=exact)
-    estimators = [find_estimator(name) for name in ("meanflow", facts.tangent)]
-    measurement = Measurement("variance", subject, request, draws, estimators, None, say)
-    if _suspicious(measured, facts.weights):
-        few = replace(request.settings, samples=min(options.samples or _GAP_SAMPLES, _GAP_SAMPLES), bins=None)
-        alone = replace(measurement, request=replace(request, settings=few), estimators=estimators[:1])
-        measured += _attempt(lambda: full_gradient(alone), say)
-    settings = replace(request.settings, samples=_samples(measurement, options, start, say))
-    measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
-    own, frames = probe_gradient(measurement, facts.batch_size)
-    frame = _frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"], facts)
-    return Evidence(replace(facts, exact=exact), frame, frames["samples"], identification, _log(options))
+    measured = list(probe_field(subject.draws(options.seed), networks, many, _POSTERIOR, options.dtype))
+    return identification, measured + _distance(networks)
+
+
+def _gap(measurement: Measurement, options: ExaminationOptions, say: Callable[[str], None]) -> list[Measured]:
+    """The gradient without stop-gradient, on few samples; a network without second derivatives leaves it out."""
+    samples = min(options.samples or _GAP_SAMPLES, _GAP_SAMPLES)
+    request = measurement.request
+    settings = replace(request.settings, samples=samples, bins=None)
+    alone = replace(measurement, request=replace(request, settings=settings), estimators=measurement.estimators[:1])
+    try:
+        return full_gradient(alone)
+    except (*NETWORK_ERRORS, InputError) as error:
+        say(f"the gradient without stop-gradient is left out: {first_line(error)}")
+        return []
 
 
 def _facts(candidate: Candidate, options: ExaminationOptions) -> Facts:
@@ -136,7 +154,20 @@ def _facts(candidate: Candidate, options: ExaminationOptions) -> Facts:
         guidance=None if subject.guidance is None else subject.guidance.name,
         weights=candidate.declared.reading.weights,
         tangent="ema_tangent" if "ema" in subject.networks else "self_tangent",
+        nonfinite=_nonfinite_averages(candidate),
     )
+
+
+def _nonfinite_averages(candidate: Candidate) -> Sequence[str]:
+    """Tensors of averaged weights that are NaN or infinite, though the measured weights are finite."""
+    for key in candidate.loaded.unusable:
+        try:
+            candidate.loaded.with_weights(key)
+        except NonfiniteWeightsError as error:
+            return [f"{key}: {name}" for name in error.names]
+        except InputError:
+            continue  # they do not fit the network, as a note says
+    return ()
 
 
 def _weighting(candidate: Candidate, options: ExaminationOptions) -> Weighting:
@@ -165,11 +196,20 @@ def _distance(networks: Mapping[str, nn.Module]) -> list[Measured]:
     """Distance of the averaged weights from the current ones."""
     if not {"raw", "ema"} <= networks.keys():
         return []
-    raw, average = (
-        torch.cat([p.detach().flatten().double() for p in networks[k].parameters()]) for k in ("raw", "ema")
-    )
-    value = np.asarray(float((average - raw).norm() / raw.norm().clamp_min(1e-300)))
-    return [Measured("weight_distance", Estimate(value, np.asarray(np.nan), value, value, len(raw)))]
+    raw, average = (dict(networks[key].named_parameters()) for key in ("raw", "ema"))
+    by_layer = {name: (_relative_distance([value], [average[name]]), value.numel()) for name, value in raw.items()}
+    whole = _relative_distance(list(raw.values()), [average[name] for name in raw])
+    distances = {"all": (whole, sum(value.numel() for value in raw.values())), **by_layer}
+    return [
+        Measured("weight_distance", Estimate(value, np.asarray(np.nan), value, value, n), keys={"layer": layer})
+        for layer, (value, n) in distances.items()
+    ]
+
+
+def _relative_distance(raw: Sequence[Tensor], average: Sequence[Tensor]) -> np.ndarray:
+    """|average - raw| / |raw| over several tensors."""
+    a, b = (torch.cat([p.detach().flatten().double() for p in tensors]) for tensors in (average, raw))
+    return np.asarray(float((a - b).norm() / b.norm().clamp_min(1e-300)))
 
 
 def _seconds_per_evaluation(module: nn.Module, candidate: Candidate, options: ExaminationOptions) -> float:
@@ -199,15 +239,6 @@ def _suspicious(measured: Sequence[Measured], weights: str) -> bool:
     return bool(ratios) and min(ratios) < _SUSPICIOUS
 
 
-def _attempt(measure: Callable[[], list[Measured]], say: Callable[[str], None]) -> list[Measured]:
-    """What can be measured; a network without second derivatives leaves it out, with a note."""
-    try:
-        return measure()
-    except (*NETWORK_ERRORS, InputError) as error:
-        say(f"the gradient without stop-gradient is left out: {error}")
-        return []
-
-
 def _samples(measurement: Measurement, options: ExaminationOptions, start: float, say: Callable[[str], None]) -> int:
     """Samples of the pass: what the user asks for, or what the rest of the budget allows."""
     if options.samples is not None:
@@ -225,9 +256,7 @@ def _samples(measurement: Measurement, options: ExaminationOptions, start: float
     return min(max(samples, _PILOT), _MOST)
 
 
-def _frame(
-    measurement: Measurement, measured: Sequence[Measured], variance: pd.DataFrame, facts: Facts
-) -> pd.DataFrame:
+def _frame(measurement: Measurement, measured: Sequence[Measured], variance: pd.DataFrame) -> pd.DataFrame:
     """Table `doctor` of one checkpoint."""
     rows: Rows = measurement.rows()
     for entry in measured:

@@ -80,7 +80,7 @@ def _times(result: PassResult, norms: np.ndarray) -> Iterator[Measured]:
     """Which times carry the squared norm of the gradient, and what another density or clipping would do to it."""
     for box, inside in bins(result.t):
         yield Measured("moment_share", ratio(norms * inside, norms), box, {"estimator": "meanflow"})
-    # docs/theory.md#optimal-times: sampling cell k with probability ~ p_k sqrt(m_k) leaves (sum_k p_k sqrt(m_k))^2 of
+    # docs/theory.md#times-density: sampling cell k with probability ~ p_k sqrt(m_k) leaves (sum_k p_k sqrt(m_k))^2 of
     # sum_k p_k m_k
     yield Measured("times_moment", _squared_root_moment(norms, result.t), keys={"estimator": "meanflow"})
     clipped = ratio(np.minimum(norms, np.quantile(norms, _CLIPPED)), norms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import median_filter
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 
 __all__ = ["TrainingLog", "read_log"]
 
@@ -100,9 +101,9 @@ def read_log(path: Path) -> TrainingLog:
     """
     try:
         frame = _frame(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, csv.Error) as error:
         raise InputError(
-            f"Expected a training log as CSV, JSON lines or trainer_state.json, but {path} cannot be read: {error}. "
+            f"Expected a training log as CSV, JSON lines or trainer_state.json, but {path} cannot be read: {first_line(error)}. "
             "Pass another --log."
         ) from error
     numbers = frame.apply(pd.to_numeric, errors="coerce")

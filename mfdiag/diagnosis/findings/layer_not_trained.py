@@ -10,12 +10,15 @@ __all__ = ["FINDING"]
 
 def _rule(evidence: Evidence) -> Detection | None:
     silent = [value for value in evidence.values("variance_share", by="layer") if value.value == 0]
+    moved = evidence.get("weight_distance")
+    if moved is not None and moved.value > 0:  # what the optimizer never changes equals its average
+        silent += [value for value in evidence.values("weight_distance", by="layer") if value.value == 0]
     if not silent:
         return None
     names = ", ".join(str(value.keys["layer"]) for value in silent[:3])
     return Detection(
         "warning",
-        f"{len(silent)} layers have a gradient of exactly zero on every sample: {names}.",
+        f"{len(silent)} parameters have no gradient, or equal their average exactly: {names}.",
         silent[:3],
         {"variance_share": "above 0"},
         where=names,

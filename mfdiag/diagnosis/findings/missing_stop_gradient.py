@@ -31,7 +31,7 @@ FINDING = Finding(
     _rule,
     "Without the stop-gradient the network also learns to make its own target easy: it prefers fields of little noise "
     "to the right one.",
-    "arXiv 2605.09235, Theorem 3; docs/theory.md#semi-gradient",
+    "arXiv 2605.09235, Theorem 3; docs/theory.md#semi-gradient-gap",
     remedies=("stop_gradient",),
     explains=("wrong_tangent", "intervals_not_learned", "underfit", "untrained", "tangent_noise", "derivative_noise"),
 )

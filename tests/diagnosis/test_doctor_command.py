@@ -1,0 +1,50 @@
+"""`mfdiag doctor` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import Run
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from mfdiag.models.checkpoint import bundled
+from mfdiag.tables.store import read_table
+
+
+def test_the_bundled_checkpoint_is_healthy(cli: Run, tmp_path: Path) -> None:
+    result = cli("doctor", "--samples", "512", "--out", str(tmp_path))
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "doctor.json").read_text())
+    assert record["healthy"] and record["verdict"].startswith("Nothing to do")
+    assert len(result.out.splitlines()) <= 10
+    frame = read_table("doctor", tmp_path)
+    assert {"velocity_error", "target_defect", "variance", "tangent_optimum"} <= set(frame["quantity"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["doctor"]["specification"]["samples"] == 512
+
+
+@pytest.mark.parametrize("part", ["raw", "ema"])
+def test_weights_that_are_not_finite_get_a_verdict(cli: Run, tmp_path: Path, part: str) -> None:
+    with safe_open(bundled(), "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(bundled())
+    name = next(name for name in tensors if name.startswith(part))
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    save_file(tensors, tmp_path / "bad.safetensors", metadata)
+    result = cli("doctor", str(tmp_path / "bad.safetensors"), "--samples", "64", "--out", str(tmp_path / "out"))
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "doctor.json").read_text())
+    assert record["findings"][0]["code"] == "nonfinite"
+
+
+@pytest.mark.parametrize("content", ["", "a,b\nx,y\n", "{"])
+def test_a_log_that_cannot_be_read_is_refused(cli: Run, tmp_path: Path, content: str) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(content)
+    result = cli("doctor", "--samples", "64", "--log", str(log), "--out", str(tmp_path / "out"))
+    assert result.code == 2
+    assert "Expected a training log" in result.err and "Traceback" not in result.err

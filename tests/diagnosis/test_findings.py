@@ -1,0 +1,154 @@
+"""Findings: each is judged by intervals against healthy models, and one that explains others hides them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mfdiag.diagnosis.diagnosis import diagnose
+from mfdiag.diagnosis.evidence import Evidence, Facts, healthy
+from mfdiag.diagnosis.finding import all_findings
+from mfdiag.diagnosis.remedies import remedy
+from mfdiag.tables.check import conform
+from mfdiag.tables.schema import TABLES
+
+# quantity and key -> findings that apply where its interval is far above, or far below, healthy models
+ABOVE = {
+    ("velocity_error", ""): {"underfit"},
+    ("interval_defect", ""): {"intervals_not_learned"},
+    ("derivative_size", ""): {"exploding_derivative"},
+    ("null_label_error", ""): {"label_dropout_missing"},
+    ("data_outlier", ""): {"outliers_in_data"},
+    ("average_gain", ""): {"step_size_too_large"},
+    ("top1_share", ""): {"few_samples_dominate"},
+    ("interval_moment", ""): {"derivative_noise"},
+}
+BELOW = {("skill", ""): {"untrained"}, ("weight_distance", ""): {"short_ema"}, ("tail_index", ""): {"heavy_tail"}}
+
+
+def evidence(*rows: dict[str, Any], **facts: Any) -> Evidence:
+    defaults = {
+        "run": "run",
+        "checkpoint": "model",
+        "dataset": "data",
+        "seed": 0,
+        "layer": "all",
+        "n_samples": 4096,
+        "status": "ok",
+    }
+    names = [column.name for column in TABLES["doctor"].columns]
+    entries = [{**defaults, **row} for row in rows or [{"quantity": "variance", "value": 1.0}]]
+    frame = pd.DataFrame([{name: entry.get(name) for name in names} for entry in entries])
+    return Evidence(Facts("model", **facts), conform("doctor", frame))
+
+
+def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> dict[str, Any]:
+    needs_weights = quantity in (
+        "velocity_error", "interval_defect", "derivative_size", "null_label_error", "skill", "target_defect",
+        "target_defect_ratio",
+    )  # fmt: skip
+    half = abs(value) * width
+    estimator = {"estimator": "meanflow"} if quantity in ("top1_share", "tail_index", "interval_moment") else {}
+    return {
+        "quantity": quantity,
+        "value": value,
+        "ci_low": value - half,
+        "ci_high": value + half,
+        **({"weights": "raw"} if needs_weights else {}),
+        **estimator,
+        **keys,
+    }
+
+
+def codes(of: Evidence) -> list[str]:
+    return [entry.finding.code for entry in diagnose(of).findings]
+
+
+def far(quantity: str, target: str, above: bool) -> float:
+    usual = healthy(quantity, target)
+    span = usual.high - usual.low
+    if quantity == "average_gain":
+        return 1 - (1 - usual.high) / 10
+    if above:
+        return 10 * usual.high
+    return usual.low / 10 if quantity in ("tail_index", "weight_distance") else usual.low - span
+
+
+@pytest.mark.parametrize("key", ABOVE, ids=str)
+def test_far_above_healthy_models(key: tuple[str, str]) -> None:
+    assert set(codes(evidence(measured(key[0], far(*key, True))))) == ABOVE[key]
+
+
+@pytest.mark.parametrize("key", BELOW, ids=str)
+def test_far_below_healthy_models(key: tuple[str, str]) -> None:
+    assert set(codes(evidence(measured(key[0], far(*key, False))))) == BELOW[key]
+
+
+@pytest.mark.parametrize("key", [*ABOVE, *BELOW], ids=str)
+def test_neither_the_median_nor_a_wide_interval_is_a_finding(key: tuple[str, str]) -> None:
+    assert codes(evidence(measured(key[0], healthy(*key).median or 1e-3))) == []
+    if key[0] != "data_outlier" and key[0] != "weight_distance":  # computed, without an error
+        wide = measured(key[0], far(*key, key in ABOVE)) | {"ci_low": -1e9, "ci_high": 1e9}
+        assert codes(evidence(wide)) == []
+
+
+@pytest.mark.parametrize("key", [key for key in ABOVE if key[0] != "top1_share"], ids=str)
+def test_a_number_that_cannot_be_trusted_is_no_finding(key: tuple[str, str]) -> None:
+    row = measured(key[0], far(*key, True)) | {"status": "too_few_samples"}
+    diagnosis = diagnose(evidence(row))
+    assert diagnosis.findings == []
+    assert any("4,096 samples (too_few_samples)" in reason for reason in diagnosis.not_checked.values())
+
+
+def test_a_wrong_tangent_hides_what_follows_from_it() -> None:
+    rows = [
+        measured("target_defect", 10 * healthy("target_defect", "meanflow").high, target="meanflow"),
+        measured("target_defect_ratio", 0.02, target="tangents_swapped"),
+        measured("target_defect_ratio", 2.0, target="velocity_left_out"),
+        measured("velocity_error", healthy("velocity_error").median),
+        measured("interval_defect", far("interval_defect", "", True)),
+    ]
+    assert codes(evidence(*rows)) == ["wrong_tangent"]
+    assert "tangents of r and t are swapped" in diagnose(evidence(*rows)).verdict
+
+
+def test_averaged_weights_that_lag_are_critical_only_where_the_training_was_long_enough() -> None:
+    rows = [measured("velocity_error", 0.05, weights="raw"), measured("velocity_error", 0.99, weights="ema")]
+    severities = [
+        diagnose(evidence(*rows, step=step, ema_decay=0.999)).findings[0].detection.severity for step in (1000, 100000)
+    ]
+    assert severities == ["warning", "critical"]
+
+
+def test_nonfinite_weights_and_a_pinned_loss() -> None:
+    assert codes(evidence(nonfinite=["layer.weight"])) == ["nonfinite"]
+    assert codes(evidence(weighting_power=1.0)) == ["uninformative_loss"]
+    assert diagnose(evidence(weighting_power=1.0)).healthy
+
+
+def test_every_finding_is_complete_and_short() -> None:
+    assert len(all_findings()) >= 24
+    for code, finding in all_findings().items():
+        path = Path(inspect.getfile(finding.rule))
+        if not path.name.startswith("_"):
+            assert path.stem == code and len(path.read_text(encoding="utf-8").splitlines()) <= 60, code
+        assert set(finding.needs) <= set(TABLES["doctor"].quantities), code
+        assert set(finding.explains) <= set(all_findings()), code
+        assert finding.remedies, code
+        for name in finding.remedies:
+            record = remedy(name, evidence()).record()
+            assert record["action"] and json.dumps(record)
+
+
+def test_the_record_of_a_diagnosis_has_the_fields_of_the_contract() -> None:
+    record = diagnose(evidence(measured("velocity_error", far("velocity_error", "", True))), 1.0).record()
+    assert {"verdict", "healthy", "checkpoint", "seconds", "findings", "not_checked"} <= record.keys()
+    (finding,) = record["findings"]
+    assert {"code", "severity", "title", "evidence", "why", "remedies"} <= finding.keys()
+    assert {"quantity", "value", "ci_low", "ci_high", "expected", "where"} == finding["evidence"][0].keys()
+    assert {"action", "option", "effect", "cost"} == finding["remedies"][0].keys()
