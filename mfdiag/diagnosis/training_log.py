@@ -103,8 +103,8 @@ def read_log(path: Path) -> TrainingLog:
         frame = _frame(path)
     except (OSError, ValueError, LookupError, csv.Error) as error:
         raise InputError(
-            f"Expected a training log as CSV, JSON lines or trainer_state.json, but {path} cannot be read: {first_line(error)}. "
-            "Pass another --log."
+            f"Expected a training log as CSV, JSON lines or trainer_state.json, but {path} cannot be read: "
+            f"{first_line(error)}. Pass another --log."
         ) from error
     numbers = frame.apply(pd.to_numeric, errors="coerce")
     step = next((name for name in _STEPS if name in numbers), None)
