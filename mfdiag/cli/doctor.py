@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,32 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SHOWN = 3  # findings
+
+
+def _own(help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel=OWN, show_default=False, **more)
+
+
+Budget = Annotated[
+    float | None,
+    _own(
+        "Seconds to spend on each checkpoint. [default: 60, or up to 180 where 512 samples need that]",
+        min=1,
+        metavar="SECONDS",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    _own(
+        "Samples whose gradients are measured. [default: as many as the budget allows, up to 4,096]",
+        min=32,
+        metavar="N",
+    ),
+]
+TrainBatch = Annotated[
+    int | None, _own("Samples per training step. [default: what the file says, else 256]", min=1, metavar="N")
+]
+Log = Annotated[Path | None, _own("Training log: CSV, JSON lines or trainer_state.json.")]
 
 
 @sharing(
@@ -38,42 +64,10 @@ _SHOWN = 3  # findings
 )
 def command(
     options: Options,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds to spend on each checkpoint. [default: 60, or up to 180 where 512 samples need that]",
-            rich_help_panel=OWN,
-            min=1,
-            metavar="SECONDS",
-            show_default=False,
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            help="Samples whose gradients are measured. [default: as many as the budget allows, up to 4,096]",
-            rich_help_panel=OWN,
-            min=32,
-            metavar="N",
-            show_default=False,
-        ),
-    ] = None,
-    train_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Samples per training step. [default: what the file says, else 256]",
-            rich_help_panel=OWN,
-            min=1,
-            metavar="N",
-            show_default=False,
-        ),
-    ] = None,
-    log: Annotated[
-        Path | None,
-        typer.Option(
-            help="Training log: CSV, JSON lines or trainer_state.json.", rich_help_panel=OWN, show_default=False
-        ),
-    ] = None,
+    budget: Budget = None,
+    samples: Samples = None,
+    train_batch: TrainBatch = None,
+    log: Log = None,
 ) -> None:
     """Say what is wrong with a checkpoint, how sure that is, and what to do first.
 
