@@ -42,6 +42,7 @@ def test_commands_are_the_contract() -> None:
             "times",
             "quality",
             "identify",
+            "doctor",
             "train",
             "report",
             "inspect",
