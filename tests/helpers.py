@@ -128,7 +128,8 @@ def one_cell(samples: int) -> Cells:
 def accumulated(gradients: Tensor, groups: int, cells: Cells) -> Accumulator:
     """Moments of gradients [C, n, P], in the samples' own order, of one parameter."""
     found = Accumulator(cells, {"w": gradients.shape[-1]}, groups, len(gradients) // groups)
-    found.add(gradients.shape[1], [("w", Dense(gradients[:, cells.order]))])
+    found.add(cells.order, [("w", Dense(gradients[:, cells.order]))])
+    found.advance(len(cells.order))
     return found
 
 

@@ -1,7 +1,8 @@
 """From chunks of factors to block moments, per layer and per cell of times, in one pass.
 
 Samples arrive ordered by cell, so that only incomplete cells hold summed gradients. A complete cell is reduced to its
-block moments, and its sums are added to its parent's (the bin of t, then the root).
+block moments, and its sums are added to its parent's (the bin of t, then the root). Where several processes share the
+samples, each holds sums of its own samples of the incomplete leaves; rank 0 adds them when a leaf is complete.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mfdiag.gradients.cells import Cells
 from mfdiag.gradients.concatenated import Concatenated
 from mfdiag.gradients.factors import Factors, Fold, NoGradient, Outer
 from mfdiag.gradients.moments import PAIR_GROUPS, BlockMoments
+from mfdiag.world import World, current_world
 
 __all__ = ["Accumulator", "layer_of", "sum_layers"]
 
@@ -27,6 +29,9 @@ _FOLDED_BYTES = 48 << 20  # larger ones are sketched down to this size
 _FOLD_WIDTHS = (256, 128, 64, 32, 16, 8)
 _FLOAT_BYTES = 4
 _LARGEST_GRAM = 64  # entries of a sample's Gram matrices that are stored, of 8 bytes each
+
+Layout = dict[str, dict[str, tuple[tuple[int, ...], torch.dtype, str]]]
+"""Kind of sums -> parameter or layer -> shape, dtype, type of device."""
 
 
 def layer_of(parameter: str) -> str:
@@ -54,7 +59,9 @@ class _CellSums:
 
 
 class Accumulator:
-    """Takes (parameter, factors) of consecutive samples in `cells.order`, and leaves `moments[cell][layer]`.
+    """Takes (parameter, factors) of samples in `cells.order`, and leaves `moments[cell][layer]`.
+
+    `add` takes samples between `position` and the next one to which `advance` goes on; only there cells are completed.
 
     `diagonal` [N, groups, K] holds each sample's squared gradient norm over all layers, by sample number, and
     `sample_gram` [N, groups, K, K] its Gram matrix; None if that would be large.
@@ -80,6 +87,8 @@ class Accumulator:
         self.folding = sum(parameters.values()) * entry_bytes > _EXACT_BYTES
         self.width = _fold_width(parameters, entry_bytes) if self.folding else 0
         self._folds: dict[str, tuple[Fold, Fold]] = {}
+        self.layout: Layout | None = None  # of the sums of a leaf; None before the first sample
+        self._leaves = set(cells.leaf.tolist())
         children = np.bincount([p for p in cells.parent if p >= 0], minlength=len(cells.parent))
         samples = np.bincount(cells.leaf, minlength=len(cells.parent))
         self._incomplete = {c: _CellSums(int(children[c] or samples[c])) for c in range(len(cells.parent))}
@@ -87,17 +96,20 @@ class Accumulator:
             if cell in self._incomplete and not sums.waiting:
                 self._complete(cell)
 
-    def add(self, samples: int, factors: Iterable[tuple[str, Factors]]) -> None:
-        """Add the next `samples` samples of the order; `factors` hold them along their sample axis."""
-        rows = self.order[self.position : self.position + samples]
-        self.position += samples
+    def add(self, rows: np.ndarray, factors: Iterable[tuple[str, Factors]]) -> None:
+        """Add samples.
+
+        Args:
+            rows: Their numbers, consecutive in the order.
+            factors: Theirs along the sample axis, by parameter.
+        """
         leaf, block = self.cells.leaf[rows], self.cells.block[rows]
         runs = _runs(leaf)  # samples of one cell
         segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]  # and block
         begins = np.array([start for start, _ in segments], dtype=int)
         # (cell, its first segment, the one after its last, their blocks)
         cells = [(int(leaf[begins[a]]), a, b, _rows(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
-        sample_gram = torch.zeros(samples, self.groups, self.size, self.size, dtype=torch.float64)
+        sample_gram = torch.zeros(len(rows), self.groups, self.size, self.size, dtype=torch.float64)
         grams: dict[str, Tensor] = {}
         for name, gradients in factors:
             _add(grams, layer_of(name), gradients.gram(self.groups).cpu())
@@ -127,17 +139,80 @@ class Accumulator:
                 if layer not in sums.gram:
                     sums.gram[layer] = gram.new_zeros(self.cells.blocks, *gram.shape[1:])
                 sums.gram[layer].index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
-            count = np.bincount(block[start:stop], minlength=self.cells.blocks)
+        if self.layout is None:
+            self.layout = _layout(self._incomplete[int(leaf[0])])
+
+    def advance(self, stop: int) -> None:
+        """Complete the cells that end before the position `stop`, once every process has added its samples up to it."""
+        world = current_world()
+        complete = self._count(stop)
+        for cell, sums in zip(complete, self._merged(complete, world), strict=True):
+            self._incomplete[cell] = sums
+            self._complete(cell, world.rank == 0)
+
+    def skip(self, stop: int) -> None:
+        """Go on from the position `stop` in a process that holds no sums of the samples before."""
+        for cell in self._count(stop):
+            self._complete(cell, False)
+
+    def _count(self, stop: int) -> list[int]:
+        """Count the samples of all processes up to `stop`; returns the leaves that are complete."""
+        rows = self.order[self.position : stop]
+        self.position = stop
+        leaf, block = self.cells.leaf[rows], self.cells.block[rows]
+        complete = []
+        for start, end in _runs(leaf):
+            cell = int(leaf[start])
+            sums, count = self._incomplete[cell], np.bincount(block[start:end], minlength=self.cells.blocks)
             sums.count = count if sums.count is None else sums.count + count
-            sums.waiting -= stop - start
+            sums.waiting -= end - start
             if not sums.waiting:
-                self._complete(int(leaf[start]))
+                complete.append(cell)
+        return complete
+
+    def _merged(self, leaves: list[int], world: World) -> list[_CellSums]:
+        """The sums of leaves over all processes, on rank 0; those of this process stay as they are."""
+        own = [self._incomplete[cell] for cell in leaves]
+        if world.size == 1 or not leaves:
+            return own
+        assert self.layout is not None
+        places = [(k, kind, name) for k in range(len(own)) for kind, named in self.layout.items() for name in named]
+        tensors = []
+        for k, kind, name in places:
+            shape, dtype, device = self.layout[kind][name]
+            tensor = getattr(own[k], kind).get(name)
+            tensors.append(torch.zeros(shape, dtype=dtype, device=device) if tensor is None else tensor)
+        merged = [_CellSums(sums.waiting, count=sums.count) for sums in own]
+        for (k, kind, name), tensor in zip(places, world.sums_on_first(tensors), strict=True):
+            getattr(merged[k], kind)[name] = tensor
+        return merged
+
+    def share(self) -> None:
+        """Give every process what all of them measured, once every sample is in."""
+        world = current_world()
+        if world.size == 1:
+            return
+        self.moments, per_sample = world.broadcast((self.moments, world.sums_on_first(self._per_sample)))
+        self.diagonal = per_sample[0]
+        self.sample_gram = per_sample[1] if len(per_sample) > 1 else None
+
+    @property
+    def _per_sample(self) -> list[Tensor]:
+        """What is stored for each sample; zeros for samples of other processes."""
+        return [self.diagonal] if self.sample_gram is None else [self.diagonal, self.sample_gram]
 
     def state(self) -> dict[str, Any]:
-        """Everything accumulated so far, as tensors and numbers. After `restore`, a new accumulator continues."""
+        """Everything accumulated so far, as tensors and numbers. After `restore`, a new accumulator continues.
+
+        All processes call it together; rank 0 returns what all of them accumulated.
+        """
+        world = current_world()
+        open_leaves = [c for c, sums in self._incomplete.items() if c in self._leaves and sums.count is not None]
+        merged = dict(zip(open_leaves, self._merged(open_leaves, world), strict=True))
+        diagonal, *sample_gram = world.sums_on_first(self._per_sample)
         incomplete = {
             cell: {**asdict(sums), "count": None if sums.count is None else torch.as_tensor(sums.count)}
-            for cell, sums in self._incomplete.items()
+            for cell, sums in (self._incomplete | merged).items()
         }
         complete = {
             cell: {layer: _to_tensors(moments) for layer, moments in layers.items()}
@@ -145,8 +220,8 @@ class Accumulator:
         }
         return {
             "position": self.position,
-            "diagonal": self.diagonal,
-            "sample_gram": self.sample_gram,
+            "diagonal": diagonal,
+            "sample_gram": sample_gram[0] if sample_gram else None,
             "open": incomplete,
             "closed": complete,
         }
@@ -165,6 +240,9 @@ class Accumulator:
 
     def halves(self) -> tuple[BlockMoments, BlockMoments]:
         """Moments of all parameters on the even and on the odd blocks, once every sample is in."""
+        return current_world().on_first(self._halves)
+
+    def _halves(self) -> tuple[BlockMoments, BlockMoments]:
         assert self._root_sums is not None
         even, odd = (sum_layers(self._moments(self._root_sums, slice(k, None, 2))) for k in (0, 1))
         return even, odd
@@ -182,9 +260,11 @@ class Accumulator:
             self._folds[name] = left, right
         return factors.folded(*self._folds[name])
 
-    def _complete(self, cell: int) -> None:
-        """Reduces the sums of a cell to its moments, and adds them to its parent's."""
+    def _complete(self, cell: int, holds_sums: bool = True) -> None:
+        """Reduces the sums of a cell to its moments, and adds them to its parent's, in the process that holds them."""
         sums, parent = self._incomplete.pop(cell), self.cells.parent[cell]
+        if not holds_sums:
+            sums = _CellSums(sums.waiting)
         if sums.count is not None:
             self.moments[cell] = self._moments(sums, slice(None))
         if parent < 0:
@@ -198,7 +278,7 @@ class Accumulator:
             above.count = sums.count if above.count is None else above.count + sums.count
         above.waiting -= 1
         if not above.waiting:
-            self._complete(parent)
+            self._complete(parent, holds_sums)
 
     def _moments(self, sums: _CellSums, selection: slice) -> dict[str, BlockMoments]:
         """Moments by layer of some of a cell's blocks."""
@@ -250,6 +330,14 @@ def _fold_width(parameters: dict[str, int], entry_bytes: int) -> int:
     return next(filter(fits, _FOLD_WIDTHS), _FOLD_WIDTHS[-1])
 
 
+def _layout(sums: _CellSums) -> Layout:
+    """The layout of the sums of one leaf."""
+    return {
+        kind: {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in getattr(sums, kind).items()}
+        for kind in ("blocks", "exact", "gram")
+    }
+
+
 def _to_tensors(moments: BlockMoments) -> list[Tensor]:
     """The arrays of `moments` in a form that `torch.load(weights_only=True)` accepts."""
     return [torch.as_tensor(getattr(moments, entry.name)) for entry in fields(moments)]
@@ -275,5 +363,7 @@ def _rows(blocks: np.ndarray) -> slice | list[int]:
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
     """Half-open ranges of equal consecutive values."""
+    if not len(values):
+        return []
     starts = np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
     return list(zip(starts.tolist(), [*starts[1:].tolist(), len(values)], strict=True))

@@ -87,8 +87,11 @@ class FastPathError(Exception):
     """Fast paths that do not hold on a chunk: `decision` has the parameters concerned, `cause` says why."""
 
     def __init__(self, decision: Decision, cause: str) -> None:
-        super().__init__(cause)
+        super().__init__(decision, cause)
         self.decision, self.cause = decision, cause
+
+    def __str__(self) -> str:
+        return self.cause
 
 
 def part_note(layer: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,9 @@ from mfdiag.fields.fields import Fields
 from mfdiag.fields.inputs import Inputs, select_samples
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.times import GridTimes
-from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.cells import Cells, make_cells
 from mfdiag.gradients.engine import batch_gradient, prepare_engine, require_sum, single_gradients
 from mfdiag.gradients.engine_protocol import Engine
-from mfdiag.gradients.factors import Dense, Factors
 from mfdiag.gradients.fallback_note import fallback_note
 from mfdiag.gradients.fast_engine import FastEngine
 from mfdiag.gradients.functional import gradient_size
@@ -31,13 +28,18 @@ from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.pass_types import PassResult, PassSettings, Plan, SupportNetworks
 from mfdiag.gradients.recorder import RecordedForward
 from mfdiag.gradients.running_check import Decision, FastPathError, Sums, WeightedSums, check_weights
+from mfdiag.gradients.totals import Totals, stretch
 from mfdiag.models.prediction import PredictionAdapter
 from mfdiag.models.wrapper import prefix_of
+from mfdiag.world import current_world
 
 __all__ = ["PassResult", "PassSettings", "Plan", "SupportNetworks", "evaluate_batch", "run_pass"]
 
 _ENGINE_SAMPLES = 2  # samples the engine is tried on before a pass starts; each costs one gradient
 _DERIVATIVE_SAMPLES = 4  # samples the derivative is checked on
+_COMPARED_SAMPLES = 4  # on which processes must agree
+_COMPARED_TOLERANCE = {torch.float64: 1e-9}  # relative to the largest number
+_COMPARED_TOLERANCE_OTHERWISE = 1e-3
 _TIME_SAMPLES = 8  # samples on which the dependence on times is checked
 _CHUNK_BYTES = 288 << 20  # activations of a chunk; a larger chunk was no faster on a DiT of 4M parameters
 _LARGEST_CHUNK = 1024  # a larger chunk was no faster on a small network
@@ -74,13 +76,8 @@ def run_pass(
             cannot be computed.
     """
     say = say or _mute
-    prepared = _prepare(plan, module, draws, settings, support, say)
-    state = checkpoint.load() if checkpoint is not None else None
-    if state is not None:
-        if decision := Decision.from_state(state.get("left_to_reference", Decision().state())):
-            say(fallback_note(module, decision.names))
-            prepared = prepared.restarted(plan, decision)
-        prepared.totals.restore(state)
+    prepared = current_world().together(lambda: _prepare(plan, module, draws, settings, support, say))
+    prepared = _resumed(plan, _agreed(plan, prepared), checkpoint, say)
     while True:
         try:
             _measure_chunks(plan, prepared, progress, checkpoint)
@@ -89,10 +86,30 @@ def run_pass(
             say(f"The pass restarts, because {error.cause}: {fallback_note(module, error.decision.names)}")
             prepared = prepared.restarted(plan, error.decision)
             if checkpoint is not None:  # an older state holds sums of the path that failed
-                checkpoint.save(prepared.state())
+                prepared.save(checkpoint)
+    prepared.totals.share()
     if checkpoint is not None:
-        checkpoint.clear()
+        current_world().on_first(checkpoint.clear)
     return prepared.result()
+
+
+def _resumed(
+    plan: Plan, prepared: _PreparedPass, checkpoint: PassCheckpoint | None, say: Callable[[str], None]
+) -> _PreparedPass:
+    """The pass with the samples that an interrupted one measured, in whatever number of processes."""
+    world = current_world()
+    state = checkpoint.load() if checkpoint is not None and world.rank == 0 else None
+    position, left = world.broadcast(
+        (0, {}) if state is None else (state["gradient"]["position"], state.get("left_to_reference", {}))
+    )
+    if left and (decision := Decision.from_state(left)):
+        say(fallback_note(prepared.module, decision.names))
+        prepared = prepared.restarted(plan, decision)
+    if state is not None:
+        prepared.totals.restore(state)
+    elif position:
+        prepared.totals.gradient.skip(position)
+    return prepared
 
 
 def _measure_chunks(
@@ -102,18 +119,18 @@ def _measure_chunks(
     checkpoint: PassCheckpoint | None,
 ) -> None:
     """Measures the samples that remain. Raises FastPathError where a fast path does not hold."""
-    totals, order = prepared.totals, prepared.cells.order
+    totals, order, world = prepared.totals, prepared.cells.order, current_world()
+    progress = progress or _no_progress
     try:
         while (start := totals.gradient.position) < len(order):
-            index = order[start : start + prepared.chunk]
-            prepared.measure(plan, index)
-            if progress is not None:
-                progress(start + len(index), len(order))
-            if checkpoint is not None and checkpoint.due() and totals.resumable:
-                checkpoint.save(prepared.state())
+            stop = prepared.measure_stretch(plan, start, progress)
+            totals.advance(stop)
+            progress(stop, len(order))
+            if checkpoint is not None and world.broadcast(checkpoint.due()) and totals.resumable:
+                prepared.save(checkpoint)
     except KeyboardInterrupt:
-        if checkpoint is not None and totals.resumable:
-            checkpoint.save(prepared.state())
+        if checkpoint is not None and world.size == 1 and totals.resumable:  # else the last state that was saved holds
+            prepared.save(checkpoint)
         raise
 
 
@@ -131,16 +148,33 @@ class _PreparedPass:
     derivative: Derivative
     losses: LossEngine | None
     chunk: int
-    totals: _Totals
+    totals: Totals
     check: Sums
     decision: Decision = field(default_factory=Decision)
 
-    def measure(self, plan: Plan, index: np.ndarray) -> None:
-        """Add the samples `index`. On return the chunk's tensors are freed, before the next chunk needs them.
+    def measure_stretch(self, plan: Plan, start: int, progress: Callable[[int, int], None]) -> int:
+        """Add this process's share of the samples from position `start` on; returns where all shares end.
+
+        An error of one process is raised in all. Raises FastPathError where a fast path does not hold.
+        """
+        order, world = self.cells.order, current_world()
+        stop, chunks = stretch(start, len(order), self.chunk, world)
+
+        def measure_share() -> None:
+            for k, (first, last) in enumerate(chunks):
+                if k:
+                    progress(min(start + k * self.chunk * world.size, stop), len(order))
+                self.measure(plan, first, order[first:last])
+
+        world.together(measure_share)
+        return stop
+
+    def measure(self, plan: Plan, position: int, index: np.ndarray) -> None:
+        """Add the samples `index` at a position. On return their tensors are freed, before the next chunk needs them.
 
         Raises FastPathError where a fast path does not hold for these samples.
         """
-        position, n = self.totals.gradient.position, len(index)
+        n = len(index)
         inputs, fields, graph = evaluate_batch(self.builder, self.engine, self.derivative, self.draws.batch(index))
         cotangents = fields.apply_weight(plan.cotangents(fields), axis=1)
         _require_finite(cotangents, fields, inputs, index)
@@ -188,13 +222,21 @@ class _PreparedPass:
             engine = engine.left_to_reference(decision.cotangents)
         if self.losses is not None:
             self.losses.leave_to_reference(decision.losses)
-        totals = _Totals(self.cells, self.totals.gradient.parameters, plan)
+        totals = Totals(self.cells, self.totals.gradient.parameters, plan)
         check = Sums(engine.capabilities)
         return replace(self, engine=engine, totals=totals, check=check, decision=self.decision | decision)
 
-    def state(self) -> dict[str, Any]:
-        """What the next run resumes from: the running totals, and what is left to the reference."""
-        return {**self.totals.state(), "left_to_reference": self.decision.state()}
+    def save(self, checkpoint: PassCheckpoint) -> None:
+        """Save what the next run resumes from: the running totals, and what is left to the reference."""
+        state = {**self.totals.state(), "left_to_reference": self.decision.state()}
+        current_world().on_first(lambda: checkpoint.save(state))
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """How gradients and derivatives are computed, which must not differ between processes."""
+        of, slow = self.engine.capabilities, [] if self.losses is None else self.losses.slow
+        paths = (of.layers, of.fallback, of.operations, of.idle, *slow)
+        return (type(self.engine).__name__, self.derivative.name, dict(of.bare), *map(frozenset, paths))
 
     def result(self) -> PassResult:
         """What the pass measured, once every sample is added."""
@@ -242,12 +284,42 @@ def _prepare(
         activation_bytes += _bytes_of_reference(measured, engine, losses)
     at_once = plan.groups * plan.size + 2  # cotangents, and the activations themselves, forward and backward
     chunk = settings.chunk or _chunk(_CHUNK_BYTES // (activation_bytes * at_once + 1), cells)
+    chunk = min(chunk, -(-settings.samples // current_world().size))  # a part for every process
     prefix = prefix_of(measured)
     parameters = {name.removeprefix(prefix): gradient_size(p) for name, p in measured.named_parameters()}
-    totals = _Totals(cells, parameters, plan)
+    totals = Totals(cells, parameters, plan)
     return _PreparedPass(
         measured, draws, r, t, cells, builder, engine, derivative, losses, chunk, totals, Sums(engine.capabilities)
     )
+
+
+def _agreed(plan: Plan, prepared: _PreparedPass) -> _PreparedPass:
+    """The pass with the chunk of rank 0. Raises InputError where processes would measure different things."""
+    world, n = current_world(), len(prepared.cells.order)
+    if world.size == 1:
+        return prepared
+
+    def cotangents() -> Tensor:
+        spread = np.unique(np.linspace(0, n - 1, _COMPARED_SAMPLES).round().astype(int))
+        batch = prepared.draws.batch(spread)
+        fields = evaluate_batch(prepared.builder, prepared.engine, prepared.derivative, batch)[1]
+        return plan.cotangents(fields).cpu()
+
+    of_all = world.exchange((prepared.way, world.together(cotangents)))
+    first_way, first = of_all[0]
+    tolerance = _COMPARED_TOLERANCE.get(first.dtype, _COMPARED_TOLERANCE_OTHERWISE) * float(first.nan_to_num(0, 0, 0).abs().max())
+    for rank, (way, values) in enumerate(of_all):
+        if way != first_way:
+            raise InputError(
+                f"Expected all processes to differentiate the network alike, but rank {rank} does it unlike rank 0. "
+                "Use the same GPUs and versions of torch on all machines, or pass --engine reference."
+            )
+        if values.shape != first.shape or not torch.allclose(values, first, 0, tolerance, equal_nan=True):
+            raise InputError(
+                f"Expected the same samples and networks in all processes, but those of rank {rank} differ from those "
+                "of rank 0. Make files the same on all machines, and give random numbers in your code a fixed seed."
+            )
+    return replace(prepared, chunk=world.broadcast(prepared.chunk))
 
 
 def _bytes_of_reference(module: nn.Module, engine: Engine, losses: LossEngine | None) -> int:
@@ -354,62 +426,16 @@ def _mute(note: str) -> None:
     """Drops a note."""
 
 
-class _Totals:
-    """Running totals of a pass: gradient and output moments, and numbers per sample."""
-
-    def __init__(self, cells: Cells, parameters: dict[str, int], plan: Plan) -> None:
-        self.cells = cells
-        self.gradient = Accumulator(cells, parameters, plan.groups, plan.size)
-        self.output: Accumulator | None = None
-        self.scalars: dict[str, Tensor] = {}
-        self._within_chunk = False
-
-    def add(
-        self,
-        index: np.ndarray,
-        scalars: dict[str, Tensor],
-        outputs: Tensor | None,
-        factors: Iterable[tuple[str, Factors]],
-    ) -> None:
-        self._within_chunk = True
-        for name, values in scalars.items():
-            if name not in self.scalars:
-                self.scalars[name] = torch.full((len(self.cells.leaf),), torch.nan, dtype=torch.float64)
-            self.scalars[name][torch.as_tensor(index)] = values.double().cpu()
-        if outputs is not None:
-            self._output(outputs[0, 0].numel(), len(outputs)).add(len(index), [("output", Dense(outputs.flatten(2)))])
-        self.gradient.add(len(index), factors)
-        self._within_chunk = False
-
-    def _output(self, dim: int, size: int) -> Accumulator:
-        if self.output is None:
-            self.output = Accumulator(self.cells, {"output": dim}, 1, size)
-        return self.output
-
-    @property
-    def resumable(self) -> bool:
-        """Whether `state` is consistent, and samples remain to resume with."""
-        return not self._within_chunk and self.gradient.position < len(self.cells.leaf)
-
-    def state(self) -> dict[str, Any]:
-        output = None
-        if self.output is not None:
-            output = (self.output.parameters["output"], self.output.size, self.output.state())
-        return {"gradient": self.gradient.state(), "output": output, "scalars": self.scalars}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.gradient.restore(state["gradient"])
-        self.scalars = state["scalars"]
-        if state["output"] is not None:
-            dim, size, accumulated = state["output"]
-            self._output(dim, size).restore(accumulated)
+def _no_progress(done: int, total: int) -> None:
+    """Reports nothing."""
 
 
 def _chunk(fitting: int, cells: Cells) -> int:
     """Samples at once: what fits, in chunks of equal size, which are whole jackknife blocks if these are smaller."""
     n = len(cells.leaf)
     block = max(1, n // cells.blocks)
-    chunks = -(-n // int(np.clip(fitting, 1, _LARGEST_CHUNK)))
+    chunks, processes = -(-n // int(np.clip(fitting, 1, _LARGEST_CHUNK))), current_world().size
+    chunks = -(-chunks // processes) * processes
     return -(-n // (chunks * block)) * block if n > chunks * block else -(-n // chunks)
 
 

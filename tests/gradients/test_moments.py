@@ -126,7 +126,9 @@ def test_layers_add_up_and_parameters_share_their_layer() -> None:
     values = {name: gradients_of(1, 2, n, int(np.prod(shape)), seed=len(name)) for name, shape in parts.items()}
     accumulator = Accumulator(one_cell(n), {name: v.shape[2] for name, v in values.items()}, 1, 2)
     for start in range(0, n, 9):
-        accumulator.add(min(9, n - start), [(name, Dense(v[:, start : start + 9])) for name, v in values.items()])
+        rows = np.arange(start, min(start + 9, n))
+        accumulator.add(rows, [(name, Dense(v[:, rows])) for name, v in values.items()])
+        accumulator.advance(start + len(rows))
     layers = accumulator.moments[0]
     assert list(layers) == ["a", "b", "token"] == list(dict.fromkeys(map(layer_of, parts)))
     for actual, names in ((layers["a"], ["a.weight", "a.bias"]), (sum_layers(layers), list(parts))):
@@ -142,10 +144,12 @@ def test_an_accumulator_resumes_from_its_state(times: tuple[np.ndarray, np.ndarr
     gradients, cells = gradients_of(1, 2, 300, 3), make_cells(*times, (2, 3))
     ordered = gradients[:, cells.order]
     first, second = (Accumulator(cells, {"w": 3}, 1, 2) for _ in range(2))
-    first.add(130, [("w", Dense(ordered[:, :130]))])
+    first.add(cells.order[:130], [("w", Dense(ordered[:, :130]))])
+    first.advance(130)
     second.restore(copy.deepcopy(first.state()))
     for accumulator in (first, second):
-        accumulator.add(170, [("w", Dense(ordered[:, 130:]))])
+        accumulator.add(cells.order[130:], [("w", Dense(ordered[:, 130:]))])
+        accumulator.advance(300)
     for cell, layers in first.moments.items():
         for name in ("count", "gram", "own", "cross", "norm"):
             np.testing.assert_array_equal(getattr(second.moments[cell]["w"], name), getattr(layers["w"], name))
@@ -175,7 +179,8 @@ def test_folded_blocks_keep_the_moments_and_do_not_narrow_the_errors() -> None:
     for others in (0, 600):
         sizes = {"w": q * p} | {f"other{k}": 1 << 16 for k in range(others)}
         accumulator = Accumulator(one_cell(n), sizes, 1, 2)
-        accumulator.add(n, [("w", Outer(a, g))])
+        accumulator.add(np.arange(n), [("w", Outer(a, g))])
+        accumulator.advance(n)
         assert accumulator.folding == (others > 0)
         left.append(accumulator.moments[0]["w"])
     exact, folded = (blocks.replicates() for blocks in left)
