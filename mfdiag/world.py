@@ -74,6 +74,27 @@ class World:
             sums += [part.view_as(tensor) for part, tensor in zip(parts, message, strict=True)]
         return sums
 
+    def require_same(self, tensors: Sequence[Tensor]) -> None:
+        """Raise InputError where another process has other numbers, beyond rounding.
+
+        Args:
+            tensors: What should be the same in every process.
+
+        Raises:
+            InputError: A tensor of another process has another shape or other values.
+        """
+        import torch
+
+        own = [tensor.detach().cpu() for tensor in tensors]
+        for rank, others in enumerate(self.exchange(own)):
+            for one, other in zip(own, others, strict=True):
+                allowed = (1e-9 if one.dtype == torch.float64 else 1e-3) * one.nan_to_num(0, 0, 0).abs().max().item()
+                if one.shape != other.shape or not torch.allclose(one, other, 0, allowed, equal_nan=True):
+                    raise InputError(
+                        f"Expected the same data and networks in all processes, but those of rank {rank} are others. "
+                        "Make the files the same on all machines, and give random numbers in your code a fixed seed."
+                    )
+
     def together(self, function: Callable[[], T]) -> T:
         """Run a function in every process. If it fails in one, all raise its error.
 
@@ -120,7 +141,7 @@ class World:
         """Run a function for the numbers 0 to count - 1, each in one process; every process gets all results.
 
         Args:
-            function: number -> something that can be pickled. It must not communicate.
+            function: number -> something that can be pickled, tensors on the CPU. It must not communicate.
             count: How many numbers.
 
         Returns:
@@ -235,7 +256,7 @@ def joined_world(device: str) -> Iterator[World]:
     dist.destroy_process_group()  # not after an error: the others may be gone
 
 
-def may_speak(error: BaseException) -> bool:
+def may_speak(error: BaseException | None) -> bool:
     """Whether this process reports how the run ended: only one of those that end with an error does.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
@@ -27,8 +28,9 @@ from mfdiag.cli import (
     variance,
 )
 from mfdiag.cli.options import GroupedCommand, Options, measuring
-from mfdiag.errors import MfdiagError, first_line, plain_validation, printable
+from mfdiag.errors import InputError, MfdiagError, first_line, plain_validation, printable
 from mfdiag.measures import MeasuredTable, measured_tables
+from mfdiag.world import may_speak, started_processes
 
 __all__ = ["app"]
 
@@ -85,8 +87,24 @@ def _unexpected(error: BaseException) -> tuple[str, int]:
 
 
 def _end(text: str, code: int) -> NoReturn:
-    sys.stderr.write(f"mfdiag: {printable(text)}\n")
+    if may_speak(sys.exception()):
+        sys.stderr.write(f"mfdiag: {printable(text)}\n")
     sys.exit(code)
+
+
+def _in_one_process(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, which refuses to run in several processes that would all do the same."""
+
+    @functools.wraps(command)
+    def alone(**values: Any) -> None:
+        if (count := started_processes()) > 1:
+            raise InputError(
+                f"`mfdiag {name}` runs in one process, but WORLD_SIZE says that {count} were started: run it without "
+                f"torchrun. {', '.join(_SHARED)} share their samples."
+            )
+        command(**values)
+
+    return alone
 
 
 app = typer.Typer(
@@ -149,8 +167,9 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect.command,
     "list": list_.command,
 }
+_SHARED = ("sweep", "variance", "coefficient", "compare", "times", "quality")  # by the processes of torchrun
 for _name, _command in _COMMANDS.items():
-    app.command(_name, cls=GroupedCommand)(_command)
+    app.command(_name, cls=GroupedCommand)(_command if _name in _SHARED else _in_one_process(_name, _command))
 for _table in measured_tables().values():
     if _table.name not in _COMMANDS:
         app.command(_table.name, cls=GroupedCommand)(_plugin_command(_table))

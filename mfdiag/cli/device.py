@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import platform
+
 import torch
 
 from mfdiag.errors import InputError, first_line
+from mfdiag.world import World, current_world
 
 __all__ = ["checked_device"]
 
 
 def checked_device(name: str) -> str:
-    """`name`, if a computation on it works. Raises InputError with the backend's reason otherwise."""
+    """`name`, if a computation on it works; of several processes on GPUs, each gets its own.
+
+    Raises InputError with the backend's reason otherwise.
+    """
+    world = current_world()
+    if world.size > 1 and name.startswith("cuda"):
+        name = _own_gpu(name, world)
     try:
         torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device raises nothing yet
     except Exception as error:  # each backend raises its own errors
@@ -21,3 +31,20 @@ def checked_device(name: str) -> str:
             f"--device {name!r} cannot be used here: {reason}. Pass cpu, or a GPU of this machine."
         ) from None
     return name
+
+
+def _own_gpu(name: str, world: World) -> str:
+    """The GPU of this process, by its rank on this machine. Raises InputError where two processes would share one."""
+    if name != "cuda":
+        raise InputError(f"--device {name} is one GPU, but {world.size} processes take one each: pass --device cuda.")
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    own = rank % max(count, 1)  # a launcher may show each process its own GPU alone
+    gpus = world.exchange((platform.node(), str(torch.cuda.get_device_properties(own).uuid) if count else None))
+    if count and len(set(gpus)) < world.size:
+        raise InputError(
+            f"Expected a GPU for each process, but {world.size} processes have {len(set(gpus))} GPUs. Start as many "
+            "processes as there are GPUs, or pass --device cpu."
+        )
+    if count:
+        torch.cuda.set_device(own)
+    return f"cuda:{own}"

@@ -25,6 +25,7 @@ from mfdiag.measures.run.runner import Mode, Outcome, TableJob, run
 from mfdiag.measures.run.subject import SubjectOptions
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.models.checkpoint import bundled
+from mfdiag.world import joined_world
 
 __all__ = ["Session", "measure_table", "parse_chunk", "session"]
 
@@ -70,6 +71,7 @@ class Session:
         say: Receives one-line notes; each is printed once.
         warn: Receives what makes results doubtful; it is printed even under --quiet.
         console: Stderr.
+        silent: Whether another process prints the results.
     """
 
     options: Options
@@ -79,6 +81,7 @@ class Session:
     say: Callable[[str], None]
     warn: Callable[[str], None]
     console: Console
+    silent: bool = False
 
     def show(self, name: str, outcome: Outcome, summarize: Summarize | None) -> None:
         """Print the main table, save the figures and say where everything is.
@@ -90,6 +93,8 @@ class Session:
         """
         from mfdiag.figures import save_figures
 
+        if self.silent:
+            return
         print_outcome(name, outcome.frames, summarize, self.options.format, self.say)
         self.console.print(f"tables: {', '.join(map(str, outcome.tables))}", markup=False)
         figures = save_figures(outcome.frames, self.options.out)
@@ -102,7 +107,12 @@ def session(options: Options) -> Iterator[Session]:
     """Open the session of a command. Raises InputError for --resume and --overwrite together."""
     if options.resume and options.overwrite:
         raise InputError("--resume keeps earlier results and --overwrite replaces them: pass one of the two.")
-    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
+    with joined_world(options.device) as world:
+        yield from _session(options, silent=world.rank > 0)
+
+
+def _session(options: Options, silent: bool) -> Iterator[Session]:
+    console = Console(stderr=True, quiet=options.quiet or silent, highlight=False, soft_wrap=True)
     notes: set[str] = set()
 
     def say(text: str) -> None:
@@ -111,7 +121,8 @@ def session(options: Options) -> Iterator[Session]:
             console.print(f"note: {text}", markup=False)
 
     def warn(text: str) -> None:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"WARNING: {text}", markup=False, style="bold red")
+        loud = Console(stderr=True, quiet=silent, highlight=False, soft_wrap=True)
+        loud.print(f"WARNING: {text}", markup=False, style="bold red")
 
     checkpoints = options.checkpoints
     if not checkpoints:
@@ -119,7 +130,7 @@ def session(options: Options) -> Iterator[Session]:
         say("no checkpoint given: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
     mode: Mode = "resume" if options.resume else "overwrite" if options.overwrite else "new"
     with progress_on(console) as progress, _memory_errors():
-        yield Session(options, checkpoints, mode, progress, say, warn, console)
+        yield Session(options, checkpoints, mode, progress, say, warn, console, silent)
 
 
 def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[str], None]) -> Options:

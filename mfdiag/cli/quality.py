@@ -84,9 +84,9 @@ def command(
     from mfdiag.measures.run.subject import SubjectOptions
 
     own = {"nfe": _steps(nfe), "weights": [key.strip() for key in weights.split(",")], "samples": samples}
-    request = _request(options, metric, features, subsample=subsample, **own)
     read = {name: getattr(options, name) for name in ("model", "data", "source", "path", "prediction")}
     with session(options) as work:
+        request = _request(options, metric, features, subsample=subsample, **own)
         subject, recorded = SubjectOptions(proxy="self", **read), {**read, **code_record(options.model, options.data)}
         job = QualityJob(work.checkpoints, subject, request, recorded=recorded, progress=work.progress, say=work.say)
         outcome = run(job, options.out, work.mode, say=work.say, warn=work.warn, strict=options.strict)

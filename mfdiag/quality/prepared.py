@@ -27,11 +27,13 @@ from mfdiag.quality.metrics import DataSubsample, Metric, PairedSamples, find_me
 from mfdiag.quality.points import REPLICATES, independent_uniforms, sobol_uniforms
 from mfdiag.quality.reference import make_reference, make_subsamples
 from mfdiag.quality.sampling import Generate, generate_samples, sample
+from mfdiag.world import current_world
 
 __all__ = ["FeatureSampler", "MetricEstimate", "PreparedMetrics", "SampleModel", "prepare_metrics"]
 
 _CHUNK_NUMBERS = 2**21  # coordinates that a network gets at once, at most: bounds the memory of large samples
 _CHUNK_SAMPLES = 8192  # samples that a network gets at once, at most: more are not faster
+_COMPARED_SAMPLES = 8  # on which processes must agree
 
 SampleModel = nn.Module | Callable[[Tensor], Tensor]
 """A model u(x, r, t, labels), or a function from noise [n, *shape] to samples [n, *shape]."""
@@ -141,7 +143,7 @@ class PreparedMetrics:
     paired: dict[str, list[Callable[[PairedSamples], float]]]
 
     def estimate(self, model: SampleModel, nfe: Sequence[int]) -> list[MetricEstimate]:
-        """Compute every metric for one model.
+        """Compute every metric for one model. Processes share the replicates, then the metrics of all samples.
 
         Args:
             model: A module u(x, r, t, labels), which is copied and run in eval mode, or a function from noise to
@@ -152,7 +154,8 @@ class PreparedMetrics:
             An estimate for each number of steps and metric; NaN if samples are not finite.
 
         Raises:
-            InputError: A number of steps is below 1, or the model fails or returns samples of another shape.
+            InputError: A number of steps is below 1, the model fails or returns samples of another shape, or processes
+                have other models or data.
         """
         if not len(nfe) or min(nfe) < 1:
             raise InputError(f"--nfe takes numbers of steps of at least 1, as in 1,2,4; got {list(nfe)}.")
@@ -168,18 +171,37 @@ class PreparedMetrics:
         ]
 
     def _estimates(self, model: SampledModel) -> Iterator[tuple[str, Estimate]]:
+        self._require_agreement(model)
+        world = current_world()
         if self.pooled:
-            size = self.samples // REPLICATES
-            samples = torch.stack([self.sampler.of_model(model, sobol_uniforms, b, size) for b in range(REPLICATES)])
-            finite = bool(samples.isfinite().all())
-            for name, compute in self.pooled.items():
-                yield name, compute(samples) if finite else _missing(self.samples)
+            samples = torch.stack(world.spread(lambda b: self._pooled_samples(model, b), REPLICATES))
+            samples = samples.to(self.sampler.device)
+            finite, functions = bool(samples.isfinite().all()), list(self.pooled.values())
+            estimates = world.spread(
+                lambda k: functions[k](samples) if finite else _missing(self.samples), len(functions)
+            )
+            yield from zip(self.pooled, estimates, strict=True)
         if self.paired:
-            values = np.array([self._paired_values(model, b) for b in range(REPLICATES)])
+            values = np.array(world.spread(lambda b: self._paired_values(model, b), REPLICATES))
             count = REPLICATES * len(self.subsamples[0].y)
             for name, column in zip(self.paired, values.T, strict=True):
                 interval = estimate_from_shares if find_metric(name).share else estimate_from_replicates
                 yield name, interval(column, count) if np.isfinite(column).all() else _missing(count)
+
+    def _require_agreement(self, model: SampledModel) -> None:
+        """InputError where a few samples of the model or of the data are not those of other processes."""
+        sampler, world = self.sampler, current_world()
+        if world.size == 1:
+            return
+        u = independent_uniforms(sampler.seed, "quality/data", 0, _COMPARED_SAMPLES, sampler.data.width)
+        points = torch.as_tensor(sampler.data.sample(u)[0])
+        samples = world.together(lambda: sampler.of_model(model, independent_uniforms, 0, _COMPARED_SAMPLES))
+        world.require_same([points, samples])
+
+    def _pooled_samples(self, model: SampledModel, replicate: int) -> Tensor:
+        """Features of one replicate; on the CPU where other processes wait for them."""
+        samples = self.sampler.of_model(model, sobol_uniforms, replicate, self.samples // REPLICATES)
+        return samples if current_world().size == 1 else samples.cpu()
 
     def _paired_values(self, model: SampledModel, replicate: int) -> list[float]:
         """The value of each metric of pairs on one subsample."""

@@ -15,6 +15,7 @@ from mfdiag._version import __version__
 from mfdiag.errors import InputError
 from mfdiag.storage import sha256_of
 from mfdiag.tables.store import MANIFEST, read_json, write_json_atomic
+from mfdiag.world import current_world
 
 __all__ = ["hardware", "manifest", "versions", "write_manifest"]
 
@@ -98,6 +99,7 @@ def manifest(
         "started": started.isoformat(),
         "finished": finished.isoformat(),
         "seconds": (finished - started).total_seconds(),
+        "processes": current_world().size,
         "versions": versions(),
         "hardware": hardware(device),
     }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
@@ -29,6 +30,7 @@ from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.tables.provenance import manifest, write_manifest
 from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, table_path, write_table
+from mfdiag.world import current_world
 
 __all__ = ["Mode", "Outcome", "ResultFolder", "TableJob", "run"]
 
@@ -76,9 +78,11 @@ def run(
             `strict`, a subject's declared convention is refuted; before that subject is measured.
         KeyboardInterrupt: The run was interrupted; its message says what is saved.
     """
-    with ResultFolder(out, job, mode) as folder:
-        subjects = job.subjects()  # all of them first: a bad last file must not cost hours
-        measured = folder.resume()
+    world = current_world()
+    with _on_first(ResultFolder(out, job, mode)) as folder:
+        subjects = world.together(job.subjects)  # all of them first: a bad last file must not cost hours
+        _require_same_subjects([job.identity(subject) for subject in subjects])
+        measured = world.on_first(folder.resume)
         try:
             for subject in subjects:
                 identity = job.identity(subject)
@@ -91,8 +95,9 @@ def run(
                 if doubt is not None:
                     (warn or say)(doubt.text)
                 folder.doubts[identity] = doubt
-                frames = job.measure(subject, folder.pass_checkpoint(identity))
-                folder.add(frames, subjects)
+                checkpoint = world.on_first(partial(folder.pass_checkpoint, identity))
+                frames = job.measure(subject, checkpoint)
+                world.on_first(partial(folder.add, frames, subjects))
                 measured.add(identity)
         except KeyboardInterrupt as error:
             if error.args:  # its message already says what is saved
@@ -105,7 +110,27 @@ def run(
             raise KeyboardInterrupt(
                 f"{saved} of {len(subjects)} checkpoints{part} are measured and saved in {out}; resume with --resume"
             ) from None
-        return folder.finish(subjects)
+        finished: list[Outcome] = []
+        world.on_first(lambda: finished.append(folder.finish(subjects)))
+        return finished[0] if finished else Outcome({}, [])  # other processes need no frames
+
+
+@contextmanager
+def _on_first(folder: ResultFolder[SubjectT]) -> Iterator[ResultFolder[SubjectT]]:
+    """The folder, opened on rank 0 alone; the other processes never write."""
+    with ExitStack() as stack:
+        current_world().on_first(lambda: bool(stack.enter_context(folder)))
+        yield folder
+
+
+def _require_same_subjects(identities: list[Identity]) -> None:
+    """InputError where processes read different checkpoints."""
+    for rank, others in enumerate(current_world().exchange(identities)):
+        if others != identities:
+            raise InputError(
+                f"Expected the same checkpoints and data in all processes, but rank {rank} reads others. Make the "
+                "files the same on all machines."
+            )
 
 
 class ResultFolder(Generic[SubjectT]):
