@@ -267,7 +267,7 @@ def may_speak(error: BaseException | None) -> bool:
     """
     rank = int(os.environ.get("RANK", "0"))
     if _store is None:  # before the processes are connected, all of them fail alike
-        return started_processes() == 1 or rank == 0
+        return rank == 0 or os.environ.get("WORLD_SIZE", "1") == "1"
     if getattr(error, "of_other_process", False) or (isinstance(error, KeyboardInterrupt) and rank > 0):
         time.sleep(_PATIENCE_SECONDS)
     with suppress(RuntimeError):  # the store is gone with the process that held it

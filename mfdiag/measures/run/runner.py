@@ -103,16 +103,19 @@ def run(
             if error.args:  # its message already says what is saved
                 raise
             saved = sum(job.identity(subject) in measured for subject in subjects)
-            in_the_middle = any((out / _PARTIAL).glob("*"))
-            if not saved and not in_the_middle:
-                raise KeyboardInterrupt("nothing is saved") from None
-            part = " and part of the next one" if in_the_middle else ""
-            raise KeyboardInterrupt(
-                f"{saved} of {len(subjects)} checkpoints{part} are measured and saved in {out}; resume with --resume"
-            ) from None
+            raise KeyboardInterrupt(_saved_so_far(out, saved, len(subjects))) from None
         finished: list[Outcome] = []
         world.on_first(lambda: finished.append(folder.finish(subjects)))
         return finished[0] if finished else Outcome({}, [])  # other processes need no frames
+
+
+def _saved_so_far(out: Path, saved: int, subjects: int) -> str:
+    """What an interrupted run leaves, as a clause."""
+    in_the_middle = any((out / _PARTIAL).glob("*"))
+    if not saved and not in_the_middle:
+        return "nothing is saved"
+    part = " and part of the next one" if in_the_middle else ""
+    return f"{saved} of {subjects} checkpoints{part} are measured and saved in {out}; resume with --resume"
 
 
 @contextmanager
