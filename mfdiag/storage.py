@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import platform
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +15,71 @@ from pathlib import Path
 
 from mfdiag.errors import InputError
 
-__all__ = ["atomic_write", "exists", "is_file", "is_folder", "sha256_of"]
+__all__ = [
+    "atomic_write",
+    "exists",
+    "is_file",
+    "is_folder",
+    "remedy_of",
+    "remove_orphans",
+    "sha256_of",
+    "temporary_path",
+]
+
+_TEMPORARY = re.compile(r"\..*\.(?:(?P<host>[0-9a-f]{8})-(?P<process>[0-9]{1,10})-)?[0-9a-f]{32}\.tmp")
+_DEAD_SECONDS = 3600  # a temporary file of another machine that nobody wrote to for so long
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free disk space, or choose another folder"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "Raise the limit of open files (`ulimit -n`)"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Fix permissions, or choose another folder"),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), "Check that the folder still exists"),
+}
+_mine: set[Path] = set()  # temporary files that this process writes
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside `path` that tells which process of which machine writes it."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex}.tmp")
+
+
+def remove_orphans(*folders: Path) -> None:
+    """Delete the temporary files that killed processes left in these folders; those of live ones stay."""
+    for folder in folders:
+        with suppress(OSError):
+            for path in list(folder.glob(".*.tmp")):
+                if _is_orphan(path):
+                    path.unlink(missing_ok=True)
+
+
+def _is_orphan(path: Path) -> bool:
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None or path in _mine:
+        return False
+    if match["host"] == _host() and not _is_alive(int(match["process"])):
+        return True
+    return time.time() - path.stat().st_mtime > _DEAD_SECONDS
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process has this number; files of this one are in `_mine`."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to another user
+        return True
+    return True
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def remedy_of(error: OSError) -> str:
+    """What to do about an error of the file system, as a clause."""
+    return _REMEDIES.get(error.errno or 0, "Check the disk and permissions, or choose another folder")
 
 
 @contextmanager
@@ -21,7 +89,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part of one. Raises InputError if the folder cannot be created
     or written, or if the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_path(path)
+    _mine.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -30,13 +99,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(
-            f"Cannot write {path} ({error.strerror or error}). Free disk space, fix permissions, or choose another "
-            "folder."
-        ) from error
+        raise InputError(f"Cannot write {path} ({error.strerror or error}). {remedy_of(error)}.") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+        _mine.discard(temporary)
 
 
 def _sync_folder(folder: Path) -> None:

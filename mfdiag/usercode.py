@@ -14,8 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from mfdiag.errors import InputError
+from mfdiag.inputs import note_read
+from mfdiag.storage import is_file
 
-__all__ = ["call_user_factory", "code_sha256", "is_user_code", "load_user_object"]
+__all__ = ["call_user_factory", "code_file", "code_sha256", "is_user_code", "load_user_object"]
 
 _NAMES_IN_ERROR = 8  # a longer list would hide the message
 
@@ -26,8 +28,8 @@ def is_user_code(spec: str) -> bool:
     return bool(colon) and name.isidentifier() and (location.endswith(".py") or "." in location)
 
 
-def code_sha256(spec: str | None) -> str | None:
-    """SHA-256 of the file that FILE.py:name or pkg.module:name names; None for anything else, or without a file."""
+def code_file(spec: str | None) -> Path | None:
+    """The file that FILE.py:name or pkg.module:name names; None for anything else, or without a file."""
     if spec is None or not is_user_code(spec):
         return None
     location = spec.rpartition(":")[0]
@@ -36,6 +38,14 @@ def code_sha256(spec: str | None) -> str | None:
         with _importable(Path.cwd()), suppress(ImportError, ValueError):
             module = importlib.util.find_spec(location)
             path = Path(module.origin) if module is not None and module.origin is not None else path
+    return path if is_file(path) else None
+
+
+def code_sha256(spec: str | None) -> str | None:
+    """SHA-256 of `code_file`, or None."""
+    path = code_file(spec)
+    if path is None:
+        return None
     with suppress(OSError):  # no file can have such a name, or it cannot be read: loading it says so
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return None
@@ -82,11 +92,12 @@ def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | Non
     with _importable(Path(spec.rpartition(":")[0]).resolve().parent if ".py:" in spec else Path.cwd()):
         try:
             return factory(**arguments or {})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             call = f"with {', '.join(arguments)}" if arguments else "without arguments"
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise InputError(
-                f"Expected {spec} to build a value for {option} when called {call}, but it raised "
-                f"{type(error).__name__}: {error}. Correct the {'arguments' if arguments else 'factory'}."
+                f"Expected {spec} to build a value for {option} when called {call}, but it raised {reason}. Correct "
+                f"the {'arguments' if arguments else 'factory'}."
             ) from error
 
 
@@ -102,21 +113,41 @@ def _importable(folder: Path) -> Iterator[None]:
 
 def _import(location: str, option: str) -> ModuleType:
     path = Path(location)
-    is_file = os.path.isfile(path)  # noqa: PTH113 (pathlib raises for a name that no file can have)
-    if location.endswith(".py") and not is_file:
+    own_file = is_file(path)
+    if location.endswith(".py") and not own_file:
         raise InputError(f"Expected a Python file for {option}, but {path} does not exist. Check the path.")
+    if own_file:
+        note_read(path, kind="code")
     try:
-        if not location.endswith(".py"):
-            return importlib.import_module(location)
-        name = f"mfdiag_user_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickle look up their module by name
-        spec.loader.exec_module(module)
-        return module
-    except Exception as error:
+        module = _execute(path, location)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise InputError(
-            f"Importing {location} for {option} failed with {type(error).__name__}: {error}. Correct the code or the "
-            "path."
+            f"Importing {location} for {option} failed with {reason}. Correct the code or the path."
         ) from error
+    _note_modules(module, path if own_file else None)
+    return module
+
+
+def _execute(path: Path, location: str) -> ModuleType:
+    """Runs the file, or imports the module."""
+    if not location.endswith(".py"):
+        return importlib.import_module(location)
+    name = f"mfdiag_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look up their module by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _note_modules(module: ModuleType, path: Path | None) -> None:
+    """Records the files of the user's own modules: the module, unless its `path` is recorded, and those beside it."""
+    own = Path(path or getattr(module, "__file__", None) or "").resolve()
+    folder = own.parents[0 if path is not None else min(module.__name__.count("."), len(own.parents) - 1)]
+    for other in list(sys.modules.values()):
+        file = getattr(other, "__file__", None)
+        beside = isinstance(file, str) and file.startswith(f"{folder}{os.sep}") and "site-packages" not in file
+        if isinstance(file, str) and beside and (path is None or Path(file).resolve() != own):
+            note_read(Path(file), kind="code")

@@ -29,6 +29,7 @@ from mfdiag.cli import (
 )
 from mfdiag.cli.options import GroupedCommand, Options, measuring
 from mfdiag.errors import InputError, MfdiagError, first_line, plain_validation, printable
+from mfdiag.inputs import recording
 from mfdiag.measures import MeasuredTable, measured_tables
 from mfdiag.world import may_speak, started_processes
 
@@ -42,7 +43,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
+            with recording():
+                result = super().invoke(ctx)
             sys.stdout.flush()  # here, where a closed pipe can still be handled, not when Python exits
             return result
         except MfdiagError as error:

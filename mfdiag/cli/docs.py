@@ -38,7 +38,7 @@ Results alone go to stdout; progress, notes and errors go to stderr. Exit codes:
 
 The commands that measure checkpoints write their tables ([tables.md](tables.md)), a `manifest.json` (command, options,
 versions, hardware, seeds, hashes) and figures to the folder `--out`. A folder that already holds the table is refused
-unless `--resume` or `--overwrite` is given.
+unless `--resume` or `--overwrite` is given. Interrupted runs, and several at once: [runs.md](runs.md).
 """
 
 

@@ -18,6 +18,7 @@ from mfdiag.flow.gibbs_mean import log_mean_kernel
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Source
 from mfdiag.flow.specs import format_spec, parse_arguments
+from mfdiag.inputs import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -404,7 +405,8 @@ def parse_coupling(spec: str, data: Data, source: Source, teacher: Callable[[str
     if name == "pairs":
         if not text:
             raise InputError(f"Bad {spec!r}: expected a file with arrays x0 and x1, as in pairs:reflow.npz.")
-        return _file_pairs(spec, Path(text).expanduser(), data)
+        with reading("data", spec):
+            return _file_pairs(spec, Path(text).expanduser(), data)
     raise did_you_mean("coupling", name, COUPLINGS)
 
 

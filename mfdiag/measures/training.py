@@ -76,6 +76,7 @@ class TrainJob(Job["Sequence[GridCell]"]):
     command = "train"
     tables = ("training",)
     identity_columns = ()
+    replaces = False  # rows of other grids' cells stay
 
     def __init__(
         self,

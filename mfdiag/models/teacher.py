@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mfdiag.errors import InputError
 from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.paths import LINEAR, Path, parse_path
+from mfdiag.inputs import note_hash
 from mfdiag.models.cards.card_files import is_card
 from mfdiag.models.checkpoint import load_model, provides_network
 from mfdiag.models.path_change import PathChange
@@ -57,6 +58,7 @@ def load_teacher(
             )
         model = None if described else model
     loaded = load_model(file, model=model, weights="raw")
+    note_hash("teacher", loaded.path, loaded.sha256)
     loaded = loaded if data is None else loaded.adapted(data)
     if loaded.card is not None:
         prediction, own_path = loaded.card.prediction, loaded.card.convention.path

@@ -13,11 +13,12 @@ from typing import Any
 
 from mfdiag._version import __version__
 from mfdiag.errors import InputError
+from mfdiag.locks import file_lock
 from mfdiag.storage import sha256_of
 from mfdiag.tables.store import MANIFEST, read_json, write_json_atomic
 from mfdiag.world import current_world
 
-__all__ = ["hardware", "manifest", "versions", "write_manifest"]
+__all__ = ["hardware", "manifest", "read_manifest", "versions", "write_manifest"]
 
 
 def versions() -> dict[str, str | None]:
@@ -119,8 +120,36 @@ def write_manifest(out: Path, name: str, entry: Mapping[str, Any]) -> Path:
     Raises:
         InputError: The file there is not a JSON object, or cannot be written.
     """
+    with file_lock(out / f".{MANIFEST}.lock"):  # commands that write to one folder at once lose no entry
+        return write_json_atomic(read_manifest(out) | {name: dict(entry)}, out / MANIFEST)
+
+
+def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
+    """The entries of `out/manifest.json` by command; empty without the file.
+
+    Raises InputError if it cannot be read, or is not what `write_manifest` writes.
+    """
     path = out / MANIFEST
-    entries = read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    entries = read_json(path)
     if not isinstance(entries, dict):
         raise InputError(f"{path} should be one JSON object keyed by command, but is a {type(entries).__name__}.")
-    return write_json_atomic(entries | {name: dict(entry)}, path)
+    for command, entry in entries.items():
+        if not _is_entry(entry):
+            raise InputError(
+                f"{path} should have the specification and inputs of a run under {command!r}, but has something else. "
+                "Repair or delete it."
+            )
+    return entries
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether what is read of an entry has the right types; further fields are not read."""
+    if not isinstance(entry, dict):
+        return False
+    specification, inputs = entry.get("specification", {}), entry.get("inputs", [])
+    if not isinstance(specification, dict) or not isinstance(entry.get("command", []), list):
+        return False
+    records = [inputs, *(specification.get(name, []) for name in ("subjects", "doubts"))]
+    return all(isinstance(part, list) and all(isinstance(item, dict) for item in part) for part in records)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import uuid
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mfdiag.errors import InputError
-from mfdiag.storage import atomic_write
+from mfdiag.storage import atomic_write, temporary_path
 from mfdiag.tables.check import to_arrow, to_pandas
 from mfdiag.tables.schema import table
 
@@ -27,6 +28,7 @@ __all__ = [
     "table_path",
     "write_json_atomic",
     "write_table",
+    "written_since",
 ]
 
 MANIFEST = "manifest.json"
@@ -78,25 +80,28 @@ def read_table(name: str, out: Path | str) -> pd.DataFrame:
         raise InputError(f"{path} does not hold what this version of mfdiag writes. {error}") from error
 
 
-def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite", "resume"]) -> None:
+def check_writable(
+    out: Path, names: list[str], mode: Literal["new", "overwrite", "resume"], started: float = math.inf
+) -> None:
     """Check, before any measuring, that tables can be written; the folder stays as it was.
 
     Args:
         out: Folder of the results.
         names: Names of the tables.
         mode: What to do with tables that exist already.
+        started: When the command started; tables that another process wrote since then are no obstacle.
 
     Raises:
         InputError: The folder cannot be created or written, its manifest is unreadable, or it already holds one of the
             tables and `mode` is "new".
     """
     present = [path.name for path in (table_path(name, out) for name in names) if path.exists()]
-    if present and mode == "new":
+    if present and mode == "new" and not written_since(out, names, started):
         raise InputError(
             f"{out} already holds {', '.join(present)}: pass --overwrite to replace, --resume to continue, "
             "or another --out."
         )
-    probe = out / f".{uuid.uuid4().hex}.tmp"
+    probe = temporary_path(out / MANIFEST)
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -110,6 +115,21 @@ def check_writable(out: Path, names: list[str], mode: Literal["new", "overwrite"
                 folder.rmdir()
     if (out / MANIFEST).exists():
         read_json(out / MANIFEST)
+
+
+def written_since(out: Path, names: Sequence[str], started: float) -> bool:
+    """Whether one of these tables was written since.
+
+    Args:
+        out: Folder of the results.
+        names: Names of the tables.
+        started: Since when, in seconds since the epoch.
+
+    Returns:
+        Whether one of them is newer.
+    """
+    paths = [table_path(name, out) for name in names]
+    return any(path.stat().st_mtime >= started for path in paths if path.exists())
 
 
 def _json_value(value: object) -> Any:

@@ -73,10 +73,11 @@ def number_entry(step: int, quantity: str, value: float, n_samples: int) -> LogE
 
 @dataclass
 class TrainingRun:
-    """One model in training: its state, and its log from the first step on."""
+    """One model in training: its state, its log from the first step on, and the files it read, as in a manifest."""
 
     state: TrainState
     log: list[LogEntry] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save_run(folder: Path, spec: TrainSpec, run: TrainingRun) -> None:
@@ -91,6 +92,7 @@ def save_run(folder: Path, spec: TrainSpec, run: TrainingRun) -> None:
         "specification": spec.model_dump(mode="json", by_alias=True),
         "state": {**run.state._asdict(), "moments": run.state.moments._asdict()},
         "log": [tuple(entry) for entry in run.log],
+        "inputs": run.inputs,
     }
     with atomic_write(folder / STATE) as temporary:
         torch.save(content, temporary)
@@ -124,7 +126,8 @@ def _read_state(path: Path) -> tuple[dict[str, Any], TrainingRun]:
     content = read_container(path, load=True).tree
     try:
         state = TrainState(**{**content["state"], "moments": OptimizerMoments(**content["state"]["moments"])})
-        return content["specification"], TrainingRun(state, [LogEntry(*entry) for entry in content["log"]])
+        log = [LogEntry(*entry) for entry in content["log"]]
+        return content["specification"], TrainingRun(state, log, list(content.get("inputs", [])))
     except (KeyError, TypeError) as error:
         raise InputError(
             f"Expected {path} to be a training state of this version, but it is not ({error}). Choose another folder, "

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,9 +19,11 @@ from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.times import same_times_note
+from mfdiag.inputs import changed_inputs, current_inputs, note_read
 from mfdiag.models.call_adapter import unlabeled_note
 from mfdiag.models.networks.registry import build_model
 from mfdiag.models.prediction import as_average_velocity
+from mfdiag.storage import remove_orphans
 from mfdiag.training.draws import BatchFeed, SamplingKey
 from mfdiag.training.ensemble import Ensemble, ensemble_key, initial_state
 from mfdiag.training.grid import GridCell
@@ -38,6 +40,7 @@ from mfdiag.training.saved import (
     save_run,
 )
 from mfdiag.training.spec import TrainSpec
+from mfdiag.usercode import code_file
 
 __all__ = ["Compile", "MeasureModel", "TrainOptions", "TrainedCell", "estimate_seconds", "initial_module", "train"]
 
@@ -216,6 +219,10 @@ def _prepare(cells: Sequence[GridCell], out: Path, options: TrainOptions, say: C
             saved_spec, run = saved
             if differences := changed_fields(saved_spec, cell.spec, can_resume=(folder / STATE).exists()):
                 changed.append(f"{cell.name or folder} ({', '.join(differences)})")
+        read = _inputs_of(cell.spec)
+        if files := changed_inputs(run.inputs, read):
+            changed.append(f"{cell.name or folder} ({', '.join(files)})")
+        run.inputs = read
         work.append(_Work(cell, folder, module, draws[SamplingKey.of(cell.spec)], run, int(run.state.steps)))
     if changed:
         listed = "; ".join(changed[:_CELLS_IN_ERROR]) + ("; ..." if len(changed) > _CELLS_IN_ERROR else "")
@@ -223,7 +230,17 @@ def _prepare(cells: Sequence[GridCell], out: Path, options: TrainOptions, say: C
             f"{len(changed)} of {len(cells)} models in {out} come from another specification: {listed}. Choose another "
             "folder, or train all of them again with --overwrite."
         )
+    remove_orphans(*(item.folder for item in work))
     return work
+
+
+def _inputs_of(spec: TrainSpec) -> list[dict[str, Any]]:
+    """The files of data and code that a cell reads, with their hashes."""
+    for code in spec.code:
+        if (file := code_file(code)) is not None:
+            note_read(file, kind="code")
+    entries = current_inputs().entries()
+    return [e for e in entries if e["kind"] == "code" or e.get("of", e["path"]) in (spec.data, spec.coupling)]
 
 
 def _groups(work: Sequence[_Work], device: str) -> list[list[_Work]]:

@@ -21,6 +21,7 @@ from mfdiag.flow.data.toy import SEED, toy_points
 from mfdiag.flow.data.user_data import Advance, is_user_data, parse_user_data, read_items, read_user_data
 from mfdiag.flow.seeds import normals, uniforms
 from mfdiag.flow.specs import format_spec, parse_arguments
+from mfdiag.inputs import reading
 
 __all__ = [
     "DATASETS",
@@ -329,7 +330,8 @@ def load_data(
     if is_user_data(spec):
         return _user_data(spec, scale, mean, std, tuple(conditions), advance)
     if is_stored_data(spec):
-        points, labels, arrays = read_stored_data(spec, scale=scale, mean=mean, std=std, needed=conditions)
+        with reading("data", spec):
+            points, labels, arrays = read_stored_data(spec, scale=scale, mean=mean, std=std, needed=conditions)
         if isinstance(points, LatentMoments):
             return MomentsData(spec, points, labels, arrays)
         return FiniteData(spec, points, labels, arrays)

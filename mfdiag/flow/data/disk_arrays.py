@@ -20,6 +20,7 @@ from mfdiag.flow.data.files import (
     as_numpy,
     float_type,
     names_beside,
+    parser_errors,
     read_arrays,
     validated_labels,
 )
@@ -97,9 +98,9 @@ class _Shard:
 class ShardedArray(DiskArray):
     """Arrays [n_k, *shape] in several files, concatenated.
 
-    Files are memory-mapped when they are read, except .npz, which is read whole each time. `labels` are int64 [N], from
-    NAME_labels.npy beside NAME.npy or from the file itself, or None. Raises InputError for shards that have different
-    shapes, labels for some alone, or missing bytes.
+    Files are opened when they are read, row by row, except .npz, which is read whole each time. `labels` are int64 [N],
+    from NAME_labels.npy beside NAME.npy or from the file itself, or None. Raises InputError for shards that have
+    different shapes, labels for some alone, or missing bytes.
     """
 
     def __init__(self, paths: Sequence[Path], roles: ArrayRoles = ArrayRoles()) -> None:
@@ -174,7 +175,8 @@ class ShardedCondition(DiskArray):
         beside = array_beside(path, self._name)
         if beside is None:
             raise InputError(f"Expected {path.stem}_{self._name}.npy beside {path}, as for the other shards. Add it.")
-        return select(beside)
+        with parser_errors(str(path)):
+            return select(beside)
 
     def _invalid(self, samples: np.ndarray) -> np.ndarray:
         return np.isnan(samples) if samples.dtype.kind == "f" else np.zeros(samples.shape, dtype=bool)
@@ -206,7 +208,8 @@ def _open_shard(path: Path, roles: ArrayRoles) -> _Shard:
 
     shape, labels, beside = read_arrays(path, str(path), parts)
     if path.suffix.lower() == ".npy":
-        labels = array_beside(path, "labels")
+        stored_labels = array_beside(path, "labels")
+        labels = None if stored_labels is None else as_numpy(stored_labels)
         beside = tuple(name for name in sorted(roles.apart) if array_beside(path, name) is not None)
     if len(shape) < 2 or 0 in shape:
         raise InputError(f"{path}: expected shape [samples, features...] with at least one of each, got {list(shape)}.")

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from mfdiag.errors import InputError
+from mfdiag.inputs import note_read
 
 __all__ = ["ARCHIVES", "ArchivedFiles", "FileSource", "FolderFiles", "open_file_source"]
 
@@ -57,7 +58,9 @@ class FolderFiles:
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             relative = Path(folder).relative_to(root)
             names += [(relative / name).as_posix() for name in files if not name.startswith(".")]
-        return cls(root, sorted(names))
+        names.sort()
+        note_read(root, names)
+        return cls(root, names)
 
     def location(self, row: int) -> str:
         """See `FileSource.location`."""
@@ -101,6 +104,7 @@ class ArchivedFiles:
         names: list[str] = []
         extents: list[tuple[int, int, int]] = []
         for number, path in enumerate(paths):
+            note_read(path)
             list_files = _list_tar if path.suffix.lower() == ".tar" else _list_zip
             try:
                 for name, offset, size in list_files(path):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from mfdiag.errors import InputError, first_line
+from mfdiag.flow.data.file_arrays import FileArray, npy_array, safetensors_arrays, torch_arrays
+from mfdiag.inputs import note_read
 from mfdiag.storage import is_file
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ __all__ = [
     "DATA_KEYS",
     "LABEL_KEYS",
     "READERS",
+    "STREAMED_BYTES",
     "ArrayRoles",
     "StoredArrays",
     "array_beside",
@@ -34,6 +37,7 @@ __all__ = [
     "as_condition",
     "as_numpy",
     "data_and_labels",
+    "file_beside",
     "float_type",
     "names_beside",
     "parser_errors",
@@ -46,7 +50,9 @@ __all__ = [
 DATA_KEYS = ("x", "data", "images", "image", "latents", "latent", "moments", "arr_0")
 LABEL_KEYS = ("y", "labels", "label")
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # torch computes little with these
-_CHUNK = 2**22  # numbers checked together, so that a memory-mapped file is never held whole
+STREAMED_BYTES = 2**28
+"""A larger single file is read row by row, and not validated whole at the start."""
+_CHUNK = 2**22  # numbers checked together, so that what is computed of them takes little memory
 
 FileContent = Path | BytesIO
 _Arrays = Mapping[str, Any]  # NumPy arrays or tensors by name; "" if a file holds a single one
@@ -102,8 +108,8 @@ def read_points(path: Path, roles: ArrayRoles = ArrayRoles()) -> StoredArrays:
         roles: Which array is what, where names do not tell.
 
     Returns:
-        Points [N, ...], float32 or float64 as stored (other numeric types widen to one of them), memory-mapped from a
-        .npy file. Labels int64 [N], or None if the file has none. All other arrays as stored.
+        Points [N, ...], float32 or float64 as stored (other numeric types widen to one of them). Labels int64 [N], or
+        None if the file has none. All other arrays as stored.
 
     Raises:
         InputError: The file is missing, empty, damaged or pickled, or has an unknown extension; numbers cannot be data
@@ -117,18 +123,24 @@ def read_points(path: Path, roles: ArrayRoles = ArrayRoles()) -> StoredArrays:
 
     points, labels, beside = read_arrays(path, str(path), select, roles.apart)
     if path.suffix.lower() == ".npy":
-        labels = array_beside(path, "labels")
+        stored_labels = array_beside(path, "labels")
+        labels = None if stored_labels is None else as_numpy(stored_labels)
         arrays = {name: array_beside(path, name) for name in sorted(roles.apart)}
         beside = {name: array for name, array in arrays.items() if array is not None}
     points = validated_points(points, path)
     return StoredArrays(points, None if labels is None else validated_labels(labels, len(points), path), beside)
 
 
-def array_beside(path: Path, name: str) -> np.ndarray | None:
+def array_beside(path: Path, name: str) -> np.ndarray | FileArray | None:
     """The array in STEM_NAME.npy or STEM.NAME.npy beside STEM.npy, or None."""
+    beside = file_beside(path, name)
+    return None if beside is None else read_arrays(beside, str(beside), lambda arrays: arrays[""])
+
+
+def file_beside(path: Path, name: str) -> Path | None:
+    """STEM_NAME.npy or STEM.NAME.npy beside STEM.npy, or None."""
     candidates = (path.with_name(f"{path.stem}{separator}{name}{path.suffix}") for separator in "_.")
-    beside = next((candidate for candidate in candidates if candidate.exists()), None)
-    return None if beside is None else read_arrays(beside, str(beside), lambda arrays: np.asanyarray(arrays[""]))
+    return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 def read_arrays(
@@ -137,7 +149,8 @@ def read_arrays(
     """Opens a file, or the bytes of one, and applies `extract` to its arrays.
 
     Args:
-        content: The file, or its bytes. Files of type .npy, .pt and .safetensors are memory-mapped.
+        content: The file, or its bytes. A file of type .npy or .safetensors, or a large one of type .pt, is read when
+            its arrays are, row by row; no file is memory-mapped, since one that is cut short would end the process.
         location: Where the content comes from, for errors. Its extension selects the reader.
         extract: A function of the arrays by name; the name is "" in a file with a single array.
         apart: Columns of a table that are arrays of their own.
@@ -155,6 +168,8 @@ def read_arrays(
         raise InputError(f"No file at {location}. Pass the path of a data file or the name of a data set.")
     if not (content.stat().st_size if isinstance(content, Path) else content.getbuffer().nbytes):
         raise InputError(f"{location} is empty (0 bytes). Write it again.")
+    if isinstance(content, Path):
+        note_read(content)
     with parser_errors(location):
         if suffix == ".parquet":
             return extract(_read_parquet(content, location, apart))
@@ -183,7 +198,7 @@ def parser_errors(location: str) -> Iterator[None]:
 
 
 def _read_npy(content: FileContent, location: str) -> _Arrays:
-    return {"": np.load(content, mmap_mode="c" if isinstance(content, Path) else None, allow_pickle=False)}
+    return {"": npy_array(content) if isinstance(content, Path) else np.load(content, allow_pickle=False)}
 
 
 def _read_npz(content: FileContent, location: str) -> _Arrays:
@@ -196,8 +211,10 @@ def _read_npz(content: FileContent, location: str) -> _Arrays:
 def _read_pt(content: FileContent, location: str) -> _Arrays:
     import torch
 
-    mapped = isinstance(content, Path) and zipfile.is_zipfile(content)  # torch's format before 1.6 is not a zip file
-    value = torch.load(content, map_location="cpu", weights_only=True, mmap=mapped)
+    by_row = isinstance(content, Path) and content.stat().st_size > STREAMED_BYTES and zipfile.is_zipfile(content)
+    if isinstance(content, Path) and by_row and (arrays := torch_arrays(content)) is not None:
+        return arrays
+    value = torch.load(content, map_location="cpu", weights_only=True)
     if isinstance(value, torch.Tensor):
         return {"": value}
     if not isinstance(value, dict):
@@ -209,9 +226,11 @@ def _read_pt(content: FileContent, location: str) -> _Arrays:
 
 
 def _read_safetensors(content: FileContent, location: str) -> _Arrays:
-    from safetensors.torch import load, load_file
+    if isinstance(content, Path):
+        return safetensors_arrays(content)
+    from safetensors.torch import load
 
-    return load_file(content) if isinstance(content, Path) else load(content.getvalue())  # files are memory-mapped
+    return load(content.getvalue())
 
 
 def _read_parquet(content: FileContent, location: str, apart: Collection[str] = ()) -> _Arrays:
@@ -336,7 +355,7 @@ def names_beside(names: Collection[str], data: str, label: str | None) -> list[s
 
 def as_numpy(values: Any) -> np.ndarray:
     """A tensor, array or number as NumPy array."""
-    if isinstance(values, np.ndarray | int):
+    if isinstance(values, np.ndarray | FileArray | int):
         return np.asanyarray(values)
     import torch
 
@@ -346,7 +365,7 @@ def as_numpy(values: Any) -> np.ndarray:
     return (tensor.float() if narrow else tensor).numpy()
 
 
-def float_type(points: np.ndarray, location: Path | str) -> type:
+def float_type(points: np.ndarray | FileArray, location: Path | str) -> type:
     """The type, float32 or float64, that holds these numbers. Raises InputError if they are not real numbers."""
     if points.dtype.kind not in "biuf":
         raise InputError(f"Expected real numbers in {location}, but it holds {points.dtype} values. Convert them.")
@@ -362,7 +381,7 @@ def validated_points(points: np.ndarray, path: Path) -> np.ndarray:
         )
     if points.size == 0:
         raise InputError(f"{path}: expected at least one sample and one feature, got shape {points.shape}.")
-    points = np.asarray(points, dtype=dtype)  # if the type fits: no copy, and a memory map stays one
+    points = np.asarray(points, dtype=dtype)  # no copy if the type fits
     count, first = 0, None
     rows = max(1, _CHUNK // points[0].size)
     for start in range(0, len(points), rows):
@@ -414,7 +433,7 @@ def as_condition(name: str, values: Any, location: Path | str) -> np.ndarray:
         location: Where it comes from, for errors.
 
     Returns:
-        The array [N, ...]; a memory map stays one.
+        The array [N, ...].
 
     Raises:
         InputError: The rows have different lengths, or are no numbers, or there is no axis of samples, or a value is

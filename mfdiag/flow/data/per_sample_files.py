@@ -15,6 +15,7 @@ import numpy as np
 
 from mfdiag.errors import InputError
 from mfdiag.flow.data.disk_arrays import DiskArray
+from mfdiag.flow.data.file_arrays import FileArray
 from mfdiag.flow.data.file_sources import FileSource, FolderFiles
 from mfdiag.flow.data.files import (
     DATA_KEYS,
@@ -30,6 +31,7 @@ from mfdiag.flow.data.files import (
     read_arrays,
     validated_labels,
 )
+from mfdiag.inputs import note_read
 
 __all__ = ["PerSampleCondition", "PerSampleFiles", "find_samples", "read_file_list"]
 
@@ -43,7 +45,7 @@ class PerSampleFiles(DiskArray):
 
     def __init__(self, files: FileSource, roles: ArrayRoles = ArrayRoles()) -> None:
         self._files, self._roles = files, roles
-        sample, self.first_label = _decode(files.first(), files.location(0), roles)
+        sample, self.first_label = _described(files.first(), files.location(0), roles)
         self._dtype = float_type(sample, files.location(0))
         if not sample.size or not sample.ndim:
             raise InputError(
@@ -184,6 +186,7 @@ def read_file_list(path: Path, ending: str = "") -> tuple[PerSampleFiles, np.nda
     With an `ending`, the samples are the files NAME{ending}.npy beside each NAME.npy. A relative root starts at the
     folder of the list. Raises InputError for another content, and for files outside root.
     """
+    note_read(path)
     with parser_errors(str(path)):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"root", "file_list", "label_list"} <= content.keys():
@@ -198,13 +201,28 @@ def read_file_list(path: Path, ending: str = "") -> tuple[PerSampleFiles, np.nda
             raise InputError(f"{path} lists {name!r}, which is not below its root. List paths relative to root.")
     if ending:
         names = [str(PurePosixPath(name).with_suffix("")) + ending + PurePosixPath(name).suffix for name in names]
-    samples = PerSampleFiles(FolderFiles(path.parent / str(content["root"]), names))
+    root = path.parent / str(content["root"])
+    note_read(root, names)
+    samples = PerSampleFiles(FolderFiles(root, names))
     return samples, _validated(content["label_list"], len(names), path)
 
 
 def _validated(labels: Any, samples: int, location: Path) -> np.ndarray:
     with parser_errors(str(location)):  # lists of different lengths are not an array
         return validated_labels(np.asarray(labels), samples, location)
+
+
+def _described(
+    content: Path | BytesIO, location: str, roles: ArrayRoles
+) -> tuple[np.ndarray | FileArray, np.ndarray | None]:
+    """Sample and label (or None) of a file that may be too large to read: the sample is not read where that can be."""
+
+    def select(arrays: Mapping[str, Any]) -> tuple[np.ndarray | FileArray, np.ndarray | None]:
+        data, label = array_names(location, arrays.keys(), roles)
+        sample = arrays[data] if isinstance(arrays[data], FileArray) else as_numpy(arrays[data])
+        return sample, None if label is None else as_numpy(arrays[label])
+
+    return read_arrays(content, location, select)
 
 
 def _decode(

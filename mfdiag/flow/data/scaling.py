@@ -18,6 +18,7 @@ import numpy as np
 from mfdiag.errors import InputError
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.data.files import as_numpy, parser_errors, read_arrays
+from mfdiag.inputs import note_read
 
 __all__ = ["LatentMoments", "Numbers", "ScaledPoints", "Scaling", "channels_first", "make_scaling", "read_statistics"]
 
@@ -147,6 +148,7 @@ def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return mean, spread if "std" in names else np.sqrt(spread)
 
     if path.suffix.lower() == ".json":
+        note_read(path)
         with parser_errors(str(path)):
             return select({key: np.asarray(value) for key, value in json.loads(path.read_text("utf-8")).items()})
     return read_arrays(path, str(path), select)

@@ -18,9 +18,11 @@ from mfdiag.flow.data.files import (
     DATA_KEYS,
     LABEL_KEYS,
     READERS,
+    STREAMED_BYTES,
     ArrayRoles,
     as_numpy,
     data_and_labels,
+    file_beside,
     parser_errors,
     read_arrays,
     read_points,
@@ -35,6 +37,7 @@ from mfdiag.flow.data.scaling import (
     make_scaling,
     read_statistics,
 )
+from mfdiag.inputs import note_read
 from mfdiag.storage import exists, is_file, is_folder
 
 __all__ = ["SPEC_KEYS", "StoredData", "is_stored_data", "parse_numbers", "read_stored_data"]
@@ -52,8 +55,7 @@ SPEC_KEYS: dict[str, str] = {
     "conditions": "names of arrays separated by /, or none",
 }
 _CHOICES = {"moments": ("logvar", "std"), "layout": ("nchw", "nhwc"), "files": ("samples", "shards")}
-_MEMORY_MAPPED = (".npy", ".pt", ".pth", ".safetensors")
-_STREAMED = 2**28  # bytes; a larger single file is not read and validated whole at the start
+_READ_BY_ROW = (".npy", ".pt", ".pth", ".safetensors")
 
 
 def is_stored_data(spec: str) -> bool:
@@ -181,7 +183,7 @@ def _read_unscaled(
         points, labels, conditions = _read_many_files(path, options.get("files"), label_option is None, roles)
     elif path.suffix.lower() == ".json":
         points, labels = read_file_list(path)
-    elif path.suffix.lower() in _MEMORY_MAPPED and is_file(path) and path.stat().st_size > _STREAMED:
+    elif path.suffix.lower() in _READ_BY_ROW and is_file(path) and _largest_file(path, roles) > STREAMED_BYTES:
         points = ShardedArray([path], roles)
         labels, conditions = points.labels, points.conditions()
     else:
@@ -192,6 +194,12 @@ def _read_unscaled(
     elif label_option is not None:
         labels = _read_labels(Path(label_option).expanduser(), len(points))
     return points, labels, conditions
+
+
+def _largest_file(path: Path, roles: ArrayRoles) -> int:
+    """Bytes of the file, or of the largest array of conditions beside a .npy file."""
+    names = roles.apart if path.suffix.lower() == ".npy" else ()
+    return max(file.stat().st_size for file in (path, *(file_beside(path, name) for name in names)) if file is not None)
 
 
 def _one_file_per_array(path: Path, roles: ArrayRoles) -> tuple[Points, np.ndarray | None, Mapping[str, Points]] | None:
@@ -236,6 +244,7 @@ def _read_many_files(
 def _read_labels(path: Path, samples: int) -> np.ndarray:
     """Class numbers in a .json list or in an array file."""
     if path.suffix.lower() == ".json":
+        note_read(path)
         with parser_errors(str(path)):
             return validated_labels(np.asarray(json.loads(path.read_text(encoding="utf-8"))), samples, path)
     return validated_labels(read_arrays(path, str(path), lambda arrays: _label_array(path, arrays)), samples, path)

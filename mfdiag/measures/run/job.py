@@ -29,6 +29,7 @@ class Job(ABC, Generic[SubjectT]):
         specification: Every option that decides the numbers, for the manifest and for resuming.
         seeds: Seeds of the samples.
         device: Where the network runs.
+        replaces: Whether a run that overwrites removes the earlier tables; otherwise the job keeps rows of them.
     """
 
     command: str
@@ -37,6 +38,7 @@ class Job(ABC, Generic[SubjectT]):
     specification: Mapping[str, Any]
     seeds: Sequence[int]
     device: str
+    replaces: bool = True
 
     @abstractmethod
     def subjects(self) -> Sequence[SubjectT]:

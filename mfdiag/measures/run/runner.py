@@ -16,11 +16,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 from mfdiag._version import __version__
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, abbreviated
+from mfdiag.estimators import find_estimator
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+from mfdiag.inputs import changed_inputs, current_inputs
+from mfdiag.locks import file_lock
 from mfdiag.measures.run.choice import choose_estimators, require_known_extras
 from mfdiag.measures.run.convention_check import Doubt, check_convention
 from mfdiag.measures.run.job import Identity, Job
@@ -28,8 +30,10 @@ from mfdiag.measures.run.measure_subject import measure_subject, why_no_posterio
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.measures.run.table import MeasuredTable
-from mfdiag.tables.provenance import manifest, write_manifest
-from mfdiag.tables.store import MANIFEST, check_writable, read_json, read_table, table_path, write_table
+from mfdiag.storage import remove_orphans
+from mfdiag.tables.provenance import manifest, read_manifest, write_manifest
+from mfdiag.tables.store import MANIFEST, check_writable, read_table, table_path, write_table, written_since
+from mfdiag.usercode import is_user_code
 from mfdiag.world import current_world
 
 __all__ = ["Mode", "Outcome", "ResultFolder", "TableJob", "run"]
@@ -79,7 +83,7 @@ def run(
         KeyboardInterrupt: The run was interrupted; its message says what is saved.
     """
     world = current_world()
-    with _on_first(ResultFolder(out, job, mode)) as folder:
+    with _on_first(ResultFolder(out, job, mode, say)) as folder:
         subjects = world.together(job.subjects)  # all of them first: a bad last file must not cost hours
         _require_same_subjects([job.identity(subject) for subject in subjects])
         measured = world.on_first(folder.resume)
@@ -97,6 +101,7 @@ def run(
                 folder.doubts[identity] = doubt
                 checkpoint = world.on_first(partial(folder.pass_checkpoint, identity))
                 frames = job.measure(subject, checkpoint)
+                world.together(folder.inputs.require_unchanged)
                 world.on_first(partial(folder.add, frames, subjects))
                 measured.add(identity)
         except KeyboardInterrupt as error:
@@ -142,19 +147,29 @@ class ResultFolder(Generic[SubjectT]):
     Args:
         out: The folder.
         job: The job whose results it holds.
-        mode: What to do with earlier results.
+        mode: What to do with earlier results: those from before the command started. What other processes wrote since
+            then is kept, as if it were resumed.
+        say: Receives one-line notes.
     """
 
-    def __init__(self, out: Path, job: Job[SubjectT], mode: Mode) -> None:
-        self.out, self.job, self.mode = out, job, mode
+    def __init__(self, out: Path, job: Job[SubjectT], mode: Mode, say: Callable[[str], None]) -> None:
+        self.out, self.job, self.mode, self.say = out, job, mode, say
+        self.inputs = current_inputs()
         self.frames: dict[str, pd.DataFrame] = {}
         self.doubts: dict[Identity, Doubt | None] = {}
         self._locks = ExitStack()
         self._started = datetime.now(UTC)
+        self._written = self._resumed = False
 
     def __enter__(self) -> ResultFolder[SubjectT]:
-        check_writable(self.out, list(self.job.tables), self.mode)
-        self._locks.enter_context(_locked(self.out, self.job.command))
+        tables, started = list(self.job.tables), self.inputs.started
+        check_writable(self.out, tables, self.mode, started)
+        self._locks.enter_context(_locked(self.out, self.job.command, self.say))
+        check_writable(self.out, tables, self.mode, started)  # again: who held the lock may have written
+        remove_orphans(self.out, self.out / "figures", self.out / _PARTIAL)
+        if self.mode != "resume" and self.job.replaces and written_since(self.out, tables, started):
+            self.say(f"another process wrote to {self.out} meanwhile; its results are kept, and these are added.")
+            self.mode = "resume"
         return self
 
     def __exit__(
@@ -168,9 +183,10 @@ class ResultFolder(Generic[SubjectT]):
         Raises InputError if the earlier run had other options.
         """
         names = self.job.tables
-        if self.mode != "resume" or not all(table_path(name, self.out).exists() for name in names):
+        if self.mode != "resume" or not table_path(names[0], self.out).exists():
             return set()
         self._require_same_options()
+        self._resumed = True
         frames = {name: read_table(name, self.out) for name in names}
         frames[names[0]] = self.job.rows_to_keep(frames[names[0]])
         # a run may have been killed after writing the first of its tables: keep the subjects that all tables hold
@@ -181,7 +197,9 @@ class ResultFolder(Generic[SubjectT]):
 
     def pass_checkpoint(self, identity: Identity) -> PassCheckpoint:
         """Where an interrupted pass over one subject is kept; another request or version never reads it."""
-        key = json.dumps([__version__, self.job.specification, identity], sort_keys=True, default=str)
+        named = (*identity, self.job.specification.get("coupling"))  # other data belong to other subjects
+        read = [e for e in self.inputs.entries() if e["kind"] != "data" or e.get("of", e["path"]) in named]
+        key = json.dumps([__version__, self.job.specification, identity, read], sort_keys=True, default=str)
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         checkpoint = PassCheckpoint(self.out / _PARTIAL / f"{self.job.command}-{digest}.pt", key)
         if self.mode != "resume":
@@ -205,40 +223,65 @@ class ResultFolder(Generic[SubjectT]):
 
     def _write(self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[SubjectT]) -> None:
         job = self.job
-        paths = [write_table(name, frames[name], self.out) for name in job.tables]
-        paths += job.files(self.out)
+        if not self._written:  # a run that is killed between two renames resumes
+            self._remove_replaced()
+            self._write_manifest(frames, subjects, [])
+            self._written = True
+        # the main table last: where it is, all others are
+        paths = [write_table(name, frames[name], self.out) for name in reversed(job.tables)][::-1]
+        self._write_manifest(frames, subjects, [*paths, *job.files(self.out)])
+
+    def _remove_replaced(self) -> None:
+        """Removes the tables that this run replaces, the main one first: they have other options than the manifest."""
+        if self.mode == "overwrite" and self.job.replaces:
+            for name in self.job.tables:
+                table_path(name, self.out).unlink(missing_ok=True)
+
+    def _write_manifest(
+        self, frames: Mapping[str, pd.DataFrame], subjects: Sequence[SubjectT], outputs: Sequence[Path]
+    ) -> None:
+        job, earlier = self.job, self._manifest_entry()
         main = job.rows_to_keep(frames[job.tables[0]])
         measured = main[list(job.identity_columns)].drop_duplicates()
         entry = manifest(
             sys.argv,
-            {**job.specification, **job.describe(measured, subjects, self._manifest_entry()), **self._doubted()},
+            {**job.specification, **job.describe(measured, subjects, earlier), **self._doubted()},
             seeds=job.seeds,
             inputs=_inputs(measured),
             started=self._started,
             finished=datetime.now(UTC),
-            outputs=paths,
+            outputs=outputs,
             device=_device_name(job.device),
         )
+        read = self.inputs.entries()
+        if self._resumed:  # what the earlier rows were measured with
+            read += [item for item in earlier.get("inputs", []) if "kind" in item and item not in read]
+        entry["inputs"] += read
         write_manifest(self.out, job.command, entry)
 
     def _doubted(self) -> dict[str, Any]:
         """Under "doubts", the conventions that explain a subject better than the declared one; empty without any."""
-        specification = self._manifest_entry().get("specification", {}) if self.mode == "resume" else {}
+        specification = self._manifest_entry().get("specification", {}) if self._resumed else {}
         records = [doubt.record for doubt in self.doubts.values() if doubt is not None]
         earlier = [record for record in specification.get("doubts", []) if record not in records]
         return {"doubts": [*earlier, *records]} if earlier or records else {}
 
     def _manifest_entry(self) -> dict[str, Any]:
         """The command's entry in the folder's manifest; empty if there is none."""
-        path = self.out / MANIFEST
-        return read_json(path).get(self.job.command, {}) if path.exists() else {}
+        return read_manifest(self.out).get(self.job.command, {})
 
     def _require_same_options(self) -> None:
-        before = self._manifest_entry().get("specification", {})
+        entry = self._manifest_entry()
+        before = entry.get("specification", {})
         if not before:
             raise InputError(
                 f"{self.out / MANIFEST} does not record the options of the tables in its folder, so --resume cannot "
                 "add to them: pass --overwrite or another --out."
+            )
+        if files := changed_inputs(entry.get("inputs", []), self.inputs.entries()):
+            raise InputError(
+                f"{self.out} was measured before {abbreviated(files)} changed, so --resume would mix two measurements: "
+                "restore the earlier content, or pass --overwrite or another --out."
             )
         changed = [name for name, value in self.job.specification.items() if before.get(name) != value]
         if changed:
@@ -284,7 +327,9 @@ class TableJob(Job[Subject]):
         self.device = request.settings.device
 
     def subjects(self) -> Sequence[Subject]:
-        """Every checkpoint, loaded."""
+        """Every checkpoint, loaded, and the code of estimators, whose hash is compared when a run resumes."""
+        for name in filter(is_user_code, self.request.estimators):
+            find_estimator(name)
         return [load_subject(path, self.options, say=self.say, progress=self.progress) for path in self.checkpoints]
 
     def identity(self, subject: Subject) -> Identity:
@@ -370,24 +415,20 @@ def _specification(table: MeasuredTable, request: Request) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(out: Path, command: str) -> Iterator[None]:
-    """Hold the folder's lock of a command. Raises InputError if another process holds it."""
+def _locked(out: Path, command: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the folder's lock of a command; waits while another process holds it, and says so."""
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f".{command}.lock"
-    lock = FileLock(path, timeout=0)
+
+    def waiting() -> None:
+        say(
+            f"another process is running `mfdiag {command}` with the folder {out}: waiting until it ends. Ctrl-C stops "
+            "waiting; another --out does not wait."
+        )
+
     try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"Another process is running `mfdiag {command}` with the folder {out}: wait until it ends, or pass another "
-            "--out."
-        ) from None
-    try:
-        yield
+        with file_lock(out / f".{command}.lock", waiting):
+            yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still held
-        lock.release()
         with suppress(OSError):  # still empty if nothing was measured
             for folder in created:
                 folder.rmdir()

@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.inputs import note_read
 from mfdiag.models.cards.card import Card
 from mfdiag.storage import is_file
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
@@ -34,8 +35,11 @@ def is_card(model: str | None) -> bool:
 
 def shipped_cards() -> dict[str, Path]:
     """File name -> file of the cards that come with mfdiag."""
-    folder = Path(str(resources.files("mfdiag").joinpath("models", "cards")))
-    return {path.name: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.name: path for path in sorted(_folder().glob("*.yaml"))}
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("mfdiag").joinpath("models", "cards")))
 
 
 def load_card(name: str) -> Card:
@@ -94,6 +98,8 @@ def _layers(path: Path) -> list[_Layer]:
     while True:
         root, values = read_yaml(path, "a model card", Card)
         layers.append(_Layer(path, root, values))
+        if _folder() not in path.parents:  # a card that ships has the version of mfdiag
+            note_read(path, kind="card")
         extended = values.get("extends")
         if extended is None:
             return layers

@@ -107,7 +107,7 @@ def test_every_layout_gives_the_same_conditions(layout: str, tmp_path: Path) -> 
 
 
 def test_large_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mfdiag.flow.data.stored_data._STREAMED", 1)
+    monkeypatch.setattr("mfdiag.flow.data.stored_data.STREAMED_BYTES", 1)
     for suffix in (".safetensors", ".pt"):
         data = load_data(str(_file(tmp_path, suffix)))
         assert isinstance(data, FiniteData) and not isinstance(data.conditions["text"], np.ndarray)

@@ -117,7 +117,7 @@ def test_a_large_array_file_is_read_as_it_is_drawn(tmp_path: Path, monkeypatch: 
     np.save(tmp_path / "d.npy", Z.astype(np.float16))
     np.save(tmp_path / "d_labels.npy", Y)
     whole = finite(tmp_path / "d.npy")
-    monkeypatch.setattr("mfdiag.flow.data.stored_data._STREAMED", 0)
+    monkeypatch.setattr("mfdiag.flow.data.stored_data.STREAMED_BYTES", 0)
     part = finite(tmp_path / "d.npy")
     assert isinstance(whole.points, np.ndarray) and not isinstance(part.points, np.ndarray)
     for one, other in zip(whole.sample(ALL), part.sample(ALL), strict=True):
