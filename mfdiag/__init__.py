@@ -9,6 +9,7 @@ from mfdiag._version import __version__
 from mfdiag.errors import InputError, MfdiagError
 
 if TYPE_CHECKING:
+    from mfdiag.diagnosis.monitor import Monitor
     from mfdiag.estimators import Estimator, estimators, find_estimator
     from mfdiag.flow.data.datasets import load_data
     from mfdiag.gradients.sample_pass import PassSettings
@@ -23,6 +24,7 @@ __all__ = [
     "Estimator",
     "InputError",
     "MfdiagError",
+    "Monitor",
     "Objective",
     "PassSettings",
     "Request",
@@ -46,6 +48,7 @@ _LAZY = {  # torch is imported when something is measured, not when help is prin
     "load_data": "mfdiag.flow.data.datasets",
     "load_model": "mfdiag.models.checkpoint",
     "mean_over_seeds": "mfdiag.measures.parts.quality_rows",
+    "Monitor": "mfdiag.diagnosis.monitor",
     "Objective": "mfdiag.measures.run.api",
     "PassSettings": "mfdiag.gradients.sample_pass",
     "Request": "mfdiag.measures.run.request",

@@ -22,6 +22,7 @@ from mfdiag.diagnosis.training_log import TrainingLog, read_log
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.weighting import Weighting, parse_weighting
+from mfdiag.gradients.accumulate import layer_of
 from mfdiag.gradients.intervals import Estimate
 from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.parts.rows import Rows
@@ -29,9 +30,10 @@ from mfdiag.measures.run.measure_subject import why_no_posterior
 from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.models.weights import NonfiniteWeightsError
+from mfdiag.models.wrapper import prefix_of
 from mfdiag.tables.check import conform
 
-__all__ = ["ExaminationOptions", "examine"]
+__all__ = ["ExaminationOptions", "doctor_frame", "examine", "weight_distances"]
 
 _BUDGET = (60.0, 180.0)  # seconds: usual, and the most where so many are needed for the fewest samples
 _FEWEST, _MOST, _PILOT = 512, 4096, 128
@@ -104,7 +106,7 @@ def examine(
     settings = replace(request.settings, samples=_samples(measurement, options, start, say))
     measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
     own, frames = probe_gradient(measurement, facts.batch_size)
-    frame = _frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
+    frame = doctor_frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
     return Evidence(replace(facts, exact=exact), frame, frames["samples"], identification, _log(options))
 
 
@@ -121,7 +123,7 @@ def _forward_passes(
     networks = _networks(candidate, facts)
     many = _affordable(_FIELD_SHARE * budget, _FIELD_CALLS * seconds * len(networks), (128, 1024))
     measured = list(probe_field(subject.draws(options.seed), networks, many, _POSTERIOR, options.dtype))
-    return identification, measured + _distance(networks)
+    return identification, measured + weight_distances(networks)
 
 
 def _gap(measurement: Measurement, options: ExaminationOptions, say: Callable[[str], None]) -> list[Measured]:
@@ -146,7 +148,7 @@ def _facts(candidate: Candidate, options: ExaminationOptions) -> Facts:
     return Facts(
         subject.checkpoint,
         step=subject.step,
-        parameters=_parameters(subject.module),
+        parameters={name: sum(p.numel() for p in group) for name, group in _by_layer(subject.module).items()},
         ema_decay=None if description is None else description.ema_decay,
         batch_size=int(batch_size or Facts.batch_size),
         batch_size_known=batch_size is not None,
@@ -181,29 +183,39 @@ def _weighting(candidate: Candidate, options: ExaminationOptions) -> Weighting:
     return parse_weighting(loss.get("weighting", "none"))
 
 
-def _parameters(module: nn.Module) -> dict[str, int]:
-    """Number of parameters by the name that tables have for their layer."""
-    return {name: parameter.numel() for name, parameter in module.named_parameters()}
-
-
 def _networks(candidate: Candidate, facts: Facts) -> dict[str, nn.Module]:
     """u(x, r, t, condition) by set of weights, the measured one first."""
     average = candidate.subject.networks.get("ema")
     return {facts.weights: candidate.subject.module} | ({} if average is None else {"ema": average})
 
 
-def _distance(networks: Mapping[str, nn.Module]) -> list[Measured]:
-    """Distance of the averaged weights from the current ones."""
+def weight_distances(networks: Mapping[str, nn.Module]) -> list[Measured]:
+    """Measure how far averaged weights are from the current ones.
+
+    Args:
+        networks: Networks by set of weights.
+
+    Returns:
+        The distance over all parameters and by layer; nothing without both "raw" and "ema".
+    """
     if not {"raw", "ema"} <= networks.keys():
         return []
-    raw, average = (dict(networks[key].named_parameters()) for key in ("raw", "ema"))
-    by_layer = {name: (_relative_distance([value], [average[name]]), value.numel()) for name, value in raw.items()}
-    whole = _relative_distance(list(raw.values()), [average[name] for name in raw])
-    distances = {"all": (whole, sum(value.numel() for value in raw.values())), **by_layer}
-    return [
-        Measured("weight_distance", Estimate(value, np.asarray(np.nan), value, value, n), keys={"layer": layer})
-        for layer, (value, n) in distances.items()
-    ]
+    layers = [_by_layer(networks[key]) for key in ("raw", "ema")]
+    raw, average = ({"all": [p for group in layer.values() for p in group], **layer} for layer in layers)
+    measured = []
+    for layer, parameters in raw.items():
+        value, n = _relative_distance(parameters, average[layer]), sum(p.numel() for p in parameters)
+        estimate = Estimate(value, np.asarray(np.nan), value, value, n)
+        measured.append(Measured("weight_distance", estimate, keys={"layer": layer}))
+    return measured
+
+
+def _by_layer(module: nn.Module) -> dict[str, list[Tensor]]:
+    """The trained parameters of each layer, by its name in tables."""
+    prefix, layers = prefix_of(module), dict[str, list[Tensor]]()
+    for name, parameter in module.named_parameters():
+        layers.setdefault(layer_of(name.removeprefix(prefix)), []).append(parameter)
+    return layers
 
 
 def _relative_distance(raw: Sequence[Tensor], average: Sequence[Tensor]) -> np.ndarray:
@@ -256,8 +268,17 @@ def _samples(measurement: Measurement, options: ExaminationOptions, start: float
     return min(max(samples, _PILOT), _MOST)
 
 
-def _frame(measurement: Measurement, measured: Sequence[Measured], variance: pd.DataFrame) -> pd.DataFrame:
-    """Table `doctor` of one checkpoint."""
+def doctor_frame(measurement: Measurement, measured: Sequence[Measured], variance: pd.DataFrame) -> pd.DataFrame:
+    """Write measurements as rows.
+
+    Args:
+        measurement: What they are about.
+        measured: Measurements of the doctor.
+        variance: Table `variance` of the same pass.
+
+    Returns:
+        Table `doctor`.
+    """
     rows: Rows = measurement.rows()
     for entry in measured:
         keys = {"layer": "all", "weights": None, "target": None, "batch_size": None, "estimator": None, **entry.keys}

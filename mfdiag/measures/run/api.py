@@ -41,7 +41,7 @@ from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import teacher_velocity
 from mfdiag.models.wrapper import conditions_taken, unwrapped
 
-__all__ = ["MeasureOptions", "Objective", "measure"]
+__all__ = ["MeasureOptions", "Objective", "measure", "prepare_subject"]
 
 _TABLES = ("sweep", "variance", "coefficient")
 
@@ -168,6 +168,34 @@ def measure(
             table_request = _as_trained(table_request, card, table, {*options, *(["estimators"] if estimators else [])})
         frames |= measure_subject(subject, table, table_request, progress=progress, say=say)
     return frames
+
+
+def prepare_subject(
+    model: nn.Module,
+    data: Any,
+    *,
+    objective: Objective | None = None,
+    say: Callable[[str], None] | None = None,
+    **options: Unpack[MeasureOptions],
+) -> tuple[Subject, Request]:
+    """What `measure` measures of a module, and how it is asked, without measuring it.
+
+    Args:
+        model: As for `measure`.
+        data: As for `measure`.
+        objective: As for `measure`.
+        say: Receives one-line notes.
+        **options: As for `measure`.
+
+    Returns:
+        The subject and the request.
+
+    Raises:
+        InputError: The model cannot be called, or does not fit its data.
+        TypeError: A keyword is unknown.
+    """
+    complete, request, _ = _grouped(options, objective or Objective(), None)
+    return _subject(model, _required(data), complete, say), request
 
 
 def _grouped(
