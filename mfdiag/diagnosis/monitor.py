@@ -132,8 +132,8 @@ class Monitor:
         """
         if not self._active:
             return False
-        if loss is not None and self._is_spike(float(loss)):
-            self._store(step, float(loss), batch)
+        if loss is not None:
+            self.look_at(step, float(loss), batch)
         due = self._last is None or step >= self._last + self.every
         if not due or not self._affordable():
             return False
@@ -150,6 +150,17 @@ class Monitor:
         larger = min(2 * self._next_samples, self._most)
         self._expected, self._next_samples = took * larger / self._next_samples, larger
         return True
+
+    def look_at(self, step: int, loss: float, batch: Mapping[str, Tensor] | None = None) -> None:
+        """Compare a loss with the latest ones, and store the step if it is a spike. `step` calls this.
+
+        Args:
+            step: Number of steps taken.
+            loss: The training loss.
+            batch: Tensors to store beside a spike.
+        """
+        if self._active and self._is_spike(loss):
+            self._store(step, loss, batch)
 
     def close(self) -> None:
         """Nothing remains to be written; the table is complete after each measurement."""
