@@ -35,6 +35,7 @@ from mfdiag.tables.store import write_table
 __all__ = ["Monitor"]
 
 _FIRST_SAMPLES = 64  # each measurement takes twice as many, up to the most
+_BATCH = 256  # samples per step, where `batch_sizes` does not say
 _GUESS = 1.0  # seconds of the first measurement
 _SAMPLES, _MOST = 512, 1024  # of a measurement: by default, and at most
 _POSTERIOR = 1e8  # samples x data points x coordinates: less than a second
@@ -66,11 +67,10 @@ class Monitor:
         every: Steps between measurements at least; None for as often as the budget allows.
         budget: Largest fraction of the training's time.
         ema: The averaged network.
-        batch_size: Samples per step.
         writer: Receives the main numbers: an object with `add_scalar(name, value, step)`, such as TensorBoard's
             SummaryWriter, or with `log(values, step=step)`, such as a run of W&B.
         say: Receives one-line notes; None warns.
-        **options: As for `mfdiag.measure`: `samples` at most, `times`, `path`, `guidance`, `weighting`, ...
+        **options: As for `mfdiag.measure`: `samples` at most, `batch_sizes` (that of a step), `times`, `path`, ...
 
     Raises:
         InputError: The network cannot be measured on these data.
@@ -85,14 +85,14 @@ class Monitor:
         every: int | None = None,
         budget: float = 0.02,
         ema: nn.Module | None = None,
-        batch_size: int = 256,
         writer: Any = None,
         say: Callable[[str], None] | None = None,
         **options: Unpack[MeasureOptions],
     ) -> None:
         if not 0 < budget < 1:
             raise InputError(f"Expected a budget above 0 and below 1, a fraction of the training's time, got {budget}.")
-        self.out, self.every, self.budget, self.batch_size = Path(out), every or 1, budget, batch_size
+        self.out, self.every, self.budget = Path(out), every or 1, budget
+        self.batch_size = options.get("batch_sizes", (_BATCH,))[0]
         self.writer, self.frame, self.spikes = writer, pd.DataFrame(), list[Path]()
         self._say = say or (lambda note: warnings.warn(note, stacklevel=3))
         self._most = min(options.get("samples", _SAMPLES), _MOST)
