@@ -10,10 +10,10 @@ from torch import nn
 
 from mfdiag.diagnosis.monitor import Monitor
 
-__all__ = ["MonitorCallback"]
+__all__ = ["LightningMonitor"]
 
 
-class MonitorCallback(Callback):
+class LightningMonitor(Callback):
     """Monitors a LightningModule's network, on the first process.
 
     Args:

@@ -10,10 +10,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mfdiag.diagnosis.monitor import Monitor
 
-__all__ = ["MonitorCallback"]
+__all__ = ["TrainerMonitor"]
 
 
-class MonitorCallback(TrainerCallback):
+class TrainerMonitor(TrainerCallback):
     """Monitors the Trainer's network, on the first process. Spikes show in the losses that the Trainer logs.
 
     Args:

@@ -65,7 +65,7 @@ def impatient(monitor: Any) -> None:
 
 
 def test_lightning(tmp_path: Path) -> None:
-    class Callback(lightning.MonitorCallback):
+    class Callback(lightning.LightningMonitor):
         def on_train_start(self, *args: Any) -> None:
             super().on_train_start(*args)
             impatient(self.monitor)
@@ -86,7 +86,7 @@ class WithLoss(nn.Module):
 
 
 def test_hugging_face_trainer(tmp_path: Path) -> None:
-    class Callback(transformers.MonitorCallback):
+    class Callback(transformers.TrainerMonitor):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             super().on_train_begin(*args, **kwargs)
             impatient(self.monitor)
