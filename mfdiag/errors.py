@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "abbreviated",
     "did_you_mean",
     "first_line",
+    "is_out_of_memory",
+    "machine_error",
     "plain_validation",
     "printable",
 ]
@@ -59,6 +62,34 @@ def abbreviated(names: Sequence[str], count: int = 3) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+_NO_MEMORY = ("not enough memory", "allocate memory", "bad_alloc", "out of memory", "Unable to allocate")
+_NO_FILES = "Too many open files"
+_FULL = "No space left on device"
+
+
+def machine_error(error: BaseException | None) -> MemoryError | OSError | None:
+    """The error of the machine that is behind an error: no memory, no disk space, no files; None if there is none.
+
+    Libraries raise it as a RuntimeError, whose text depends on the device, or pass it on as the cause of their own.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError | OSError):
+            return error
+        text = str(error) if isinstance(error, RuntimeError | ImportError) else ""
+        if any(words in text for words in _NO_MEMORY) or type(error).__name__ == "OutOfMemoryError":
+            return MemoryError(text)
+        for words, number in ((_NO_FILES, errno.EMFILE), (_FULL, errno.ENOSPC)):
+            if words in text:
+                return OSError(number, words)
+        error = error.__cause__
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted."""
+    return isinstance(machine_error(error), MemoryError)
 
 
 def plain_validation(message: str) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "is_folder",
     "remedy_of",
     "remove_orphans",
+    "save_torch",
     "sha256_of",
     "temporary_path",
 ]
@@ -104,6 +105,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         _mine.discard(temporary)
+
+
+def save_torch(content: object, path: Path) -> None:
+    """Write a file of torch.save atomically.
+
+    Args:
+        content: Tensors, plain values, and lists and dictionaries of them.
+        path: The file.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    import torch
+
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch hides the error of the file behind its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,11 @@ _OLD_COLLECTIONS = 1000  # of the middle generation before the oldest is travers
 
 def main() -> None:
     """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 interrupted."""
-    from mfdiag.cli.app import app
+    try:
+        from mfdiag.cli.app import app
+    except (MemoryError, OSError) as error:  # too little memory or too few files to load the program
+        sys.stderr.write(f"mfdiag: Cannot start ({error}). Free memory, or raise the limit of open files.\n")
+        sys.exit(2)
 
     # Imports make about a million objects that live until the end. Traversing them again and again, and once more at
     # exit, takes a quarter of a short run. What dies young, such as the graphs of a pass, is still collected.

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -28,9 +29,10 @@ from mfdiag.cli import (
     variance,
 )
 from mfdiag.cli.options import GroupedCommand, Options, measuring
-from mfdiag.errors import InputError, MfdiagError, first_line, plain_validation, printable
+from mfdiag.errors import InputError, MfdiagError, first_line, machine_error, plain_validation, printable
 from mfdiag.inputs import recording
 from mfdiag.measures import MeasuredTable, measured_tables
+from mfdiag.storage import remedy_of
 from mfdiag.world import may_speak, started_processes
 
 __all__ = ["app"]
@@ -54,8 +56,6 @@ class _Commands(TyperGroup):
             if error.message:  # typer passes on what its parser of types says
                 error.message = f"{plain_validation(error.message)}."
             raise
-        except MemoryError:
-            _end("Not enough memory: lower --chunk, --samples or --bins.", 2)
         except KeyboardInterrupt as error:
             _end("; ".join(["interrupted", *map(str, error.args)]) + ".", 3)
         except BrokenPipeError:  # stdout was closed, as by `| head`: keep Python from flushing it again at exit
@@ -65,7 +65,7 @@ class _Commands(TyperGroup):
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort):  # typer's own
                 raise
             _show_traceback(ctx)
-            _end(*_unexpected(error))
+            _end(*_unexpected(error, str(ctx.invoked_subcommand)))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Accepts --debug anywhere among the arguments."""
@@ -78,19 +78,44 @@ def _show_traceback(ctx: Any) -> None:
         traceback.print_exc()
 
 
-def _unexpected(error: BaseException) -> tuple[str, int]:
+_LESS_MEMORY = {
+    "train": "lower batch_size, measure_samples or the size of the model",
+    "quality": "lower --chunk, --samples or --subsample",
+    **dict.fromkeys(("inspect", "report", "list"), "close other programs, or use a machine with more"),
+}  # for other commands see `_unexpected`
+
+
+def _unexpected(error: BaseException, command: str) -> tuple[str, int]:
     """The line and the exit code of an error that nothing else has explained."""
+    machine = machine_error(error)
+    if isinstance(machine, MemoryError):
+        return f"Not enough memory: {_LESS_MEMORY.get(command, 'lower --chunk, --samples or --bins')}.", 2
+    if machine is not None:
+        _discard_output()
+        name = f" {machine.filename}" if machine.filename else ""
+        return f"Cannot read or write{name} ({machine.strerror or machine}). {remedy_of(machine)}.", 2
     from mfdiag.models.failures import failing_layer, reason_of
 
+    if isinstance(error, SystemExit):
+        return f"Code that mfdiag was passed called sys.exit({error.code!r}). Remove that; {_DEBUG} shows where.", 2
     if failing_layer(error) is not None:
         return f"The network fails: {reason_of(error)}. Correct it or --model; {_DEBUG} shows the traceback.", 2
     text = f"Unexpected {type(error).__name__}: {first_line(error).removesuffix('.')}."
     return f"{text} This is an error in mfdiag or in code that it was passed; {_DEBUG} shows the traceback.", 1
 
 
+def _discard_output() -> None:
+    """Keep Python from flushing stdout again at exit where its disk is full."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end(text: str, code: int) -> NoReturn:
-    if may_speak(sys.exception()):
-        sys.stderr.write(f"mfdiag: {printable(text)}\n")
+    with suppress(OSError):  # the exit code remains
+        if may_speak(sys.exception()):
+            sys.stderr.write(f"mfdiag: {printable(text)}\n")
     sys.exit(code)
 
 

@@ -129,7 +129,7 @@ def _session(options: Options, silent: bool) -> Iterator[Session]:
         checkpoints = [bundled()]
         say("no checkpoint given: measuring the bundled one (MLP, eight_gaussians, MeanFlow's original loss).")
     mode: Mode = "resume" if options.resume else "overwrite" if options.overwrite else "new"
-    with progress_on(console) as progress, _memory_errors():
+    with progress_on(console) as progress:
         yield Session(options, checkpoints, mode, progress, say, warn, console, silent)
 
 
@@ -143,17 +143,6 @@ def _with_card_objective(table: MeasuredTable, options: Options, say: Callable[[
         )
         say(f"as {options.model} says the model was trained: {', '.join(shown)}.")
     return replace(options, **defaults)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Raise MemoryError for the RuntimeError of torch, whose text depends on the device."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-            raise MemoryError from error
-        raise
 
 
 def _request(table: MeasuredTable, options: Options) -> Request:

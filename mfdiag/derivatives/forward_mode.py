@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from mfdiag.derivatives.attention import twice_differentiable
-from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
+from mfdiag.errors import NETWORK_ERRORS, InputError, first_line, is_out_of_memory
 from mfdiag.fields.inputs import VelocityFunction
 from mfdiag.flow.conditions import Condition
 
@@ -59,9 +59,7 @@ def forward_mode_derivatives(
         try:
             parts = [vmap(along, out_dims=_SHARED_PRIMAL)(*chunk) for chunk in chunks]
             return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
-        except torch.OutOfMemoryError:
-            raise
         except NETWORK_ERRORS as error:
-            if "not enough memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             raise NoForwardModeError(first_line(error).partition(". ")[0]) from error

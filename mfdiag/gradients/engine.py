@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mfdiag.derivatives.reverse_mode import vjp
-from mfdiag.errors import InputError, MfdiagError
+from mfdiag.errors import InputError, MfdiagError, is_out_of_memory
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.gradients.engine_protocol import Engine
 from mfdiag.gradients.fallback_note import fallback_note
@@ -52,9 +52,11 @@ def prepare_engine(
         require_repeatable(module, inputs)
         singles = single_gradients(module, inputs, cotangent)
         _require_gradients(module, inputs, singles)
-    except (MfdiagError, torch.OutOfMemoryError):
+    except MfdiagError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's network raises
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"The model cannot be evaluated as u(x, r, t, labels) on samples of shape {tuple(inputs[0].shape[1:])}: "
             f"{reason_of(error)}. Check that --data fits the model, and check --model."

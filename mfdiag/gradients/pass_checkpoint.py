@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mfdiag.storage import atomic_write
+from mfdiag.storage import save_torch
 
 __all__ = ["PassCheckpoint"]
 
@@ -38,8 +38,7 @@ class PassCheckpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the state atomically."""
-        with atomic_write(self.path) as temporary:
-            torch.save({"key": self.key, "state": state}, temporary)
+        save_torch({"key": self.key, "state": state}, self.path)
         self.written = time.monotonic()
 
     def clear(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from mfdiag.derivatives.choice import Derivative, choose_derivative
 from mfdiag.derivatives.time_steps import time_notes
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, is_out_of_memory
 from mfdiag.fields.builder import FieldBuilder
 from mfdiag.fields.fields import Fields
 from mfdiag.fields.inputs import Inputs, select_samples
@@ -85,6 +86,11 @@ def run_pass(
             prepared = prepared.restarted(plan, error.decision)
             if checkpoint is not None:  # an older state holds sums of the path that failed
                 prepared.save(checkpoint)
+        except Exception as error:
+            if not is_out_of_memory(error) or prepared.chunk == 1:
+                raise
+            prepared = prepared.in_smaller_chunks(plan, say)
+        gc.collect()  # the error held the tensors of its chunk
     prepared.totals.share()
     if checkpoint is not None:
         current_world().on_first(checkpoint.clear)
@@ -223,6 +229,14 @@ class _PreparedPass:
         totals = Totals(self.cells, self.totals.gradient.parameters, plan)
         check = Sums(engine.capabilities)
         return replace(self, engine=engine, totals=totals, check=check, decision=self.decision | decision)
+
+    def in_smaller_chunks(self, plan: Plan, say: Callable[[str], None]) -> _PreparedPass:
+        """The same pass in chunks of half the size, from where its totals are complete."""
+        complete = self.totals.resumable and self.totals.gradient.position > 0 and current_world().size == 1
+        begin = "continues" if complete else "starts again"
+        say(f"not enough memory for {self.chunk} samples at once: the pass {begin} with {self.chunk // 2}.")
+        smaller = replace(self, check=Sums(self.engine.capabilities)) if complete else self.restarted(plan, Decision())
+        return replace(smaller, chunk=self.chunk // 2)
 
     def save(self, checkpoint: PassCheckpoint) -> None:
         """Save what the next run resumes from: the running totals, and what is left to the reference."""

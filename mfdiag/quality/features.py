@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, first_line, is_out_of_memory
 from mfdiag.usercode import call_user_factory
 
 __all__ = ["Features", "flat_features", "load_features"]
@@ -50,9 +50,9 @@ def flat_features(x: Tensor, features: Features | None) -> Tensor:
     try:
         with torch.no_grad():
             rows = features(x)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # the user's code
+    except (Exception, SystemExit) as error:  # the user's code
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         raise InputError(
             f"Expected --features to map samples of shape {list(x.shape)} to rows of features, but it raised "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, is_out_of_memory
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
@@ -21,6 +22,7 @@ from mfdiag.flow.sources import Source
 from mfdiag.gradients.intervals import Estimate
 from mfdiag.models.precision import measured_copy
 from mfdiag.models.wrapper import conditions_taken
+from mfdiag.quality.checks import repeatable_output, require_same_output
 from mfdiag.quality.features import Features, flat_features
 from mfdiag.quality.intervals import estimate_from_replicates, estimate_from_shares
 from mfdiag.quality.metrics import DataSubsample, Metric, PairedSamples, find_metric
@@ -108,17 +110,15 @@ class FeatureSampler:
         noise = torch.as_tensor(self.source.sample(u[:, width:], labels)).to(self.device, self.dtype)
         own = torch.as_tensor(labels).to(self.device) if labels is not None and model.conditional else None
         rows = self.data.rows(u[:, :width]) if model.conditions else None  # type: ignore[attr-defined]
-        chunk = self._chunk_size(noise[0].numel())
-        parts = []
-        for start in range(0, size, chunk):
-            part = slice(start, start + chunk)
+
+        def features_of(part: slice) -> Tensor:
             condition: Condition = None if own is None else own[part]
             if rows is not None:
                 arrays = {n: torch.as_tensor(conditions_of(self.data)[n][rows[part]]) for n in model.conditions}
                 condition = Conditions(labels_of(condition), arrays).to(noise)
-            x = generate_samples(model.generate, noise[part], condition)
-            parts.append(flat_features(x, self.features))
-        return torch.cat(parts)
+            return flat_features(generate_samples(model.generate, noise[part], condition), self.features)
+
+        return torch.cat(_in_chunks(features_of, size, self._chunk_size(noise[0].numel())))
 
     def _chunk_size(self, coordinates: int) -> int:
         return self.chunk or max(1, min(_CHUNK_SAMPLES, _CHUNK_NUMBERS // coordinates))
@@ -163,12 +163,13 @@ class PreparedMetrics:
             function = SampledModel(lambda noise, _: model(noise))
             return [MetricEstimate(None, *pair) for pair in self._estimates(function)]
         network = measured_copy(model, self.sampler.device, self.sampler.dtype)
-        conditional = bool(getattr(model, "num_classes", 0))
-        return [
-            MetricEstimate(steps, *pair)
-            for steps in nfe
-            for pair in self._estimates(SampledModel(_sampler_of(network, steps), conditional, conditions_taken(model)))
-        ]
+        conditional, conditions = bool(getattr(model, "num_classes", 0)), conditions_taken(model)
+        with self._repeatable(network, SampledModel(_sampler_of(network, 1), conditional, conditions)):
+            return [
+                MetricEstimate(steps, *pair)
+                for steps in nfe
+                for pair in self._estimates(SampledModel(_sampler_of(network, steps), conditional, conditions))
+            ]
 
     def _estimates(self, model: SampledModel) -> Iterator[tuple[str, Estimate]]:
         self._require_agreement(model)
@@ -187,6 +188,24 @@ class PreparedMetrics:
             for name, column in zip(self.paired, values.T, strict=True):
                 interval = estimate_from_shares if find_metric(name).share else estimate_from_replicates
                 yield name, interval(column, count) if np.isfinite(column).all() else _missing(count)
+
+    @contextmanager
+    def _repeatable(self, network: nn.Module, model: SampledModel) -> Iterator[None]:
+        """InputError where the network is random, mixes samples, or has another state after what is done within."""
+        calls: list[tuple[Tensor, Condition]] = []
+
+        def record(noise: Tensor, condition: Condition) -> Tensor:
+            calls.append((noise, condition))
+            return noise
+
+        count = min(_COMPARED_SAMPLES, self.samples // REPLICATES, self.sampler.chunk or _COMPARED_SAMPLES)
+        self.sampler.of_model(model._replace(generate=record), independent_uniforms, 0, count)
+        noise, condition = calls[0]
+        t = torch.linspace(1, 1 / len(noise), len(noise)).to(noise)
+        inputs = (noise, torch.zeros_like(t), t, condition)
+        before = current_world().together(lambda: repeatable_output(network, inputs))
+        yield
+        current_world().together(lambda: require_same_output(network, inputs, before))
 
     def _require_agreement(self, model: SampledModel) -> None:
         """InputError where a few samples of the model or of the data are not those of other processes."""
@@ -211,6 +230,21 @@ class PreparedMetrics:
             return [np.nan] * len(self.paired)
         pairs = PairedSamples(x, torch.cdist(x, x), torch.cdist(x, y))
         return [functions[replicate](pairs) for functions in self.paired.values()]
+
+
+def _in_chunks(compute: Callable[[slice], Tensor], size: int, chunk: int) -> list[Tensor]:
+    """What `compute` makes of each part of a range, in parts of half the size where memory is exhausted."""
+    parts: list[Tensor] = []
+    start = 0
+    while start < size:
+        try:
+            parts.append(compute(slice(start, min(start + chunk, size))))
+            start += chunk
+        except Exception as error:
+            if not is_out_of_memory(error) or chunk == 1:
+                raise
+            chunk //= 2
+    return parts
 
 
 def _sampler_of(network: nn.Module, nfe: int) -> Generate:

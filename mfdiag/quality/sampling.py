@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, first_line, is_out_of_memory
 from mfdiag.fields.inputs import require_velocity
 from mfdiag.flow.conditions import Condition
 
@@ -60,9 +60,9 @@ def generate_samples(generate: Generate, noise: Tensor, condition: Condition) ->
     try:
         with torch.no_grad():
             x = generate(noise, condition)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error)
         raise InputError(f"{expected}, but it failed: {reason}. Check --data and --model.") from error
     if not isinstance(x, Tensor) or x.shape != noise.shape:

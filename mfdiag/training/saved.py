@@ -16,7 +16,7 @@ from mfdiag.models.checkpoint import load_model, save_checkpoint
 from mfdiag.models.description import Description
 from mfdiag.models.formats.containers import read_container
 from mfdiag.models.prediction import PredictionAdapter
-from mfdiag.storage import atomic_write
+from mfdiag.storage import save_torch
 from mfdiag.training.ensemble import TrainState, initial_state
 from mfdiag.training.optimizers import OptimizerMoments
 from mfdiag.training.spec import TrainSpec
@@ -94,8 +94,7 @@ def save_run(folder: Path, spec: TrainSpec, run: TrainingRun) -> None:
         "log": [tuple(entry) for entry in run.log],
         "inputs": run.inputs,
     }
-    with atomic_write(folder / STATE) as temporary:
-        torch.save(content, temporary)
+    save_torch(content, folder / STATE)
 
 
 def load_run(folder: Path) -> tuple[dict[str, Any], TrainingRun] | None:

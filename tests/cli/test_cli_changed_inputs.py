@@ -91,7 +91,12 @@ CASES = [
     ("sweep", "--model code.py:build", "beside.py", "beside.py"),
     ("variance", "--estimator code.py:ESTIMATOR", "code.py", "code code.py"),
     ("coefficient", "--proxy teacher=teacher.safetensors", "teacher.safetensors", "teacher teacher.safetensors"),
-    ("quality", "--features code.py:features --nfe 1 --subsample 8 --samples 64", "code.py", "code code.py"),
+    (
+        "quality",
+        "--features code.py:features --nfe 1 --subsample 8 --samples 64 --metric coverage",
+        "code.py",
+        "code code.py",
+    ),
 ]
 
 

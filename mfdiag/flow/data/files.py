@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, first_line, is_out_of_memory
 from mfdiag.flow.data.file_arrays import FileArray, npy_array, safetensors_arrays, torch_arrays
 from mfdiag.inputs import note_read
 from mfdiag.storage import is_file
@@ -181,9 +181,11 @@ def parser_errors(location: str) -> Iterator[None]:
     """Turns whatever a parser raises for the file at `location` into InputError."""
     try:
         yield
-    except (InputError, ImportError, MemoryError):
+    except (InputError, ImportError):
         raise
     except Exception as error:  # for damaged bytes parsers raise anything: assertions, struct errors, KeyError
+        if is_out_of_memory(error):
+            raise
         reason = first_line(error).rstrip(".")
         problem = (
             f"Cannot read {location} ({reason}). It may be truncated, or not a {Path(location).suffix} file: write it "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mfdiag.errors import InputError, did_you_mean, first_line
+from mfdiag.errors import InputError, did_you_mean, first_line, is_out_of_memory
 from mfdiag.flow.data.condition_arrays import select_conditions
 from mfdiag.flow.data.file_sources import ARCHIVES
 from mfdiag.flow.data.files import (
@@ -306,7 +306,8 @@ class _errors_of:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError):
+        passes = error is None or isinstance(error, InputError) or is_out_of_memory(error)
+        if isinstance(error, Exception | SystemExit) and not passes:
             raise InputError(
                 f"Reading items of {self.name} failed with {type(error).__name__}: {first_line(error)}. Correct the "
                 "data set."

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 
-from mfdiag.errors import first_line
+from mfdiag.errors import first_line, machine_error
 from mfdiag.estimators import Estimator
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
 from mfdiag.flow.draw import why_posterior_unknown
@@ -77,9 +76,11 @@ def _of_measurable_estimators(table: MeasuredTable, measurement: Measurement) ->
     try:
         return _measured(table, measurement)
     except Exception as error:
+        if machine_error(error) is not None:
+            raise
         failures = _failures(table, measurement)
         remaining = [estimator for estimator in measurement.estimators if estimator.name not in failures]
-        if isinstance(error, torch.OutOfMemoryError) or not failures or not remaining:
+        if not failures or not remaining:
             raise
     for name, reason in failures.items():
         if measurement.say is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, first_line, is_out_of_memory
 from mfdiag.models.formats.archives import checked_records, damaged_file
 from mfdiag.models.formats.conversion import Conversion, conversion_of, torchscript_conversion
 from mfdiag.models.formats.pickles import PickleContent, number_in, read_pickle, value_stand_ins
@@ -165,6 +165,8 @@ def _loaded(source: _Source, container: str, pickled: PickleContent) -> Any:
             mmap = container == "torch zip" and source.raw is None
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise damaged_file(source.path, container, first_line(error).rstrip(".")) from error
 
 
