@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_SHOWN = 3  # findings
+_SHOWN = 3  # findings, and changes between checkpoints
+_WIDTH = 80
 
 
 def _own(help: str, **more: Any) -> Any:
@@ -90,26 +92,28 @@ def command(
         )
         job = DoctorJob(work.checkpoints, SubjectOptions.of(options), examination, progress=work.progress, say=work.say)
         outcome = run(job, options.out, work.mode, say=work.say)
-    for diagnosis in job.diagnoses.values():
-        print("\n".join(_lines(diagnosis)))
+    lines = [line for diagnosis in job.diagnoses.values() for line in _lines(diagnosis, len(job.diagnoses) > 1)]
+    lines += [change.sentence() for change in job.course[:_SHOWN]]
+    for line in lines:
+        print(textwrap.fill(line, _WIDTH, subsequent_indent="   "))
     work.console.print(f"tables: {', '.join(map(str, outcome.tables))}, {options.out / 'doctor.json'}", markup=False)
 
 
-def _lines(diagnosis: Diagnosis) -> list[str]:
-    """At most ten lines: the verdict, and up to three findings with where they show and what to do first."""
-    lines = [f"{diagnosis.checkpoint}: {diagnosis.verdict}"]
+def _lines(diagnosis: Diagnosis, brief: bool) -> list[str]:
+    """The verdict, and up to three findings with where they show and what to do first; one sentence where brief."""
+    name = f"{diagnosis.checkpoint}: "
+    if brief:
+        return [f"{name}{diagnosis.verdict}"]
+    lines = [f"{name}{diagnosis.verdict}", *([diagnosis.noise] if diagnosis.noise else [])]
     for number, entry in enumerate(diagnosis.findings[:_SHOWN], 1):
         detection = entry.detection
         where = f" At {detection.where}." if detection.where else ""
-        lines.append(f"{number}. {detection.severity}, {detection.certainty}: {entry.title}.{where}")
-        if number > 1:
-            lines.append(f"   {detection.summary}")
+        summary = "" if number == 1 else f" {detection.summary}"
+        lines.append(f"{number}. {detection.severity}, {detection.certainty}: {entry.title}.{summary}{where}")
         if entry.remedies:
             lines.append(f"   Do: {entry.remedies[0].action}.{_effect(entry.remedies[0])}")
     left = len(diagnosis.findings) - _SHOWN
-    if left > 0:
-        lines.append(f"{left} more in doctor.json.")
-    return lines
+    return [*lines, f"{left} more in doctor.json."] if left > 0 else lines
 
 
 def _effect(remedy: object) -> str:

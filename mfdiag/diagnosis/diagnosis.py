@@ -9,7 +9,8 @@ from typing import Any
 
 from mfdiag.diagnosis.evidence import Evidence, Value
 from mfdiag.diagnosis.finding import Detection, Finding, all_findings
-from mfdiag.diagnosis.remedies import Remedy, remedy
+from mfdiag.diagnosis.remedies import Remedy, ranked
+from mfdiag.numbers import with_interval
 
 __all__ = ["Diagnosed", "Diagnosis", "diagnose"]
 
@@ -62,12 +63,14 @@ class Diagnosis:
         findings: The findings that apply, the most important first.
         not_checked: Code -> why it could not be judged.
         seconds: How long it took.
+        noise: How noisy the gradient is, and which role makes the noise, in a sentence or two.
     """
 
     checkpoint: str
     findings: Sequence[Diagnosed]
     not_checked: Mapping[str, str]
     seconds: float
+    noise: str = ""
 
     @property
     def healthy(self) -> bool:
@@ -79,7 +82,7 @@ class Diagnosis:
         """One or two sentences."""
         worst = next(iter(self.findings), None)
         if worst is None:
-            return "Nothing to do: every finding that could be checked is absent."
+            return "Nothing to do: none of the findings that could be checked applies."
         if worst.detection.severity == "critical":
             return f"Something is wrong: {_lower(worst.title)}. {worst.detection.summary}"
         if worst.detection.severity == "warning":
@@ -93,6 +96,7 @@ class Diagnosis:
             "healthy": self.healthy,
             "checkpoint": self.checkpoint,
             "seconds": round(self.seconds, 1),
+            "noise": self.noise,
             "findings": [entry.record() for entry in self.findings],
             "not_checked": [{"code": code, "reason": reason} for code, reason in self.not_checked.items()],
         }
@@ -120,11 +124,37 @@ def diagnose(evidence: Evidence, seconds: float = 0.0) -> Diagnosis:
         Diagnosed(
             all_findings()[code],
             detections[code],
-            [remedy(name, evidence) for name in all_findings()[code].remedies],
+            ranked(all_findings()[code].remedies, evidence),
         )
         for code in shown
     ]
-    return Diagnosis(evidence.facts.checkpoint, findings, _not_checked(evidence, detections), seconds)
+    return Diagnosis(evidence.facts.checkpoint, findings, _not_checked(evidence, detections), seconds, _noise(evidence))
+
+
+def _noise(evidence: Evidence) -> str:
+    """How noisy the gradient is, and whether tangent or target makes the noise; empty where nothing was measured."""
+    variance = evidence.get("variance", estimator="meanflow")
+    scale, tail = (evidence.get(name, estimator="meanflow") for name in ("noise_scale", "tail_index"))
+    if variance is None or scale is None or tail is None:
+        return ""
+    if not variance.trusted:
+        tangent = evidence.get("tail_index", estimator=evidence.facts.tangent)
+        other = "" if tangent is None else f", {_number(tangent)} with the proxy's tangent"
+        return (
+            f"The gradient's variance is not measurable with {variance.n_samples:,} samples ({variance.status}): its "
+            f"tail index is {_number(tail)}{other}."
+        )
+    sentence = f"Noise equals signal at a batch of {_number(scale)}." if scale.trusted else ""
+    roles = {
+        "tangent": evidence.get("mse_ratio", estimator=evidence.facts.tangent),
+        "target": evidence.get("variance_ratio", estimator="plane:0,1"),
+    }
+    left = [f"in the {role} leaves {_number(value)} of it" for role, value in roles.items() if value and value.trusted]
+    return f"{sentence} The proxy's velocity {', '.join(left)}." if left else sentence
+
+
+def _number(value: Value) -> str:
+    return with_interval(value.value, value.low, value.high)
 
 
 def _outranks(detections: Mapping[str, Detection], name: str, code: str) -> bool:

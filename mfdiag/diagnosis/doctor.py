@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mfdiag.diagnosis.candidate import Candidate, load_candidate
+from mfdiag.diagnosis.course import Change, changes
 from mfdiag.diagnosis.diagnosis import Diagnosis, diagnose
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.examination import ExaminationOptions, examine
@@ -20,11 +21,14 @@ from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.request import Progress
 from mfdiag.measures.run.subject import SubjectOptions
 from mfdiag.models.weights import NonfiniteWeightsError
-from mfdiag.storage import atomic_write
+from mfdiag.storage import atomic_write, sha256_of
 from mfdiag.tables.check import conform
 from mfdiag.tables.doctor import DOCTOR
+from mfdiag.tables.store import read_table
 
 __all__ = ["DoctorJob", "Nonfinite"]
+
+_UNKNOWN = "unknown"  # where the weights could not be loaded
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class Nonfinite:
 
     Attributes:
         checkpoint: Its name.
+        sha256: Hash of its file.
         names: Names of the tensors.
     """
 
     checkpoint: str
+    sha256: str
     names: Sequence[str]
 
 
@@ -74,6 +80,7 @@ class DoctorJob(Job[Candidate | Nonfinite]):
             **{name: _plain(getattr(examination, name)) for name in examination.__dataclass_fields__},
         }
         self.diagnoses: dict[str, Diagnosis] = {}
+        self.course: list[Change] = []
 
     def subjects(self) -> Sequence[Candidate | Nonfinite]:
         """Every checkpoint, loaded."""
@@ -83,12 +90,12 @@ class DoctorJob(Job[Candidate | Nonfinite]):
         try:
             return load_candidate(path, self.options, self.say)
         except NonfiniteWeightsError as error:
-            return Nonfinite(str(path), error.names)
+            return Nonfinite(str(path), sha256_of(path), error.names)
 
     def identity(self, subject: Candidate | Nonfinite) -> tuple[str, ...]:
         """Checkpoint, hash, data set and sampler of (r, t)."""
         if isinstance(subject, Nonfinite):
-            return tuple(map(str, (subject.checkpoint, None, "unknown", None)))
+            return tuple(map(str, (subject.checkpoint, subject.sha256, _UNKNOWN, _UNKNOWN)))
         model = subject.subject
         return tuple(map(str, (model.checkpoint, model.sha256, model.data.name, model.times.name)))
 
@@ -113,7 +120,9 @@ class DoctorJob(Job[Candidate | Nonfinite]):
         earlier = _earlier(path) if len(records) < len(self.checkpoints) else {}
         everything = list((earlier | records).values())
         worst = min(everything, key=lambda record: _rank(record))
+        self.course = changes(read_table("doctor", out)) if len(everything) > 1 else []
         content = worst if len(everything) == 1 else {**worst, "checkpoints": everything}
+        content = content | ({"course": [change.record() for change in self.course]} if self.course else {})
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return [path]
@@ -143,7 +152,9 @@ def _nonfinite_frame(subject: Nonfinite) -> pd.DataFrame:
     row = {
         "run": Path(subject.checkpoint).stem,
         "checkpoint": subject.checkpoint,
-        "dataset": "unknown",
+        "checkpoint_sha256": subject.sha256,
+        "dataset": _UNKNOWN,
+        "times": _UNKNOWN,
         "seed": 0,
         "layer": "all",
         "quantity": "nonfinite_weights",

@@ -183,6 +183,18 @@ class Evidence:
         trusted = [value for value in self.values(quantity, by=by, **keys) if value.trusted]
         return max(trusted, key=lambda value: value.value, default=None)
 
+    def largest_samples(self, count: int = 3) -> str:
+        """The samples with the largest gradients, with their times, in words; empty without table `samples`."""
+        if self.samples is None:
+            return ""
+        rows = self.samples[self.samples["quantity"].eq("grad_norm2") & self.samples["estimator"].eq("meanflow")]
+        rows = rows.nlargest(count, "value")
+        names = [
+            f"{row.index_} (r {row.r:.2f}, t {row.t:.2f})"
+            for row in rows.rename(columns={"index": "index_"}).itertuples()
+        ]
+        return f"samples {', '.join(names)}" if names else ""
+
 
 def _value(row: Mapping[Any, Any]) -> Value:
     keys = {name: row[name] for name in ("weights", "target", "estimator", "batch_size") if not pd.isna(row[name])}

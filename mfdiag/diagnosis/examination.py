@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from mfdiag.diagnosis.alternatives import probe_alternatives
 from mfdiag.diagnosis.candidate import Candidate
 from mfdiag.diagnosis.conventions import Identification, identify
 from mfdiag.diagnosis.evidence import Evidence, Facts
@@ -42,6 +43,7 @@ _FIELD_SHARE, _FIELD_CALLS = 0.15, 40  # of the budget for forward passes; evalu
 _IDENTIFY_SHARE, _IDENTIFY_CALLS = 0.25, 150
 _SUSPICIOUS = 0.7  # ratio of target defects from which on the gradient without stop-gradient is measured
 _GAP_SAMPLES = 512
+_ALTERNATIVES_UNTIL, _ALTERNATIVES_SAMPLES = 0.5, 1024  # share of the budget that is still free then; samples
 _TRIALS = 8
 _COLUMNS = ("quantity", "value", "std_error", "ci_low", "ci_high", "n_samples", "status")
 
@@ -106,6 +108,12 @@ def examine(
     settings = replace(request.settings, samples=_samples(measurement, options, start, say))
     measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
     own, frames = probe_gradient(measurement, facts.batch_size)
+    if options.samples is not None or time.perf_counter() - start < _ALTERNATIVES_UNTIL * (
+        options.budget or _BUDGET[0]
+    ):
+        few = replace(settings, samples=min(settings.samples, _ALTERNATIVES_SAMPLES))
+        fewer = replace(measurement, request=replace(measurement.request, settings=few))
+        own += probe_alternatives(fewer, frames["variance"], say)
     frame = doctor_frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
     return Evidence(replace(facts, exact=exact), frame, frames["samples"], identification, _log(options))
 

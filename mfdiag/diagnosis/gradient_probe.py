@@ -103,6 +103,9 @@ def _intervals(result: PassResult, norms: np.ndarray) -> Iterator[Measured]:
         return
     estimate = ratio(norms * apart / apart.mean(), norms * ~apart / (~apart).mean())
     yield Measured("interval_moment", estimate, keys={"estimator": "meanflow"})
+    share = apart.mean()
+    density = np.where(apart, 0.5, (1 - share / 2) / (1 - share))  # of the pairs with half of r < t drawn with r = t
+    yield Measured("equal_times_moment", ratio(norms * density, norms), keys={"estimator": "meanflow"})
 
 
 def _tangent(moments: Moments, plan: EstimatorPlan, n: int) -> Iterator[Measured]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mfdiag.diagnosis.alternatives import TRANSPORT
 from mfdiag.diagnosis.evidence import Evidence, Value
+from mfdiag.estimators import find_estimator
 from mfdiag.numbers import plain
 
-__all__ = ["Remedy", "remedy"]
+__all__ = ["Remedy", "ranked", "remedy"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class Remedy:
     meaning: str = ""
     cost: str = "none"
 
+    @property
+    def left(self) -> float:
+        """What it leaves of the noise; 1 where that was not measured, or the interval holds 1."""
+        effect = self.effect
+        return effect.value if effect is not None and effect.below(1.0) else 1.0
+
     def record(self) -> dict[str, Any]:
         """As doctor.json holds it."""
         effect = None
@@ -38,6 +46,21 @@ class Remedy:
             effect = {"quantity": value.quantity, "value": value.value, "ci_low": value.low, "ci_high": value.high}
         option = "; ".join(f"{name}: {line}" for name, line in self.option.items())
         return {"action": self.action, "option": option, "effect": effect, "cost": self.cost}
+
+
+def ranked(names: Sequence[str], evidence: Evidence) -> list[Remedy]:
+    """Remedies by what they leave of the noise, those without a measured effect last and in their own order.
+
+    Args:
+        names: Keys of this file's table.
+        evidence: What was measured.
+
+    Returns:
+        The remedies. What would raise the noise beyond doubt is left out.
+    """
+    remedies = [remedy(name, evidence) for name in names]
+    useful = [entry for entry in remedies if not (entry.effect is not None and entry.effect.above(1.0))]
+    return sorted(useful or remedies, key=lambda entry: entry.left)
 
 
 def remedy(name: str, evidence: Evidence) -> Remedy:
@@ -125,6 +148,56 @@ def _batch(evidence: Evidence) -> Remedy:
     )
 
 
+def _estimator(name: str, title: str, cost: str) -> Callable[[Evidence], Remedy]:
+    def remedy(evidence: Evidence) -> Remedy:
+        return Remedy(
+            f"Train with {title}",
+            {"mfdiag": f"loss: {{estimator: '{name}'}}"},
+            evidence.get("mse_ratio", estimator=find_estimator(name).name),
+            f"error of a batch of {evidence.facts.batch_size:,} against MeanFlow's mean, relative to now",
+            cost,
+        )
+
+    return remedy
+
+
+def _target(evidence: Evidence) -> Remedy:
+    return Remedy(
+        "Mix the target: half of the network's own velocity, half v_c",
+        {
+            "mfdiag": "loss: {gamma: 0.5}",
+            "py-meanflow": "v in u_tgt becomes 0.5 * v + 0.5 * net_ema(z, t, t)",
+            "zhuyu-cs": "the same for v_t in u_target",
+        },
+        evidence.get("mse_ratio", estimator=find_estimator("plane:0,0.5").name),
+        f"error of a batch of {evidence.facts.batch_size:,}, relative to now",
+        "1 more forward pass",
+    )
+
+
+def _transport(evidence: Evidence) -> Remedy:
+    return Remedy(
+        "Pair noise and data by optimal transport within groups of 64",
+        {"mfdiag": f"coupling: {TRANSPORT}", "py-meanflow": "permute e within the batch", "zhuyu-cs": "permute noises"},
+        evidence.get("variance_ratio", target=TRANSPORT),
+        "variance of the gradient, relative to now",
+        "one assignment problem per batch",
+    )
+
+
+def _equal_times(evidence: Evidence) -> Remedy:
+    return Remedy(
+        "Halve the fraction of pairs with r < t",
+        {
+            "mfdiag": "times: the same sampler with r_ne_t halved",
+            "py-meanflow": "--ratio",
+            "zhuyu-cs": "--ratio-r-not-equal-t",
+        },
+        evidence.get("equal_times_moment"),
+        "second moment of the gradient, relative to now",
+    )
+
+
 def _plain(action: str, cost: str = "none", **option: str) -> Callable[[Evidence], Remedy]:
     """A remedy without a measured effect."""
     return lambda evidence: Remedy(action, {name.replace("_", "-"): line for name, line in option.items()}, cost=cost)
@@ -135,6 +208,17 @@ _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
     "weight_half": _smaller_power(0.5),
     "weight_one": _smaller_power(1.0),
     "optimal_times": _times,
+    "equal_times": _equal_times,
+    "mix_target": _target,
+    "transport": _transport,
+    "alpha_flow": _estimator("alpha_flow:0.5", "alpha-Flow at alpha = 0.5", "no derivative"),
+    "shorter_intervals": _estimator("restricted_meanflow:0.5", "intervals of at most 0.5", "none"),
+    "finite_difference": _estimator(
+        "finite_difference", "a finite difference instead of the derivative", "1 more forward pass"
+    ),
+    "split": _estimator(
+        "split_meanflow", "two parts of the interval as target", "2 forward passes instead of a derivative"
+    ),
     "clip": _clip,
     "larger_batch": _batch,
     "convention": _plain(

@@ -13,7 +13,7 @@ DOCTOR = gradient_table(
     "What the doctor measured of a checkpoint. docs/doctor.md says which findings rest on which quantity.",
     (
         Column("weights", "string", "Set of weights (raw, ema); null for the training itself.", True),
-        Column("target", "string", "Which derivative the target has, or which weight the loss.", True),
+        Column("target", "string", "Which derivative the target has, which weight the loss, or which coupling.", True),
         Column("batch_size", "int64", "Batch n, in samples; null where n does not enter.", True),
         LAYER,
         *BINS,
@@ -151,6 +151,20 @@ DOCTOR = gradient_table(
         "MSE_n / MSE_n of MeanFlow",
         "1",
         "Error of a batch of n with the tangent of column estimator, over that of MeanFlow's.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "variance_ratio",
+        "variance / variance of MeanFlow",
+        "1",
+        "Of another estimator, or of MeanFlow under the coupling in column target.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "equal_times_moment",
+        "E|G|^2 with half as many pairs r < t / E|G|^2",
+        "1",
+        "Second moment of the gradient left where half of the pairs with r < t are drawn with r = t instead.",
         kind="nonnegative",
     ),
     Quantity(

@@ -48,3 +48,21 @@ def test_a_log_that_cannot_be_read_is_refused(cli: Run, tmp_path: Path, content:
     result = cli("doctor", "--samples", "64", "--log", str(log), "--out", str(tmp_path / "out"))
     assert result.code == 2
     assert "Expected a training log" in result.err and "Traceback" not in result.err
+
+
+def test_several_checkpoints_get_one_line_each_and_the_worst_verdict(cli: Run, tmp_path: Path) -> None:
+    with safe_open(bundled(), "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(bundled())
+    broken = {name: torch.full_like(value, torch.nan) for name, value in tensors.items()}
+    for name, content in (("good", tensors), ("bad", broken)):
+        save_file(content, tmp_path / f"{name}.safetensors", metadata)
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("good", "bad")]
+    result = cli("doctor", *paths, "--samples", "64", "--out", str(tmp_path / "out"))
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "out" / "doctor.json").read_text())
+    assert record["checkpoint"].endswith("bad.safetensors") and not record["healthy"]
+    assert [entry["healthy"] for entry in record["checkpoints"]] == [True, False]
+    again = cli("doctor", *paths, "--samples", "64", "--out", str(tmp_path / "out"), "--resume")
+    assert again.code == 0
+    assert json.loads((tmp_path / "out" / "doctor.json").read_text())["checkpoints"] == record["checkpoints"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag import measure
+from mfdiag.diagnosis.alternatives import ALTERNATIVES, TRANSPORT, probe_alternatives
 from mfdiag.diagnosis.field_probe import TARGETS, Measured, probe_field
 from mfdiag.diagnosis.gradient_probe import probe_gradient
 from mfdiag.estimators import find_estimator
@@ -175,6 +176,36 @@ def check_shares(measured: list[Measured], samples: pd.DataFrame) -> None:
     best = sum(cell.mean() * np.sqrt(g[cell].mean()) for cell in cells if cell.any()) ** 2 / g.mean()
     assert by_name["times_moment"] == pytest.approx(best)
     assert by_name["clipped_moment"] == pytest.approx(np.minimum(g, np.quantile(g, 0.99)).mean() / g.mean())
+    apart, share = r < t, (r < t).mean()
+    fewer = (share / 2 * g[apart].mean() + (1 - share / 2) * g[~apart].mean()) / g.mean()
+    assert by_name["equal_times_moment"] == pytest.approx(fewer)
     assert by_name["interval_moment"] == pytest.approx(g[r < t].mean() / g[r == t].mean())
     layers = [float(e.estimate.value) for e in measured if e.quantity == "variance_share"]
     assert sum(layers) == pytest.approx(1)
+
+
+def test_alternatives_agree_with_their_commands() -> None:
+    subject = Subject(small_model(), load_data("eight_gaussians"), parse_times(TIMES))
+    settings = PassSettings(samples=512, dtype=torch.float64)
+    request = Request(batch_sizes=(64,), by_layer=False, settings=settings)
+    measurement = Measurement("variance", subject, request, subject.draws(0), [find_estimator("meanflow")])
+    common: dict[str, object] = {"samples": 512, "times": TIMES, "dtype": torch.float64, "bins": None}
+    before = measure(subject.module, subject.data, tables=["variance"], estimators=["meanflow"], **common)["variance"]
+    measured = probe_alternatives(measurement, before, lambda note: None)
+    compared = measure(
+        subject.module, subject.data, tables=["compare"], estimators=ALTERNATIVES, batch_sizes=[64], **common
+    )["compare"]
+    rows = compared.query("quantity == 'mse_ratio' and layer == 'all'").set_index("estimator")["value"]
+    own = {e.keys["estimator"]: float(e.estimate.value) for e in measured if e.quantity == "mse_ratio"}
+    assert own == pytest.approx(rows.to_dict())
+    after = measure(
+        subject.module, subject.data, tables=["variance"], estimators=["meanflow"], coupling=TRANSPORT, **common
+    )["variance"]
+    expected = variance_of(after) / variance_of(before)
+    transport = next(e for e in measured if e.keys.get("target") == TRANSPORT)
+    assert float(transport.estimate.value) == pytest.approx(expected)
+    assert transport.estimate.low < expected < transport.estimate.high
+
+
+def variance_of(frame: pd.DataFrame) -> float:
+    return float(frame.query("quantity == 'variance' and layer == 'all'")["value"].iloc[0])

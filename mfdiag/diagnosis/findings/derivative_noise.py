@@ -28,5 +28,14 @@ FINDING = Finding(
     _rule,
     "Flow matching alone, at r = t, is far less noisy: the noise enters by (t - r) (du/dx v_c + du/dt).",
     "docs/theory.md#rao-blackwell",
-    remedies=("mix_tangent", "smoother_times", "weight_half"),
+    remedies=(
+        "mix_tangent",
+        "weight_half",
+        "equal_times",
+        "shorter_intervals",
+        "alpha_flow",
+        "split",
+        "finite_difference",
+        "smoother_times",
+    ),
 )

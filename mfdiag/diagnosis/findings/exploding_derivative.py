@@ -31,5 +31,5 @@ FINDING = Finding(
     "The target is mostly the network's own derivative, which no data pin down. It grows with the frequencies of the "
     "time embedding.",
     "docs/theory.md#conventions",
-    remedies=("smoother_times", "mix_tangent", "clip"),
+    remedies=("smoother_times", "mix_tangent", "finite_difference", "shorter_intervals", "clip"),
 )

@@ -19,7 +19,7 @@ def _rule(evidence: Evidence) -> Detection | None:
         f"The largest 1 % of samples carry {share.value:.0%} of the squared gradient norm.",
         [share] if times is None else [share, times],
         {"top1_share": f"below {usual.high:.0%}"},
-        where="" if times is None else times.where,
+        where=", ".join(filter(None, ["" if times is None else times.where, evidence.largest_samples()])),
         strength=share.low / usual.high,
     )
 
@@ -31,5 +31,5 @@ FINDING = Finding(
     _rule,
     "The other 99 % hardly move the weights.",
     "docs/theory.md#concentration",
-    remedies=("weight_half", "weight_one", "clip", "optimal_times"),
+    remedies=("weight_half", "weight_one", "clip", "optimal_times", "mix_tangent"),
 )

@@ -21,7 +21,7 @@ def _rule(evidence: Evidence) -> Detection | None:
         "does not exist, and a single sample can undo many steps.",
         [tail] if times is None else [tail, times],
         {"tail_index": f"above {usual.low:.2g}"},
-        where="" if times is None else times.where,
+        where=", ".join(filter(None, ["" if times is None else times.where, evidence.largest_samples()])),
         strength=usual.low / max(tail.high, 1e-3),
     )
 
@@ -33,6 +33,15 @@ FINDING = Finding(
     _rule,
     "Losses spike, and averages over batches do not settle: a larger batch helps less than its size says.",
     "docs/theory.md#concentration",
-    remedies=("clip", "weight_half", "weight_one", "mix_tangent", "optimal_times"),
+    remedies=(
+        "clip",
+        "weight_half",
+        "weight_one",
+        "mix_tangent",
+        "optimal_times",
+        "equal_times",
+        "transport",
+        "shorter_intervals",
+    ),
     explains=("few_samples_dominate",),
 )

@@ -33,5 +33,5 @@ FINDING = Finding(
     _rule,
     "The derivative along v_c multiplies its noise by du/dx. A velocity that depends on x_t alone has none.",
     "arXiv 2605.09235; docs/theory.md#batch-aware",
-    remedies=("mix_tangent",),
+    remedies=("mix_tangent", "mix_target", "transport", "larger_batch"),
 )
