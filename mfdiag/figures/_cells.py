@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mfdiag.figures._style import INK, PAPER, SMALL
+from mfdiag.figures._svg import add_tip
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["EDGE", "HATCH", "corners", "draw_cell"]
+__all__ = ["EDGE", "HATCH", "corners", "draw_cell", "has_room", "side_of"]
 
 EDGE = "#999999"
 HATCH = "////"
-_SMALLEST_FONT = 3.0  # points; below it a cell stays without text
+_ROOM = 0.5  # inches that a number needs; narrower cells stay without text
+_MOST_BINS = 12  # more would make the figure too large, so that their cells have no numbers
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of sRGB primaries
 _DARK = 0.45  # luminance up to which text is white
 
@@ -30,8 +34,18 @@ def corners(r: tuple[float, float], t: tuple[float, float]) -> np.ndarray:
     return np.array(sorted(set(inside), key=inside.index))
 
 
+def side_of(bins: int, least: float) -> float:
+    """Inches of a triangle's sides, from `least` on, that leave room for a number in each of its cells."""
+    return max(least, min(bins, _MOST_BINS) * _ROOM)
+
+
+def has_room(outline: np.ndarray, side: float) -> bool:
+    """Whether a number can be read in a cell of a triangle whose sides are so many inches long."""
+    return bool(np.ptp(outline, axis=0).min() * side >= 0.95 * _ROOM)
+
+
 def draw_cell(
-    axes: Axes, outline: np.ndarray, color: np.ndarray, text: str, font_size: float, *, hatched: bool = False
+    axes: Axes, outline: np.ndarray, color: np.ndarray, text: str, tip: str, *, hatched: bool = False
 ) -> None:
     """Draws a filled cell with its number, black or white, whichever is readable.
 
@@ -39,18 +53,19 @@ def draw_cell(
         axes: The panel.
         outline: Corners [n, 2].
         color: Red, green, blue and alpha [4], each in [0, 1].
-        text: The number; left out where `font_size` is too small to read.
-        font_size: In points.
+        text: The number; "" where the cell has no room for it.
+        tip: What the cell shows while the pointer is on it.
         hatched: Whether the number is uncertain.
     """
     from matplotlib.patches import Polygon
 
-    ink = "black" if float(color[:3] @ _LUMINANCE) > _DARK else "white"
+    ink = INK if float(color[:3] @ _LUMINANCE) > _DARK else PAPER
     fill = tuple(color)
     axes.add_patch(Polygon(outline, facecolor=fill, edgecolor=EDGE, linewidth=0.8))
     if hatched:
         axes.add_patch(Polygon(outline, fill=False, edgecolor=ink, linewidth=0, hatch=HATCH, alpha=0.5))
-    if font_size < _SMALLEST_FONT:
+    add_tip(axes, outline, tip)
+    if not text:
         return
     x, y = outline.mean(axis=0)
     axes.text(
@@ -59,8 +74,8 @@ def draw_cell(
         text,
         ha="center",
         va="center",
-        fontsize=font_size,
+        fontsize=SMALL,
         color=ink,
         zorder=4,
-        bbox={"facecolor": fill, "edgecolor": "none", "pad": 0.0} if hatched else None,
+        bbox={"facecolor": fill, "edgecolor": "none", "pad": 0.4} if hatched else None,
     )

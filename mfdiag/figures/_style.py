@@ -15,13 +15,34 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 import numpy as np
 import pandas as pd
 
+from mfdiag.figures._svg import CAPTION, TITLE, add_tips, annotated
+from mfdiag.numbers import significant, with_interval
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["GRAY", "LINES", "Line", "estimate", "finish", "grid_of_axes", "heading", "save", "styled"]
+__all__ = [
+    "GRAY",
+    "INK",
+    "LINES",
+    "PAPER",
+    "SMALL",
+    "Line",
+    "estimate",
+    "finish",
+    "grid_of_axes",
+    "heading",
+    "hover",
+    "log_axis",
+    "save",
+    "styled",
+]
 
 GRAY = "#666666"
+INK, PAPER = "#010101", "#fefefe"  # on shades that stay as they are when a dark page exchanges black and white
+SMALL = 8.5  # points of the smallest text, 11.3 pixels on a screen
 _RC: dict[Any, Any] = {  # the stubs of matplotlib list every key as a literal
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -34,19 +55,22 @@ _RC: dict[Any, Any] = {  # the stubs of matplotlib list every key as a literal
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
     "legend.handlelength": 2.8,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "savefig.dpi": 160,
     "svg.fonttype": "none",
     "svg.hashsalt": "mfdiag",
+    "pdf.fonttype": 42,
     "hatch.linewidth": 0.7,
 }
 _TITLE_HEIGHT = 0.6  # inches, for title and caption
+_DECADES_WITHOUT_STEPS = 50  # ratio of the ends of a logarithmic axis from which powers of ten alone are labeled
 _DENSE = 12  # points from which markers are thinned out
-_CAPTION_SIZE = 7.5
-_CAPTION_LETTERS = 16.5  # per inch, at _CAPTION_SIZE
+_CAPTION_LETTERS = 14.5  # per inch, at SMALL
 
 
 @dataclass(frozen=True)
@@ -133,6 +157,21 @@ def estimate(axes: Axes, x: pd.Series, rows: pd.DataFrame, line: Line, label: st
     axes.fill_between(
         x.to_numpy(), rows["ci_low"].to_numpy(), rows["ci_high"].to_numpy(), color=line.color, alpha=0.18, linewidth=0
     )
+    hover(axes, x.to_numpy(), rows["value"].to_numpy(), rows, label.partition(" (")[0])
+
+
+def hover(axes: Axes, x: np.ndarray, y: np.ndarray, rows: pd.DataFrame, label: str) -> None:
+    """Shows the value and interval of each row while the pointer is at (x, y).
+
+    Args:
+        axes: The panel.
+        x: Places from left to right [n].
+        y: Places from bottom to top [n].
+        rows: Tidy rows [n].
+        label: Name of the series.
+    """
+    values = zip(rows["value"], rows["ci_low"], rows["ci_high"], strict=True)
+    add_tips(axes, x, y, [f"{label}: {with_interval(*value)}" for value in values])
 
 
 def heading(axes: Axes, title: str, columns: int = 1) -> None:
@@ -159,11 +198,24 @@ def heading(axes: Axes, title: str, columns: int = 1) -> None:
 
 def finish(figure: Figure, title: str, *notes: str) -> Figure:
     """Adds the title above and, below, a caption: what the rows have in common and how to read the marks."""
-    figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold", gid=TITLE)
     text = ". ".join(note for note in notes if note)
     width = int(figure.get_figwidth() * _CAPTION_LETTERS)
-    figure.supxlabel(textwrap.fill(text + ".", width), x=0.012, ha="left", fontsize=_CAPTION_SIZE, color=GRAY)
+    figure.supxlabel(textwrap.fill(text + ".", width), x=0.012, ha="left", fontsize=SMALL, color=GRAY, gid=CAPTION)
     return figure
+
+
+def log_axis(axis: Axis) -> None:
+    """Makes an axis logarithmic, with labels as plain text; raised exponents would be too small to read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(10, subs=(1.0,), numticks=8))
+    low, high = axis.get_view_interval()
+    if 0 < low and high < _DECADES_WITHOUT_STEPS * low:
+        axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Path, kind: str) -> None:
@@ -172,10 +224,13 @@ def save(figure: Figure, path: Path, kind: str) -> None:
     Args:
         figure: A finished figure.
         path: The file to write.
-        kind: "svg" or "png". The same figure gives the same SVG, which carries no date.
+        kind: "svg", "png" or "pdf". The same figure gives the same SVG and PDF, which carry no date.
     """
     import matplotlib as mpl
 
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(_RC):
-        figure.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(path, format=kind, metadata=dates.get(kind))
         figure.set_layout_engine("none")  # the next format keeps the places that this one computed
+        if kind == "svg":
+            path.write_text(annotated(path.read_text(encoding="utf-8"), figure), encoding="utf-8")

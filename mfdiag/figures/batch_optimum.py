@@ -9,7 +9,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, Line, estimate, finish, grid_of_axes, heading, styled
+from mfdiag.figures._style import LINES, Line, estimate, finish, grid_of_axes, heading, log_axis, styled
 from mfdiag.numbers import with_interval
 from mfdiag.tables.selection import of_quantity, overall
 
@@ -43,6 +43,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         curve = part[part["quantity"] == "optimum"].sort_values("batch_size")
         critical = _mark_critical_batch(panel, part[part["quantity"] == "critical_batch"], curve, line)
         estimate(panel, curve["batch_size"].astype(float), curve, line, f"{label}: {critical}" if label else critical)
+    log_axis(panel.xaxis)
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set(xlabel="batch size n", ylabel="optimal tangent coefficient β*ₙ")
     heading(panel, "")

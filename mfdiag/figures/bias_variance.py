@@ -9,7 +9,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, Line, estimate, finish, grid_of_axes, heading, styled
+from mfdiag.figures._style import LINES, Line, estimate, finish, grid_of_axes, heading, log_axis, styled
 from mfdiag.tables.selection import of_quantity, overall
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """
     moments = rows(frame)
     selection = select(moments)
-    figure, axes = grid_of_axes(len(selection.items), 3, 3.7, 3.6)
+    figure, axes = grid_of_axes(len(selection.items), 3, 3.2, 3.4)
     sizes = sorted(moments.loc[moments["quantity"] == "mse", "batch_size"].astype(int).unique())
     evenly = np.unique(np.linspace(0, len(sizes) - 1, min(_MOST_BATCH_SIZES, len(sizes))).astype(int))
     shown = [sizes[i] for i in evenly]
@@ -79,7 +79,7 @@ def _label_axes(axes: Axes, ylabel: str) -> None:
 
 
 def _draw_variances(axes: Axes, part: pd.DataFrame, title: str) -> None:
-    labels = {"variance": "total", "conditional_variance": "given $x_t, r, t$"}
+    labels = {"variance": "total", "conditional_variance": "given xₜ, r, t"}
     for (quantity, label), line in zip(labels.items(), LINES, strict=False):
         curve = part[part["quantity"] == quantity]
         if not curve.empty:
@@ -107,7 +107,7 @@ def _draw_errors(axes: Axes, part: pd.DataFrame, sizes: list[int]) -> None:
     values = (mse["value"] * mse["batch_size"].astype(float))[mse["batch_size"].isin(sizes)]
     _label_axes(axes, "n · MSEₙ")
     if values.min() > 0 and values.max() > _WIDE * values.min():
-        axes.set_yscale("log", nonpositive="clip")
+        log_axis(axes.yaxis)
     elif values.min() > 0:
         axes.set_ylim(bottom=0)
     else:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, Line, finish, grid_of_axes, styled
+from mfdiag.figures._style import LINES, Line, finish, grid_of_axes, log_axis, styled
 from mfdiag.tables.selection import of_quantity, overall
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURE", "draw", "rows"]
 
-_RATIOS = {"variance_ratio": "total", "conditional_variance_ratio": "given $x_t$"}
+_RATIOS = {"variance_ratio": "total", "conditional_variance_ratio": "given xₜ"}
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     right.set(xlabel="mean squared error at batch size n, relative to MeanFlow")
     for panel in axes[0]:
         panel.axvline(1, color="black", linewidth=0.8)
-        panel.set_xscale("log")
+        log_axis(panel.xaxis)
         panel.grid(axis="y", visible=False)
         panel.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.3)
     return finish(

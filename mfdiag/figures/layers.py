@@ -8,7 +8,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, finish, grid_of_axes, styled
+from mfdiag.figures._style import LINES, SMALL, finish, grid_of_axes, styled
 from mfdiag.numbers import percent
 from mfdiag.tables.selection import of_quantity, over_all_times
 
@@ -72,7 +72,7 @@ def _draw_bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
     ends = bars[["value", "ci_high"]].max(axis=1)
     for y, end, share in zip(place, ends, bars["value"] / layers["value"].sum(), strict=True):
         if pd.notna(share):
-            axes.annotate(percent(share), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+            axes.annotate(percent(share), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
     axes.set_yticks(place, bars.index.tolist())
     axes.set(xlabel="variance, (loss/parameter)²", xlim=(0, 1.25 * ends.max()))
     axes.set_ylim(len(bars) - 0.4, -0.6)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, estimate, finish, grid_of_axes, heading, styled
+from mfdiag.figures._style import LINES, estimate, finish, grid_of_axes, heading, log_axis, styled
 from mfdiag.numbers import significant
 from mfdiag.tables.selection import by_time, midpoint, of_quantity
 
@@ -43,7 +43,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             for proxy, curve in part[part["estimator"] == estimator].groupby("proxy", dropna=False, sort=False):
                 source = f", proxy {proxy!s}" if several_proxies and pd.notna(proxy) else ""
                 estimate(panel, midpoint(curve, "t"), curve, line, f"{tangent} ({estimator}{source})")
-        panel.set(xlabel="t", xlim=(0, 1), yscale="log")
+        panel.set(xlabel="t", xlim=(0, 1))
+        log_axis(panel.yaxis)
         _add_largest_ratio(panel, part)
         heading(panel, label)
     axes[0, 0].set_ylabel("variance of the loss, loss²")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, finish, grid_of_axes, heading, styled
+from mfdiag.figures._style import INK, LINES, PAPER, SMALL, finish, grid_of_axes, heading, styled
 from mfdiag.numbers import significant
 from mfdiag.tables.selection import of_quantity, overall
 
@@ -26,8 +26,8 @@ _MARGIN = 0.06  # of an axis, around the grid
 _MOST_LEVELS = 9
 _LABEL_DISTANCE = 0.06  # of an axis; labels closer than this are left out
 _DECADES = 2  # below the largest value; smaller values stay white
-_LIGHTEST, _DARKEST = "#FFFFFF", "#A8A8A8"  # black labels are readable on all shades between
-_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
+_LIGHTEST, _DARKEST = PAPER, "#A8A8A8"  # black labels are readable on all shades between
+_BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
 _COLOR = LINES[0].color
 _OPTIMUM = {"optimum_beta": "beta", "optimum_gamma": "gamma"}
 
@@ -59,7 +59,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     closed = drawn["quantity"].isin(_OPTIMUM).any()
     sizes = drawn.loc[drawn["quantity"] == "mse", "batch_size"].astype(int)
     ends = sorted({sizes.min(), sizes.max()})
-    figure, axes = grid_of_axes(len(selection.items), 1 + len(ends), 3.7, 3.9)
+    figure, axes = grid_of_axes(len(selection.items), 1 + len(ends), 3.2, 3.5)
     for (label, part), panels in zip(selection.items, axes, strict=True):
         errors, optima = part[part["quantity"] == "mse"], _optima(part)
         for panel, n in zip(panels[::2], ends, strict=True):
@@ -112,8 +112,8 @@ def _draw_contours(axes: Axes, surface: pd.DataFrame) -> None:
         grays = LinearSegmentedColormap.from_list("grays", [_LIGHTEST, _DARKEST])
         shades = grays(np.linspace(0, 1, len(levels) + 1))
         axes.contourf(x, y, z, levels=levels, colors=shades, extend="both")
-        lines = axes.contour(x, y, z, levels=levels, colors="black", linewidths=0.6)
-        axes.clabel(lines, fmt=significant, fontsize=7)
+        lines = axes.contour(x, y, z, levels=levels, colors=INK, linewidths=0.6)
+        axes.clabel(lines, fmt=significant, fontsize=SMALL)
     if surface.to_numpy().min() < 0:
         axes.contourf(x, y, z, levels=[z.min() - 1, 0], colors="none", hatches=["////"])
     for axis, grid in ((axes.set_xlim, beta), (axes.set_ylim, gamma)):
@@ -127,7 +127,7 @@ def _draw_contours(axes: Axes, surface: pd.DataFrame) -> None:
 
 
 def _name_corner(axes: Axes, corner: tuple[float, float], name: str) -> None:
-    axes.plot(*corner, "s", color="black", markersize=4)
+    axes.plot(*corner, "s", color=INK, markersize=4)
     axes.annotate(
         name,
         corner,
@@ -135,7 +135,8 @@ def _name_corner(axes: Axes, corner: tuple[float, float], name: str) -> None:
         textcoords="offset points",
         ha="right" if corner[0] else "left",
         va="top" if corner[1] else "bottom",
-        fontsize=7.5,
+        fontsize=SMALL,
+        color=INK,
         bbox=_BOX,
         zorder=6,
     )
@@ -198,7 +199,7 @@ def _draw_path(axes: Axes, optima: pd.DataFrame) -> None:
         if all(np.linalg.norm(place - other) > _LABEL_DISTANCE * np.diff(axes.get_xlim()) for other in labeled):
             labeled.append(place)
             axes.annotate(
-                f"{n:,}", place, (6, 4), textcoords="offset points", fontsize=7, color=_COLOR, bbox=_BOX, zorder=7
+                f"{n:,}", place, (6, 4), textcoords="offset points", fontsize=SMALL, color=_COLOR, bbox=_BOX, zorder=7
             )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, Line, finish, grid_of_axes, styled
+from mfdiag.figures._style import LINES, SMALL, Line, finish, grid_of_axes, styled
 from mfdiag.tables.selection import of_quantity
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["FIGURE", "draw", "rows"]
 
 _MOST_MODELS = 40  # one row each; more do not fit a page
 _COLUMNS = 3
-_LETTER_WIDTH = 0.06  # inches, in the label of a row
+_LETTER_WIDTH = 0.072  # inches, in the label of a row
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -45,7 +45,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     metrics = list(dict.fromkeys(frame["metric"]))
     columns = min(_COLUMNS, len(metrics))
     as_lines = len(series) <= len(LINES)
-    height = 2.1 if as_lines else 0.8 + 0.17 * len(series)
+    height = 2.1 if as_lines else 0.8 + 0.19 * len(series)
     least = 5.4 if as_lines else 0
     figure, axes = grid_of_axes(-(-len(metrics) // columns), columns, 2.7, height, least=least, sharey=not as_lines)
     if not as_lines:
@@ -86,7 +86,7 @@ def _draw_by_model(axes: Axes, series: list[tuple[str, pd.DataFrame]]) -> None:
     for (nfe, part), line in zip(together.groupby("nfe"), LINES, strict=False):
         style = _style(line, f"NFE {nfe}")
         axes.errorbar(part["value"].to_numpy(), part["row"], xerr=_errors(part), linestyle="none", **style)
-    axes.set_yticks(range(len(series)), [label for label, _ in series], fontsize=7)
+    axes.set_yticks(range(len(series)), [label for label, _ in series], fontsize=SMALL)
     axes.set_ylim(len(series) - 0.5, -0.5)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
-from mfdiag.figures._cells import corners, draw_cell
+from mfdiag.figures._cells import corners, draw_cell, has_room, side_of
 from mfdiag.figures._select import select
 from mfdiag.figures._style import finish, grid_of_axes, styled
-from mfdiag.numbers import with_interval
+from mfdiag.numbers import percent, with_interval
 from mfdiag.tables.selection import of_quantity
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ __all__ = ["FIGURE", "draw", "rows"]
 
 _PANELS = {"trained_share": "trained", "drawn_share": "lowest variance"}
 _STRIP = 0.11  # height of the band below the diagonal, which holds the pairs with r = t
-_LARGEST_FONT = 7.0
-_FONT_PER_HEIGHT = 34.0  # points, for a cell of height 1
+_SIDE, _MARGIN = 2.6, 1.0  # inches: least side of a triangle, and what a panel needs around it
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -45,14 +44,15 @@ def draw(frame: pd.DataFrame) -> Figure:
     from matplotlib.colors import Normalize
 
     selection = select(rows(frame))
-    figure, axes = grid_of_axes(len(selection.items), 2, 4.0, 3.6)
-    shares = frame.loc[frame["quantity"].isin(_PANELS), "value"]
-    scale = ScalarMappable(Normalize(0, shares.max()), mpl.colormaps["cividis_r"])
+    shares = rows(frame).query("quantity in @_PANELS.keys()")
+    side = side_of(shares["t_low"].nunique(), _SIDE)
+    figure, axes = grid_of_axes(len(selection.items), 2, side + _MARGIN, side + _MARGIN)
+    scale = ScalarMappable(Normalize(0, shares["value"].max()), mpl.colormaps["cividis_r"])
     gains = []
     for (label, part), panels in zip(selection.items, axes, strict=True):
         for (quantity, name), panel in zip(_PANELS.items(), panels, strict=True):
             for cell in part[part["quantity"] == quantity].to_dict("records"):
-                _draw_share(panel, cell, scale)
+                _draw_share(panel, cell, scale, side)
             panel.set(xlim=(0, 1), ylim=(-_STRIP, 1), xlabel="r", ylabel="t", aspect="equal")
             panel.set_title(", ".join(filter(None, (label, name))), loc="left", fontweight="bold")
             panel.grid(False)
@@ -76,15 +76,17 @@ def _gain(part: pd.DataFrame, kind: str) -> str:
     return with_interval(row["value"], row["ci_low"], row["ci_high"])
 
 
-def _draw_share(axes: Axes, cell: dict, scale: ScalarMappable) -> None:
+def _draw_share(axes: Axes, cell: dict, scale: ScalarMappable, side: float) -> None:
     low, high = cell["t_low"], cell["t_high"]
     if cell["pairs"] == "diagonal":
         outline = np.array([(low, low), (high, high), (high, high - _STRIP), (low, low - _STRIP)])
     else:
         outline = corners((cell["r_low"], cell["r_high"]), (low, high))
     color = scale.to_rgba(np.array([cell["value"]]))[0]
-    font_size = min(_LARGEST_FONT, _FONT_PER_HEIGHT * (high - low))
-    draw_cell(axes, outline, color, f"{100 * cell['value']:.1f}", font_size)
+    share = percent(cell["value"])
+    pairs = "r = t" if cell["pairs"] == "diagonal" else f"r in [{cell['r_low']:.3g}, {cell['r_high']:.3g}]"
+    text = share.removesuffix(" %") if has_room(outline, side) else ""
+    draw_cell(axes, outline, color, text, f"{pairs}, t in [{low:.3g}, {high:.3g}]: {share}")
 
 
 FIGURE = FigureSpec(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.contour import ContourSet
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -68,7 +68,7 @@ def test_bias_variance_draws_the_rows_and_marks_each_minimum(sweep: Make) -> Non
     left, middle, right = bias_variance.draw(sweep()).axes
     beta, value = xy(line(left, "total"))
     np.testing.assert_allclose(value, 700 - 2 * 309 * beta + 300 * beta**2)
-    assert legend(left) == ["total (lowest at β = 1)", "given $x_t, r, t$ (lowest at β = 1)"]
+    assert legend(left) == ["total (lowest at β = 1)", "given xₜ, r, t (lowest at β = 1)"]
     np.testing.assert_allclose(xy(line(middle, "bias²"))[1], 0.0018 * beta**2)
     assert legend(right) == [
         "n = 256 (lowest at β = 1)",
@@ -218,11 +218,32 @@ def test_beta_map_prints_every_cell_in_its_triangle(coefficient: Make) -> None:
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("r", "t")
 
 
+def cell_shades(frame: pd.DataFrame) -> list[float]:
+    """Luminance of the cells of `beta_map`, in the order of their values."""
+    cells = beta_map.rows(frame).reset_index(drop=True)
+    filled = [patch for patch in beta_map.draw(frame).axes[0].patches if not patch.get_hatch()]
+    luminance = [float(to_rgb(patch.get_facecolor()) @ np.array([0.2126, 0.7152, 0.0722])) for patch in filled]
+    return [luminance[k] for k in cells["value"].round(9).drop_duplicates().sort_values().index]
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1e3, 1e6])
+def test_beta_map_tells_values_apart_inside_and_far_outside_the_unit_interval(coefficient: Make, stretch: float) -> None:
+    frame = coefficient()
+    outside = ~frame["value"].between(0, 1) & frame["t_low"].notna()
+    frame.loc[outside, "value"] *= stretch
+    shades = cell_shades(frame)
+    assert shades == sorted(shades) and min(np.diff(shades)) > 0.003
+    bar = beta_map.draw(frame).axes[-1]
+    labels = {tick.get_text() for tick in bar.get_yticklabels()}
+    assert {"0.00", "0.50", "1.00"} <= labels and len(labels) >= 4, "the ends of the scale are labeled"
+
+
 def test_beta_map_hatches_the_uncertain_and_never_clips(coefficient: Make) -> None:
     panel = beta_map.draw(coefficient()).axes[0]
     hatched = [patch for patch in panel.patches if patch.get_hatch()]
     assert len(hatched) == 5 and all(len(patch.get_path().vertices) == 4 for patch in hatched)  # triangles, closed
-    assert [to_hex(patch.get_facecolor()) for patch in panel.patches].count("#ffffff") == 1  # the one above 1
+    shades = cell_shades(coefficient())
+    assert len(set(shades)) == len(shades) == 5 and shades == sorted(shades), "a color of its own for each value"
     frame = coefficient()
     wide = frame.assign(ci_high=frame["value"] + beta_map.WIDE, ci_low=frame["value"] - 0.01)
     assert sum(bool(patch.get_hatch()) for patch in beta_map.draw(wide).axes[0].patches) == 15
