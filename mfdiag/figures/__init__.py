@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
-from mfdiag.figures._style import save
+from mfdiag.figures._style import GRAY, LINES, save
+from mfdiag.figures._svg import CAPTION, TITLE
 from mfdiag.plugins import files_of
 from mfdiag.storage import atomic_write
 from mfdiag.tables.schema import TABLES
 
-__all__ = ["FigureSpec", "drawable", "figures", "save_figures"]
+__all__ = ["CAPTION", "GRAY", "LINES", "TITLE", "FigureSpec", "drawable", "figures", "save_figures"]
 
 
 def figures() -> dict[str, FigureSpec]:
@@ -28,16 +29,20 @@ def drawable(tables: Mapping[str, pd.DataFrame]) -> list[FigureSpec]:
     return [spec for spec in figures().values() if spec.table in tables and not spec.rows(tables[spec.table]).empty]
 
 
-def save_figures(tables: Mapping[str, pd.DataFrame], out: Path) -> list[Path]:
-    """Writes each figure that the tables have rows for to `out/figures/NAME.svg` and `.png` (160 dpi).
+def save_figures(
+    tables: Mapping[str, pd.DataFrame], out: Path, kinds: Sequence[str] = ("svg", "pdf", "png")
+) -> list[Path]:
+    """Writes each figure that the tables have rows for to `out/figures/NAME.svg`, `.pdf` and `.png` (160 dpi).
 
     `tables` maps names to tidy frames. A figure that its table no longer has rows for is removed. Returns the paths in
-    the order of `figures`. The same tables give the same SVG. Raises InputError where the folder cannot be written.
+    the order of `figures`. The same tables give the same SVG and PDF.
+
+    Raises InputError where the folder cannot be written.
     """
     drawn = drawable(tables)
     written: list[Path] = []
     for spec in figures().values():
-        paths = {suffix: out / "figures" / f"{spec.name}.{suffix}" for suffix in ("svg", "png")}
+        paths = {suffix: out / "figures" / f"{spec.name}.{suffix}" for suffix in kinds}
         if spec in drawn:
             _save(spec, tables[spec.table], paths)
             written += paths.values()

@@ -19,6 +19,7 @@ class FigureSpec:
 
     `rows` picks the rows of table `table` that `draw` shows; a figure without rows is not drawn. `draw` takes the whole
     table and raises InputError where there are none. `says` is what the figure shows, one line for the docs.
+    `question` is the section of a report that it belongs to: noise, where, remedies, cost, samples, or "" for none.
     """
 
     name: str
@@ -26,3 +27,4 @@ class FigureSpec:
     rows: Callable[[pd.DataFrame], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
     says: str
+    question: str = ""

@@ -171,7 +171,10 @@ def hover(axes: Axes, x: np.ndarray, y: np.ndarray, rows: pd.DataFrame, label: s
         label: Name of the series.
     """
     values = zip(rows["value"], rows["ci_low"], rows["ci_high"], strict=True)
-    add_tips(axes, x, y, [f"{label}: {with_interval(*value)}" for value in values])
+    texts = [
+        f"{label} at {significant(place)}: {with_interval(*value)}" for place, value in zip(x, values, strict=True)
+    ]
+    add_tips(axes, x, y, texts)
 
 
 def heading(axes: Axes, title: str, columns: int = 1) -> None:
@@ -209,10 +212,11 @@ def log_axis(axis: Axis) -> None:
     """Makes an axis logarithmic, with labels as plain text; raised exponents would be too small to read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    scale("log")
     axis.set_major_locator(LogLocator(10, subs=(1.0,), numticks=8))
     low, high = axis.get_view_interval()
-    if 0 < low and high < _DECADES_WITHOUT_STEPS * low:
+    if low > 0 and high < _DECADES_WITHOUT_STEPS * low:
         axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value)))
     axis.set_minor_formatter(NullFormatter())

@@ -85,4 +85,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="the optimal beta against batch size, and the batch size that halves it",
+    question="cost",
 )

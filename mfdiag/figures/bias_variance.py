@@ -121,4 +121,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="variance, bias and mean squared error of the gradient against beta, for a small, a medium and a large batch",
+    question="cost",
 )

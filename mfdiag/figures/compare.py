@@ -77,5 +77,10 @@ def _draw_points(axes: Axes, ratios: pd.DataFrame, estimators: list[str], line: 
 
 
 FIGURE = FigureSpec(
-    "compare", "compare", rows, draw, says="variance and mean squared error of every method, relative to MeanFlow"
+    "compare",
+    "compare",
+    rows,
+    draw,
+    says="variance and mean squared error of every method, relative to MeanFlow",
+    question="remedies",
 )

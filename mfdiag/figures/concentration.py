@@ -87,4 +87,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="the fraction of the squared gradient norm that the largest samples carry",
+    question="noise",
 )

@@ -73,5 +73,10 @@ def _draw_marks(axes: Axes, part: pd.DataFrame, place: pd.Series, line: Line, la
 
 
 FIGURE = FigureSpec(
-    "grid_optimum", "grid", rows, draw, says="the best trained beta, and the one predicted for several batch sizes"
+    "grid_optimum",
+    "grid",
+    rows,
+    draw,
+    says="the best trained beta, and the one predicted for several batch sizes",
+    question="samples",
 )

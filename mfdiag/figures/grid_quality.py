@@ -40,4 +40,11 @@ def draw(frame: pd.DataFrame) -> Figure:
     return draw_by_dataset(series, "sliced Wasserstein-1", title, "Lower is better")
 
 
-FIGURE = FigureSpec("grid_quality", "grid", rows, draw, says="sample quality against the beta of training, by data set")
+FIGURE = FigureSpec(
+    "grid_quality",
+    "grid",
+    rows,
+    draw,
+    says="sample quality against the beta of training, by data set",
+    question="samples",
+)

@@ -37,5 +37,10 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 FIGURE = FigureSpec(
-    "grid_variance", "grid", rows, draw, says="gradient variance against the beta of training, by data set"
+    "grid_variance",
+    "grid",
+    rows,
+    draw,
+    says="gradient variance against the beta of training, by data set",
+    question="remedies",
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FIGURE", "MOST_LAYERS", "draw", "rows"]
 
 MOST_LAYERS = 30
+_COLUMNS = 2
 
 
 def rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -44,13 +45,16 @@ def draw(frame: pd.DataFrame) -> Figure:
         large = set(weight.nlargest(MOST_LAYERS - 1).index)
         shown = [name for name in names if name in large]
     width = 3.2 if len(by_panel) > 1 else 6.0
-    figure, axes = grid_of_axes(1, len(by_panel), width, 0.9 + 0.24 * len(shown), sharey=True)
-    for (label, _), panel, layers in zip(selection.items, axes[0], by_panel, strict=True):
+    columns = min(_COLUMNS, len(by_panel))
+    figure, axes = grid_of_axes(-(-len(by_panel) // columns), columns, width, 0.9 + 0.24 * len(shown), sharey=True)
+    for (label, _), panel, layers in zip(selection.items, axes.flat, by_panel, strict=False):
         _draw_bars(panel, layers, shown)
         panel.set_title(label, loc="left", fontweight="bold")
-    widest = max(panel.get_xlim()[1] for panel in axes[0])  # bars of different panels are compared by eye
-    for panel in axes[0]:
+    widest = max(panel.get_xlim()[1] for panel in axes.flat[: len(by_panel)])  # bars are compared by eye
+    for panel in axes.flat[: len(by_panel)]:
         panel.set_xlim(0, widest)
+    for panel in axes.flat[len(by_panel) :]:
+        panel.set_visible(False)
     return finish(
         figure,
         "Gradient variance by layer",
@@ -80,4 +84,11 @@ def _draw_bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-FIGURE = FigureSpec("layers", "variance", rows, draw, says="the fraction of the gradient variance in each layer")
+FIGURE = FigureSpec(
+    "layers",
+    "variance",
+    rows,
+    draw,
+    says="the fraction of the gradient variance in each layer",
+    question="where",
+)

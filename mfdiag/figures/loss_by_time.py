@@ -78,4 +78,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="variance of the loss against t, for the conditional and the proxy tangent",
+    question="where",
 )

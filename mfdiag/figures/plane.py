@@ -210,4 +210,5 @@ FIGURE = FigureSpec(
     draw,
     says="mean squared error and bias over beta and gamma, and the optimum as the batch grows; "
     "needs three values of each",
+    question="cost",
 )

@@ -114,4 +114,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="distances between samples and data, against the number of steps or by model",
+    question="samples",
 )

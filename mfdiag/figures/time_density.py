@@ -95,4 +95,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="the density of (r, t) with the lowest gradient variance, the trained one, and the gain",
+    question="remedies",
 )

@@ -80,4 +80,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="loss, gradient norm, gradient variance and optimal beta against the training step",
+    question="noise",
 )

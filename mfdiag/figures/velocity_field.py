@@ -42,8 +42,9 @@ def draw(frame: pd.DataFrame) -> Figure:
             panel.set_xlim(0, 1)
         column[0].axhline(0, color=GRAY, linewidth=0.8)
         column[0].set_title(label, loc="left", fontweight="bold")
-        column[1].set(xlabel="t", ylim=(0, None))
+        column[1].set(xlabel="t")
         column[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[1, 0].set_ylim(bottom=0)
     for panel, name in zip(axes[:, 0], _LABELS.values(), strict=True):
         panel.set_ylabel(name)
     figure.align_ylabels(axes[:, 0])
@@ -63,4 +64,5 @@ FIGURE = FigureSpec(
     rows,
     draw,
     says="divergence and antisymmetric share of the velocity field's Jacobian against t",
+    question="where",
 )

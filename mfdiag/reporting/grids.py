@@ -5,40 +5,44 @@ from __future__ import annotations
 import pandas as pd
 
 from mfdiag.numbers import percent, with_interval
-from mfdiag.reporting.sentences import Findings, change, is_measurable, not_measurable, number
+from mfdiag.reporting.sentences import Answers, Statement, change, is_measurable, not_measurable, number
 
-__all__ = ["grid_findings"]
+__all__ = ["grid_statements"]
 
 _METRIC = "sliced_wasserstein"
 _ALL = "all"  # data set of the rows over all of them
 
 
-def grid_findings(frame: pd.DataFrame) -> list[Findings]:
-    """Sentences from table `grid`."""
-    statements = [
-        Findings("all data sets", _over_datasets(part)) if dataset == _ALL else Findings(str(dataset), _dataset(part))
+def grid_statements(frame: pd.DataFrame) -> list[Answers]:
+    """Statements from table `grid`."""
+    answers = [
+        Answers("all data sets", _over_datasets(part), _ALL)
+        if dataset == _ALL
+        else Answers(str(dataset), _dataset(part), str(dataset))
         for dataset, part in frame.groupby("dataset", sort=False)
     ]
-    return [statement for statement in statements if statement.sentences]
+    return [answer for answer in answers if answer.statements]
 
 
-def _dataset(part: pd.DataFrame) -> list[str]:
-    sentences = _variance(part, "seed")
+def _dataset(part: pd.DataFrame) -> list[Statement]:
+    stated = _variance(part, "seed")
     quality = part[(part["metric"] == _METRIC) & (part["nfe"] == part["nfe"].min())]
     for weights, rows in quality.groupby("weights", sort=False):
         means = rows[rows["quantity"] == "quality"].sort_values("beta")
         ends = " and ".join(f"{number(row)} at beta = {row['beta']:g}" for _, row in means.iloc[[0, -1]].iterrows())
         best = rows[rows["quantity"] == "best_beta"].iloc[0]
         samples = f"at NFE {rows['nfe'].iloc[0]} with {weights} weights"
-        sentences.append(f"Sliced Wasserstein-1 {samples} is {ends}; {_best(best, means['beta'])}.")
+        text = f"Sliced Wasserstein-1 {samples} is {ends}; {_best(best, means['beta'])}."
+        stated.append(Statement("samples", text, ("grid_quality",)))
     optima = part[part["quantity"] == "optimum"].sort_values("batch_size")
     if len(optima):
         by_size = [f"{_optimum(row)} for n = {int(row['batch_size']):,}" for _, row in optima.iterrows()]
-        sentences.append(f"The models trained at beta = 0 predict an optimal beta of {', '.join(by_size)}.")
-    return sentences
+        text = f"The models trained at beta = 0 predict an optimal beta of {', '.join(by_size)}."
+        stated.append(Statement("samples", text, ("grid_optimum",)))
+    return stated
 
 
-def _variance(part: pd.DataFrame, unit: str, note: str = "") -> list[str]:
+def _variance(part: pd.DataFrame, unit: str, note: str = "") -> list[Statement]:
     """The effect of the largest trained beta on the gradient variance; `unit` is what n_samples counts."""
     ratios = part[part["quantity"] == "variance_ratio"].sort_values("beta")
     if ratios.empty:
@@ -46,8 +50,10 @@ def _variance(part: pd.DataFrame, unit: str, note: str = "") -> list[str]:
     last = ratios.iloc[-1]
     training = f"Training at beta = {last['beta']:g} instead of 0"
     if is_measurable(last, 1):
-        return [f"{training} {change(last, 'the gradient variance')}{note}."]
-    return [f"{training} has an effect on the gradient variance that is {not_measurable(last, unit)}."]
+        text = f"{training} {change(last, 'the gradient variance')}{note}."
+        return [Statement("remedies", text, ("grid_variance",))]
+    text = f"{training} has an effect on the gradient variance that is {not_measurable(last, unit)}."
+    return [Statement("remedies", text, ("grid_variance",), False)]
 
 
 def _best(best: pd.Series, betas: pd.Series) -> str:
@@ -66,19 +72,25 @@ def _optimum(row: pd.Series) -> str:
     return number(row) if is_measurable(row, 0) else not_measurable(row, "seed")
 
 
-def _over_datasets(part: pd.DataFrame) -> list[str]:
+def _over_datasets(part: pd.DataFrame) -> list[Statement]:
     """Geometric means over data sets, and the distance from each predicted optimum to the best trained beta."""
-    sentences = _variance(part, "data set", ", geometric mean over data sets")
+    stated = _variance(part, "data set", ", geometric mean over data sets")
     quality = part[part["metric"] == _METRIC]
     for (nfe, weights), rows in quality.groupby(["nfe", "weights"], sort=False):
         samples = f"at NFE {nfe} with {weights} weights"
         ratios = rows[rows["quantity"] == "quality_ratio"].sort_values("beta")
         if len(ratios):
-            sentences.append(f"Change of sliced Wasserstein-1 {samples} relative to beta = 0: {_changes(ratios)}.")
+            text = f"Change of sliced Wasserstein-1 {samples} relative to beta = 0: {_changes(ratios)}."
+            stated.append(
+                Statement(
+                    "samples", text, ("grid_quality",), any(is_measurable(row, 1) for _, row in ratios.iterrows())
+                )
+            )
         errors = rows[rows["quantity"] == "prediction_error"].sort_values("batch_size")
         if len(errors):
-            sentences.append(f"Distance from the predicted to the best beta {samples}: {_errors(errors)}.")
-    return sentences
+            text = f"Distance from the predicted to the best beta {samples}: {_errors(errors)}."
+            stated.append(Statement("samples", text, ("grid_optimum",)))
+    return stated
 
 
 def _changes(ratios: pd.DataFrame) -> str:

@@ -1,54 +1,33 @@
-"""One self-contained HTML page for a folder of tables: sentences, figures, main values, and commands."""
+"""One self-contained HTML page for a folder of tables: verdict, questions with figures, values, and commands."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mfdiag._version import __version__
-from mfdiag.numbers import significant
-from mfdiag.reporting.findings import findings
+from mfdiag.reporting.findings import headline, statements
+from mfdiag.reporting.rows import TextTable, measured_rows
+from mfdiag.reporting.sections import command_of, sections
+from mfdiag.reporting.subjects import overview
+from mfdiag.reporting.verdict import read_verdict
 from mfdiag.storage import atomic_write
 from mfdiag.tables.schema import STATUSES, TABLES
 from mfdiag.tables.selection import overall
 from mfdiag.tables.store import MANIFEST, read_json
 
-__all__ = ["write_page"]
+__all__ = ["doubts", "environment", "write_page"]
 
 _NOT_SHOWN = ("samples", "training")  # a row per sample or per step, far too many to read
-_CLOSED = "sweep"  # a row per beta, gamma and batch size: shown on demand
-_KEYS = (
-    "dataset",
-    "checkpoint",
-    "step",
-    "estimator",
-    "space",
-    "form",
-    "role",
-    "kappa_kind",
-    "beta",
-    "gamma",
-    "batch_size",
-    "weights",
-    "features",
-    "nfe",
-    "metric",
-)
-
-
-class _Table(NamedTuple):
-    title: str
-    doc: str
-    columns: list[str]
-    rows: list[list[str]]
-    keys: int  # leading columns, which hold text
-    open: bool  # shown at once, not on demand
+_MOST_ROWS = 800  # of a table
 
 
 def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out: Path) -> Path:
@@ -57,28 +36,36 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
     Args:
         tables: Tidy frames by name.
         figures: Files of figures; those in SVG become part of the page.
-        out: Folder of the tables, which may hold a manifest.
+        out: Folder of the tables, which may hold a manifest, and the verdict of `mfdiag doctor`.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: The page cannot be written, or the manifest is not valid JSON.
+        InputError: The page cannot be written, or the manifest or the verdict is not valid.
     """
     manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
-    environment = Environment(loader=PackageLoader("mfdiag.reporting", "."), autoescape=True, undefined=StrictUndefined)
-    shown = [table for name, frame in tables.items() if (table := _table(name, frame)) is not None]
+    answers = statements(tables)
     caution = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
-    datasets = sorted({str(name) for frame in tables.values() for name in frame["dataset"].unique()})
-    text = environment.get_template("page.html.j2").render(
-        title=f"{out.resolve().name}: {', '.join(datasets)}",
-        findings=findings(tables),
-        figures=[(path.stem, _inline(path)) for path in figures if path.suffix == ".svg"],
-        tables=shown,
-        statuses=[STATUSES[name] for name in caution],
-        doubts=_doubts(manifest),
-        runs=dict(_runs(manifest)),
-        version=__version__,
+    datasets = sorted({str(name) for frame in tables.values() for name in frame["dataset"].unique()} - {"all"})
+    text = (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            folder=out.resolve().name,
+            datasets=datasets,
+            verdict=read_verdict(out),
+            headline=headline(answers[-1].statements) if answers else [],
+            headline_of=answers[-1].subject if len(answers) > 1 else "",
+            subjects=overview(tables),
+            sections=list(sections(tables, answers, {path.stem: path for path in figures if path.suffix == ".svg"})),
+            tables=list(_values(tables)),
+            statuses=[STATUSES[name] for name in caution],
+            doubts=doubts(manifest),
+            runs=dict(_runs(manifest)),
+            command_of=command_of,
+            version=__version__,
+        )
     )
     path = out / "report.html"
     with atomic_write(path) as temporary:
@@ -86,45 +73,34 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
     return path
 
 
-def _inline(path: Path) -> Markup:
-    """The drawing without its XML head; the file's stem makes its identifiers unique within the page."""
-    text = path.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :]
-    for prefix in ('id="', 'href="#', "url(#"):
-        text = text.replace(prefix, f"{prefix}{path.stem}-")
-    return Markup(text)  # drawn by this project from numbers and escaped text
+@cache
+def environment() -> Environment:
+    """Reads the templates of this folder; what is written into a page is escaped, `part` writes a file as it is."""
+    made = Environment(
+        loader=PackageLoader("mfdiag.reporting", "templates"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    folder = files("mfdiag.reporting").joinpath("templates")
+    made.globals["part"] = lambda name: Markup(folder.joinpath(name).read_text(encoding="utf-8"))
+    return made
 
 
-def _table(name: str, frame: pd.DataFrame) -> _Table | None:
-    """The rows over everything; None where there are none, as in maps over (r, t)."""
-    if name in _NOT_SHOWN:
-        return None
-    rows = overall(frame)
-    if rows.empty:
-        return None
-    keys = [key for key in _KEYS if key in rows and rows[key].astype(str).nunique() > 1]
-    cells = [
-        [*(_text(row[key]) for key in keys), row["quantity"], *_interval(row), row["status"].replace("ok", "")]
-        for row in rows.to_dict("records")
-    ]
-    columns = [*keys, "quantity", "value", "95 % low", "95 % high", "status"]
-    return _Table(name, TABLES[name].doc, columns, cells, len(keys) + 1, name != _CLOSED)
+def _values(tables: Mapping[str, pd.DataFrame]) -> Iterator[TextTable]:
+    """The rows over everything of each table that has some; maps over (r, t) have none."""
+    for name, frame in tables.items():
+        rows = overall(frame)
+        if name not in _NOT_SHOWN and not rows.empty:
+            table = measured_rows(f"table-{name}", name, rows, _MOST_ROWS)
+            yield table._replace(note=" ".join(filter(None, (TABLES[name].doc, table.note))))
 
 
-def _interval(row: Mapping[Any, Any]) -> list[str]:
-    return ["" if pd.isna(row[key]) else significant(row[key]) for key in ("value", "ci_low", "ci_high")]
-
-
-def _text(value: Any) -> str:
-    if pd.isna(value):
-        return ""
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _doubts(manifest: Mapping[str, Any]) -> list[str]:
+def doubts(manifest: Mapping[str, Any]) -> list[str]:
     """What the manifest says against the conventions that checkpoints were read in, each sentence once."""
-    doubts = [doubt for entry in manifest.values() for doubt in entry["specification"].get("doubts", [])]
-    return list(dict.fromkeys(doubt["text"] for doubt in doubts))
+    stated = [doubt for entry in manifest.values() for doubt in entry["specification"].get("doubts", [])]
+    return list(dict.fromkeys(doubt["text"] for doubt in stated))
 
 
 def _runs(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -10,7 +10,19 @@ import pandas as pd
 
 from mfdiag.numbers import percent, with_interval
 
-__all__ = ["Findings", "change", "is_measurable", "not_measurable", "number"]
+__all__ = [
+    "QUESTIONS",
+    "Answers",
+    "Findings",
+    "Statement",
+    "change",
+    "is_measurable",
+    "not_measurable",
+    "number",
+]
+
+QUESTIONS = ("noise", "where", "remedies", "cost", "samples")
+"""What readers of a report ask, in the order of its sections."""
 
 _ORDERS_OF_MAGNITUDE = 100  # from this ratio of its ends on, an interval says nothing
 _AS_FACTOR = 10  # factor from which a change is no longer given in percent
@@ -22,6 +34,28 @@ class Findings(NamedTuple):
 
     subject: str
     sentences: list[str]
+
+
+class Statement(NamedTuple):
+    """A sentence or more about one subject.
+
+    `question` is the one that it answers, one of QUESTIONS. `figures` are those that show it, and `table` holds its
+    numbers. It is not `measurable` if it says of its main number that more samples are needed.
+    """
+
+    question: str
+    text: str
+    figures: tuple[str, ...] = ()
+    measurable: bool = True
+    table: str = ""
+
+
+class Answers(NamedTuple):
+    """Statements about one subject: a model with its settings, or a data set of a grid."""
+
+    subject: str
+    statements: list[Statement]
+    dataset: str
 
 
 def number(row: pd.Series, write: Callable[[float], str] | None = None) -> str:

@@ -227,7 +227,9 @@ def cell_shades(frame: pd.DataFrame) -> list[float]:
 
 
 @pytest.mark.parametrize("stretch", [1.0, 1e3, 1e6])
-def test_beta_map_tells_values_apart_inside_and_far_outside_the_unit_interval(coefficient: Make, stretch: float) -> None:
+def test_beta_map_tells_values_apart_inside_and_far_outside_the_unit_interval(
+    coefficient: Make, stretch: float
+) -> None:
     frame = coefficient()
     outside = ~frame["value"].between(0, 1) & frame["t_low"].notna()
     frame.loc[outside, "value"] *= stretch

@@ -14,16 +14,19 @@ from mfdiag.errors import InputError
 from mfdiag.figures import drawable, figures, save_figures
 from mfdiag.figures._select import select
 
+COURSES = {"variance_course", "coefficient_course"}  # of three steps or more
 Make = Callable[..., pd.DataFrame]
 
 
-def test_every_figure_with_data_is_saved_as_svg_and_png(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    tables = {name: request.getfixturevalue(name)() for name in {figure.table for figure in figures().values()}}
+def test_every_figure_with_data_is_saved_as_svg_pdf_and_png(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    steps = (1000, 3000, 12_000)
+    tables = {name: request.getfixturevalue(name)(steps) for name in {figure.table for figure in figures().values()}}
     before = dict(mpl.rcParams)
     written = save_figures(tables, tmp_path)
-    assert written == [tmp_path / "figures" / f"{name}.{kind}" for name in figures() for kind in ("svg", "png")]
+    assert written == [tmp_path / "figures" / f"{name}.{kind}" for name in figures() for kind in ("svg", "pdf", "png")]
     assert sorted((tmp_path / "figures").iterdir()) == sorted(written)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written if path.suffix == ".png")
+    assert all(path.read_bytes().startswith(b"%PDF") for path in written if path.suffix == ".pdf")
     assert dict(mpl.rcParams) == before
 
 
@@ -38,16 +41,19 @@ def test_svg_is_deterministic_and_its_text_is_text(sweep: Make, tmp_path: Path) 
     first, second = (save_figures({"sweep": sweep()}, tmp_path / name)[0] for name in ("a", "b"))
     text = first.read_text(encoding="utf-8")
     assert text == second.read_text(encoding="utf-8")
+    assert first.with_suffix(".pdf").read_bytes() == second.with_suffix(".pdf").read_bytes()
     assert "Gradient variance, bias and mean squared error against β" in text and "<dc:date>" not in text
 
 
-def test_nothing_overlaps_and_nothing_is_cut(request: pytest.FixtureRequest) -> None:
-    steps = (3000, 12_000)
+@pytest.mark.parametrize("steps", [(3000, 12_000), (1000, 3000, 12_000)])
+def test_nothing_overlaps_and_nothing_is_cut(request: pytest.FixtureRequest, steps: tuple[int, ...]) -> None:
     tables = {name: request.getfixturevalue(name)(steps) for name in {figure.table for figure in figures().values()}}
-    for name, spec in figures().items():
+    drawn = {spec.name: spec for spec in drawable(tables)}
+    assert {name for name in figures() if name not in drawn} == (COURSES if len(steps) < 3 else set())
+    for name, spec in drawn.items():
         figure = spec.draw(tables[spec.table])
         figure.draw_without_rendering()
-        boxes = [axes.get_tightbbox() for axes in figure.axes]
+        boxes = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()]
         page = figure.bbox
         for i, box in enumerate(boxes):
             assert box is not None and page.x0 <= box.x0 and box.x1 <= page.x1 and box.y1 <= page.y1, name

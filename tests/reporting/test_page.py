@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from doctor_json import DOCTOR
+from figure_tables import TABLES
+from markupsafe import escape
 
-from mfdiag import measure
+from mfdiag import InputError, measure
 from mfdiag.figures import save_figures
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.numbers import significant
-from mfdiag.reporting import write_page
+from mfdiag.reporting import findings, write_page
 
 
 class Page(HTMLParser):
@@ -64,3 +68,60 @@ def test_names_from_outside_are_escaped(tables: dict[str, pd.DataFrame], tmp_pat
     hostile = {name: frame.assign(checkpoint="<script>alert(1)</script>") for name, frame in tables.items()}
     text = write_page(hostile, [], tmp_path).read_text(encoding="utf-8")
     assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_the_verdict_of_the_doctor_stands_before_the_questions(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    (tmp_path / "doctor.json").write_text(json.dumps(DOCTOR), encoding="utf-8")
+    text = write_page(tables, [], tmp_path).read_text(encoding="utf-8")
+    places = [
+        text.index(part) for part in (DOCTOR["verdict"], "&lt;causes&gt;", "700 [640, 760]", '<section id="noise">')
+    ]
+    assert places == sorted(places)
+    least = {"verdict": "Nothing to do.", "healthy": True, "findings": [], "not_checked": []}
+    (tmp_path / "doctor.json").write_text(json.dumps(least), encoding="utf-8")
+    assert "Nothing to do." in write_page(tables, [], tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"findings": [{"code": "a", "title": "b"}]}, "findings.0.severity"),
+        ({"verdict": None}, "verdict: It should"),
+    ],
+)
+def test_a_verdict_in_another_format_is_refused(
+    tables: dict[str, pd.DataFrame], tmp_path: Path, change: dict[str, object], problem: str
+) -> None:
+    (tmp_path / "doctor.json").write_text(json.dumps(DOCTOR | change), encoding="utf-8")
+    with pytest.raises(InputError, match=f"{problem}.*Run `mfdiag doctor` again"):
+        write_page(tables, [], tmp_path)
+
+
+def test_without_a_doctor_the_sentences_that_matter_come_first(tmp_path: Path) -> None:
+    made = {name: make() for name, make in TABLES.items() if name not in ("grid", "training")}
+    text = write_page(made, [], tmp_path).read_text(encoding="utf-8")
+    verdict = text.partition('id="verdict"')[2].partition("</section>")[0]
+    assert 1 <= verdict.count('class="box"') <= 3 and "The largest 1 % of samples carry" in verdict
+    ((_, sentences),) = findings(made)
+    assert len(sentences) == 5 and all(str(escape(sentence.partition(". ")[0])) in text for sentence in sentences)
+
+
+def test_a_question_without_an_answer_has_the_command_that_answers_it(
+    tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    text = write_page({"variance": tables["variance"]}, [], tmp_path).read_text(encoding="utf-8")
+    assert "mfdiag quality CHECKPOINT --out DIR" in text and "mfdiag variance CHECKPOINT" not in text
+
+
+def test_many_checkpoints_are_one_table_and_a_course(tmp_path: Path) -> None:
+    steps = tuple(range(1000, 21_000, 1000))
+    made = {name: TABLES[name](steps) for name in ("variance", "coefficient")}
+    made = {name: pd.concat([frame, frame.assign(dataset="two_moons")]) for name, frame in made.items()}
+    figures = save_figures(made, tmp_path, kinds=["svg"])
+    page = write_page(made, figures, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    overview = text.partition('id="subjects"')[2].partition("</table>")[0]
+    assert overview.count("<tr>") == 1 + 40 and "two_moons" in overview
+    assert {"variance_course", "coefficient_course"} <= set(Page(text).ids)
+    assert text.count("In a batch of") == 2, "the last checkpoint of each data set"
+    assert page.stat().st_size < 5e6
