@@ -24,18 +24,26 @@ DOCTOR: dict[str, Any] = {
                     "where": "t in [0.4, 0.6]",
                 }
             ],
+            "summary": "Nearly all of the variance is the tangent's.",
+            "certainty": "beyond doubt",
+            "where": "t in [0.4, 0.6]",
             "why": "The conditional velocity varies more than the velocity.",
             "remedies": [
                 {
                     "action": "Use the EMA tangent",
-                    "option": "loss: {estimator: ema_tangent}",
+                    "option": "mfdiag: loss: {estimator: ema_tangent}; py-meanflow: --tangent ema",
                     "effect": {"quantity": "variance_ratio", "value": 0.63, "ci_low": 0.58, "ci_high": 0.69},
                     "cost": "one forward pass per step",
                 }
             ],
         },
         {"code": "heavy_tail", "severity": "warning", "title": "Few samples dominate", "evidence": []},
-        {"code": "short_ema", "severity": "note", "title": "The average is short", "remedies": [{"action": "Wait"}]},
+        {
+            "code": "short_ema",
+            "severity": "note",
+            "title": "The average is short",
+            "remedies": [{"action": "Wait", "effect": {"quantity": "ratio", "value": 1, "ci_low": 0.01, "ci_high": 9}}],
+        },
     ],
     "not_checked": [{"code": "stale_ema", "reason": "The file has no averaged weights."}],
 }

@@ -5,18 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from mfdiag.errors import InputError, plain_validation
 from mfdiag.numbers import with_interval
+from mfdiag.reporting.sentences import is_measurable
 from mfdiag.tables.store import read_json
 
-__all__ = ["DOCTOR", "DoctorFinding", "Effect", "Evidence", "Remedy", "Unchecked", "Verdict", "read_verdict"]
+__all__ = [
+    "DOCTOR",
+    "DoctorEffect",
+    "DoctorEvidence",
+    "DoctorFinding",
+    "DoctorRemedy",
+    "DoctorVerdict",
+    "NotChecked",
+    "read_verdict",
+]
 
 DOCTOR = "doctor.json"
 
 
-class Effect(BaseModel):
+class DoctorEffect(BaseModel):
     """A quantity with its 95 % interval."""
 
     quantity: str
@@ -26,24 +37,26 @@ class Effect(BaseModel):
 
     @property
     def text(self) -> str:
-        """The value and its interval."""
+        """The value and its interval, or that it is not measurable."""
+        if self.ci_low is not None and not is_measurable(pd.Series({"status": "ok", **self.model_dump()})):
+            return "not measurable"
         value, low, high = (float("nan") if x is None else x for x in (self.value, self.ci_low, self.ci_high))
         return with_interval(value, low, high)
 
 
-class Evidence(Effect):
+class DoctorEvidence(DoctorEffect):
     """A measured quantity, what is expected of a healthy model, and where it was measured."""
 
     expected: str | float | None = None
     where: str | None = None
 
 
-class Remedy(BaseModel):
+class DoctorRemedy(BaseModel):
     """What to do: the option or line of code, its measured effect and its cost."""
 
     action: str
     option: str | None = None
-    effect: Effect | None = None
+    effect: DoctorEffect | None = None
     cost: str | float | None = None
 
 
@@ -53,36 +66,39 @@ class DoctorFinding(BaseModel):
     code: str
     severity: Literal["critical", "warning", "note"]
     title: str
-    evidence: list[Evidence] = []
+    summary: str = ""
+    certainty: str = ""
+    evidence: list[DoctorEvidence] = []
     why: str = ""
-    remedies: list[Remedy] = []
+    remedies: list[DoctorRemedy] = []
 
 
-class Unchecked(BaseModel):
+class NotChecked(BaseModel):
     """What was not checked, and why."""
 
     code: str
     reason: str
 
 
-class Verdict(BaseModel):
-    """The contents of doctor.json."""
+class DoctorVerdict(BaseModel):
+    """The contents of doctor.json: of one checkpoint, or of the worst one, with all of them in `checkpoints`."""
 
     verdict: str
     healthy: bool
     checkpoint: str | list[str] | None = None
     seconds: float | None = None
     findings: list[DoctorFinding] = []
-    not_checked: list[Unchecked] = []
+    not_checked: list[NotChecked] = []
+    checkpoints: list[DoctorVerdict] = []
 
 
-def read_verdict(folder: Path) -> Verdict | None:
+def read_verdict(folder: Path) -> DoctorVerdict | None:
     """The verdict of the folder; None without one. Raises InputError for a file that is not in the format."""
     path = folder / DOCTOR
     if not path.exists():
         return None
     try:
-        return Verdict.model_validate(read_json(path))
+        return DoctorVerdict.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {plain_validation(first['msg'])}"

@@ -77,6 +77,11 @@ def test_the_verdict_of_the_doctor_stands_before_the_questions(tables: dict[str,
         text.index(part) for part in (DOCTOR["verdict"], "&lt;causes&gt;", "700 [640, 760]", '<section id="noise">')
     ]
     assert places == sorted(places)
+    several = {**DOCTOR, "checkpoints": [DOCTOR, {"verdict": "It is fine.", "healthy": True, "checkpoint": "b.pt"}]}
+    (tmp_path / "doctor.json").write_text(json.dumps(several), encoding="utf-8")
+    text = write_page(tables, [], tmp_path).read_text(encoding="utf-8")
+    assert "All 2 checkpoints" in text and "It is fine." in text
+    assert "not measurable" in text, "an effect that spans orders of magnitude"
     least = {"verdict": "Nothing to do.", "healthy": True, "findings": [], "not_checked": []}
     (tmp_path / "doctor.json").write_text(json.dumps(least), encoding="utf-8")
     assert "Nothing to do." in write_page(tables, [], tmp_path).read_text(encoding="utf-8")
