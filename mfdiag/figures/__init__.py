@@ -34,10 +34,16 @@ def save_figures(
 ) -> list[Path]:
     """Writes each figure that the tables have rows for to `out/figures/NAME.svg`, `.pdf` and `.png` (160 dpi).
 
-    `tables` maps names to tidy frames. A figure that its table no longer has rows for is removed. Returns the paths in
-    the order of `figures`. The same tables give the same SVG and PDF.
+    Args:
+        tables: Tidy frames by name.
+        out: Folder of the tables.
+        kinds: Formats: "svg", "pdf", "png". The same tables give the same SVG and PDF.
 
-    Raises InputError where the folder cannot be written.
+    Returns:
+        The paths in the order of `figures`. A figure that its table no longer has rows for is removed.
+
+    Raises:
+        InputError: The folder cannot be written.
     """
     drawn = drawable(tables)
     written: list[Path] = []

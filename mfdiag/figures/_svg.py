@@ -31,12 +31,25 @@ _TIPS: WeakKeyDictionary[Axes, list[_Tip]] = WeakKeyDictionary()
 
 
 def add_tip(axes: Axes, place: np.ndarray, text: str) -> None:
-    """Shows a text while the pointer is at a point [2] or within an outline [n, 2]; only in SVG."""
+    """Shows a text while the pointer is at a place; only in SVG.
+
+    Args:
+        axes: The panel.
+        place: A point [2] or an outline [n, 2], in the coordinates of the data.
+        text: The text.
+    """
     _TIPS.setdefault(axes, []).append(_Tip(np.atleast_2d(np.asarray(place, dtype=float)), text))
 
 
 def add_tips(axes: Axes, x: np.ndarray, y: np.ndarray, texts: list[str]) -> None:
-    """`add_tip` for points x [n], y [n]."""
+    """`add_tip` for several points.
+
+    Args:
+        axes: The panel.
+        x: Places from left to right [n].
+        y: Places from bottom to top [n].
+        texts: The texts [n].
+    """
     for place, text in zip(np.column_stack([x, y]), texts, strict=True):
         add_tip(axes, place, text)
 

@@ -58,7 +58,7 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
             headline=headline(answers[-1].statements) if answers else [],
             headline_of=answers[-1].subject if len(answers) > 1 else "",
             subjects=overview(tables),
-            sections=list(sections(tables, answers, {path.stem: path for path in figures if path.suffix == ".svg"})),
+            sections=sections(tables, answers, {path.stem: path for path in figures if path.suffix == ".svg"}),
             tables=list(_values(tables)),
             statuses=[STATUSES[name] for name in caution],
             doubts=doubts(manifest),

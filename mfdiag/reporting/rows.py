@@ -39,7 +39,17 @@ class TextTable(NamedTuple):
 
 
 def measured_rows(name: str, title: str, frame: pd.DataFrame, most: int) -> TextTable:
-    """The keys that differ, quantity, value, interval and status of at most so many rows of a tidy table."""
+    """The keys that differ, quantity, value, interval and status of each row of a tidy table.
+
+    Args:
+        name: Name of the result, unique within a report.
+        title: What it holds.
+        frame: The tidy rows.
+        most: How many rows to show.
+
+    Returns:
+        The table of text; its note says how many rows are left out.
+    """
     shown = frame.head(most)
     keys = [key for key in frame.columns if key not in _NOT_KEYS and shown[key].astype(str).nunique() > 1]
     keys.sort(key=lambda key: key not in _SUBJECT)

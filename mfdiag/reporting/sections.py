@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,21 +61,26 @@ def command_of(table: str) -> str:
 
 def sections(
     tables: Mapping[str, pd.DataFrame], answers: Sequence[Answers], drawings: Mapping[str, Path]
-) -> Iterator[Section]:
+) -> list[Section]:
     """A section for each question; the last one, for what answers none, only if there is something.
 
     Args:
         tables: Tidy frames by name.
         answers: What they show.
         drawings: SVG file of each figure by name.
+
+    Returns:
+        The sections in the order of the questions.
     """
+    made = []
     for question in (*QUESTIONS, ""):
         specs = [spec for name, spec in figures().items() if name in drawings and spec.question == question]
         shown = [_figure(spec, tables[spec.table], answers, drawings[spec.name]) for spec in specs]
         stated = _answers(answers, question)
         if question or shown:
             missing = () if stated or shown else _MEASURED_BY.get(question, ())
-            yield Section(question or "others", _HEADINGS[question], stated, shown, missing)
+            made.append(Section(question or "others", _HEADINGS[question], stated, shown, missing))
+    return made
 
 
 def _answers(answers: Sequence[Answers], question: str) -> list[tuple[str, list[str]]]:
