@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, abbreviated
 from mfdiag.fields.inputs import Inputs, require_velocity, select_samples
 from mfdiag.flow.conditions import map_condition
 from mfdiag.gradients.functional import hooked
@@ -86,6 +86,15 @@ def _require_harmless_buffers(module: nn.Module, inputs: Inputs) -> None:
             raise InputError(
                 f"{_place(module, place[0])} stores a tensor in {place[1]!r} when it is called, and the output of "
                 "its next call depends on it: make it a function of its inputs in eval mode."
+            )
+    if calls.caches.changed:
+        with torch.no_grad(), calls.keeping_containers(module):
+            alike = torch.equal(module(*inputs), module(*inputs))
+        if not alike:
+            names = abbreviated(sorted({name for name, _ in calls.caches.changed}))
+            raise InputError(
+                f"The model stores tensors in containers of its own when it is called ({names}), and the output of its "
+                "next call depends on them: make it a function of its inputs in eval mode."
             )
 
 

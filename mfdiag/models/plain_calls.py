@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mfdiag.errors import InputError, abbreviated
+from mfdiag.models.call_caches import CallCaches, Snapshot, containers_restored
 from mfdiag.models.factory import RUNS_EAGERLY
 
 __all__ = [
@@ -70,9 +71,10 @@ def plain_calls(module: nn.Module) -> PlainCalls | None:
 
 
 class _OpenCall(NamedTuple):
-    """What to undo after a call: contexts, buffers and their copies, attributes, and the versions of copied inputs."""
+    """What to undo after a call: contexts, buffers and copies, attributes, containers, versions of copied inputs."""
 
     stack: ExitStack
+    containers: Snapshot
     buffers: dict[str, Tensor]
     copies: dict[str, tuple[Tensor, int]]
     attributes: dict[tuple[str, str], Any]
@@ -84,8 +86,9 @@ class PlainCalls:
 
     Attributes:
         changed: Buffers that calls change, by name. Every call starts from their values as loaded.
-        stored: Attributes that calls set to a tensor, as (module, attribute). Every call starts from their values
-            before.
+        stored: Attributes that calls set to a tensor, as (module, attribute), and others that they set on the same
+            module. Every call starts from their values before.
+        caches: Containers in which calls store tensors. Every call starts from their entries before.
         followed: Precisions that the network casts to, and for which it gets that of the run.
     """
 
@@ -93,6 +96,7 @@ class PlainCalls:
         self.changed: set[str] = set()
         self.stored: set[tuple[str, str]] = set()
         self.followed: set[torch.dtype] = set()
+        self.caches = CallCaches()
         self._trained_in = trained_in & _PRECISIONS
         self._autocast: list[str] = []
         self._writes_inputs = False
@@ -101,6 +105,7 @@ class PlainCalls:
         self._learning = True
         self._has_prelu = any(isinstance(part, nn.PReLU) for part in module.modules())
         self._kept: frozenset[str | tuple[str, str]] = frozenset()
+        self._containers_kept = False
         self._open: list[_OpenCall] = []
         self.follow(dtype)
 
@@ -136,6 +141,7 @@ class PlainCalls:
         self._open.append(
             _OpenCall(
                 stack,
+                self.caches.before(module),
                 saved,
                 {name: (b, b._version) for name, b in copies.items()},
                 dict(_attributes(module))
@@ -167,22 +173,40 @@ class PlainCalls:
             self.stored.update(_stored_since(module, before.attributes))
         for place in self.stored - self._kept:
             _set_attribute(module, place, before.attributes.get(place, _ABSENT))
+        if not self._containers_kept:
+            self.caches.after(before.containers, learn=self._learning and out is not None)
         self._learning = self._learning and out is None  # a call that failed shows nothing
         before.stack.close()
 
     @contextmanager
     def keeping(self, module: nn.Module, name: str | tuple[str, str]) -> Iterator[None]:
         """Within this context, calls leave a buffer of `changed`, or an attribute of `stored`, as they set it."""
-        before = _buffer(module, name) if isinstance(name, str) else _value(module, name)
-        self._kept = frozenset({name})
+        if isinstance(name, str):
+            buffer, self._kept = _buffer(module, name), frozenset({name})
+        else:
+            of_module = {place: _value(module, place) for place in self.stored if place[0] == name[0]}
+            self._kept = frozenset(of_module)
         try:
             yield
         finally:
             self._kept = frozenset()
             if isinstance(name, str):
-                _set_buffer(module, name, before)
+                _set_buffer(module, name, buffer)
             else:
-                _set_attribute(module, name, before)
+                for place, value in of_module.items():
+                    _set_attribute(module, place, value)
+
+    @contextmanager
+    def keeping_containers(self, module: nn.Module) -> Iterator[None]:
+        """Within this context, calls leave the containers of `caches` as they changed them."""
+        before = self.caches.before(module)
+        self._containers_kept = True
+        try:
+            yield
+        finally:
+            self._containers_kept = False
+            for entry in before:
+                entry.restore()
 
     def follow(self, dtype: torch.dtype) -> None:
         """Give the network `dtype` where it casts to the precision of its parameters, or in float64 to float32.
@@ -190,6 +214,7 @@ class PlainCalls:
         The next call shows again which of these casts occur.
         """
         self.dtype, self._learning = dtype, True
+        self.caches.forget()
         single = frozenset({torch.float32} if dtype == torch.float64 else ())
         self._to_follow = (self._trained_in | single) - {dtype}
 
@@ -258,17 +283,19 @@ def _set_attribute(module: nn.Module, place: tuple[str, str], value: Any) -> Non
 
 
 def _stored_since(module: nn.Module, before: Mapping[tuple[str, str], Any]) -> list[tuple[str, str]]:
-    """The attributes that hold a tensor, and held another value in `before`."""
-    now = _attributes(module)
-    return [place for place, value in now if isinstance(value, Tensor) and before.get(place) is not value]
+    """The attributes of modules that hold a tensor since `before`: these, and others set since, such as flags."""
+    changed = {place: value for place, value in _attributes(module) if before.get(place, _ABSENT) is not value}
+    storing = {prefix for (prefix, _), value in changed.items() if isinstance(value, Tensor)}
+    return [place for place in changed if place[0] in storing]
 
 
 @contextmanager
 def attributes_restored(module: nn.Module) -> Iterator[None]:
-    """After this context, attributes that hold a tensor since then have their values before."""
+    """After this context, attributes and containers that hold a tensor since then have their values before."""
     before = dict(_attributes(module))
     try:
-        yield
+        with containers_restored(module):
+            yield
     finally:
         for place in _stored_since(module, before):
             _set_attribute(module, place, before.get(place, _ABSENT))

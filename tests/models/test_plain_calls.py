@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +82,127 @@ def cached(block: nn.Module, h: Tensor) -> Tensor:
     return h @ block.folded
 
 
+def with_flag(block: nn.Module, h: Tensor) -> Tensor:
+    if not getattr(block, "ready", False):
+        block.folded, block.ready = 2 * block.layer.weight, True
+    return h @ block.folded
+
+
+def in_containers(block: nn.Module, h: Tensor) -> Tensor:
+    """What `cached` does, with the containers that `CACHES` puts in `block.inner`."""
+    return h @ block.inner(block.layer.weight)
+
+
+class Store:
+    """Keeps a tensor in an attribute, its class in another."""
+
+    of_class: Tensor | None = None
+
+    def __init__(self) -> None:
+        self.items: dict[str, Any] = {"nested": {}}
+        self.value: Tensor | None = None
+
+
+GLOBAL: dict[str, Tensor] = {}
+FOLDED: Tensor | None = None
+
+
+def through_global_name(w: Tensor) -> Tensor:
+    global FOLDED
+    if FOLDED is None:
+        FOLDED = 2 * w
+    return FOLDED
+
+
+def through_default(w: Tensor, cache: list[Tensor] = []) -> Tensor:  # noqa: B006 - this is the case
+    cache or cache.append(2 * w)
+    return cache[0]
+
+
+def through_class(w: Tensor) -> Tensor:
+    if Store.of_class is None:
+        Store.of_class = 2 * w
+    return Store.of_class
+
+
+def through_object() -> Callable[[Tensor], Tensor]:
+    store = Store()
+
+    def fold(w: Tensor) -> Tensor:
+        if store.value is None:
+            store.value = 2 * w
+        return store.value
+
+    return fold
+
+
+def through_nested() -> Callable[[Tensor], Tensor]:
+    store = Store()
+    return lambda w: store.items["nested"].setdefault("w", 2 * w)
+
+
+def through_list() -> Callable[[Tensor], Tensor]:
+    weights: list[Any] = [None, False]
+
+    def fold(w: Tensor) -> Tensor:
+        if not weights[1]:
+            weights[:] = [(2 * w, "folded"), True]
+        return weights[0][0]
+
+    return fold
+
+
+def through_namespace() -> Callable[[Tensor], Tensor]:
+    space, queue = types.SimpleNamespace(), collections.deque[Tensor](maxlen=1)
+
+    def fold(w: Tensor) -> Tensor:
+        if not hasattr(space, "w"):
+            space.w = w
+            queue.append(w)
+        return space.w + queue[0]
+
+    return fold
+
+
+def through_weak_keys() -> Callable[[Tensor], Tensor]:
+    cache, key = weakref.WeakKeyDictionary[Any, Tensor](), Store()
+    return lambda w: cache.setdefault(key, 2 * w)
+
+
+def through_lru() -> Callable[[Tensor], Tensor]:
+    box: list[Tensor] = []
+
+    @functools.lru_cache
+    def fold(name: str) -> Tensor:
+        return 2 * box[0]
+
+    def set_and_fold(w: Tensor) -> Tensor:
+        box[:] = [w]
+        return fold("w")
+
+    return set_and_fold
+
+
+CACHES: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "global dictionary": lambda: lambda w: GLOBAL.setdefault("w", 2 * w),
+    "global name": lambda: through_global_name,
+    "default": lambda: through_default,
+    "class": lambda: through_class,
+    "object": through_object,
+    "nested": through_nested,
+    "list": through_list,
+    "namespace": through_namespace,
+    "weak keys": through_weak_keys,
+    "lru_cache": through_lru,
+}
+
+
+def with_cache(name: str) -> Block:
+    block = Block(in_containers)
+    block.inner = CACHES[name]()
+    return block
+
+
 def autocast(block: nn.Module, h: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return block.layer(h)
@@ -113,6 +236,8 @@ def replaced_forward() -> Block:
 
 MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "cached": lambda: Block(cached),
+    "flag": lambda: Block(with_flag),
+    **{f"cache: {name}": functools.partial(with_cache, name) for name in CACHES},
     "autocast": lambda: Block(autocast),
     "hooked": hooked,
     "lambda": with_lambda,
@@ -159,7 +284,7 @@ def test_gradients_and_derivatives_are_those_of_single_samples(name: str, dtype:
         plain.middle.function = lambda block, h: block.layer(h)
     if name == "single":
         plain.middle.function = lambda block, h: block.layer(h.sin())  # what it is where casts are followed
-    if name == "cached":
+    if name in ("cached", "flag") or name.startswith("cache: "):
         plain.middle.function = lambda block, h: h @ (2 * block.layer.weight)
     if name == "autocast":
         plain.middle.function = lambda block, h: block.layer(h)
@@ -265,9 +390,20 @@ def with_state() -> Block:
     return Block(function)
 
 
+def with_memory() -> Block:
+    def function(block: nn.Module, h: Tensor) -> Tensor:
+        block.inner.append(h.mean())
+        return block.layer(h) + (block.inner[-2] if len(block.inner) > 1 else 0)
+
+    block = Block(function)
+    block.inner = []
+    return block
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
+        (with_memory, r"stores tensors in containers of its own .*middle\.inner.*next call depends on them"),
         (with_global, r"parameters of its own alone, but it uses one of shape \(8, 8\)"),
         (with_weak_reference, "parameters of its own alone"),
         (with_list, "parameters of its own alone"),
