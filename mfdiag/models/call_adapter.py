@@ -15,7 +15,8 @@ from mfdiag.errors import InputError
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
-from mfdiag.models.call_signature import NetworkCall, call_of, parameters_of
+from mfdiag.models.argument_hooks import moved_argument
+from mfdiag.models.call_signature import NetworkCall, call_of, parameters_of, word_of
 from mfdiag.models.plain_calls import activations_kept, attributes_restored
 from mfdiag.models.wrapper import Wrapper
 
@@ -91,9 +92,14 @@ class CallAdapter(Wrapper):
         return velocity
 
     def _evaluate(self, function: Callable[..., Tensor], call: NetworkCall, *inputs: Any) -> Tensor:
-        x, r, t, y = inputs
-        if not self.time_shape and len(x) > 1:
+        if not self.time_shape and len(inputs[0]) > 1:
             return per_sample(lambda *sample: self._evaluate(function, call, *sample), *inputs)
+        arguments, keywords = self.arguments(call, *inputs)
+        return function(*(value for _, value in arguments), **keywords)
+
+    def arguments(self, call: NetworkCall, *inputs: Any) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
+        """What a call passes for x, r, t and a condition: parameter and value by position, and by keyword."""
+        x, r, t, y = inputs
         times = {word: shaped_times(time, self.time_shape) for word, time in (("r", r), ("t", t), ("h", t - r))}
         values = {"x": x, "y": labels_of(y), **times}
         arrays = y.arrays if isinstance(y, Conditions) else {}
@@ -103,7 +109,7 @@ class CallAdapter(Wrapper):
                 "--data with an array of this name, or Conditions that hold it."
             )
         keywords = {name: values[w] for name, w in call.keywords} | {name: arrays[name] for name in call.conditions}
-        return function(*(values[w] for _, w in call.arguments), **keywords)
+        return [(name, values[word]) for name, word in call.arguments], keywords
 
 
 def per_sample(function: Callable[..., Tensor], x: Tensor, *others: Condition) -> Tensor:
@@ -223,12 +229,15 @@ def _adapted_by_trial(
         outputs = {labels: pair[0] if pair is not None and _alike(*pair) else None for labels, pair in pairs.items()}
         if all(output is None for output in outputs.values()):
             continue
+        _refuse_moved_arguments(adapter, inputs)
         if classes and "y" not in call.words:
             _refuse_dropped_labels(adapter, inputs, classes, data)
         uses_labels = undeclared and _labels_matter(inner, call, outputs, classes, data)
         if time_shape == ("n",) and not uses_labels:
             return network
         return CallAdapter(inner, call, time_shape, classes if uses_labels else None)
+    if classes and "y" in call.words:
+        _refuse_one_hot_labels(inner, call, inputs, classes, data)
     return network  # the measurement says what the network refuses
 
 
@@ -257,7 +266,10 @@ def _trial_inputs(
 
 
 def _outputs(adapter: CallAdapter, inputs: _TrialInputs, labels: bool) -> tuple[Tensor, Tensor] | None:
-    """The network's output for the batch and for single samples; None where it fails or has another shape."""
+    """The network's output for the batch and for single samples; None where it fails or has another shape.
+
+    Labels are those of the inputs, class numbers or one-hot rows, or None.
+    """
     buffers = {name: buffer.clone() for name, buffer in adapter.named_buffers()}  # a network may write to them
 
     x, r, t, y, arrays = inputs
@@ -292,6 +304,53 @@ def _refuse_dropped_labels(adapter: CallAdapter, inputs: _TrialInputs, classes: 
         outputs = _outputs(labeled, inputs, labels=True)
         if plain is not None and outputs is not None and not torch.equal(outputs[0], plain[0]):
             raise _dropped_labels(network, call, f"class numbers as {name} change its output", classes, data, name)
+
+
+def _refuse_one_hot_labels(
+    network: nn.Module, call: NetworkCall, inputs: _TrialInputs, classes: int, data: str
+) -> None:
+    """Refuse a network that fails with class numbers and runs with a row of zeros and a one for each of them."""
+    x, r, t, y, arrays = inputs
+    declared = getattr(network, "num_classes", None)
+    count = declared if isinstance(declared, int) and declared > 0 else classes
+    for rows in (torch.nn.functional.one_hot(y, count).to(x), torch.nn.functional.one_hot(y, count)):
+        for time_shape in _time_shapes(x.ndim - 1):
+            if _outputs(CallAdapter(network, call, time_shape), (x, r, t, rows, arrays), labels=True) is not None:
+                raise InputError(
+                    f"Expected {type(network).__name__} to take the labels of {data} as class numbers, but it fails "
+                    f"with them as {call.parameter_of('y')} and runs with one-hot rows; pass --model a card with "
+                    f"`conditioning: {{kind: one_hot, classes: {count}}}`, or leave the labels out with --data "
+                    "PATH:labels=none."
+                )
+
+
+def _refuse_moved_arguments(adapter: CallAdapter, inputs: _TrialInputs) -> None:
+    """Refuse a network whose pre-hooks give parameters, by the names that the call goes by, what was meant for others.
+
+    Parameters whose names do not tell receive what a hook gives them: the call is then that of the hook.
+    """
+    network = adapter.network
+    readable = _readable(network)
+    if _entry(readable)[0] != readable.forward:
+        return
+    count = slice(None) if adapter.time_shape else slice(1)
+    condition: Any = inputs[3][count]
+    if inputs[4]:
+        condition = Conditions(condition, {name: rows[count] for name, rows in inputs[4].items()})
+    arguments, keywords = adapter.arguments(adapter.call, *(v[count] for v in inputs[:3]), condition)
+    named = (*adapter.call.arguments, *adapter.call.keywords)
+    words = {name: word for name, word in named if word_of(name) == word}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), attributes_restored(adapter):
+            moved = moved_argument(readable, arguments, keywords, words)
+    except Exception:  # whatever a user's hook raises: the measurement says it
+        return
+    if moved is not None:
+        raise InputError(
+            f"Expected the forward pre-hooks of {type(readable).__name__} to leave each argument in its place, but "
+            f"{moved[0]} receives {moved[1]}; pass --model a card with `call: {{arguments: [x, r, t]}}`, in the order "
+            "in which the hooks take them, or remove the hooks."
+        )
 
 
 def _dropped_labels(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mfdiag.errors import InputError
 
-__all__ = ["DOCUMENTED_CALL", "NetworkCall", "call_of", "parameters_of", "possible_conditions"]
+__all__ = ["DOCUMENTED_CALL", "NetworkCall", "call_of", "parameters_of", "possible_conditions", "word_of"]
 
 DOCUMENTED = ("x", "r", "t", "y")
 _NAMES = {  # word of a call -> names that tell it, without underscores and in lower case
@@ -113,6 +113,11 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter] | None:
         return list(signature(function).parameters.values())
     except (TypeError, ValueError):  # functions of extensions have no signature
         return None
+
+
+def word_of(name: str) -> str | None:
+    """The word of a call that the name of a parameter tells: x, r, t, h or y; None where it tells nothing."""
+    return _WORDS.get(_plain(name))
 
 
 def _is_either_time(name: str) -> bool:

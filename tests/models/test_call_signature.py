@@ -463,3 +463,138 @@ def test_quality_in_memory_calls_by_name_and_shape() -> None:
     options: dict[str, Any] = {"samples": 64, "subsample": 8, "metrics": ["energy_distance"], "nfe": [2]}
     ours, reference = (measure_quality(model, "gaussian:4,0,1", **options)["value"] for model in (network, plain))
     np.testing.assert_allclose(ours, reference, rtol=1e-4)
+
+
+def test_quality_in_memory_says_how_the_network_is_called() -> None:
+    options: dict[str, Any] = {"samples": 64, "subsample": 8, "metrics": ["energy_distance"], "nfe": [1]}
+    said: list[str] = []
+    measure_quality(Shaped(SHAPES["n1"][1]), "gaussian:4,0,1", say=said.append, **options)
+    (note,) = said
+    assert note.startswith("Shaped.forward is called with x = x_t, t = t, r = r, y = labels; times have the shape")
+    measure_quality(MLP(4, 4, 1, num_classes=3), UNLABELED, say=said.append, **options)
+    assert said[1:] == ["plain has no labels: the network, which has 3 classes, is called without a label."]
+
+
+class Plain(nn.Module):
+    """u = x + 10 t + 100 r, and the parameters of `forward` in three orders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def value(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return self.weight * (x + 10 * t.view(-1, 1) + 100 * r.view(-1, 1))
+
+
+class TimeFirst(Plain):
+    def forward(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        return self.value(x, r, t)
+
+
+class Interval(Plain):
+    def forward(self, x: Tensor, t: Tensor, h: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.value(x, t - h, t)
+
+
+class Untelling(Plain):
+    def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return self.value(a, c, b)
+
+
+class ByKeyword(Plain):
+    def forward(self, x: Tensor, *, t: Tensor, r: Tensor) -> Tensor:
+        return self.value(x, r, t)
+
+
+def renamed(module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> Any:
+    return args, {"t": kwargs.get("time", torch.full((len(args[0]),), 0.5)), "r": kwargs["r"]}
+
+
+def swapped_keywords(module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> Any:
+    return args, {"t": kwargs["r"], "r": kwargs["t"]}
+
+
+MOVED = {
+    "swapped": (TimeFirst, lambda m, args: (args[0], args[2], args[1]), "t receives what was passed as r"),
+    "interval": (Interval, lambda m, a: (a[0], a[1], a[1] - a[2]), "h receives a value made of t and h"),
+    "end to interval": (Interval, lambda m, a: (a[0], a[2], a[2] - a[1]), "t receives what was passed as h"),
+    "constant": (TimeFirst, lambda m, a: (a[0], torch.full_like(a[1], 0.5), a[2]), "t receives a value of its own"),
+    "keyword renamed": (ByKeyword, renamed, "t receives a value of its own"),
+    "keywords swapped": (ByKeyword, swapped_keywords, "t receives what was passed as r"),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_hooks_that_move_arguments_are_refused(case: str) -> None:
+    kind, hook, words = MOVED[case]
+    network = kind()
+    network.register_forward_pre_hook(hook, with_kwargs="keyword" in case)
+    with pytest.raises(InputError, match=words) as error:
+        measure(network, "gaussian:3,0,1", tables=["sweep"], samples=64)
+    assert "arguments: [x, r, t]" in str(error.value)
+
+
+def test_a_card_settles_what_hooks_take(tmp_path: Path) -> None:
+    """The card's order is that of the caller, before the hooks."""
+    code = """
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_forward_pre_hook(lambda module, args: (args[0], args[2], args[1]))
+
+        def forward(self, x, t, r):
+            return self.linear(x) * t.view(-1, 1) + r.view(-1, 1)
+    """
+    (tmp_path / "net.py").write_text(textwrap.dedent(code))
+    (tmp_path / "net.yaml").write_text(
+        f"network: {{factory: '{tmp_path / 'net.py'}:Net'}}\ncall: {{arguments: [x, r, t]}}\n"
+    )
+    linear = nn.Linear(2, 2)
+    torch.save({f"linear.{name}": p for name, p in linear.state_dict().items()}, tmp_path / "net.pt")
+    x, r, t = torch.randn(N, 2), torch.rand(N), torch.rand(N)
+    by_card = load_model(tmp_path / "net.pt", model=str(tmp_path / "net.yaml"))
+    torch.testing.assert_close(by_card.module(x, r, t), linear(x) * t[:, None] + r[:, None])
+    with pytest.raises(InputError, match="t receives what was passed as r"):
+        measure(load_model(tmp_path / "net.pt", model=f"{tmp_path / 'net.py'}:Net"), "gaussian:2,0,1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "hook", "expected"),
+    [
+        (TimeFirst, lambda m, a: (a[0] * a[1].view(-1, 1), *a[1:]), lambda x, r, t: x * t + 10 * t + 100 * r),
+        (TimeFirst, lambda m, a: (a[0], 0.5 * a[1].log(), a[2]), lambda x, r, t: x + 5 * t.log() + 100 * r),
+        (TimeFirst, lambda m, a: (a[0], torch.maximum(a[1], a[2]), a[2]), lambda x, r, t: x + 10 * t + 100 * r),
+        (Interval, lambda m, a: None, lambda x, r, t: x + 10 * t + 100 * r),
+        (Untelling, lambda m, a: (a[0], a[2], a[1]), lambda x, r, t: x + 10 * t + 100 * r),
+    ],
+)
+def test_hooks_that_leave_each_argument_in_its_place_are_part_of_the_network(
+    kind: type[Plain], hook: Any, expected: Callable[..., Tensor]
+) -> None:
+    network = kind()
+    network.register_forward_pre_hook(hook)
+    x, r, t = torch.randn(4, 3), torch.full((4,), 0.25), torch.full((4,), 0.75)
+    torch.testing.assert_close(adapt_call(network, (3,))(x, r, t), expected(x, r[:, None], t[:, None]))
+
+
+class RequiredOneHot(nn.Module):
+    """Takes one-hot rows in a parameter without a default."""
+
+    def __init__(self, cast: Callable[[Tensor], Tensor], classes: int | None = None) -> None:
+        super().__init__()
+        self.cast, self.linear = cast, nn.Linear(3, 4)
+        if classes:
+            self.num_classes = classes
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, labels: Tensor) -> Tensor:
+        return x * t.view(-1, 1) + self.linear(self.cast(labels))
+
+
+@pytest.mark.parametrize("cast", [lambda y: y, lambda y: y.float(), lambda y: y.view(-1, 3)])
+@pytest.mark.parametrize("classes", [None, 3])
+def test_one_hot_labels_are_told_from_class_numbers(cast: Callable[[Tensor], Tensor], classes: int | None) -> None:
+    with pytest.raises(InputError, match=r"as labels and runs with one-hot rows.*kind: one_hot, classes: 3\}"):
+        measure(RequiredOneHot(cast, classes), LABELED, samples=32, tables=["sweep"])

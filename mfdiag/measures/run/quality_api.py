@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from mfdiag.flow.sources import Source, parse_source
 from mfdiag.measures.parts.quality_rows import quality_frame
 from mfdiag.measures.run.array_checks import require_no_dropped_array
 from mfdiag.measures.run.subject import velocity_of
-from mfdiag.models.call_adapter import adapt_to
+from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.quality.features import Features
 from mfdiag.quality.metrics import find_metric
@@ -47,6 +47,7 @@ class Prepared:
         checkpoint_sha256: str | None = None,
         step: int | None = None,
         weights: str | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> pd.DataFrame:
         """Table `quality` of one model: each metric at each number of steps.
 
@@ -60,6 +61,7 @@ class Prepared:
             checkpoint_sha256: For the column of this name.
             step: For the column of this name.
             weights: For the column of this name.
+            say: Receives one-line notes, such as how the module is called.
 
         Returns:
             The table; samples that are not finite give the status `nonfinite`.
@@ -70,9 +72,17 @@ class Prepared:
         """
         sampler = self.metrics.sampler
         if isinstance(model, LoadedModel):
+            own = model.adapted(sampler.data).module
+            notes = [*model.notes, *_notes(own, sampler.data, own=model.built_by_code)]
             model = velocity_of(model, sampler.data)
         elif isinstance(model, nn.Module):
             model = _adapted(model, sampler.data)
+            notes = _notes(model, sampler.data)
+        else:
+            notes = []
+        if say is not None:
+            for note in notes:
+                say(note)
         common = {
             "run": run,
             "checkpoint": checkpoint,
@@ -91,6 +101,11 @@ def _adapted(model: nn.Module, data: Data) -> nn.Module:
     adapted = adapt_to(model, data)
     require_no_dropped_array((adapted,), data)
     return adapted
+
+
+def _notes(network: nn.Module, data: Data, *, own: bool = True) -> list[str]:
+    """How the user's own network is called, and whether labels are left out."""
+    return [note for note in (call_note(network) if own else None, unlabeled_note(network, data)) if note is not None]
 
 
 # Eleven parameters, because they are the options of `mfdiag quality` and users pass them by keyword.
@@ -153,7 +168,12 @@ def prepare_quality(
 
 
 def measure_quality(
-    model: SampleModel | LoadedModel, data: Any, *, nfe: Sequence[int] = (1, 2, 4), **options: Any
+    model: SampleModel | LoadedModel,
+    data: Any,
+    *,
+    nfe: Sequence[int] = (1, 2, 4),
+    say: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Table `quality` of a model in memory, with the same numbers as `mfdiag quality`.
 
@@ -161,10 +181,11 @@ def measure_quality(
         model: As `Prepared.measure` takes it.
         data: As `prepare_quality` takes it, or what it returned, which saves time over many models.
         nfe: Numbers of steps.
+        say: Receives one-line notes, such as how the model is called.
         **options: Further arguments of `prepare_quality`.
 
     Returns:
         The table.
     """
     prepared = data if isinstance(data, Prepared) else prepare_quality(data, **options)
-    return prepared.measure(model, nfe=nfe)
+    return prepared.measure(model, nfe=nfe, say=say)
