@@ -310,18 +310,22 @@ def _lost_connections() -> Iterator[None]:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """Makes SIGTERM an interrupt, as torchrun sends it where a process ended; further signals change nothing."""
+    """Makes SIGTERM an interrupt, as torchrun sends it where a process ended. A process that ends ignores signals."""
     signals = (signal.SIGINT, signal.SIGTERM)
 
-    def interrupt(*_: object) -> None:
+    def ignore() -> None:
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
+
+    def interrupt(*_: object) -> None:
+        ignore()
         raise KeyboardInterrupt
 
     before = [signal.signal(number, interrupt) for number in signals]
     try:
         yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            for number, handler in zip(signals, before, strict=True):
-                signal.signal(number, handler)
+    except BaseException:
+        ignore()
+        raise
+    for number, handler in zip(signals, before, strict=True):
+        signal.signal(number, handler)
