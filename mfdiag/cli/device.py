@@ -1,4 +1,4 @@
-"""The device a command computes on, checked before anything starts."""
+"""Where a command computes: its device, checked before anything starts, and its launcher."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import platform
 
 import torch
 
+from mfdiag.cli.options import Options
 from mfdiag.errors import InputError, first_line
+from mfdiag.measures.run.ray_launcher import RayLauncher
 from mfdiag.world import World, current_world
 
-__all__ = ["checked_device"]
+__all__ = ["checked_device", "launcher_of"]
 
 
-def checked_device(name: str) -> str:
+def checked_device(name: str, launcher: str = "local") -> str:
     """`name`, if a computation on it works; of several processes on GPUs, each gets its own.
 
-    Raises InputError with the backend's reason otherwise.
+    Raises InputError with the backend's reason otherwise. Another launcher's workers have devices of their own.
     """
+    if launcher != "local":
+        return name
     world = current_world()
     if world.size > 1 and name.startswith("cuda"):
         name = _own_gpu(name, world)
@@ -31,6 +35,17 @@ def checked_device(name: str) -> str:
             f"--device {name!r} cannot be used here: {reason}. Pass cpu, or a GPU of this machine."
         ) from None
     return name
+
+
+def launcher_of(options: Options) -> RayLauncher | None:
+    """The launcher that the options ask for; None for this process. Raises InputError for options without it."""
+    if options.launcher == "local":
+        if options.address or options.fail_fast:
+            raise InputError("--address and --fail-fast are for --launcher ray: pass it too, or leave them out.")
+        return None
+    if current_world().size > 1:
+        raise InputError("--launcher ray starts its own processes: run it without torchrun.")
+    return RayLauncher(options.address, options.fail_fast)
 
 
 def _own_gpu(name: str, world: World) -> str:

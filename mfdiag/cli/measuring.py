@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from mfdiag.cli.device import checked_device
+from mfdiag.cli.device import checked_device, launcher_of
 from mfdiag.cli.options import Options
 from mfdiag.cli.printing import print_outcome
 from mfdiag.cli.progress import progress_on
@@ -20,6 +21,7 @@ from mfdiag.flow.weighting import parse_weighting
 from mfdiag.gradients.sample_pass import PassSettings
 from mfdiag.measures.parts.summary import Summarize
 from mfdiag.measures.run.choice import card_record, code_record, objective_of
+from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.runner import Mode, Outcome, TableJob, run
 from mfdiag.measures.run.subject import SubjectOptions
@@ -55,7 +57,7 @@ def measure_table(table: MeasuredTable, options: Options) -> None:
             progress=work.progress,
             say=work.say,
         )
-        outcome = run(job, options.out, work.mode, say=work.say, warn=work.warn, strict=options.strict)
+        outcome = work.run(job)
     work.show(table.name, outcome, table.summary)
 
 
@@ -82,6 +84,19 @@ class Session:
     warn: Callable[[str], None]
     console: Console
     silent: bool = False
+
+    def run(self, job: Job[Any]) -> Outcome:
+        """Run a job into the folder of the results."""
+        options = self.options
+        return run(
+            job,
+            options.out,
+            self.mode,
+            say=self.say,
+            warn=self.warn,
+            strict=options.strict,
+            launcher=launcher_of(options),
+        )
 
     def show(self, name: str, outcome: Outcome, summarize: Summarize | None) -> None:
         """Print the main table, save the figures and say where everything is.
@@ -163,7 +178,7 @@ def _request(table: MeasuredTable, options: Options) -> Request:
             chunk=parse_chunk(options.chunk),
             engine=options.engine,
             dtype=getattr(torch, options.dtype),
-            device=checked_device(options.device),
+            device=checked_device(options.device, options.launcher),
             derivative=options.derivative or "auto",
         ),
     )

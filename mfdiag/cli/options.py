@@ -17,7 +17,8 @@ __all__ = ["OWN", "GroupedCommand", "Options", "measuring", "sharing"]
 
 OWN = "This command"
 _MODEL, _DATA, _MEASUREMENT, _OUTPUT = "Model", "Data and objective", "Measurement", "Output"
-_GROUPS = (OWN, _MODEL, _DATA, _MEASUREMENT, _OUTPUT, "Options")
+_LAUNCH = "Cluster"
+_GROUPS = (OWN, _MODEL, _DATA, _MEASUREMENT, _LAUNCH, _OUTPUT, "Options")
 
 
 def _option(default: Any, group: str, help: str, **more: Any) -> Any:
@@ -142,6 +143,21 @@ class Options:
     chunk: str = _option("auto", _MEASUREMENT, "Samples at once; changes no result.", metavar="auto|N")
     device: str = _option("cpu", _MEASUREMENT, "Where the network runs: cpu, cuda or cuda:N.")
     dtype: Literal["float32", "float64"] = _option("float32", _MEASUREMENT, "Precision of the network.")
+    launcher: Literal["local", "ray"] = _option(
+        "local", _LAUNCH, "Several checkpoints or models: here, or many at once on a Ray cluster (needs mfdiag[ray])."
+    )
+    address: str | None = _option(
+        None,
+        _LAUNCH,
+        "Running Ray cluster. [default: one started on this machine]",
+        metavar="auto|HOST:PORT|ray://HOST:PORT",
+    )
+    fail_fast: bool = _option(
+        False,
+        _LAUNCH,
+        "With --launcher ray: stop at the first one that fails, instead of finishing the others.",
+        names=("--fail-fast",),
+    )
     out: Path = _option(Path("mfdiag-results"), _OUTPUT, "Folder for tables and figures.", metavar="DIR")
     format: Literal["table", "json", "csv"] = _option("table", _OUTPUT, "What to print: a summary, or every row.")
     resume: bool = _option(False, _OUTPUT, "Keep what is measured and measure the rest.", names=("--resume",))

@@ -24,6 +24,9 @@ __all__ = ["command"]
     "seed",
     "device",
     "dtype",
+    "launcher",
+    "address",
+    "fail_fast",
     "out",
     "format",
     "strict",
@@ -80,7 +83,6 @@ def command(
     from mfdiag.cli.measuring import session
     from mfdiag.measures.quality import QualityJob
     from mfdiag.measures.run.choice import code_record
-    from mfdiag.measures.run.runner import run
     from mfdiag.measures.run.subject import SubjectOptions
 
     own = {"nfe": _steps(nfe), "weights": [key.strip() for key in weights.split(",")], "samples": samples}
@@ -89,7 +91,7 @@ def command(
         request = _request(options, metric, features, subsample=subsample, **own)
         subject, recorded = SubjectOptions(proxy="self", **read), {**read, **code_record(options.model, options.data)}
         job = QualityJob(work.checkpoints, subject, request, recorded=recorded, progress=work.progress, say=work.say)
-        outcome = run(job, options.out, work.mode, say=work.say, warn=work.warn, strict=options.strict)
+        outcome = work.run(job)
     work.show("quality", outcome, summary)
 
 
@@ -102,7 +104,7 @@ def _request(options: Options, metric: list[str] | None, features: str | None, *
     from mfdiag.quality.features import load_features
     from mfdiag.quality.metrics import metrics
 
-    dtype, device = getattr(torch, options.dtype), checked_device(options.device)
+    dtype, device = getattr(torch, options.dtype), checked_device(options.device, options.launcher)
     return QualityRequest(
         metrics=metric or list(metrics()),
         seed=options.seed,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mfdiag.cli.options import Options, sharing
 from mfdiag.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+@sharing("launcher", "address", "fail_fast", "quiet")
 def command(
+    options: Options,
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to train.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the checkpoints.")] = Path("mfdiag-model"),
     trust_code: Annotated[
@@ -35,7 +38,6 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start again; without it, an earlier run resumes.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Train a grid of models with MeanFlow's loss at chosen beta and gamma; a killed run resumes where it stopped.
 
@@ -48,36 +50,45 @@ def command(
     from rich.console import Console
 
     from mfdiag.cli.progress import progress_on
-    from mfdiag.training.grid import load_grid
 
-    cells = load_grid(spec)  # does not import torch: a bad file is reported at once
-    named = sorted({code for cell in cells for code in cell.spec.code})
-    if named and not trust_code:
-        raise InputError(f"{spec} refers to code, {', '.join(named)}: pass --trust-code to run it.")
+    cells = _cells(spec, trust_code)  # does not import torch: a bad file is reported at once
 
-    from mfdiag.cli.device import checked_device
+    from mfdiag.cli.device import checked_device, launcher_of
     from mfdiag.figures import save_figures
     from mfdiag.measures.run.runner import run
     from mfdiag.measures.training import TrainJob
     from mfdiag.training.trainer import TrainOptions, estimate_seconds
 
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    options = TrainOptions(checked_device(device), compile_, resume=not overwrite)
+    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
+    how = TrainOptions(checked_device(device, options.launcher), compile_, resume=not overwrite)
 
     def say(text: str) -> None:
         console.print(f"note: {text}", markup=False)
 
     if dry_run:
-        _print_cells(cells, estimate_seconds(cells, out, options, say=say))
+        _print_cells(cells, estimate_seconds(cells, out, how, say=say))
         return
-    specification = {"file": str(spec), "text": spec.read_text(encoding="utf-8")}
+    recorded = {"file": str(spec), "text": spec.read_text(encoding="utf-8")}
+    launcher = launcher_of(options)
     with progress_on(console) as progress:
-        job = TrainJob(cells, out, options, specification=specification, progress=progress, say=say)
+        job = TrainJob(cells, out, how, specification=recorded, progress=progress, say=say, launcher=launcher)
         outcome = run(job, out, "overwrite", say=say)
     save_figures(outcome.frames, out)
+    job.require_trained()
     job.require_finite()
     for trained in job.trained:
         sys.stdout.write(f"{trained.checkpoint}\n")
+
+
+def _cells(spec: Path, trust_code: bool) -> list[GridCell]:
+    """The cells of a specification. Raises InputError where it refers to code that is not trusted."""
+    from mfdiag.training.grid import load_grid
+
+    cells = load_grid(spec)
+    named = sorted({code for cell in cells for code in cell.spec.code})
+    if named and not trust_code:
+        raise InputError(f"{spec} refers to code, {', '.join(named)}: pass --trust-code to run it.")
+    return cells
 
 
 def _print_cells(cells: Sequence[GridCell], seconds: float) -> None:

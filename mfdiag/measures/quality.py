@@ -73,9 +73,14 @@ class QualityRequest:
 
     def prepare(self, subject: Subject) -> Prepared:
         """Metrics for the subject's data and source."""
+        import torch
+
         from mfdiag.measures.run.quality_api import prepare_quality
+        from mfdiag.quality.features import load_features
 
         options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("nfe", "weights")}
+        if self.features is None and self.features_name is not None:  # in another process than the one that loaded it
+            options["features"] = load_features(self.features_name, self.device, self.dtype or torch.float32)
         return prepare_quality(subject.data, source=subject.source or "gaussian", **options)
 
 
@@ -149,6 +154,16 @@ class QualityJob(Job[WeightsSubject]):
                     )
                 subjects.append(WeightsSubject(path, key, subject))
         return subjects
+
+    def part(self, index: int) -> QualityJob:
+        """The job for one set of weights of one checkpoint."""
+        import copy
+        from dataclasses import replace
+
+        job, (path, weights) = copy.copy(self), divmod(index, len(self.request.weights))
+        job.checkpoints, job.progress, job.say, job._prepared = [self.checkpoints[path]], None, print, {}
+        job.request = replace(self.request, weights=[self.request.weights[weights]], features=None)
+        return job
 
     def identity(self, subject: WeightsSubject) -> tuple[str, ...]:
         """Checkpoint, hash, data set and weights."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mfdiag.flow.draw import Draws
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
+    from mfdiag.measures.run.ray_launcher import RayLauncher
     from mfdiag.measures.run.request import Progress
     from mfdiag.training.grid import GridCell
     from mfdiag.training.saved import LogEntry
@@ -71,6 +72,7 @@ class TrainJob(Job["Sequence[GridCell]"]):
         specification: What the cells were made from, for the manifest.
         progress: Receives (label, steps done, steps in all).
         say: Receives one-line notes.
+        launcher: Trains each cell in another process; None trains here, cells of one shape together.
     """
 
     command = "train"
@@ -87,8 +89,10 @@ class TrainJob(Job["Sequence[GridCell]"]):
         specification: Mapping[str, Any],
         progress: Progress | None = None,
         say: Callable[[str], None],
+        launcher: RayLauncher | None = None,
     ) -> None:
         self.cells, self.out, self.options, self.progress, self.say = cells, out, options, progress, say
+        self.launcher, self.failures = launcher, list[tuple[str, str]]()
         self.specification = specification
         self.seeds = sorted({cell.spec.seed for cell in cells})
         self.device = options.device
@@ -113,9 +117,41 @@ class TrainJob(Job["Sequence[GridCell]"]):
         from mfdiag.tables.check import conform
         from mfdiag.training.trainer import train
 
-        self.trained = train(subject, self.out, self.options, measure=_statistics, progress=self.progress, say=self.say)
+        if self.launcher is None:
+            self.trained = train(
+                subject, self.out, self.options, measure=_statistics, progress=self.progress, say=self.say
+            )
+        else:
+            self.trained = self._train_on_ray(self.launcher, subject)
         frame = pd.DataFrame([row for item in self.trained for row in _rows(item, self.out)])
         return {"training": conform("training", pd.concat([_other_cells(self.out, subject), frame], ignore_index=True))}
+
+    def _train_on_ray(self, launcher: RayLauncher, cells: Sequence[GridCell]) -> list[TrainedCell]:
+        """The cells that could be trained, in order; `failures` has the others."""
+        from dataclasses import replace
+
+        from mfdiag.measures.run.ray_launcher import Task, failed_cells
+        from mfdiag.training.trainer import prepare_folder
+
+        prepare_folder(cells, self.out, self.options, say=self.say)
+        options = replace(self.options, resume=True)  # a cell whose worker dies resumes
+        tasks = [Task(cell.name or str(self.out), _train_cell, (cell, self.out, options)) for cell in cells]
+        trained = {}
+        for item in launcher.run(tasks, self.device, say=self.say, progress=self.progress):
+            if item.failure is None:
+                trained[item.number] = item.result
+            else:
+                self.failures.append((tasks[item.number].label, item.failure))
+        if not trained:
+            raise failed_cells(self.failures, len(cells))
+        return [trained[k] for k in sorted(trained)]
+
+    def require_trained(self) -> None:
+        """InputError where cells failed on Ray."""
+        from mfdiag.measures.run.ray_launcher import failed_cells
+
+        if self.failures:
+            raise failed_cells(self.failures, len(self.cells))
 
     def require_finite(self) -> None:
         """MfdiagError where the weights of a trained model are not finite."""
@@ -126,6 +162,14 @@ class TrainJob(Job["Sequence[GridCell]"]):
                 f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}); lower the learning rate, clip the "
                 "gradient, or weigh samples adaptively. The others are finished."
             )
+
+
+def _train_cell(say: Callable[[str], None], cell: GridCell, out: Path, options: TrainOptions) -> TrainedCell:
+    """Train one cell of a grid."""
+    from mfdiag.training.trainer import train
+
+    (trained,) = train([cell], out, options, measure=_statistics, say=say)
+    return trained
 
 
 def _statistics(spec: TrainSpec, draws: Draws, module: nn.Module, ema: nn.Module) -> list[LogEntry]:

@@ -42,7 +42,16 @@ from mfdiag.training.saved import (
 from mfdiag.training.spec import TrainSpec
 from mfdiag.usercode import code_file
 
-__all__ = ["Compile", "MeasureModel", "TrainOptions", "TrainedCell", "estimate_seconds", "initial_module", "train"]
+__all__ = [
+    "Compile",
+    "MeasureModel",
+    "TrainOptions",
+    "TrainedCell",
+    "estimate_seconds",
+    "initial_module",
+    "prepare_folder",
+    "train",
+]
 
 Compile = Literal["auto", "on", "off"]
 """Whether to compile the training step; "auto" compiles long runs."""
@@ -116,11 +125,7 @@ def train(
         InputError: Model and data do not fit, or `out` has cells of another specification.
         KeyboardInterrupt: Ctrl-C, after the states are saved.
     """
-    work = _prepare(cells, out, options, say)
-    if not options.resume:
-        for item in work:
-            for name in (STATE, CHECKPOINT):
-                (item.folder / name).unlink(missing_ok=True)
+    work = prepare_folder(cells, out, options, say=say)
     total = sum(item.cell.spec.steps for item in work)
     groups = _groups(work, options.device)
     try:
@@ -140,6 +145,31 @@ def train(
             "command to resume"
         ) from None
     return [TrainedCell(item.cell, item.folder / CHECKPOINT if item.is_finite else None, item.run.log) for item in work]
+
+
+def prepare_folder(
+    cells: Sequence[GridCell], out: Path, options: TrainOptions, *, say: Callable[[str], None]
+) -> list[_Work]:
+    """Check that all cells can be trained, and remove their earlier runs if they do not resume.
+
+    Args:
+        cells: What to train.
+        out: Folder of the grid.
+        options: How to train.
+        say: Receives notes.
+
+    Returns:
+        The cells, each with its network and state.
+
+    Raises:
+        InputError: Model and data do not fit, or `out` has cells of another specification.
+    """
+    work = _prepare(cells, out, options, say)
+    if not options.resume:
+        for item in work:
+            for name in (STATE, CHECKPOINT):
+                (item.folder / name).unlink(missing_ok=True)
+    return work
 
 
 def estimate_seconds(

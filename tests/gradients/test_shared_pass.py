@@ -83,7 +83,7 @@ def assert_same(actual: PassResult, expected: PassResult) -> None:
     np.testing.assert_array_equal(actual.t, expected.t)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(
     size=st.integers(2, 4),
     samples=st.integers(2, 70),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -30,6 +30,8 @@ class Job(ABC, Generic[SubjectT]):
         seeds: Seeds of the samples.
         device: Where the network runs.
         replaces: Whether a run that overwrites removes the earlier tables; otherwise the job keeps rows of them.
+        say: Receives one-line notes.
+        progress: Receives (label, done, total), if anything does.
     """
 
     command: str
@@ -39,6 +41,8 @@ class Job(ABC, Generic[SubjectT]):
     seeds: Sequence[int]
     device: str
     replaces: bool = True
+    say: Callable[[str], None]
+    progress: Callable[[str, int, int], None] | None = None
 
     @abstractmethod
     def subjects(self) -> Sequence[SubjectT]:
@@ -55,6 +59,10 @@ class Job(ABC, Generic[SubjectT]):
     @abstractmethod
     def measure(self, subject: SubjectT, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
         """Frames by table name; an interrupted pass leaves its state in `checkpoint`."""
+
+    def part(self, index: int) -> Job[SubjectT]:
+        """The same work for one of its subjects, by number, without progress: what another process can do."""
+        raise NotImplementedError
 
     def doubt(self, subject: SubjectT) -> Doubt | None:
         """A convention that explains the subject's file better than the declared one beyond doubt, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -27,6 +29,7 @@ from mfdiag.measures.run.choice import choose_estimators, require_known_extras
 from mfdiag.measures.run.convention_check import Doubt, check_convention
 from mfdiag.measures.run.job import Identity, Job
 from mfdiag.measures.run.measure_subject import measure_subject, why_no_posterior
+from mfdiag.measures.run.ray_launcher import RayLauncher, Task, failed_cells
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.measures.run.table import MeasuredTable
@@ -60,6 +63,7 @@ def run(
     say: Callable[[str], None],
     warn: Callable[[str], None] | None = None,
     strict: bool = False,
+    launcher: RayLauncher | None = None,
 ) -> Outcome:
     """Measure every subject of a job into a folder: tables and manifest.json.
 
@@ -73,13 +77,15 @@ def run(
         say: Receives one-line notes.
         warn: Receives what makes every number of a subject doubtful; None stands for `say`.
         strict: Whether to raise an error instead.
+        launcher: Measures each subject in another process; None measures them here, one after another.
 
     Returns:
         The tables.
 
     Raises:
         InputError: The folder cannot be used, or holds results of other options; before anything is measured. Under
-            `strict`, a subject's declared convention is refuted; before that subject is measured.
+            `strict`, a subject's declared convention is refuted; before that subject is measured. Or a subject cannot
+            be measured; with a launcher, after all others are.
         KeyboardInterrupt: The run was interrupted; its message says what is saved.
     """
     world = current_world()
@@ -87,23 +93,14 @@ def run(
         subjects = world.together(job.subjects)  # all of them first: a bad last file must not cost hours
         _require_same_subjects([job.identity(subject) for subject in subjects])
         measured = world.on_first(folder.resume)
+        remaining = _remaining(job, subjects, measured, say)
+        doubted = partial(_take_doubt, folder, strict, warn or say)
+        measure = _measure_here if launcher is None else partial(_measure_on_ray, launcher)
         try:
-            for subject in subjects:
-                identity = job.identity(subject)
-                if identity in measured:
-                    say(f"{job.label(subject)} is measured already.")
-                    continue
-                doubt = job.doubt(subject)
-                if doubt is not None and strict:
-                    raise InputError(f"{doubt.text} This is an error because of --strict.")
-                if doubt is not None:
-                    (warn or say)(doubt.text)
-                folder.doubts[identity] = doubt
-                checkpoint = world.on_first(partial(folder.pass_checkpoint, identity))
-                frames = job.measure(subject, checkpoint)
+            for k, frames in measure(folder, subjects, remaining, doubted):
                 world.together(folder.inputs.require_unchanged)
                 world.on_first(partial(folder.add, frames, subjects))
-                measured.add(identity)
+                measured.add(job.identity(subjects[k]))
         except KeyboardInterrupt as error:
             if error.args:  # its message already says what is saved
                 raise
@@ -112,6 +109,88 @@ def run(
         finished: list[Outcome] = []
         world.on_first(lambda: finished.append(folder.finish(subjects)))
         return finished[0] if finished else Outcome({}, [])  # other processes need no frames
+
+
+def _take_doubt(
+    folder: ResultFolder[SubjectT],
+    strict: bool,
+    warn: Callable[[str], None],
+    subject: SubjectT,
+    doubt: Doubt | None,
+) -> None:
+    """Records and reports a doubt; InputError where it is an error."""
+    if doubt is not None and strict:
+        raise InputError(f"{doubt.text} This is an error because of --strict.")
+    if doubt is not None:
+        warn(doubt.text)
+    folder.doubts[folder.job.identity(subject)] = doubt
+
+
+def _remaining(
+    job: Job[SubjectT], subjects: Sequence[SubjectT], measured: set[Identity], say: Callable[[str], None]
+) -> list[int]:
+    """The numbers of the subjects that are neither measured nor the same as an earlier one."""
+    remaining, seen = [], set(measured)
+    for k, subject in enumerate(subjects):
+        if job.identity(subject) in seen:
+            say(f"{job.label(subject)} is measured already.")
+        else:
+            remaining.append(k)
+        seen.add(job.identity(subject))
+    return remaining
+
+
+def _measure_here(
+    folder: ResultFolder[SubjectT],
+    subjects: Sequence[SubjectT],
+    remaining: Sequence[int],
+    doubted: Callable[[SubjectT, Doubt | None], None],
+) -> Iterator[tuple[int, Mapping[str, pd.DataFrame]]]:
+    """Number and frames of each subject, which is measured in this process."""
+    job, world = folder.job, current_world()
+    for k in remaining:
+        subject = subjects[k]
+        doubted(subject, job.doubt(subject))
+        checkpoint = world.on_first(partial(folder.pass_checkpoint, job.identity(subject)))
+        yield k, job.measure(subject, checkpoint)
+
+
+def _measure_on_ray(
+    launcher: RayLauncher,
+    folder: ResultFolder[SubjectT],
+    subjects: Sequence[SubjectT],
+    remaining: Sequence[int],
+    doubted: Callable[[SubjectT, Doubt | None], None],
+) -> Iterator[tuple[int, Mapping[str, pd.DataFrame]]]:
+    """The same for subjects that are measured by Ray, as they end; those that fail are an error when all have ended."""
+    job, failures = folder.job, []
+    identities = [job.identity(subject) for subject in subjects]
+    tasks = [
+        Task(job.label(subjects[k]), _measure_part, (job.part(k), identities[k], folder.pass_checkpoint(identities[k])))
+        for k in remaining
+    ]
+    for cell in launcher.run(tasks, job.device, say=job.say, progress=job.progress):
+        k = remaining[cell.number]
+        if cell.failure is not None:
+            failures.append((job.label(subjects[k]), cell.failure))
+            continue
+        doubt, frames = cell.result
+        doubted(subjects[k], doubt)
+        yield k, frames
+    if failures:
+        raise failed_cells(failures, len(tasks))
+    folder.sort(subjects)
+
+
+def _measure_part(
+    say: Callable[[str], None], job: Job[Any], identity: Identity, checkpoint: PassCheckpoint
+) -> tuple[Doubt | None, Mapping[str, pd.DataFrame]]:
+    """The doubt and the frames of a job's only subject, in a process that loads it itself."""
+    job.say = say
+    (subject,) = job.subjects()
+    if job.identity(subject) != identity:
+        raise InputError(f"Expected the same files in all processes, but another {job.label(subject)} came.")
+    return job.doubt(subject), job.measure(subject, checkpoint)
 
 
 def _saved_so_far(out: Path, saved: int, subjects: int) -> str:
@@ -212,6 +291,15 @@ class ResultFolder(Generic[SubjectT]):
             earlier = [self.frames[name]] if name in self.frames else []
             self.frames[name] = pd.concat([*earlier, frame], ignore_index=True)
         self._write(self.frames, subjects)
+
+    def sort(self, subjects: Sequence[SubjectT]) -> None:
+        """Put the rows into the order of the subjects, whichever were measured first."""
+        place = {self.job.identity(subject): k for k, subject in enumerate(subjects)}
+        for name, frame in self.frames.items():
+            places = [place.get(identity, -1) for identity in _identities(frame, self.job.identity_columns)]
+            self.frames[name] = frame.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
+        if self.frames:
+            self._write(self.frames, subjects)
 
     def finish(self, subjects: Sequence[SubjectT]) -> Outcome:
         """Adds what can only be computed at the end, and reads the tables back."""
@@ -332,6 +420,12 @@ class TableJob(Job[Subject]):
             find_estimator(name)
         return [load_subject(path, self.options, say=self.say, progress=self.progress) for path in self.checkpoints]
 
+    def part(self, index: int) -> TableJob:
+        """The job for one checkpoint."""
+        job = copy.copy(self)
+        job.checkpoints, job.progress, job.say = [self.checkpoints[index]], None, print
+        return job
+
     def identity(self, subject: Subject) -> Identity:
         """Checkpoint, hash, data set, proxy and sampler of (r, t)."""
         values = (subject.checkpoint, subject.sha256, subject.data.name, subject.proxy_name, subject.times.name)
@@ -448,4 +542,4 @@ def _identities(frame: pd.DataFrame, columns: Sequence[str]) -> list[Identity]:
 
 def _device_name(device: str) -> str:
     """The name of a device in the manifest: for a GPU, its model."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") and torch.cuda.is_available() else device
