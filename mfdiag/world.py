@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mfdiag.errors import InputError, first_line, machine_error
+from mfdiag.errors import InputError, MfdiagError, first_line, machine_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -290,9 +290,10 @@ def _messages(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as another process can raise it. It has no cause, so a lack of the machine behind it is passed on."""
+    """The error as another process can raise it. Causes get lost, so that a lack of the machine is passed on itself."""
+    plain = error if isinstance(error, MfdiagError) else machine_error(error) or error
     try:
-        copy = pickle.loads(pickle.dumps(machine_error(error) or error))
+        copy = pickle.loads(pickle.dumps(plain))
     except Exception:  # errors with arguments of their own
         copy = RuntimeError(first_line(error))
     copy.of_other_process = True

@@ -32,7 +32,7 @@ def imported() -> set[str]:
 def test_dependencies_are_what_is_imported() -> None:
     required = [
         *PROJECT["dependencies"],
-        *(r for name in ("jax", "ray") for r in PROJECT["optional-dependencies"][name]),
+        *(r for name in ("hf", "jax", "lightning", "ray") for r in PROJECT["optional-dependencies"][name]),
     ]
     declared = {re.split(r"[<>=\[ ]", requirement)[0] for requirement in required}
     assert declared == {DISTRIBUTIONS.get(name, name) for name in imported()}
