@@ -14,7 +14,7 @@ from mfdiag.fields.inputs import Inputs
 from mfdiag.flow.conditions import Condition, map_condition
 from mfdiag.models.precision import measured_copy
 
-__all__ = ["CentralDifference", "central_difference", "difference_quotients", "jvp_by_difference"]
+__all__ = ["CentralDifference", "central_difference", "difference_quotients", "jvp_by_difference", "quotient_along"]
 
 _STEPS = tuple(2.0 ** -(4 + 2 * k) for k in range(14))  # from 0.06 to 1e-9, each a quarter of the one before
 _TINY = 1e-30  # keeps a division by 0 finite
@@ -178,13 +178,31 @@ def jvp_by_difference(
     Returns:
         u and its difference quotient, both [n, *shape] with a gradient to the parameters.
     """
+    return evaluate(*point), quotient_along(evaluate, point, tangents, step, within_times)
+
+
+def quotient_along(
+    evaluate: Callable[..., Tensor], point: Point, tangents: Point, step: float, within_times: bool = True
+) -> Tensor:
+    """Compute the difference quotient alone, from two evaluations.
+
+    Args:
+        evaluate: As for `jvp_by_difference`.
+        point: As for `jvp_by_difference`.
+        tangents: As for `jvp_by_difference`.
+        step: h, in units of time.
+        within_times: Keep times ordered and in [0, 1].
+
+    Returns:
+        The quotient [n, *shape].
+    """
     (x, r, t), (dx, dr, dt) = point, tangents
     column = (-1, *[1] * (x.ndim - 1))
     ends_of_r = _ends(r, torch.zeros_like(r), t, dr * within_times, step)
     ends_of_t = _ends(t, r, torch.ones_like(t), dt * within_times, step)
     low, high = ends_of_r[0].maximum(ends_of_t[0]), ends_of_r[1].minimum(ends_of_t[1])
     values = [evaluate(x + s.view(column) * dx, r + s * dr, t + s * dt) for s in (low, high)]
-    return evaluate(x, r, t), (values[1] - values[0]) / (high - low).clamp_min(_TINY).view(column)
+    return (values[1] - values[0]) / (high - low).clamp_min(_TINY).view(column)
 
 
 def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mfdiag.diagnosis.conventions import Identification
 from mfdiag.diagnosis.training_log import TrainingLog
+from mfdiag.measures.conventions.verdict import Verdict
 
 __all__ = ["Evidence", "Facts", "Healthy", "Value", "healthy"]
 
@@ -141,14 +141,14 @@ class Evidence:
         facts: What the file says.
         frame: Table `doctor` of this checkpoint.
         samples: Table `samples` of its pass; None without one.
-        identification: Which convention explains the file; None where the weights are not finite.
+        verdict: Which convention explains the file; None where that cannot be told.
         log: The training log, if the user passed one.
     """
 
     facts: Facts
     frame: pd.DataFrame
     samples: pd.DataFrame | None = None
-    identification: Identification | None = None
+    verdict: Verdict | None = None
     log: TrainingLog | None = None
 
     def values(self, quantity: str, *, by: str | None = None, **keys: Any) -> list[Value]:

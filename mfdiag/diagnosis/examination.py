@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mfdiag.diagnosis.alternatives import probe_alternatives
 from mfdiag.diagnosis.candidate import Candidate
-from mfdiag.diagnosis.conventions import Identification, identify
+from mfdiag.diagnosis.conventions import identify
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.field_probe import Measured, probe_field
 from mfdiag.diagnosis.gradient_probe import COPIED, full_gradient, probe_gradient
@@ -26,7 +26,9 @@ from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.accumulate import layer_of
 from mfdiag.gradients.intervals import Estimate
 from mfdiag.gradients.pass_types import PassSettings
+from mfdiag.measures.conventions.verdict import Verdict
 from mfdiag.measures.parts.rows import Rows
+from mfdiag.measures.run.convention_check import EVALUATIONS_PER_SAMPLE, declared_verdict
 from mfdiag.measures.run.measure_subject import why_no_posterior
 from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.run.request import Progress, Request
@@ -38,9 +40,10 @@ __all__ = ["ExaminationOptions", "doctor_frame", "examine", "weight_distances"]
 
 _BUDGET = (60.0, 180.0)  # seconds: usual, and the most where so many are needed for the fewest samples
 _FEWEST, _MOST, _PILOT = 512, 4096, 128
+_SLOW = 10.0  # seconds of the forward passes from which on the pilot takes a quarter of its samples
 _POSTERIOR = 1e11  # samples x data points x coordinates: minutes
 _FIELD_SHARE, _FIELD_CALLS = 0.15, 40  # of the budget for forward passes; evaluations of a sample
-_IDENTIFY_SHARE, _IDENTIFY_CALLS = 0.25, 150
+_IDENTIFY_SHARE, _IDENTIFY_CALLS, _IDENTIFY_SAMPLES = 0.25, 1000, (64, 512)
 _SUSPICIOUS = 0.7  # ratio of target defects from which on the gradient without stop-gradient is measured
 _GAP_SAMPLES = 512
 _ALTERNATIVES_UNTIL, _ALTERNATIVES_SAMPLES = 0.5, 1024  # share of the budget that is still free then; samples
@@ -98,7 +101,7 @@ def examine(
         seed=options.seed,
         settings=PassSettings(samples=_PILOT, bins=(1, 10), dtype=options.dtype),
     )
-    identification, measured = _forward_passes(candidate, facts, options)
+    verdict, measured = _forward_passes(candidate, facts, options)
     exact = why_no_posterior(subject, request) is None
     draws = subject.draws(options.seed, exact_posterior=exact)
     estimators = [find_estimator(name) for name in ("meanflow", facts.tangent)]
@@ -115,23 +118,32 @@ def examine(
         fewer = replace(measurement, request=replace(measurement.request, settings=few))
         own += probe_alternatives(fewer, frames["variance"], say)
     frame = doctor_frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
-    return Evidence(replace(facts, exact=exact), frame, frames["samples"], identification, _log(options))
+    return Evidence(replace(facts, exact=exact), frame, frames["samples"], verdict, _log(options))
 
 
 def _forward_passes(
     candidate: Candidate, facts: Facts, options: ExaminationOptions
-) -> tuple[Identification, list[Measured]]:
+) -> tuple[Verdict | None, list[Measured]]:
     """The convention, and what forward passes say of every set of weights."""
     subject, budget = candidate.subject, options.budget or _BUDGET[0]
     seconds = _seconds_per_evaluation(subject.module, candidate, options)
-    many = _affordable(_IDENTIFY_SHARE * budget, _IDENTIFY_CALLS * seconds, (64, 512))
-    identification = identify(
-        subject, candidate.declared, candidate.networks, many, seed=options.seed, dtype=options.dtype
-    )
+    verdict = _verdict(candidate, options, _IDENTIFY_SHARE * budget / seconds)
     networks = _networks(candidate, facts)
     many = _affordable(_FIELD_SHARE * budget, _FIELD_CALLS * seconds * len(networks), (128, 1024))
     measured = list(probe_field(subject.draws(options.seed), networks, many, _POSTERIOR, options.dtype))
-    return identification, measured + weight_distances(networks)
+    return verdict, measured + weight_distances(networks)
+
+
+def _verdict(candidate: Candidate, options: ExaminationOptions, evaluations: float) -> Verdict | None:
+    """What the convention's check says, with as many evaluations of the network as time allows."""
+    subject = candidate.subject
+    samples = int(min(evaluations / _IDENTIFY_CALLS, _IDENTIFY_SAMPLES[1]))
+    if samples < _IDENTIFY_SAMPLES[0]:  # a large network: the readings of fewest changes alone
+        samples = max(int(evaluations / EVALUATIONS_PER_SAMPLE), _FEWEST)
+        checked = declared_verdict(subject, samples, seed=options.seed, dtype=options.dtype)
+        return None if checked is None else checked[0]
+    networks, seed, dtype = candidate.networks, options.seed, options.dtype
+    return identify(subject, candidate.declared, networks, samples, seed=seed, dtype=dtype).verdict
 
 
 def _gap(measurement: Measurement, options: ExaminationOptions, say: Callable[[str], None]) -> list[Measured]:
@@ -263,9 +275,12 @@ def _samples(measurement: Measurement, options: ExaminationOptions, start: float
     """Samples of the pass: what the user asks for, or what the rest of the budget allows."""
     if options.samples is not None:
         return options.samples
+    slow = time.perf_counter() - start > _SLOW
+    pilot = _PILOT // 4 if slow else _PILOT
+    settings = replace(measurement.request.settings, samples=pilot)
     before = time.perf_counter()
-    probe_gradient(replace(measurement, say=None), 1)
-    each = (time.perf_counter() - before) / _PILOT
+    probe_gradient(replace(measurement, request=replace(measurement.request, settings=settings), say=None), 1)
+    each = (time.perf_counter() - before) / pilot
     spent = time.perf_counter() - start
     limit = options.budget or _BUDGET[0]
     samples = int((limit - spent) / each) // _PILOT * _PILOT

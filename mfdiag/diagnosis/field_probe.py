@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfdiag.derivatives.finite_difference import jvp_by_difference
+from mfdiag.derivatives.finite_difference import quotient_along
 from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.flow.conditions import Condition, map_condition, move_condition, null_of
 from mfdiag.flow.draw import Draws
@@ -95,12 +95,12 @@ class _Network:
         """The derivative along (dx, dr, dt); dx None is zero."""
         dx, dr, dt = tangent
         step = _STEP if self.precise_dtype is torch.float64 else _COARSE_STEP
-        return jvp_by_difference(
+        return quotient_along(
             lambda x, r, t: _call(self.precise, self.precise_dtype, x, r, t, condition),
             (x, r, t),
             (torch.zeros_like(x) if dx is None else dx, torch.full_like(r, dr), torch.full_like(t, dt)),
             step,
-        )[1]
+        )
 
 
 def _call(network: nn.Module, dtype: torch.dtype, x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -47,7 +47,7 @@ def convention_finding(
     """
 
     def rule(evidence: Evidence) -> Detection | None:
-        verdict = None if evidence.identification is None else evidence.identification.verdict
+        verdict = evidence.verdict
         if verdict is None or not verdict.refuted or verdict.best is None:
             return None
         changes = verdict.best.reading.changes(verdict.declared.reading)

@@ -20,13 +20,24 @@ from mfdiag.measures.conventions.verdict import LEAST_SKILL, RATIO, Verdict, axe
 from mfdiag.measures.run.subject import Subject
 from mfdiag.models.cards.readings import Reading, declared_reading, readings
 
-__all__ = ["Doubt", "check_convention", "declared_scores", "long_intervals"]
+__all__ = [
+    "EVALUATIONS_PER_SAMPLE",
+    "Doubt",
+    "check_convention",
+    "declared_scores",
+    "declared_verdict",
+    "long_intervals",
+]
 
 _SAMPLES = (32, 128)  # fewest and most that the check uses
 _EVALUATIONS_PER_SAMPLE = 8  # of a measurement, in forward passes: the least is four forward and backward passes
 _INTERVALS = (32, 256)  # fewest and most that decide the order of the times
 _INTERVALS_SHARE = 0.25  # of the evaluations
 _SHARE = 0.03  # of the measurement
+
+EVALUATIONS_PER_SAMPLE = _SHARE * _EVALUATIONS_PER_SAMPLE
+"""Evaluations of a large network that the check takes for each sample of a measurement."""
+
 _WORK = 4e9  # parameters x positions x samples that take less than a second
 _CALLS = 4000  # calls x modules of the network that take less than a second
 _POSTERIOR = 3e8  # samples x data points x coordinates that take less than a second
@@ -63,6 +74,25 @@ def check_convention(
     Returns:
         The doubt; None where the declared convention is not refuted.
     """
+    checked = declared_verdict(subject, samples, seed=seed, dtype=dtype, device=device)
+    return None if checked is None or not checked[0].refuted else _doubt(subject, *checked)
+
+
+def declared_verdict(
+    subject: Subject, samples: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Verdict, int] | None:
+    """Judge the declared convention, as `check_convention` does.
+
+    Args:
+        subject: The network and the distribution of its samples.
+        samples: Samples of the measurement.
+        seed: Seed of the samples.
+        dtype: Precision of the network.
+        device: Where it runs.
+
+    Returns:
+        The verdict, and the number of samples; None where the network returns nothing finite at r = t.
+    """
     scores, plausible = declared_scores(subject, samples, seed=seed, dtype=dtype, device=device)
     own = misfit_of(scores, scores.declared.reading)
     if own.velocity.min() >= 1:  # no finite output where r = t: a network such as (x_t - x_r) / (t - r) tells nothing
@@ -72,7 +102,7 @@ def check_convention(
     if not verdict.refuted and own.skill >= LEARNED and swap_of(own.reading) in plausible:
         count = _intervals(scores.networks[own.reading.weights], subject.data.shape, samples)
         verdict = judge_order(verdict, scores, long_intervals(scores, subject, count, seed), plausible)
-    return _doubt(subject, verdict, len(scores.observations)) if verdict.refuted else None
+    return verdict, len(scores.observations)
 
 
 def long_intervals(scores: Scores, subject: Subject, count: int, seed: int) -> Scores:
