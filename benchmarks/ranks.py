@@ -1,5 +1,8 @@
 """The time of a measurement in two processes of one thread each over that in one, and the largest difference of tables.
 
+Clock times are distorted by other work on the machine. Half of the ratio of CPU times is what the clock would show on
+idle cores, if the processes never waited for each other.
+
 python benchmarks/ranks.py [SAMPLES [TURNS [PROCESSES]]]
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -36,14 +40,16 @@ def write_checkpoint(folder: Path) -> list[str]:
     return [str(folder / "model.safetensors"), "--posterior", "none", "--quiet"]
 
 
-def run(processes: int, arguments: list[str], out: Path) -> tuple[float, float]:
-    """Seconds of the whole command, and of the measurement without imports."""
+def run(processes: int, arguments: list[str], out: Path) -> tuple[float, float, float]:
+    """Seconds of the whole command, of the measurement without imports, and of CPU time over all processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *launcher, "-m", "mfdiag", "sweep", *arguments, "--overwrite", "--out", str(out)]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     whole = time.perf_counter() - start
-    return whole, json.loads((out / "manifest.json").read_text())["sweep"]["seconds"]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return whole, json.loads((out / "manifest.json").read_text())["sweep"]["seconds"], cpu
 
 
 def largest_difference(one: Path, other: Path) -> float:
@@ -58,14 +64,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments = [*write_checkpoint(folder), "--samples", str(samples)]
-        seconds: dict[int, list[tuple[float, float]]] = {1: [], processes: []}
+        seconds: dict[int, list[tuple[float, float, float]]] = {1: [], processes: []}
         for _ in range(turns):
             for count, times in seconds.items():
                 times.append(run(count, arguments, folder / str(count)))
         fastest = {count: np.min(times, 0) for count, times in seconds.items()}
         print(f"DiT of 4.3M parameters, {samples} samples, one thread a process, the fastest of {turns} turns")
         print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-        for k, part in enumerate(("command", "measurement")):
+        for k, part in enumerate(("command", "measurement", "CPU time")):
             one, several = fastest[1][k], fastest[processes][k]
             print(f"{part}: {one:.1f} s in one process, {several:.1f} s in {processes}: {several / one:.2f} of it")
         print(f"largest relative difference: {largest_difference(folder / '1', folder / str(processes)):.1e}")
