@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mfdiag.gradients.sample_pass import PassResult
     from mfdiag.measures.parts.plane_plans import PlanePlan
     from mfdiag.measures.parts.rows import Rows
+    from mfdiag.measures.parts.summary import Summary
     from mfdiag.measures.run.measurement import Measurement
 
 __all__ = ["TABLE"]
@@ -235,10 +236,35 @@ def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> Non
         rows.add("optimum", jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=constant)
 
 
+_SHOWN = {"optimum": "β*", "variance_reduction": "variance reduction", "critical_batch": "n₀"}
+
+
+def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
+    """A line per form and role: the optimum of a small batch and what it gains; then β* by batch size."""
+    from mfdiag.measures.parts.summary import CAUTION, Summary, estimate_text
+
+    keys = ["form", "role", "kappa_kind"]
+    small = rows[rows["batch_size"].isna() & rows["quantity"].isin(list(_SHOWN))]
+    lines = []
+    for (form, role, kind), part in small.groupby(keys, dropna=False, sort=False):
+        texts = {row["quantity"]: estimate_text(row) for row in part.to_dict("records")}
+        name = str(form) if kind is None or kind != kind else f"{form}, {kind}"
+        lines.append((name, str(role), *(texts.get(quantity, "") for quantity in _SHOWN)))
+    by_size = rows[rows["batch_size"].notna() & (rows["role"] == "tangent") & (rows["form"] == "gradient")]
+    sizes = [(f"{int(row['batch_size']):,}", estimate_text(row)) for row in by_size.to_dict("records")]
+    note = CAUTION if any("~" in text for line in lines for text in line) else ""
+    tables = [Summary(title, ("form", "role", *_SHOWN.values()), lines, numeric=tuple(_SHOWN.values()), note=note)]
+    if sizes:
+        heading = "β* of the tangent by batch size, gradient form"
+        tables.append(Summary(heading, ("batch size", "β*"), sizes, numeric=("batch size", "β*"), spread=True))
+    return tables
+
+
 TABLE = MeasuredTable(
     SCHEMA,
     plan=plan,
     rows=rows,
+    summary=summary,
     options=("batch_size", "by", "posterior"),
     default_bins=(5, 5),
     objective=(),  # the closed forms take no weight, the plane no estimator

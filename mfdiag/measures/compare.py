@@ -169,7 +169,7 @@ def _with_error(row: Mapping[Any, Any]) -> str:
 
 
 def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
-    """A line per estimator; then the gain of the best mixture by batch size."""
+    """A line per estimator, in the order of variance below MeanFlow; then the gain of the best mixture."""
     import pandas as pd
 
     from mfdiag.measures.parts.summary import Summary, plain_summary
@@ -191,7 +191,8 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
     }
     shown = {key: text for key, text in headings.items() if any(cell[1:] == key for cell in cells)}
     lines, uncertain = [], False
-    for name in rows.loc[rows["quantity"] == "variance", "estimator"]:
+    names = rows.loc[rows["quantity"] == "variance", "estimator"]
+    for name in sorted(names, key=lambda name: (name != "meanflow", _ratio(cells, name))):
         line = [str(name)]
         for quantity, n in shown:
             cell = cells[name, quantity, n]
@@ -216,6 +217,11 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
     gains = rows[rows["quantity"] == "mixture_gain"]
     mixture = "best mixture of these, on held-out samples (empty batch_size: lowest variance)"
     return [table, *(plain_summary(mixture, gains) if len(gains) else [])]
+
+
+def _ratio(cells: Mapping[Any, Any], name: str) -> float:
+    cell = cells.get((name, "variance_ratio", None))
+    return float("inf") if cell is None else float(cell["value"])
 
 
 TABLE = MeasuredTable(

@@ -240,7 +240,10 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
         f"{weights}, NFE {nfe}" if several else f"NFE {nfe}" for weights, nfe in columns.itertuples(index=False)
     ]
     lines = [
-        (str(metric), *map(with_error, line["value"], line["std_error"]))
+        (
+            str(metric),
+            *(with_error(value, error, 3) for value, error in zip(line["value"], line["std_error"], strict=True)),
+        )
         for metric, line in rows.groupby("metric", sort=False)
     ]
     return [Summary(title, ("metric", *headings), lines, numeric=headings)]

@@ -275,7 +275,8 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
         (*[f"{beta:g}", f"{gamma:g}"][: len(keys)], *(line[name] for name in headings))
         for (beta, gamma), line in zip(grid.index, grid.to_dict("records"), strict=True)
     ]
-    return [Summary(title, (*keys, *headings.values()), lines, numeric=(*keys, *headings.values()))]
+    columns = (*keys, *headings.values())
+    return [Summary(title, columns, lines, numeric=columns, optional=("conditional_variance",), spread=True)]
 
 
 TABLE = MeasuredTable(

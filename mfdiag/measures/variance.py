@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mfdiag.gradients.sample_pass import PassResult
     from mfdiag.measures.parts.estimator_plan import EstimatorPlan
     from mfdiag.measures.parts.rows import Rows
+    from mfdiag.measures.parts.summary import Summary
     from mfdiag.measures.run.measurement import Measurement
 
 __all__ = ["TABLE", "conflict_cosine"]
@@ -467,10 +468,38 @@ def _samples(result: PassResult, plan: EstimatorPlan, common: Mapping[str, objec
     return conform("samples", pd.concat(parts, ignore_index=True))
 
 
+_MAIN = ("noise_scale", "top1_share", "tail_index", "loss_variance")  # quantities that the summary has first
+_ASKED = ("guid", "semi_gradient_gap")  # beginnings of quantities that the user asked for by an option
+_OTHERS = "network"  # column of what belongs to no estimator
+
+
+def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
+    """A line per quantity, a column per estimator; what was asked for beyond the usual comes early."""
+    from mfdiag.measures.parts.summary import CAUTION, Summary, estimate_text
+
+    quantities = list(dict.fromkeys(rows["quantity"]))
+    asked = [name for name in quantities if name.startswith(_ASKED)]
+    order = dict.fromkeys(["variance", *asked, *_MAIN, *quantities])
+    estimators = [*dict.fromkeys(rows["estimator"].dropna())]
+    columns = [*map(str, estimators), *([_OTHERS] if rows["estimator"].isna().any() else [])]
+    texts: dict[tuple[str, str], str] = {}
+    for row in rows.to_dict("records"):
+        column = _OTHERS if row["estimator"] is None or row["estimator"] != row["estimator"] else str(row["estimator"])
+        texts.setdefault((row["quantity"], column), estimate_text(row))
+    lines = [
+        (quantity, *(texts.get((quantity, column), "") for column in columns))
+        for quantity in order
+        if quantity in quantities
+    ]
+    note = CAUTION if any(text.startswith("~") for text in texts.values()) else ""
+    return [Summary(title, ("quantity", *columns), lines, numeric=columns, optional=(_OTHERS,), note=note)]
+
+
 TABLE = MeasuredTable(
     SCHEMA,
     plan=plan,
     rows=rows,
+    summary=summary,
     also=(SAMPLES,),
     options=("estimator", "extra", "by", "posterior"),
     default_by="layer",

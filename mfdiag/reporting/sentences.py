@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from mfdiag.numbers import percent, with_interval
+from mfdiag.tables.measurable import is_measurable
 
 __all__ = [
     "QUESTIONS",
@@ -24,7 +24,6 @@ __all__ = [
 QUESTIONS = ("noise", "where", "remedies", "cost", "samples")
 """What readers of a report ask, in the order of its sections."""
 
-_ORDERS_OF_MAGNITUDE = 100  # from this ratio of its ends on, an interval says nothing
 _AS_FACTOR = 10  # factor from which a change is no longer given in percent
 _TRUSTED = ("ok", "outside_unit_interval")  # statuses that are not repeated beside the number
 
@@ -65,22 +64,6 @@ def number(row: pd.Series, write: Callable[[float], str] | None = None) -> str:
 
 def _status(row: pd.Series) -> str:
     return "" if row["status"] in _TRUSTED else f" ({row['status']})"
-
-
-def is_measurable(row: pd.Series, no_effect: float | None = None) -> bool:
-    """Whether the estimate says anything.
-
-    It does not if it is negative where it cannot be, or if its interval has an infinite end, spans two orders of
-    magnitude, or holds `no_effect`, such as 1 for a ratio. A row without an interval counts as measurable.
-    """
-    low, high = row["ci_low"], row["ci_high"]
-    if row["status"] == "negative_estimate":
-        return False
-    if pd.isna(low) and pd.isna(high):
-        return True
-    if not np.isfinite([low, high]).all() or (low > 0 and high >= _ORDERS_OF_MAGNITUDE * low):
-        return False
-    return no_effect is None or not low <= no_effect <= high
 
 
 def not_measurable(row: pd.Series, unit: str = "sample") -> str:

@@ -2,90 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
-from mfdiag.numbers import percent, with_interval
+from mfdiag.measures.parts.summary import CAUTION, estimate_text
+from mfdiag.numbers import percent
 from mfdiag.reporting.rows import TextTable
-from mfdiag.reporting.sentences import is_measurable
 from mfdiag.tables.selection import of_quantity, overall
 
 __all__ = ["overview"]
 
 _SUBJECT = ["dataset", "checkpoint", "step"]
+_SETTINGS = ("proxy", "weighting", "times", "seed")
 _HASH_LETTERS = 8
 
 
 class _Column(NamedTuple):
-    """A number of each subject: the first row of a table with these values."""
+    """A number of each subject: the first row of a table with these values, unless another table says more."""
 
     heading: str
     table: str
     quantity: str
     values: Mapping[str, object] = {}
     write: Callable[[float], str] | None = None
+    unless: str = ""
 
 
 _TANGENT = {"form": "gradient", "role": "tangent"}
+_AT_0, _AT_1 = ({"space": "gradient", "beta": beta, "gamma": 0.0} for beta in (0.0, 1.0))
 _COLUMNS = (
     _Column("gradient variance", "variance", "variance"),
+    _Column("variance at β = 0", "sweep", "variance", _AT_0, unless="variance"),
+    _Column("variance at β = 1", "sweep", "variance", _AT_1, unless="variance"),
     _Column("top 1 % share", "variance", "top1_share", write=percent),
     _Column("noise scale", "variance", "noise_scale"),
     _Column("β*", "coefficient", "optimum", _TANGENT),
     _Column("n₀", "coefficient", "critical_batch", _TANGENT),
+    _Column("EMA tangent, variance ratio", "compare", "variance_ratio", {"estimator": "ema_tangent"}),
+    _Column("gain of the new density", "times", "measured_gain"),
     _Column("sliced Wasserstein", "quality", "value", {"metric": "sliced_wasserstein"}),
 )
 
 
-def overview(tables: Mapping[str, pd.DataFrame]) -> TextTable:
-    """A row for each data set, checkpoint and step of the tables; only columns that something fills."""
-    subjects = pd.concat([frame[[*_SUBJECT, "checkpoint_sha256"]] for frame in tables.values()])
-    subjects = subjects.drop_duplicates(_SUBJECT).sort_values(["dataset", "step"], kind="stable", na_position="first")
-    columns = {
-        "hash": subjects["checkpoint_sha256"].map(lambda text: str(text)[:_HASH_LETTERS] if pd.notna(text) else "")
-    }
+def overview(tables: Mapping[str, pd.DataFrame], *, settings: bool = False) -> TextTable:
+    """The data sets, checkpoints and steps of the tables, with the main numbers of each.
+
+    Args:
+        tables: Tidy frames by name.
+        settings: Whether models measured in several ways, such as with two proxies, have a row for each.
+
+    Returns:
+        A row for each; only columns that something fills.
+    """
+    keys = [*_SUBJECT]
+    if settings:
+        keys += [name for name in _SETTINGS if any(frame[name].nunique() > 1 for frame in tables.values())]
+    subjects = pd.concat([overall(frame)[[*keys, "checkpoint_sha256"]] for frame in tables.values()])
+    subjects = subjects.drop_duplicates(keys).sort_values(["dataset", "step"], kind="stable", na_position="first")
+    names = _names(subjects, keys)
+    columns = {_heading(key): [name[k] for name in names] for k, key in enumerate(keys)}
+    columns["hash"] = ["" if pd.isna(text) else str(text)[:_HASH_LETTERS] for text in subjects["checkpoint_sha256"]]
     for column in _COLUMNS:
-        values = _values(tables.get(column.table), column)
-        columns[column.heading] = pd.Series(
-            [values.get(key, "") for key in _keys(subjects)], index=subjects.index, dtype=object
-        )
-    filled = {heading: texts for heading, texts in columns.items() if texts.astype(bool).any()}
-    rows = (
-        [
-            [dataset, checkpoint, "" if step == "" else f"{int(step):,}", *texts]
-            for (dataset, checkpoint, step), texts in zip(
-                _keys(subjects), zip(*filled.values(), strict=True), strict=True
-            )
-        ]
-        if filled
-        else [[dataset, checkpoint, step and f"{int(step):,}"] for dataset, checkpoint, step in _keys(subjects)]
-    )
+        if column.table in tables and column.unless not in tables:
+            values = _values(tables[column.table], column, keys)
+            columns[column.heading] = [values.get(name, "") for name in names]
+    filled = {heading: texts for k, (heading, texts) in enumerate(columns.items()) if k < len(_SUBJECT) or any(texts)}
+    rows = [list(row) for row in zip(*filled.values(), strict=True)]
     title = f"{len(rows):,} checkpoint{'' if len(rows) == 1 else 's'}"
     doubtful = any("~" in text for row in rows for text in row)
-    note = "~ marks numbers to treat with caution" if doubtful else ""
-    return TextTable("subjects", title, note, ["data set", "checkpoint", "step", *filled], rows, 3)
+    note = CAUTION if doubtful else ""
+    return TextTable("subjects", title, note, list(filled), rows, len(keys))
 
 
-def _keys(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    texts = frame[_SUBJECT].astype(object).where(frame[_SUBJECT].notna(), "").astype(str)
-    return list(texts.itertuples(index=False, name=None))
+def _heading(key: str) -> str:
+    return "data set" if key == "dataset" else key
 
 
-def _values(frame: pd.DataFrame | None, column: _Column) -> dict[tuple[str, str, str], str]:
+def _names(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """What distinguishes each row, as text; steps with separated thousands."""
+    texts = [
+        ["" if pd.isna(value) else f"{value:,}" if key == "step" else str(value) for value in frame[key]]
+        for key in keys
+    ]
+    return list(zip(*texts, strict=True))
+
+
+def _values(frame: pd.DataFrame, column: _Column, keys: Sequence[str]) -> dict[tuple[str, ...], str]:
     """The number of each subject as text; `not measurable` where its interval says nothing."""
-    if frame is None:
-        return {}
     rows = overall(of_quantity(frame, column.quantity))
     for name, value in column.values.items():
         rows = rows[rows[name] == value]
-    texts = [_number(row, column) for _, row in rows.iterrows()]
-    return dict(zip(_keys(rows)[::-1], texts[::-1], strict=True))  # the first row of each counts
-
-
-def _number(row: pd.Series, column: _Column) -> str:
-    if not is_measurable(row):
-        return "not measurable"
-    doubt = "" if row["status"] in ("ok", "outside_unit_interval") else "~ "
-    return doubt + with_interval(row["value"], row["ci_low"], row["ci_high"], column.write)
+    texts = [estimate_text(row, column.write) for row in rows.to_dict("records")]
+    return dict(zip(_names(rows, keys)[::-1], texts[::-1], strict=True))  # the first row of each counts

@@ -84,7 +84,13 @@ def test_several_checkpoints_share_a_table_and_its_samples(cli: Run, save: Run, 
     other = save("other", 3_000, seed=1)
     out = tmp_path / "out"
     result = cli("variance", *twins, other, *QUICK, "--out", out)
-    assert result.code == 0 and result.out.count("variance of ") == 3
+    assert result.code == 0 and result.out.startswith("variance of 3 models and settings")
+    words = [line.split()[:2] for line in result.out.splitlines()]
+    assert words[words.index(["checkpoint", "step"]) + 1 :][:3] == [
+        ["early", "1,000"],
+        ["late", "2,000"],
+        ["other", "3,000"],
+    ]
     frame, samples = read_table("variance", out), read_table("samples", out)
     assert [*dict.fromkeys(frame["step"])] == [1_000, 2_000, 3_000]
     early, late, different = (part.reset_index(drop=True) for _, part in frame.groupby("step"))

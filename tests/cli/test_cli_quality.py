@@ -23,11 +23,13 @@ Run = Callable[..., Any]
 QUICK = ("--samples", "128", "--subsample", "16")
 
 
-def test_bundled_checkpoint_from_end_to_end(cli: Run, tmp_path: Path) -> None:
+def test_bundled_checkpoint_from_end_to_end(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     result = cli("quality", *QUICK, "--weights", "raw,ema", "--nfe", "1, 2", "--out", tmp_path)
     assert result.code == 0, result.err
     assert "bundled one" in result.err and f"tables: {tmp_path / 'quality'}.parquet" in result.err
-    title, head, _, *lines = result.out.splitlines()
+    title, *_, head, rule = result.out.partition("─\n")[0].splitlines()
+    lines = result.out.partition(f"{rule}─\n")[2].splitlines()
     assert title == "quality of bundled:eight_gaussians, step 20,000"
     assert all(name in head for name in ("raw, NFE 1", "raw, NFE 2", "ema, NFE 1", "ema, NFE 2"))
     assert {line.split()[0] for line in lines if line.strip()} == set(metrics())
@@ -40,7 +42,7 @@ def test_bundled_checkpoint_from_end_to_end(cli: Run, tmp_path: Path) -> None:
     assert entry["outputs"] == {"quality.parquet": sha256_of(tmp_path / "quality.parquet")}
     assert entry["specification"]["weights"] == ["raw", "ema"] and entry["specification"]["samples"] == 128
     written = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert written == {"quality.svg", "quality.png"}
+    assert written == {"quality.svg", "quality.pdf", "quality.png"}
 
 
 def test_the_same_numbers_as_in_memory(cli: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -96,7 +98,7 @@ def test_checkpoints_that_differ_in_the_seed_also_have_a_mean(cli: Run, save: Ru
     values = frame.loc[frame["checkpoint"].isin(map(str, group)), "value"]
     assert mean["value"] == pytest.approx(values.mean()) and mean["step"] == 10 and len(frame) == 5
     assert mean["checkpoint"] == f"{tmp_path}/step=10,seed={{0,1}}/model.safetensors"
-    assert f"quality of {mean['checkpoint']}, step 10" in result.out
+    assert "step=10,seed={0,1}" in result.out and "quality of 5 models and settings" in result.out
 
 
 def test_resume_goes_on_with_the_rest_and_ends_the_same(

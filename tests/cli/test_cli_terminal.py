@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figure_tables import compare_table
 from rich.console import Console
 
+from mfdiag.cli.printing import print_outcome
 from mfdiag.cli.progress import progress_on
 
 Run = Callable[..., Any]
@@ -53,9 +55,40 @@ def test_a_narrow_terminal_leaves_columns_out_and_says_so(compared: Callable[[in
     assert left_out and not any(re.search(rf"\b{name}\b(?! ratio)", table.splitlines()[1]) for name in left_out)
 
 
-def test_a_pipe_gets_every_column(cli: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_pipe_gets_every_column_if_it_is_wide(
+    cli: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     shown = cli("compare", checkpoint, "--samples", 96, "--out", tmp_path / "out")
     assert all(heading in shown.out for heading in ("cost", "conditional", "bias2", "cosine"))
+
+
+@pytest.mark.parametrize("table", ["sweep", "variance", "coefficient", "compare", "times", "quality"])
+def test_a_run_ends_with_25_lines_of_80_columns(table: str, cli: Run, save: Run, tmp_path: Path) -> None:
+    few = {"quality": ["--subsample", "16"], "times": ["--bins", "1,2"]}.get(table, [])
+    shown = cli(table, save(), "--samples", 640, *few, "--out", tmp_path / "out")
+    printed = [*shown.out.splitlines()[1:], *(line for line in shown.err.splitlines() if "everything" in line)]
+    assert shown.code == 0 and len(printed) + 1 + 2 <= 25 and max(map(len, shown.out.splitlines()[1:])) <= 80
+    assert len(printed) > 4 and re.search(r"^[A-Z].*", printed[0]), "a sentence before the table"
+
+
+def test_twenty_checkpoints_are_one_table(cli: Run, save: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    paths = [save(f"step_{k}", step=1000 * k) for k in range(1, 21)]
+    shown = cli("variance", *paths, "--samples", 64, "--bins", "none", "--by", "none", "--out", tmp_path / "out")
+    title, head, *rows = shown.out.splitlines()
+    assert title == "variance of 20 models and settings" and "step" in head and "gradient variance" in head
+    assert [row.split()[0] for row in rows[:20]] == [f"step_{k}" for k in range(1, 21)]
+    assert len(rows) <= 21 and max(map(len, (head, *rows))) <= 80
+
+
+def test_an_interval_that_says_nothing_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = compare_table().assign(step=1)
+    frame.loc[frame["quantity"] == "variance_ratio", "quantity"] = "mixture_gain"
+    frame.loc[frame["quantity"] == "mixture_gain", ["ci_low", "ci_high"]] = [0.16, float("inf")]
+    print_outcome("compare", {"compare": frame}, None, "table", lambda note: None)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "mixture_gain" in line]
+    assert rows and all(line.rstrip().endswith("not measurable") for line in rows)
 
 
 def test_long_work_on_a_pipe_writes_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
