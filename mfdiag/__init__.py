@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from mfdiag.flow.data.datasets import load_data
     from mfdiag.gradients.sample_pass import PassSettings
     from mfdiag.measures.parts.quality_rows import mean_over_seeds
-    from mfdiag.measures.run.api import Objective, measure
+    from mfdiag.measures.run.api import Objective
     from mfdiag.measures.run.quality_api import measure_quality, prepare_quality
     from mfdiag.measures.run.request import Request
     from mfdiag.models.checkpoint import load_model, save_checkpoint
     from mfdiag.quality.sampling import sample
+    from mfdiag.reporting.notebook import measure
 
 __all__ = [
     "Estimator",
@@ -52,7 +53,7 @@ _LAZY = {  # torch is imported when something is measured, not when help is prin
     "Objective": "mfdiag.measures.run.api",
     "PassSettings": "mfdiag.gradients.sample_pass",
     "Request": "mfdiag.measures.run.request",
-    "measure": "mfdiag.measures.run.api",
+    "measure": "mfdiag.reporting.notebook",
     "measure_quality": "mfdiag.measures.run.quality_api",
     "prepare_quality": "mfdiag.measures.run.quality_api",
     "sample": "mfdiag.quality.sampling",

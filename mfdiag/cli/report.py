@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from mfdiag.reporting.folder import FolderReport
+
 __all__ = ["command"]
 
+Folders = Annotated[list[Path], typer.Argument(help="Folders of tables.", metavar="DIR...")]
+Format = Annotated[
+    Literal["html", "md", "tex"], typer.Option(help="One page, Markdown, or LaTeX with booktabs and PDF figures.")
+]
+Preset = Annotated[
+    Literal["paper"] | None,
+    typer.Option(help="paper: also one document with the counterparts of the paper's tables and figures."),
+]
 
-def command(folders: Annotated[list[Path], typer.Argument(help="Folders of tables.", metavar="DIR...")]) -> None:
+
+def command(folders: Folders, format: Format = "html", preset: Preset = None) -> None:
     """Summarize folders of tables in sentences, draw their figures and write one page, report.html.
 
-    It reads the tables alone. For a folder without tables, it reports the folders inside.
+    It reads the tables alone, and doctor.json if the folder has one. For a folder without tables, it reports the
+    folders inside. Figures are written as SVG, PDF and PNG.
 
     Example: mfdiag report results
     """
     from mfdiag.errors import InputError
     from mfdiag.reporting.folder import report_folder, tables_below
+    from mfdiag.reporting.paper import write_paper
     from mfdiag.tables.schema import TABLES
 
     folders_below = {folder: tables_below(folder) for folder in folders}
@@ -27,8 +40,22 @@ def command(folders: Annotated[list[Path], typer.Argument(help="Folders of table
         if not inside:
             raise InputError(f"{folder} holds no table: expected one of {', '.join(f'{t}.parquet' for t in TABLES)}.")
     for folder in dict.fromkeys(folder for inside in folders_below.values() for folder in inside):
-        report = report_folder(folder)
-        for subject, sentences in report.findings:
-            sys.stdout.write("\n".join([subject, *(f"- {sentence}" for sentence in sentences)]) + "\n")
-        for path in report.files:
-            sys.stdout.write(f"{path}\n")
+        print("\n".join(_lines(report_folder(folder, format))))
+    if preset == "paper":
+        for folder, inside in folders_below.items():
+            print(f"paper: {', '.join(map(str, write_paper(inside, folder)))}")
+
+
+def _lines(report: FolderReport) -> list[str]:
+    """The sentences that matter about the last subject, and where everything is."""
+    from mfdiag.reporting.findings import headline
+
+    lines = []
+    if report.answers:
+        subject, statements, _ = report.answers[-1]
+        more = f" (and {len(report.answers) - 1} more in the report)" if len(report.answers) > 1 else ""
+        lines = [f"{subject}{more}", *(f"- {sentence}" for sentence in headline(statements))]
+    lines += [f"tables: {', '.join(map(str, report.tables))}"]
+    if report.figures:
+        lines.append(f"figures: {report.figures[0].parent}")
+    return [*lines, f"report: {report.document}"]

@@ -24,7 +24,7 @@ from mfdiag.tables.schema import STATUSES, TABLES
 from mfdiag.tables.selection import overall
 from mfdiag.tables.store import MANIFEST, read_json
 
-__all__ = ["doubts", "environment", "write_page"]
+__all__ = ["contents", "environment", "write_page"]
 
 _NOT_SHOWN = ("samples", "training")  # a row per sample or per step, far too many to read
 _MOST_ROWS = 800  # of a table
@@ -44,33 +44,44 @@ def write_page(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out:
     Raises:
         InputError: The page cannot be written, or the manifest or the verdict is not valid.
     """
-    manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
-    answers = statements(tables)
-    caution = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
-    datasets = sorted({str(name) for frame in tables.values() for name in frame["dataset"].unique()} - {"all"})
-    text = (
-        environment()
-        .get_template("page.html.j2")
-        .render(
-            folder=out.resolve().name,
-            datasets=datasets,
-            verdict=read_verdict(out),
-            headline=headline(answers[-1].statements) if answers else [],
-            headline_of=answers[-1].subject if len(answers) > 1 else "",
-            subjects=overview(tables),
-            sections=sections(tables, answers, {path.stem: path for path in figures if path.suffix == ".svg"}),
-            tables=list(_values(tables)),
-            statuses=[STATUSES[name] for name in caution],
-            doubts=doubts(manifest),
-            runs=dict(_runs(manifest)),
-            command_of=command_of,
-            version=__version__,
-        )
-    )
+    text = environment().get_template("page.html.j2").render(**contents(tables, figures, out), version=__version__)
     path = out / "report.html"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def contents(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out: Path) -> dict[str, Any]:
+    """What a report says, by the names that its templates use.
+
+    Args:
+        tables: Tidy frames by name.
+        figures: Files of figures; those in SVG are part of it.
+        out: Folder of the tables, which may hold a manifest, and the verdict of `mfdiag doctor`.
+
+    Returns:
+        Verdict, sentences, sections, tables, doubts and runs.
+
+    Raises:
+        InputError: The manifest or the verdict is not valid.
+    """
+    manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
+    answers = statements(tables)
+    caution = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
+    return {
+        "folder": out.resolve().name,
+        "datasets": sorted({str(name) for frame in tables.values() for name in frame["dataset"].unique()} - {"all"}),
+        "verdict": read_verdict(out),
+        "headline": headline(answers[-1].statements) if answers else [],
+        "headline_of": answers[-1].subject if len(answers) > 1 else "",
+        "subjects": overview(tables),
+        "sections": sections(tables, answers, {path.stem: path for path in figures if path.suffix == ".svg"}),
+        "tables": list(_values(tables)),
+        "statuses": [STATUSES[name] for name in caution],
+        "doubts": _doubts(manifest),
+        "runs": dict(_runs(manifest)),
+        "command_of": command_of,
+    }
 
 
 @cache
@@ -97,7 +108,7 @@ def _values(tables: Mapping[str, pd.DataFrame]) -> Iterator[TextTable]:
             yield table._replace(note=" ".join(filter(None, (TABLES[name].doc, table.note))))
 
 
-def doubts(manifest: Mapping[str, Any]) -> list[str]:
+def _doubts(manifest: Mapping[str, Any]) -> list[str]:
     """What the manifest says against the conventions that checkpoints were read in, each sentence once."""
     stated = [doubt for entry in manifest.values() for doubt in entry["specification"].get("doubts", [])]
     return list(dict.fromkeys(doubt["text"] for doubt in stated))

@@ -67,9 +67,12 @@ def test_report_says_what_tables_show_and_draws_them_again(cli: Run, save: Run, 
     subject, *sentences = result.out.splitlines()[:4]
     assert subject == f"{tmp_path / 'model.safetensors'}, step 100"
     assert all(sentence.startswith("- ") and sentence.endswith(".") for sentence in sentences)
-    files = result.out.splitlines()[4:]
-    assert files[:4] == [f"{out / name}.parquet" for name in ("coefficient", "sweep", "variance", "samples")]
-    assert {Path(file).name for file in files[4:] if file.endswith("svg")} == set(drawn)
+    tables = ", ".join(f"{out / name}.parquet" for name in ("coefficient", "sweep", "variance", "samples"))
+    assert result.out.splitlines()[4:] == [
+        f"tables: {tables}",
+        f"figures: {out / 'figures'}",
+        f"report: {out / 'report.html'}",
+    ]
     assert {path.name: path.read_bytes() for path in (out / "figures").glob("*.svg")} == drawn
 
 
