@@ -469,7 +469,7 @@ def _samples(result: PassResult, plan: EstimatorPlan, common: Mapping[str, objec
 
 
 _MAIN = ("noise_scale", "top1_share", "tail_index", "loss_variance")  # quantities that the summary has first
-_ASKED = ("guid", "semi_gradient_gap")  # beginnings of quantities that the user asked for by an option
+_ASKED = ("guidance", "semi_gradient_gap")  # beginnings of quantities that the user asked for by an option
 _OTHERS = "network"  # column of what belongs to no estimator
 
 
@@ -479,7 +479,8 @@ def summary(title: str, rows: pd.DataFrame) -> list[Summary]:
 
     quantities = list(dict.fromkeys(rows["quantity"]))
     asked = [name for name in quantities if name.startswith(_ASKED)]
-    order = dict.fromkeys(["variance", *asked, *_MAIN, *quantities])
+    of_estimators = list(dict.fromkeys(rows.loc[rows["estimator"].notna(), "quantity"]))
+    order = dict.fromkeys(["variance", *asked, *_MAIN, *of_estimators, *quantities])
     estimators = [*dict.fromkeys(rows["estimator"].dropna())]
     columns = [*map(str, estimators), *([_OTHERS] if rows["estimator"].isna().any() else [])]
     texts: dict[tuple[str, str], str] = {}
