@@ -42,7 +42,9 @@ Samples = Annotated[
 TrainBatch = Annotated[
     int | None, _own("Samples per training step. [default: what the file says, else 256]", min=1, metavar="N")
 ]
-Log = Annotated[Path | None, _own("Training log: CSV, JSON lines or trainer_state.json.")]
+Log = Annotated[
+    Path | None, _own("Training log: CSV, JSON lines, trainer_state.json, TensorBoard's events, an offline run of W&B.")
+]
 
 
 @sharing(

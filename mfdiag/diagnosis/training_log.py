@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import median_filter
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.diagnosis.log_formats import read_rows
+from mfdiag.errors import InputError
 
 __all__ = ["TrainingLog", "read_log"]
 
@@ -20,6 +19,7 @@ _STEPS = ("step", "global_step", "iteration", "iter", "_step", "trainer/global_s
 _LOSSES = ("loss", "train_loss", "train/loss", "loss/train", "training_loss")
 _WINDOW = 51  # logged points of the running median
 _SPIKE = 8.0  # robust standard deviations above the running median
+_DENSE = 0.3  # fraction of rows with a loss from which on the others are NaN themselves
 _PINNED = 0.05  # relative spread of a loss that does not move
 
 
@@ -45,12 +45,12 @@ class TrainingLog:
         name = name or next((lower[key] for key in lower if "loss" in key and "val" not in key), None)
         if name is None:
             return None
-        logged = ~np.isnan(self.series[name]) | self._logged_nan(name)
-        return self.steps[logged], self.series[name][logged]
-
-    def _logged_nan(self, name: str) -> np.ndarray:
-        """Rows in which every number is NaN but the step is not: the loss itself was NaN."""
-        return np.isnan(np.stack(list(self.series.values()))).all(0)
+        values = self.series[name]
+        logged = ~np.isnan(values)
+        # a row without a loss has NaN too, but where most rows have one, it is the loss that is NaN
+        return (
+            (self.steps, values) if logged.mean() > _DENSE or not logged.any() else (self.steps[logged], values[logged])
+        )
 
     def first_nonfinite(self) -> int | None:
         """The step at which the loss is first not finite."""
@@ -70,7 +70,8 @@ class TrainingLog:
         if len(logs) < _WINDOW:
             return ()
         residual = logs - median_filter(logs, _WINDOW, mode="nearest")
-        spread = 1.4826 * np.median(np.abs(residual))
+        # where the trend exceeds the noise, the median is one of the values, and many residuals are zero
+        spread = 1.4826 * max(np.median(np.abs(residual)), np.median(np.abs(np.diff(logs))) / 2**0.5)
         return [int(step) for step in steps[residual > _SPIKE * max(spread, 1e-3)]]
 
     def pinned(self) -> float | None:
@@ -91,7 +92,7 @@ def read_log(path: Path) -> TrainingLog:
     """Read a training log.
 
     Args:
-        path: A CSV file, JSON lines, or Hugging Face's trainer_state.json.
+        path: As for `read_rows`.
 
     Returns:
         The log.
@@ -99,13 +100,7 @@ def read_log(path: Path) -> TrainingLog:
     Raises:
         InputError: The file cannot be read, or has no numbers.
     """
-    try:
-        frame = _frame(path)
-    except (OSError, ValueError, LookupError, csv.Error) as error:
-        raise InputError(
-            f"Expected a training log as CSV, JSON lines or trainer_state.json, but {path} cannot be read: "
-            f"{first_line(error)}. Pass another --log."
-        ) from error
+    frame = read_rows(path)
     numbers = frame.apply(pd.to_numeric, errors="coerce")
     step = next((name for name in _STEPS if name in numbers), None)
     steps = np.arange(len(frame)) if step is None else numbers[step].ffill().fillna(0).to_numpy()
@@ -117,12 +112,3 @@ def read_log(path: Path) -> TrainingLog:
     if not series:
         raise InputError(f"Expected a training log with numbers by step, but {path} has none; pass another --log.")
     return TrainingLog(path, steps, series)
-
-
-def _frame(path: Path) -> pd.DataFrame:
-    if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return pd.DataFrame(content["log_history"] if isinstance(content, dict) else content)
-    if path.suffix in (".jsonl", ".ndjson"):
-        return pd.read_json(path, lines=True)
-    return pd.read_csv(path, sep=None, engine="python")

@@ -1,0 +1,111 @@
+"""Files that training logs come in: CSV, JSON lines, trainer_state.json, TensorBoard's events, W&B's offline runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mfdiag.errors import InputError, first_line
+
+__all__ = ["read_rows"]
+
+_EVENTS = "events.out.tfevents"
+_WANDB_MAGIC = b":W&B"
+_WANDB_HEADER = 7  # bytes: magic, checksum and version
+_BLOCK = 32768  # of LevelDB's log format, which W&B writes
+_RECORD = "<IHB"  # checksum, length and kind of a piece
+_LAST_PIECES = (1, 4)  # a whole record, or its last piece
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read a training log.
+
+    Args:
+        path: A CSV file, JSON lines, Hugging Face's trainer_state.json, an event file of TensorBoard or a folder with
+            some, or an offline run of W&B (its folder or .wandb file).
+
+    Returns:
+        One row per logged step, numbers and their step by name.
+
+    Raises:
+        InputError: The file cannot be read, or a library that reads it is not installed.
+    """
+    try:
+        return _rows(path)
+    except (OSError, ValueError, LookupError, csv.Error, struct.error) as error:
+        raise InputError(
+            "Expected a training log (CSV, JSON lines, trainer_state.json, TensorBoard, W&B offline), but "
+            f"{path} cannot be read: {first_line(error)}. Pass another --log."
+        ) from error
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    events = sorted(path.rglob(f"*{_EVENTS}*")) if path.is_dir() else [path] if _EVENTS in path.name else []
+    if events:
+        return pd.concat([_tensorboard(file) for file in events], ignore_index=True).sort_values("step")
+    runs = sorted(path.glob("*.wandb")) if path.is_dir() else [path] if path.suffix == ".wandb" else []
+    if runs:
+        return pd.DataFrame(_wandb(runs[0]))
+    if path.suffix == ".json":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return pd.DataFrame(content["log_history"] if isinstance(content, dict) else content)
+    if path.suffix in (".jsonl", ".ndjson"):
+        return pd.read_json(path, lines=True)
+    return pd.read_csv(path, sep=None, engine="python")
+
+
+def _tensorboard(path: Path) -> pd.DataFrame:
+    try:
+        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    except ImportError:
+        raise _missing("tensorboard", path) from None
+    rows: dict[int, dict[str, float]] = {}
+    for event in LegacyEventFileLoader(str(path)).Load():
+        for value in event.summary.value:
+            number = value.simple_value
+            if value.HasField("tensor") and value.tensor.float_val:
+                number = value.tensor.float_val[0]
+            rows.setdefault(event.step, {"step": event.step})[value.tag] = number
+    return pd.DataFrame(list(rows.values()))
+
+
+def _wandb(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of the history of an offline run."""
+    try:
+        from wandb.proto import wandb_internal_pb2
+    except ImportError:
+        raise _missing("wandb", path) from None
+    for content in _leveldb_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record.ParseFromString(content)
+        if record.WhichOneof("record_type") == "history":
+            yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+
+
+def _leveldb_records(content: bytes) -> Iterator[bytes]:
+    """Records of LevelDB's log format: pieces that do not cross blocks."""
+    if not content.startswith(_WANDB_MAGIC):
+        raise ValueError("it does not begin as a file of W&B")
+    size, position, record = struct.calcsize(_RECORD), _WANDB_HEADER, b""
+    while position + size <= len(content):
+        left = _BLOCK - position % _BLOCK
+        if left < size:  # the end of a block is not used
+            position += left
+            continue
+        _, length, kind = struct.unpack_from(_RECORD, content, position)
+        position += size
+        record += content[position : position + length]
+        position += length
+        if kind in _LAST_PIECES:
+            yield record
+            record = b""
+
+
+def _missing(extra: str, path: Path) -> InputError:
+    return InputError(f"Reading {path} needs {extra}: pip install 'mfdiag[{extra}]'.")
