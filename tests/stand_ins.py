@@ -71,23 +71,23 @@ class Raw(_Core):
         return self.value(x, r, t)
 
 
-class TwoHeads(_Labelled):
-    """haidog-yaqub/MeanFlow since 2026: (x, t, r, y) -> (u, v); it multiplies times by 1000 itself."""
+class OneHead(_Labelled):
+    """haidog-yaqub/MeanFlow before 2026: (x, t, r, y) -> u; it multiplies times by 1000 itself."""
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor, w: Tensor | None = None) -> Any:
+        return self.of(x, (1000 * t / 300).sin(), (1000 * r / 300).cos(), y)
+
+
+class TwoHeads(OneHead):
+    """haidog-yaqub/MeanFlow since 2026: u and v."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
         self.v_head = nn.Linear(_DIM, _DIM)
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u = self.of(x, (1000 * t / 300).sin(), (1000 * r / 300).cos(), y)
+        u = super().forward(x, t, r, y)
         return u, self.v_head(u.flatten(1)).view(x.shape)
-
-
-class OneHead(TwoHeads):
-    """haidog-yaqub/MeanFlow before 2026: only u."""
-
-    def forward(self, x: Tensor, t: Tensor, r: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x, t, r, y)[0]
 
 
 class Decoupled(_Labelled):

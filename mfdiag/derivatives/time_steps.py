@@ -155,6 +155,12 @@ def _note(network: nn.Module, inputs: Inputs, base: Tensor, name: str) -> str | 
             f"du/d{name} is 0."
         )
     step = _step(network, inputs, name, base)
+    if _has_derivative(network, inputs, name):
+        return (
+            f"the network rounds what it computes from {name}, in steps of about {step:.1g} of it, so u is constant "
+            "over such steps; derivatives pass through the rounding, and differences over less than a step mean "
+            "nothing."
+        )
     return (
         f"the network rounds {name} within, in steps of about {step:.1g}, as an integer index does: its derivative by "
         f"{name} is 0 for {share} although u changes with {name}, so {_ROUNDED[name]}"
@@ -170,6 +176,18 @@ _ROUNDED = {
     "t": "the residual lacks du/dt. Numbers are those of such a training; pass --derivative difference:h with a step h "
     "of several of these steps to include it.",
 }
+
+
+def _has_derivative(network: nn.Module, inputs: Inputs, name: str) -> bool:
+    """Whether u has a derivative by a time although it is rounded, as casts and straight-through estimators give it."""
+    times = _time(inputs, name).detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            total = network(*_with_time(inputs, name, times)).square().sum()
+            (slope,) = torch.autograd.grad(total, [times], allow_unused=True)
+    except NETWORK_ERRORS:
+        return False
+    return slope is not None and bool(slope.any())
 
 
 def _cast_to(of: Callable[[Tensor], Tensor], times: Tensor, base: Tensor) -> str | None:

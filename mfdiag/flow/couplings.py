@@ -23,6 +23,8 @@ from mfdiag.inputs import reading
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mfdiag.flow.conditions import Condition
+
 __all__ = [
     "COUPLINGS",
     "INDEPENDENT",
@@ -53,8 +55,11 @@ COUPLINGS: dict[str, str] = {
     "point at the data's end of the interval",
 }
 
-TeacherVelocity = Callable[["Tensor", "Tensor", "Tensor | None"], "Tensor"]
-"""Maps x [n, *shape], t [n] and labels [n] or None to the velocity [n, *shape]."""
+TeacherVelocity = Callable[["Tensor", "Tensor", "Condition"], "Tensor"]
+"""Maps x [n, *shape], t [n] and labels [n], `Conditions` or None to the velocity [n, *shape].
+
+An attribute `condition_names`, if it has one, lists the arrays of the data that it takes.
+"""
 
 _LABEL_CHUNK = 2**22  # coordinates drawn at once if only labels are needed: 32 MiB in float64
 
@@ -223,7 +228,7 @@ class MinibatchOT(_DataLabels):
 class Reflow(_DataLabels):
     """x_0 = x(0) of the teacher's ODE dx/dt = velocity(x, t, labels) from x(1) = x_1, in `steps` steps of order four.
 
-    Labels are drawn with the data. The data are not used otherwise.
+    Labels, and the arrays that the teacher takes, are drawn with the data. The data are not used otherwise.
     """
 
     name: str
@@ -235,12 +240,18 @@ class Reflow(_DataLabels):
         import torch
         from torchdiffeq import odeint
 
+        from mfdiag.flow.conditions import Conditions
+
         labels = self.labels(marginals, index)
         x1 = marginals.noise_of(index, labels)
         label_tensor = None if labels is None else torch.as_tensor(labels)
+        condition: Condition = label_tensor
+        if names := getattr(self.velocity, "condition_names", ()):
+            arrays = self.conditions(marginals, index, names)
+            condition = Conditions(label_tensor, {name: torch.as_tensor(rows) for name, rows in arrays.items()})
 
         def derivative(t: Tensor, x: Tensor) -> Tensor:
-            v = self.velocity(x, t.expand(len(x)), label_tensor)
+            v = self.velocity(x, t.expand(len(x)), condition)
             if v.shape != x.shape:  # it would broadcast
                 raise InputError(
                     f"Expected the teacher of {self.name} to return samples of shape {list(x.shape[1:])}, but it "

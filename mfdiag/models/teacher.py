@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError
-from mfdiag.flow.data.datasets import Data
+from mfdiag.flow.conditions import Condition, move_condition, with_labels
+from mfdiag.flow.couplings import TeacherVelocity
+from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.paths import LINEAR, Path, parse_path
 from mfdiag.inputs import note_hash
 from mfdiag.models.cards.card_files import is_card
@@ -90,10 +92,27 @@ def _path_note(file: str, teacher: PathChange) -> str:
     )
 
 
-def teacher_velocity(
-    checkpoint: str, model: str | None = None, data: Data | None = None
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The velocity v(x, t, labels) = u(x, t, t, labels) of a checkpoint, as `load_teacher` loads it.
+class _TeacherVelocity:
+    """v(x, t, condition) = u(x, t, t, condition) of a network, computed in its own precision.
+
+    Attributes:
+        condition_names: Names of the arrays beside the samples that it takes.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.condition_names = network, conditions_taken(network)
+        self._dtype = next((p.dtype for p in network.parameters()), torch.float64)
+        self._conditional = bool(getattr(network, "num_classes", 0))
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The velocity [n, *shape] at x [n, *shape], t [n], in the dtype and on the device of x."""
+        t = t.to(self._dtype)
+        own = condition if self._conditional else with_labels(condition, None)
+        return self.network(x.to(self._dtype), t, t, move_condition(own, t)).to(x)
+
+
+def teacher_velocity(checkpoint: str, model: str | None = None, data: Data | None = None) -> TeacherVelocity:
+    """The velocity v(x, t, condition) = u(x, t, t, condition) of a checkpoint, as `load_teacher` loads it.
 
     Args:
         checkpoint: As in `load_teacher`.
@@ -102,22 +121,16 @@ def teacher_velocity(
 
     Returns:
         The velocity. It is computed on the CPU in the checkpoint's precision; results have the dtype and device of
-        x [n, *shape].
+        x [n, *shape]. Its `condition_names` are the arrays of the data that it takes.
 
     Raises:
-        InputError: If the teacher takes arrays of the data, and as `load_teacher` does.
+        InputError: If the data lack an array that the teacher takes, and as `load_teacher` does.
     """
-    network = load_teacher(checkpoint, model, data=data)
-    if names := conditions_taken(network):
+    velocity = _TeacherVelocity(load_teacher(checkpoint, model, data=data))
+    if missing := [name for name in velocity.condition_names if data is None or name not in conditions_of(data)]:
         raise InputError(
-            f"Expected a teacher that takes no array of the data for reflow, but {checkpoint} takes "
-            f"{', '.join(names)}; store its pairs with these arrays and pass --coupling pairs:FILE."
+            f"Expected data with the array {missing[0]!r}, because the teacher {checkpoint} takes it, but "
+            f"{'no data were given' if data is None else f'{data.name} has none'}; pass --data with it, or store the "
+            "pairs with it and pass --coupling pairs:FILE."
         )
-    dtype = next((p.dtype for p in network.parameters()), torch.float64)
-    conditional = bool(getattr(network, "num_classes", 0))
-
-    def velocity(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        t = t.to(dtype)
-        return network(x.to(dtype), t, t, labels if conditional else None).to(x)
-
     return velocity

@@ -97,6 +97,32 @@ def test_one_step_is_the_projects_own(name: str, made: Made) -> None:
             torch.testing.assert_close(x - model(x, zero, one, condition), expected)
 
 
+_NOT_REACHED = {  # name of the card: parameters of its stand-in without a gradient, and words of the card that say why
+    "haidog-meanflow": ({"v_head.weight", "v_head.bias"}, "velocity_head"),
+    "re-meanflow": ({"unet.emb_noise.weight"}, "absent: [unet.emb_noise.weight]"),
+}
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_the_gradient_reaches_every_parameter(name: str, made: Made) -> None:
+    """That of what the card calls and reads: every entry, of every class and the null label."""
+    checkpoint, own = made(name)
+    card = load_card(str(own))
+    loaded = load_model(checkpoint, model=str(own)).module
+    model = as_average_velocity(loaded, card.prediction, parse_path(card.convention.path)).requires_grad_()
+    n = 12
+    x, r, t = torch.randn(n, *SHAPE), torch.linspace(0.05, 0.4, n), torch.linspace(0.5, 0.95, n)
+    y = torch.arange(n) % (CLASSES + (card.conditioning.null is not None))
+    arrays = {array: torch.randn(n, *shape) for array, shape in CONDITIONS.get(name, {}).items()}
+    condition = Conditions(None, arrays) if arrays else y if card.conditioning.classes else None
+    (model(x, r, t, condition) * torch.randn_like(x)).sum().backward()
+    parameters = dict(model.network.named_parameters())  # type: ignore[union-attr, operator]
+    missing = {p for p, v in parameters.items() if v.grad is None or not v.grad.reshape(len(v), -1).any(1).all()}
+    expected, words = _NOT_REACHED.get(name, (set(), ""))
+    assert missing == expected and words in (shipped_cards()[f"{name}.yaml"].read_text(encoding="utf-8"))
+    assert len(parameters) >= 4
+
+
 def test_what_the_card_says_becomes_the_default_and_is_said(made: Made, data: Path, tmp_path: Path, cli: Run) -> None:
     checkpoint, own = made("zhuyu-meanflow")
     card = load_card("zhuyu-meanflow.yaml")

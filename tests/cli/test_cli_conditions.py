@@ -82,6 +82,24 @@ def test_other_tables(cli: Run, folder: Path, command: str) -> None:
     assert result.code == 0, result.err
 
 
+def test_the_times_of_least_variance_given_conditions(cli: Run, folder: Path) -> None:
+    """Their variance is what a run with these times measures, and what the library gives."""
+    model = ("text.pt", "--model", "nets.py:TextNetwork", "--data", "text.npz")
+    result = cli("times", *model, "--times", "uniform", "--samples", "640", "--bins", "2,2", "--out", "times")
+    assert result.code == 0, result.err
+    table = pd.read_parquet("times/times.parquet").set_index("quantity")["value"]
+    (density,) = Path("times").glob("times-*.yaml")
+    direct = ("--samples", "640", "--seed", "1", "--by", "none", "--times", f"density:{density}", "--out", "direct")
+    assert cli("variance", *model, *direct, "--estimator", "meanflow").code == 0
+    measured = row(pd.read_parquet("direct/variance.parquet"), quantity="variance", t_low=None)["value"]
+    assert measured == pytest.approx(table["weighted_variance"], rel=1e-5)
+    arrays = arrays_of("text", ROWS)
+    loaded = load_model("text.pt", model="nets.py:TextNetwork")
+    own = measure(loaded, arrays.pop("x"), conditions=arrays, tables=["times"], times="uniform", samples=640,
+                  bins=(2, 2), estimators=["meanflow"])["times"]  # fmt: skip
+    np.testing.assert_allclose(own.set_index("quantity")["value"], table, rtol=1e-6)
+
+
 def test_guidance_needs_a_null_value(cli: Run, folder: Path) -> None:
     options = ("--data", "policy.npz", "--guidance", "meanflow:2", "--samples", "32", "--times", "uniform")
     refused = cli("variance", "policy.pt", "--model", "nets.py:Policy", *options, "--out", "a")

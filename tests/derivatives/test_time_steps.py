@@ -84,6 +84,51 @@ def test_networks_of_the_project_are_not_accused(network: Callable[[], nn.Module
     assert time_notes(module, (torch.randn(N, *shape), r, t, None)) == []
 
 
+class Trunk(Timed):
+    """An embedding of each time by `of_t`, in a network with a table, an embedding MLP, and a trunk."""
+
+    def __init__(self, of_t: Callable[[Trunk, Tensor], Tensor]) -> None:
+        super().__init__(lambda r, t: (r, t), 3.0)
+        self.of_t, self.table = of_t, nn.Embedding(1001, 8)
+        self.mix = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 16))
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.body(torch.cat([x, self.embed(r).to(x), self.mix(self.of_t(self, t).to(x))[:, :8]], 1))
+
+
+def straight_through(t: Tensor) -> Tensor:
+    return t + ((100 * t).round() / 100 - t).detach()
+
+
+ROUNDED = "rounds t within, in steps of about {}, as an integer index does: its derivative by t is 0"
+KINDS: list[tuple[Callable[[Trunk, Tensor], Tensor], str]] = [
+    (lambda net, t: net.table((1000 * t).long()), ROUNDED.format("0.0005")),
+    (lambda net, t: net.table(torch.floor(1000 * t).clamp(max=999).int()), ROUNDED.format("0.0005")),
+    (lambda net, t: net.table((50 * t).ceil().to(torch.long)), ROUNDED.format("0.02")),
+    (lambda net, t: net.embed(torch.div(t, 0.01, rounding_mode="floor") / 100), ROUNDED.format("0.008")),
+    (lambda net, t: net.embed(torch.round(t, decimals=2)), ROUNDED.format("0.004")),
+    (lambda net, t: net.table((torch.linspace(0, 1, 50).to(t) - t[:, None]).abs().argmin(1)), ROUNDED.format("0.008")),
+    (lambda net, t: net.embed((1000 * t).to(torch.bfloat16).to(t) / 1000), "casts t to bfloat16 within"),
+    (lambda net, t: net.embed((1000 * t).half().to(t) / 1000), "casts t to float16 within"),
+    (lambda net, t: net.embed(t).bfloat16(), "derivatives pass through the rounding"),
+    (lambda net, t: net.embed(straight_through(t)), "derivatives pass through the rounding"),
+    (lambda net, t: net.embed(t.clamp(0.2, 0.8)), "only between about 0.19 and 0.81"),
+    (lambda net, t: net.embed(torch.relu(t - 0.5)), "only between about 0.5 and 1"),
+    (lambda net, t: net.embed((t + 0.01).log()), ""),
+    (lambda net, t: net.embed(1000 * t), ""),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize(("of_t", "expected"), KINDS)
+def test_kinds_within_a_larger_network(
+    of_t: Callable[[Trunk, Tensor], Tensor], expected: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    notes = time_notes(measured_copy(Trunk(of_t), "cpu", dtype), inputs_of(dtype))
+    assert len(notes) == bool(expected) and all(expected in note for note in notes)
+
+
 class PartlyRounded(Timed):
     """A table of rounded times beside a smooth embedding of them."""
 

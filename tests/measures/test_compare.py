@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import estimator_cases as cases
 import numpy as np
@@ -389,6 +390,51 @@ def test_what_cannot_be_measured_is_left_out_and_said() -> None:
         )
     with pytest.raises(InputError, match="only `mfdiag compare`"):
         measure(MLP(2, 4, 1), "gaussian:2,0,1", tables=["variance"], estimators=["flow_matching"], samples=32)
+
+
+BROKEN = """
+from mfdiag.estimators import Estimator
+
+def always(fields):
+    raise NotImplementedError("this network has no such thing")
+
+def rarely(fields):
+    if (fields.t > 0.93).any():
+        raise ValueError("t is too large")
+    return fields.u - fields.v_c
+
+def loss(fields, network):
+    return network(fields.x[:, :1], fields.r, fields.t).square().sum(1)
+
+ALWAYS = Estimator("always", "fails on every sample", "none", "none", always)
+RARELY = Estimator("rarely", "fails on some samples", "none", "none", rarely)
+LOSS = Estimator("own_loss", "calls the network with another shape", "none", "none", loss=loss)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("always", "this network has no such thing"), ("rarely", "t is too large"), ("own_loss", "shape")],
+)
+def test_an_estimator_that_fails_ends_no_other(name: str, reason: str, tmp_path: Path) -> None:
+    """The numbers of the others are bit for bit those without it."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    attribute = {"own_loss": "LOSS"}.get(name, name.upper())
+    others = ["meanflow", "alpha_flow", "dispersive"]
+    torch.manual_seed(0)
+    model, said = MLP(2, 4, 1), list[str]()
+
+    def compared(names: list[str]) -> pd.DataFrame:
+        return measure(
+            model, "gaussian:2,0,1", tables=["compare"], estimators=names, samples=256, bins=(2, 2), say=said.append
+        )["compare"]
+
+    frame = compared([others[0], f"{tmp_path}/broken.py:{attribute}", *others[1:]])
+    (note,) = [note for note in said if "left out" in note]
+    assert note.startswith(f"{name} left out: it cannot be measured on this network: ") and reason in note
+    pd.testing.assert_frame_equal(frame, compared(others), check_exact=True)
+    with pytest.raises((RuntimeError, ValueError), match=reason):
+        compared([f"{tmp_path}/broken.py:{attribute}"])
 
 
 def test_a_velocity_head_is_found() -> None:

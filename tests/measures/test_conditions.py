@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conditioned import CASES, arrays_of
 from helpers import covariance_trace, randomised, row
+from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
 from mfdiag import InputError, measure, measure_quality
@@ -18,6 +20,7 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.sources import GaussianSource
 from mfdiag.flow.times import parse_times
 from mfdiag.models.checkpoint import bundled, load_model
+from mfdiag.models.teacher import teacher_velocity
 
 N, ROWS = 24, 40
 
@@ -185,6 +188,43 @@ def test_a_condition_stays_with_its_sample(coupling: str) -> None:
         (stored,) = np.flatnonzero((arrays["x"] == whole.x0[i].numpy()).reshape(ROWS, -1).all(1))
         np.testing.assert_array_equal(whole.conditions["obs"][i], arrays["obs"][stored])
         np.testing.assert_array_equal(draws.batch(np.array([i])).conditions["obs"][0], arrays["obs"][stored])
+
+
+def test_reflow_solves_the_ode_of_each_samples_own_condition(tmp_path: Path) -> None:
+    """Each pair against an ODE solver, with the row of the condition that the batch has."""
+    torch.save(network("policy", seed=1).state_dict(), tmp_path / "teacher.pt")
+    (tmp_path / "policy.yaml").write_text(
+        "network: {factory: 'conditioned:Policy'}\ncall: {arguments: [x, t, r], conditions: {obs: {array: obs}}}\n"
+    )
+    arrays = arrays_of("policy", ROWS)
+    data = FiniteData("policy", arrays["x"], None, {"obs": arrays["obs"]})
+    spec = f"reflow:{tmp_path}/teacher.pt@{tmp_path}/policy.yaml,64"
+    coupling = parse_coupling(spec, data, GaussianSource(data.shape), lambda file: teacher_velocity(file, data=data))
+    batch = Draws(data, parse_times("uniform"), 3, coupling=coupling, conditions=("obs",)).batch(np.arange(4))
+    teacher = network("policy", seed=1).double()
+    for x0, x1, obs in zip(batch.x0, batch.x1, batch.conditions["obs"], strict=True):
+
+        def rate(t: float, x: np.ndarray, obs: Tensor = obs) -> np.ndarray:
+            time = torch.full((1,), t, dtype=torch.float64)
+            v = teacher(torch.as_tensor(x).view(1, 4, 2), time, time, obs[None])
+            return v.detach().numpy().ravel()
+
+        solved = solve_ivp(rate, (1, 0), x1.numpy().ravel(), rtol=1e-9, atol=1e-9).y[:, -1]
+        np.testing.assert_allclose(x0.numpy().ravel(), solved, rtol=1e-4, atol=1e-5)
+    options: dict[str, Any] = {"conditions": {"obs": arrays["obs"]}, "coupling": spec, "samples": N}
+    frame = measure(network("policy"), arrays["x"], tables=["sweep"], **options)["sweep"]
+    assert np.isfinite(frame["value"].dropna()).all() and set(frame["quantity"])
+    with pytest.raises(InputError, match="Expected data with the array 'obs', because the teacher"):
+        measure(Unconditioned(), arrays["x"], coupling=spec)
+
+
+class Unconditioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        return self.linear(x)
 
 
 def test_quality_samples_under_conditions_of_the_data() -> None:

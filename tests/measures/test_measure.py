@@ -263,6 +263,7 @@ def test_models_that_cannot_be_measured(engine: str, changed: dict[str, Any], me
         ({"proxy": "ema", "proxy_model": None}, "needs proxy_model"),
         ({"proxy": "exact", "data": Unknown(LABELLED)}, "marginal velocity is known"),
         ({"proxy": "exactly"}, "proxy"),
+        ({"proxy": "teacher", "coupling": "reversed"}, "a teacher's velocity has data there"),
         ({"engine": "quick"}, "engine"),
         ({"samples": 1}, "at least 2"),
         ({"samples": 0}, "at least 2"),

@@ -62,7 +62,8 @@ class Subject:
         guidance: Guidance that is built into the objective.
 
     Raises:
-        InputError: The guidance needs labels, a velocity head or a teacher that are missing.
+        InputError: The guidance needs labels, a velocity head or a teacher that are missing, or the proxy is a teacher
+            although noise is at t = 0.
     """
 
     module: nn.Module
@@ -86,6 +87,11 @@ class Subject:
     def __post_init__(self) -> None:
         if self.guidance is not None:
             self._require_guidable(self.guidance)
+        if self.proxy == "teacher" and self.coupling is REVERSED:
+            raise InputError(
+                "Expected --proxy self or ema, because --coupling reversed has noise at t = 0, but a teacher's "
+                "velocity has data there. Pass one of these."
+            )
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -408,11 +414,6 @@ def _proxy(
     if kind == "teacher":
         if not teacher:
             raise InputError("--proxy teacher needs the teacher's checkpoint: pass --proxy teacher=PATH.")
-        if axes["coupling"] == REVERSED.name:
-            raise InputError(
-                "Expected --proxy self or ema, because --coupling reversed has noise at t = 0, but a teacher's "
-                "velocity has data there. Pass one of these."
-            )
         networks["teacher"] = load_teacher(teacher, options.model, prediction, path, data, say)
     elif kind == "ema":
         networks["ema"] = as_average_velocity(loaded.with_weights("ema"), prediction, path)

@@ -116,8 +116,10 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
     if fitting:
         most_specific = max(fitting, key=lambda candidate: len(candidate[2].tensors))
         proposal = _extension_of_shipped(*most_specific, plain_values)
-        others = [f"{card} ({fields.get('about', '')})" for card, fields, _, _ in fitting if card != most_specific[0]]
-        others += [_similar(most_specific[2], name) for name in most_specific[2].similar]
+        similar = most_specific[2].similar  # which also say what differs
+        abouts = {card: str(fields.get("about", "")) for card, fields, _, _ in fitting if card != most_specific[0]}
+        others = [f"{card} ({about})" for card, about in abouts.items() if not any(name in about for name in similar)]
+        others += [_similar(most_specific[2], name) for name in similar]
         return _with_candidates(proposal, others, _other_averages(places, most_specific[3].ema))
     fields, comments = _own_card(name, guess, plain_values)
     unknown = {field: str(value) for field, value in fields.items() if isinstance(value, _Unknown)}

@@ -25,6 +25,8 @@ from mfdiag.models.networks.mlp import MLP
 
 Tensors = dict[str, TensorHeader]
 
+_REPOSITORY = re.compile(r"\b[\w.-]+/[\w.-]+\b")
+
 
 def headers(**shapes: tuple[int, ...]) -> Tensors:
     """Headers by name, in which __ stands for a dot."""
@@ -534,6 +536,15 @@ def test_a_position_embedding_in_the_file_tells_two_repositories_apart() -> None
 def test_weights_of_sit_and_dit_are_told_apart_by_arguments_alone() -> None:
     bare = proposed({"": transformer(28, 1152, 2, 4, 32, "embedding_table", 1000)})
     assert bare.recognised == "dit.yaml" and any("sit.yaml" in candidate for candidate in bare.candidates)
+    assert sum("willisma/SiT" in candidate for candidate in bare.candidates) == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_repository_is_named_once(name: str) -> None:
+    """Whether its own card fits the file, or another card says that its files are alike."""
+    proposal = proposed(*FILES[name])
+    named = [repository for text in proposal.candidates for repository in set(_REPOSITORY.findall(text))]
+    assert sorted(named) == sorted(set(named)), proposal.candidates
 
 
 def test_two_cards_that_fit_are_both_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
