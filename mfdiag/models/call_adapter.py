@@ -236,7 +236,7 @@ def _adapted_by_trial(
         if time_shape == ("n",) and not uses_labels:
             return network
         return CallAdapter(inner, call, time_shape, classes if uses_labels else None)
-    if classes and "y" in call.words:
+    if classes and "y" in call.words and not batched:
         _refuse_one_hot_labels(inner, call, inputs, classes, data)
     return network  # the measurement says what the network refuses
 
