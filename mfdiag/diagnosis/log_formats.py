@@ -54,7 +54,8 @@ def _rows(path: Path) -> pd.DataFrame:
         return pd.DataFrame(_wandb(runs[0]))
     if path.suffix == ".json":
         content = json.loads(path.read_text(encoding="utf-8"))
-        return pd.DataFrame(content["log_history"] if isinstance(content, dict) else content)
+        history = content["log_history"] if isinstance(content, dict) else content
+        return pd.DataFrame([row for row in history if "loss" in row])  # others are evaluations and a summary
     if path.suffix in (".jsonl", ".ndjson"):
         return pd.read_json(path, lines=True)
     return pd.read_csv(path, sep=None, engine="python")
