@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from mfdiag.diagnosis.spike import Spike
 from mfdiag.diagnosis.training_log import TrainingLog
 from mfdiag.measures.conventions.verdict import Verdict
 
@@ -143,6 +144,7 @@ class Evidence:
         samples: Table `samples` of its pass; None without one.
         verdict: Which convention explains the file; None where that cannot be told.
         log: The training log, if the user passed one.
+        spike: The batch that a monitor stored with the file.
     """
 
     facts: Facts
@@ -150,6 +152,7 @@ class Evidence:
     samples: pd.DataFrame | None = None
     verdict: Verdict | None = None
     log: TrainingLog | None = None
+    spike: Spike | None = None
 
     def values(self, quantity: str, *, by: str | None = None, **keys: Any) -> list[Value]:
         """Rows of a quantity.

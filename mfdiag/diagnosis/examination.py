@@ -19,6 +19,7 @@ from mfdiag.diagnosis.conventions import identify
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.field_probe import Measured, probe_field
 from mfdiag.diagnosis.gradient_probe import COPIED, full_gradient, probe_gradient
+from mfdiag.diagnosis.spike import Spike, examine_batch, stored_batch
 from mfdiag.diagnosis.training_log import TrainingLog, read_log
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
@@ -118,7 +119,7 @@ def examine(
         fewer = replace(measurement, request=replace(measurement.request, settings=few))
         own += probe_alternatives(fewer, frames["variance"], say)
     frame = doctor_frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
-    return Evidence(replace(facts, exact=exact), frame, frames["samples"], verdict, _log(options))
+    return Evidence(replace(facts, exact=exact), frame, frames["samples"], verdict, _log(options), _spike(candidate))
 
 
 def _forward_passes(
@@ -310,6 +311,12 @@ def doctor_frame(measurement: Measurement, measured: Sequence[Measured], varianc
     copied = variance[variance["quantity"].isin(COPIED) & variance["r_low"].isna()]
     copied = copied[[name for name in own if name in copied]]
     return conform("doctor", pd.concat([own, copied], ignore_index=True))
+
+
+def _spike(candidate: Candidate) -> Spike | None:
+    """The stored batch of a spike, examined."""
+    batch = stored_batch(candidate.loaded.path)
+    return None if batch is None else examine_batch(candidate.subject.module, candidate.subject.path, batch)
 
 
 def _log(options: ExaminationOptions) -> TrainingLog | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 import mfdiag
+from mfdiag.diagnosis.spike import examine_batch, stored_batch
+from mfdiag.flow.paths import LINEAR
 from mfdiag.models.networks.mlp import MLP
 from mfdiag.tables.store import read_table
 
@@ -174,3 +177,43 @@ def test_a_writer_of_either_kind(tmp_path: Path) -> None:
 def test_a_budget_outside_its_range_is_refused(tmp_path: Path) -> None:
     with pytest.raises(mfdiag.InputError, match="budget above 0"):
         mfdiag.Monitor(MLP(2), "two_moons", out=tmp_path, budget=2)
+
+
+def test_the_stored_batch_says_which_sample_a_spike_came_from(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = MLP(2, hidden=16, depth=2)
+    monitor = mfdiag.Monitor(network, "two_moons", out=tmp_path, **{**OPTIONS, "budget": 1e-6})
+    x0, x1, r, t = torch.randn(32, 2), torch.randn(32, 2), torch.zeros(32), torch.full((32,), 0.5)
+    x0[5] *= 100
+    for step in range(80):
+        monitor.step(step, 1000.0 if step == 70 else 1 + 0.01 * (step % 7), batch={"x0": x0, "x1": x1, "r": r, "t": t})
+    (path,) = (tmp_path / "spikes").iterdir()
+    batch = stored_batch(path)
+    assert batch is not None
+    spike = examine_batch(network, LINEAR, batch)
+    number, share, *_ = spike.largest()[0]
+    assert number == 5 and share > 0.9
+    # against table `samples` of the same residual: a plain gradient by forward mode
+    double = copy.deepcopy(network).double()
+    norms = []
+    for k in range(32):
+        x, v = (1 - t[k]) * x0[k] + t[k] * x1[k], x1[k] - x0[k]
+        point = (x[None].double(), t[k][None].double())
+        u, du = torch.func.jvp(
+            lambda x, t: double(x, torch.zeros(1).double(), t), point, (v[None].double(), torch.ones(1).double())
+        )
+        e = (u - v + 0.5 * du).detach()
+        gradients = torch.autograd.grad(
+            (2 * e * double(point[0], torch.zeros(1).double(), point[1])).sum(), list(double.parameters())
+        )
+        norms.append(float(sum(g.square().sum() for g in gradients)))
+    np.testing.assert_allclose(spike.share.numpy(), np.array(norms) / sum(norms), rtol=1e-4)
+
+
+def test_a_batch_whose_tensors_do_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "spikes"
+    folder.mkdir()
+    batch = {"x0": torch.randn(4, 2), "x1": torch.randn(4, 2), "r": torch.zeros(3), "t": torch.zeros(4)}
+    torch.save({"model": {"a": torch.ones(1)}, "batch": batch}, folder / "step-1.pt")
+    with pytest.raises(mfdiag.InputError, match="r and t of shape"):
+        stored_batch(folder / "step-1.pt")
