@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mfdiag.figures._style import LINES, estimate, finish, grid_of_axes
+from mfdiag.figures._select import shortened
+from mfdiag.figures._style import LINES, estimate, finish, from_zero, grid_of_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +38,8 @@ def draw_by_dataset(series: Mapping[str, pd.DataFrame], ylabel: str, title: str,
             curve = rows[rows["dataset"] == dataset].sort_values("beta")
             if len(curve):
                 estimate(panel, curve["beta"], curve, line, label)
-        panel.set_title(dataset, loc="left", fontweight="bold")
-        panel.set_ylim(bottom=0)
+        panel.set_title(shortened(dataset), loc="left", fontweight="bold")
+        from_zero(panel)
         panel.set_xlabel("β")
     for panel in axes[:, 0]:
         panel.set_ylabel(ylabel)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mfdiag.figures._select import nonempty
+from mfdiag.figures._select import nonempty, shortened
 from mfdiag.figures._style import LINES, estimate, finish, grid_of_axes, log_axis
 from mfdiag.numbers import significant
 
@@ -54,7 +54,7 @@ def draw_by_step(rows: pd.DataFrame, labels: Mapping[str, str], title: str) -> F
     for panel, quantity in zip(axes.flat, quantities, strict=False):
         for run, line in zip(runs, LINES, strict=False):
             curve = run[run["quantity"] == quantity].sort_values("step")
-            label = ", ".join(str(run[name].iloc[0]) for name in differing)
+            label = ", ".join(shortened(str(run[name].iloc[0])) for name in differing)
             estimate(panel, curve["step"].astype(float), curve, line, label or quantity.replace("_", " "))
         panel.set(xlabel="step", ylabel=labels[quantity])
         panel.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")

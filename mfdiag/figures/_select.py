@@ -10,8 +10,9 @@ import pandas as pd
 
 from mfdiag.errors import InputError
 
-__all__ = ["Selection", "nonempty", "select"]
+__all__ = ["Selection", "nonempty", "select", "shortened"]
 
+_LONGEST = 48  # letters of a name in a label
 # In the order in which they are tried as labels.
 _SETTINGS = ("dataset", "step", "checkpoint", "run", "estimator", "proxy", "weighting", "times", "seed")
 
@@ -26,6 +27,11 @@ class Selection:
     items: list[tuple[str, pd.DataFrame]]
     context: str
     note: str
+
+
+def shortened(name: str) -> str:
+    """The name, or its end if it is too long for a label."""
+    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
 
 
 def nonempty(rows: pd.DataFrame) -> pd.DataFrame:
@@ -93,5 +99,6 @@ def _phrase(setting: str, value: object) -> str:
         return f"step {int(str(value)):,}"
     if setting in ("dataset", "checkpoint"):
         path = Path(str(value))
-        return path.parent.name if path.stem == "model" and path.parent.name else path.stem  # a folder for each model
+        name = path.parent.name if path.stem == "model" and path.parent.name else path.stem  # a folder for each model
+        return shortened(name)
     return str(value) if setting in ("run", "estimator") else f"{setting} {value}"

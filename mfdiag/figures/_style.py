@@ -32,6 +32,7 @@ __all__ = [
     "Line",
     "estimate",
     "finish",
+    "from_zero",
     "grid_of_axes",
     "heading",
     "hover",
@@ -58,7 +59,7 @@ _RC: dict[Any, Any] = {  # the stubs of matplotlib list every key as a literal
     "legend.fontsize": SMALL,
     "xtick.labelsize": SMALL,
     "ytick.labelsize": SMALL,
-    "legend.handlelength": 2.8,
+    "legend.handlelength": 2.0,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "savefig.dpi": 160,
@@ -206,6 +207,12 @@ def finish(figure: Figure, title: str, *notes: str) -> Figure:
     width = int(figure.get_figwidth() * _CAPTION_LETTERS)
     figure.supxlabel(textwrap.fill(text + ".", width), x=0.012, ha="left", fontsize=SMALL, color=GRAY, gid=CAPTION)
     return figure
+
+
+def from_zero(axes: Axes) -> None:
+    """Starts the vertical axis at zero, unless curves reach below."""
+    if axes.dataLim.y0 >= 0:
+        axes.set_ylim(bottom=0)
 
 
 def log_axis(axis: Axis) -> None:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, Line, estimate, finish, grid_of_axes, heading, log_axis, styled
+from mfdiag.figures._style import LINES, Line, estimate, finish, from_zero, grid_of_axes, heading, log_axis, styled
+from mfdiag.numbers import significant
 from mfdiag.tables.selection import of_quantity, overall
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def draw(frame: pd.DataFrame) -> Figure:
     """
     moments = rows(frame)
     selection = select(moments)
-    figure, axes = grid_of_axes(len(selection.items), 3, 3.2, 3.4)
+    drawn = pd.concat([part for _, part in selection.items])
+    negative = (drawn.loc[drawn["quantity"] != "bias2", "value"] <= 0).any()  # which the legends put into words
+    figure, axes = grid_of_axes(len(selection.items), 3, 3.7 if negative else 3.3, 3.4)
     sizes = sorted(moments.loc[moments["quantity"] == "mse", "batch_size"].astype(int).unique())
     evenly = np.unique(np.linspace(0, len(sizes) - 1, min(_MOST_BATCH_SIZES, len(sizes))).astype(int))
     shown = [sizes[i] for i in evenly]
@@ -72,9 +75,7 @@ def _draw_curve(axes: Axes, curve: pd.DataFrame, line: Line, label: str) -> None
 
 
 def _label_axes(axes: Axes, ylabel: str) -> None:
-    from matplotlib.ticker import StrMethodFormatter
-
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    axes.yaxis.set_major_formatter(lambda value, _: significant(value, 4))
     axes.set(xlabel="β, tangent coefficient", ylabel=f"{ylabel}, {_UNIT}")
 
 
@@ -84,7 +85,7 @@ def _draw_variances(axes: Axes, part: pd.DataFrame, title: str) -> None:
         curve = part[part["quantity"] == quantity]
         if not curve.empty:
             _draw_curve(axes, curve, line, label)
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     _label_axes(axes, "variance")
     heading(axes, title)
 
@@ -109,7 +110,7 @@ def _draw_errors(axes: Axes, part: pd.DataFrame, sizes: list[int]) -> None:
     if values.min() > 0 and values.max() > _WIDE * values.min():
         log_axis(axes.yaxis)
     elif values.min() > 0:
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
     else:
         axes.axhline(0, color="black", linewidth=0.8)
     heading(axes, "")

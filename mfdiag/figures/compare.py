@@ -50,6 +50,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         panel.axvline(1, color="black", linewidth=0.8)
         log_axis(panel.xaxis)
         panel.grid(axis="y", visible=False)
+        panel.set_ylim(-0.6, len(estimators) - 0.4)
         panel.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.3)
     return finish(
         figure,

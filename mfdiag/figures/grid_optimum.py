@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
-from mfdiag.figures._select import nonempty
+from mfdiag.figures._select import nonempty, shortened
 from mfdiag.figures._style import GRAY, LINES, Line, finish, grid_of_axes, heading, styled
 from mfdiag.tables.selection import of_quantity
 
@@ -39,7 +39,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """
     optima = nonempty(rows(frame))
     datasets = list(dict.fromkeys(optima["dataset"]))
-    figure, axes = grid_of_axes(1, 1, 6.4, max(1.9, 0.9 + 0.5 * len(datasets)))
+    figure, axes = grid_of_axes(1, 1, 7.0, max(1.9, 0.9 + 0.5 * len(datasets)))
     panel: Axes = axes[0, 0]
     predicted, best = (optima[optima["quantity"] == name] for name in ("optimum", "best_beta"))
     sizes = sorted(set(predicted["batch_size"]))
@@ -50,7 +50,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     for (weights, part), line, offset in zip(best.groupby("weights"), _BEST, offsets[len(series) :], strict=False):
         place = part["dataset"].map(datasets.index) + offset
         _draw_marks(panel, part, place, line, f"best samples, {weights} weights", fill=line.color)
-    panel.set_yticks(range(len(datasets)), datasets)
+    panel.set_yticks(range(len(datasets)), [shortened(name) for name in datasets])
     panel.set_ylim(len(datasets) - 0.5, -0.5)
     for edge in (0, 1):
         panel.axvline(edge, color=GRAY, linewidth=0.8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
@@ -72,13 +73,14 @@ def _draw_bars(axes: Axes, layers: pd.DataFrame, shown: list[str]) -> None:
         bars.loc[f"{len(rest)} smaller layers", "value"] = rest["value"].sum()
     place = range(len(bars))
     axes.barh(place, bars["value"], height=0.7, color="#8FA9C8", edgecolor=LINES[0].color, linewidth=0.6)
-    axes.hlines(place, bars["ci_low"], bars["ci_high"], color="black", linewidth=1.2)
-    ends = bars[["value", "ci_high"]].max(axis=1)
+    ends = bars[["value", "ci_high"]].where(np.isfinite).max(axis=1)
+    right = 1.25 * ends[ends > 0].max() if (ends > 0).any() else 1.0
+    axes.hlines(place, bars["ci_low"], bars["ci_high"].clip(upper=right), color="black", linewidth=1.2)
     for y, end, share in zip(place, ends, bars["value"] / layers["value"].sum(), strict=True):
         if pd.notna(share):
             axes.annotate(percent(share), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
     axes.set_yticks(place, bars.index.tolist())
-    axes.set(xlabel="variance, (loss/parameter)²", xlim=(0, 1.25 * ends.max()))
+    axes.set(xlabel="variance, (loss/parameter)²", xlim=(0, right))
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

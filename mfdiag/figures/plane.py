@@ -25,6 +25,7 @@ _FINE = 101  # points of each axis between which contours are drawn
 _MARGIN = 0.06  # of an axis, around the grid
 _MOST_LEVELS = 9
 _LABEL_DISTANCE = 0.06  # of an axis; labels closer than this are left out
+_FAR = 100  # from this size on, a coefficient has two digits
 _DECADES = 2  # below the largest value; smaller values stay white
 _LIGHTEST, _DARKEST = PAPER, "#A8A8A8"  # black labels are readable on all shades between
 _BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
@@ -170,9 +171,13 @@ def _draw_star(axes: Axes, surface: pd.DataFrame, optima: pd.DataFrame, n: int) 
         markersize=14,
         color=_COLOR,
         markeredgecolor="white",
-        label=f"lowest at β = {beta:.2f}, γ = {gamma:.2f}",
+        label=f"lowest at β = {_short(beta)}, γ = {_short(gamma)}",
         zorder=7,
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < _FAR else significant(value, 2)
 
 
 def _draw_path(axes: Axes, optima: pd.DataFrame) -> None:

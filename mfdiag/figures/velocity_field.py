@@ -8,7 +8,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import GRAY, LINES, estimate, finish, grid_of_axes, styled
+from mfdiag.figures._style import GRAY, LINES, estimate, finish, from_zero, grid_of_axes, styled
 from mfdiag.tables.selection import by_time, midpoint, of_quantity
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         column[0].set_title(label, loc="left", fontweight="bold")
         column[1].set(xlabel="t")
         column[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes[1, 0].set_ylim(bottom=0)
+    from_zero(axes[1, 0])
     for panel, name in zip(axes[:, 0], _LABELS.values(), strict=True):
         panel.set_ylabel(name)
     figure.align_ylabels(axes[:, 0])
