@@ -216,11 +216,13 @@ def from_zero(axes: Axes) -> None:
 
 
 def log_axis(axis: Axis) -> None:
-    """Makes an axis logarithmic, with labels as plain text; raised exponents would be too small to read."""
+    """Makes an axis logarithmic, unless nothing on it is positive; raised exponents would be too small to read."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
-    scale("log")
+    horizontal = axis is axis.axes.xaxis
+    if (axis.axes.dataLim.x1 if horizontal else axis.axes.dataLim.y1) <= 0:
+        return
+    (axis.axes.set_xscale if horizontal else axis.axes.set_yscale)("log")
     axis.set_major_locator(LogLocator(10, subs=(1.0,), numticks=8))
     low, high = axis.get_view_interval()
     if low > 0 and high < _DECADES_WITHOUT_STEPS * low:

@@ -21,6 +21,7 @@ __all__ = ["FIGURE", "draw", "rows"]
 
 _MOST_BATCH_SIZES = 3
 _WIDE = 20  # ratio of largest to smallest value from which a linear axis hides the small ones
+_LONG = 1e5  # a value from which its number takes room
 _UNIT = "(loss/parameter)²"
 
 
@@ -42,8 +43,9 @@ def draw(frame: pd.DataFrame) -> Figure:
     moments = rows(frame)
     selection = select(moments)
     drawn = pd.concat([part for _, part in selection.items])
-    negative = (drawn.loc[drawn["quantity"] != "bias2", "value"] <= 0).any()  # which the legends put into words
-    figure, axes = grid_of_axes(len(selection.items), 3, 3.7 if negative else 3.3, 3.4)
+    values = drawn.loc[drawn["quantity"] != "bias2", "value"]
+    wide = values.min() <= 0 or values.max() >= _LONG  # long words in the legends, long numbers at the axes
+    figure, axes = grid_of_axes(len(selection.items), 3, 3.7 if wide else 3.3, 3.4)
     sizes = sorted(moments.loc[moments["quantity"] == "mse", "batch_size"].astype(int).unique())
     evenly = np.unique(np.linspace(0, len(sizes) - 1, min(_MOST_BATCH_SIZES, len(sizes))).astype(int))
     shown = [sizes[i] for i in evenly]
