@@ -24,6 +24,7 @@ demo: $(READY)
 	$(BIN)/mfdiag sweep --out demo --overwrite
 	$(BIN)/mfdiag variance --out demo --overwrite
 	$(BIN)/mfdiag coefficient --out demo --overwrite
+	$(BIN)/mfdiag doctor --out demo --overwrite
 	$(BIN)/mfdiag report demo
 
 test: $(READY)

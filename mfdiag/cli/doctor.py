@@ -110,8 +110,8 @@ def _lines(diagnosis: Diagnosis, brief: bool) -> list[str]:
     for number, entry in enumerate(diagnosis.findings[:_SHOWN], 1):
         detection = entry.detection
         where = f" At {detection.where}." if detection.where else ""
-        summary = "" if number == 1 else f" {detection.summary}"
-        lines.append(f"{number}. {detection.severity}, {detection.certainty}: {entry.title}.{summary}{where}")
+        said = "" if number == 1 else f": {entry.title}. {detection.summary}".removesuffix(".")  # the verdict says it
+        lines.append(f"{number}. {detection.severity}, {detection.certainty}{said}.{where}")
         if entry.remedies:
             lines.append(f"   Do: {entry.remedies[0].action}.{_effect(entry.remedies[0])}")
     left = len(diagnosis.findings) - _SHOWN

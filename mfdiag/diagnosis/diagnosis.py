@@ -128,7 +128,9 @@ def diagnose(evidence: Evidence, seconds: float = 0.0) -> Diagnosis:
         )
         for code in shown
     ]
-    return Diagnosis(evidence.facts.checkpoint, findings, _not_checked(evidence, detections), seconds, _noise(evidence))
+    wrong = any(entry.detection.severity == "critical" for entry in findings)
+    noise = "" if wrong else _noise(evidence)  # what is broken first
+    return Diagnosis(evidence.facts.checkpoint, findings, _not_checked(evidence, detections), seconds, noise)
 
 
 def _noise(evidence: Evidence) -> str:

@@ -36,8 +36,8 @@ def _rule(evidence: Evidence) -> Detection | None:
     name = str(best.keys["target"])
     return Detection(
         "critical",
-        f"The network satisfies the identity of a target in which {_SENTENCES[name]} {1 / best.value:.0f} times better "
-        "than MeanFlow's.",
+        f"The network fits such a target {1 / best.value:.0f} times better than MeanFlow's, whose defect is "
+        f"{own.value:.2g}.",
         [own, best],
         {"target_defect_ratio": "above 1"},
         strength=bound / max(best.value, 1e-6),
