@@ -2,6 +2,7 @@
 
     nice -n 10 python benchmarks/conventions.py            # everything, on one core; a killed run resumes
     nice -n 10 python benchmarks/conventions.py healthy    # or one part: healthy, pairs
+    python benchmarks/conventions.py cost                  # CPU time of the check
 
 Networks are trained by a plain PyTorch loop, all networks of one shape at once, in conventions that are written out
 here by hand. `pairs` reads each of them in each other convention. `healthy` checks networks as they were trained, at
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
+from time import process_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +37,12 @@ from mfdiag.measures.conventions.order import RATIO as ORDER_RATIO
 from mfdiag.measures.conventions.race import misfit_of, race
 from mfdiag.measures.conventions.verdict import LEAST_SKILL
 from mfdiag.measures.run.convention_check import check_convention, declared_scores, long_intervals
-from mfdiag.measures.run.subject import Subject
+from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
 from mfdiag.models.cards.readings import declared_reading
+from mfdiag.models.checkpoint import bundled
+from mfdiag.models.networks.dit import DiT
 from mfdiag.models.prediction import as_average_velocity
 
 Row = dict[str, Any]
@@ -454,6 +458,18 @@ def show_pairs(rows: list[Row]) -> None:
         print(f"| {data} | {name} | {' | '.join(map(str, counts))} |")
 
 
+def show_cost() -> None:
+    """CPU time of the check on the bundled network, and on a DiT of default size."""
+    latents = FiniteData("latents", np.random.default_rng(0).standard_normal((512, 4, 8, 8)))
+    torch.manual_seed(0)
+    dit = Subject(DiT().eval(), latents, parse_times("logit_normal"), checkpoint="DiT")
+    for subject in (load_subject(bundled(), SubjectOptions(), say=lambda note: None), dit):
+        check_convention(subject, _SAMPLES)  # the first call loads libraries
+        start = process_time()
+        check_convention(subject, _SAMPLES)
+        print(f"{subject.checkpoint}: {process_time() - start:.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", nargs="*", default=["healthy", "pairs"])
@@ -461,6 +477,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name begins with this")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.part == ["cost"]:
+        show_cost()
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     everything = trainings()
     for digits in (False, True):

@@ -35,7 +35,10 @@ def write_card(candidate: Candidate, reading: Reading, path: Path) -> str:
     """
     network = _network(candidate)
     if network is None:
-        return "No card is written: the file holds its network as a program, which a card cannot build."
+        return (
+            "No card is written: the file holds its network as a program, which a card cannot build. Run this again "
+            "with --model FILE.py:factory that builds the network, or export the network so that it takes (x, r, t)."
+        )
     subject, card = candidate.subject, candidate.declared.card_of(reading)
     values = card.model_dump(mode="json", exclude_defaults=True)
     values.pop("extends", None)

@@ -21,8 +21,16 @@ from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import observe
 from mfdiag.measures.conventions.order import judge_order
 from mfdiag.measures.conventions.race import Misfit, misfit_of, race
-from mfdiag.measures.conventions.scores import Errors, Scores
-from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, axes_in_words, difference, judge
+from mfdiag.measures.conventions.scores import Errors, Scores, linear_misfit, posterior_misfit
+from mfdiag.measures.conventions.verdict import (
+    LEAST_SKILL,
+    Verdict,
+    axes_in_words,
+    beats_linear,
+    difference,
+    judge,
+    judge_paired,
+)
 from mfdiag.measures.parts.rows import FEW_SAMPLES
 from mfdiag.measures.run.convention_check import long_intervals
 from mfdiag.measures.run.job import Job
@@ -34,6 +42,7 @@ __all__ = ["Identification", "IdentifyJob", "identify"]
 
 _BLOCKS = 32
 _RANKED = 12  # readings that the table lists
+_MEMORIZED = 0.6  # greatest error of the posterior's mean, over the linear denoiser's, where it memorizes the data
 _POSTERIOR = 1e11  # samples x data points x coordinates: minutes
 
 
@@ -46,6 +55,8 @@ class Identification(NamedTuple):
         errors: The errors of these readings, and of the declared one.
         exact: Whether the exact posterior was computed.
         intervals: Whether the objective has intervals r < t.
+        paired: Whether the readings were compared by v_c, because the posterior memorizes the data or is not
+            computed.
     """
 
     verdict: Verdict
@@ -53,6 +64,7 @@ class Identification(NamedTuple):
     errors: Mapping[Reading, Errors]
     exact: bool
     intervals: bool
+    paired: bool = False
 
     def sentences(self) -> list[str]:
         """The verdict in words."""
@@ -86,6 +98,11 @@ class Identification(NamedTuple):
         if self.verdict.tied:
             others = "; ".join(axes_in_words(misfit.reading, own) for misfit in self.verdict.tied)
             said.append(f"These samples cannot distinguish it from: {others}.")
+        if self.paired:
+            said.append(
+                "Conventions were compared by how well they denoise the samples themselves, because the posterior "
+                "memorizes the data or is not computed."
+            )
         if not self.intervals:
             said.append("Every pair has r = t, so the order of the times and t - r are not checked.")
         return said
@@ -120,22 +137,53 @@ def identify(
     cast = PassSettings(dtype=dtype).cast_network
     cast_networks = {key: cast(network) for key, network in networks.items()}
     scales = data_scales(subject.data, observations.z.numpy())
-    scores = Scores(declared, observations, cast_networks, dtype, scales=scales)
-    own = misfit_of(scores, declared.reading)
+    exact = Scores(declared, observations, cast_networks, dtype, scales=scales)
     labeled = observations.condition is not None and subject.guidance is None
     candidates = readings(declared, scales, tuple(networks), labeled=labeled)
-    ranking = race(scores, candidates, keep=_RANKED, skill=LEAST_SKILL)
-    verdict = judge_order(judge(own, ranking), scores, long_intervals(scores, subject, samples, seed), candidates)
+    scores, judged, ranking = _judged(exact, candidates)
+    verdict = judge_order(judged, scores, long_intervals(scores, subject, samples, seed), candidates)
     if verdict.best is not None and verdict.best.reading not in {misfit.reading for misfit in ranking}:
         ranking = [*ranking, verdict.best]
-    errors = {reading: scores.errors(reading) for reading in {declared.reading, *(m.reading for m in ranking)}}
+    errors = {reading: exact.errors(reading) for reading in {declared.reading, *(m.reading for m in ranking)}}
     return Identification(
         verdict,
         ranking,
         {reading: parts for reading, parts in errors.items() if parts is not None},
         observations.exact,
         observations.pairs is not None,
+        paired=scores is not exact,
     )
+
+
+def _judged(exact: Scores, candidates: Sequence[Reading]) -> tuple[Scores, Verdict, list[Misfit]]:
+    """What the readings are compared by, the verdict, and the ranking.
+
+    Where the posterior memorizes the data and a reading denoises better than the linear denoiser, by v_c; else by the
+    posterior's velocity. Without a posterior both take v_c, and the second decides only where the first does not.
+    """
+    linear = linear_misfit(exact.observations)
+    is_exact = exact.observations.exact
+    if is_exact and posterior_misfit(exact.observations).mean() <= _MEMORIZED * linear.mean():
+        paired, ranking = _beating_linear(exact, candidates, linear)
+        verdict = judge_paired(misfit_of(paired, paired.declared.reading), ranking, linear)
+        if verdict.best is not None:
+            return paired, verdict, ranking
+    ranking = race(exact, candidates, keep=_RANKED, skill=LEAST_SKILL)
+    if not ranking and not is_exact:
+        paired, ranking = _beating_linear(exact, candidates, linear)
+        verdict = judge_paired(misfit_of(paired, paired.declared.reading), ranking, linear)
+        if verdict.best is not None:
+            return paired, verdict, ranking
+    return exact, judge(misfit_of(exact, exact.declared.reading), ranking), ranking
+
+
+def _beating_linear(exact: Scores, candidates: Sequence[Reading], linear: np.ndarray) -> tuple[Scores, list[Misfit]]:
+    """Scores by v_c, and the best readings by them that denoise better than the linear denoiser."""
+    paired = Scores(
+        exact.declared, exact.observations.paired, exact.networks, exact.dtype, exact.device, scales=exact.scales
+    )
+    ranking = race(paired, candidates, keep=_RANKED, skill=-np.inf, ceiling=float(linear.mean()))
+    return paired, [misfit for misfit in ranking if beats_linear(misfit, linear)]
 
 
 class IdentifyJob(Job[Candidate]):
@@ -230,6 +278,7 @@ def _frame(candidate: Candidate, result: Identification, seed: int) -> pd.DataFr
     tied = {misfit.reading for misfit in verdict.tied}
     own = candidate.declared.reading
     listed = list(result.ranking)
+    explaining = {misfit.reading for misfit in listed if result.paired or misfit.skill >= LEAST_SKILL}
     if own not in {misfit.reading for misfit in listed}:
         listed.append(verdict.declared)
     for rank, misfit in enumerate(listed, 1):
@@ -237,7 +286,7 @@ def _frame(candidate: Candidate, result: Identification, seed: int) -> pd.DataFr
         best = verdict.best is not None and reading == verdict.best.reading
         word = "best" if best else "tied" if reading in tied else "declared" if reading == own else "worse"
         keys = {
-            "rank": rank if misfit.skill >= LEAST_SKILL else 0,
+            "rank": rank if reading in explaining else 0,
             "reading": axes_in_words(reading, own),
             "verdict": word,
             **_axes(reading),

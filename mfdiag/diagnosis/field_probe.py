@@ -8,7 +8,7 @@ so tells which (docs/doctor.md#targets). This needs no posterior over the data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,23 +165,11 @@ def _velocity(u: Tensor, observations: Observations, keys: Mapping[str, Any]) ->
             yield Measured("velocity_error", ratio(square[inside], speed[inside]), box, keys)
     # against v_c, whatever is known of v: the posterior over few data in many dimensions memorizes them, and no network
     # that generalizes comes near it
-    plain = replace(observations, mean=observations.z, exact=False).points(1.0, 0.0)
+    plain = observations.paired.points(1.0, 0.0)
     error = plain.weight * torch.as_tensor(_square(u - plain.v))
-    left = ratio(_bounded(error), _bounded(_linear_error(observations)))
+    left = ratio(_bounded(error), _bounded(observations.linear_error()))
     skill = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
     yield Measured("skill", skill, keys=keys)
-
-
-def _linear_error(observations: Observations) -> Tensor:
-    """Squared error of the best linear denoiser in units of its mean [n]."""
-    z, variance = observations.z, observations.std**2
-    column = (-1, *[1] * (z.ndim - 1))
-    rho = observations.rho
-    factor = (variance / (variance + rho**2)).view(column)
-    mean = z.mean(0)
-    denoised = mean + factor * (z + rho.view(column) * observations.x1 - mean)
-    scale = variance * rho**2 / (variance + rho**2) * z[0].numel()
-    return (denoised - z).flatten(1).square().sum(1) / scale
 
 
 def _identity(network: _Network, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:

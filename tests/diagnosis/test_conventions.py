@@ -13,7 +13,8 @@ from diagnosis.foreign_conventions import Foreign, Spoken
 from torch import nn
 
 import mfdiag
-from mfdiag.flow.data.datasets import FiniteData, GaussianData
+from mfdiag.diagnosis.conventions import Identification, identify
+from mfdiag.flow.data.datasets import FiniteData, GaussianData, load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.conventions.data_scales import data_scales
@@ -100,6 +101,59 @@ def test_the_check_names_the_convention_a_network_was_trained_in(name: str) -> N
 
 def test_the_bundled_network_raises_no_doubt() -> None:
     assert check_convention(bundled_subject(), 4096) is None
+
+
+class GaussianFlow(nn.Module):
+    """Average velocity of independent Gaussian pixels with the mean and variance of images. It memorizes nothing."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        super().__init__()
+        flat = torch.as_tensor(images).flatten(1)
+        self.mean, self.variance = flat.mean(0), flat.var(0)
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Each pixel moves by the ratio of standard deviations; at r = t, by its derivative."""
+        start, end = (time[:, None].double() for time in (torch.minimum(r, t - 1e-5), t))
+        std = [((1 - time) ** 2 * self.variance + time**2).sqrt() for time in (start, end)]
+        moved = (1 - start) * self.mean + (x.double() - (1 - end) * self.mean) * std[0] / std[1]
+        return (self.weight * (x.double() - moved) / (end - start)).to(x)
+
+
+@cache
+def flat_digits() -> FiniteData:
+    data = load_data("digits")
+    assert isinstance(data, FiniteData)
+    return FiniteData("digits", data.points.reshape(len(data.points), -1), None)
+
+
+def identified(module: nn.Module) -> Identification:
+    subject = Subject(adapt_call(module.eval(), (64,)), flat_digits(), parse_times("uniform"))
+    declared = declared_reading(subject.module, subject.path)
+    return identify(subject, declared, {"raw": declared.network}, 128)
+
+
+@pytest.mark.parametrize("name", ["", "x,t,r; D1", "x,t,h; x", "0.18215"])
+def test_images_that_the_posterior_memorizes_are_identified_by_their_denoising(name: str) -> None:
+    spoken = TRAINED.get(name, Spoken())
+    result = identified(Foreign(GaussianFlow(flat_digits().points), spoken))
+    verdict = result.verdict
+    assert verdict.best is not None and verdict.refuted == bool(name)
+    assert result.paired and "compared by how well they denoise" in " ".join(result.sentences())
+    said = [verdict.best.reading, *(misfit.reading for misfit in verdict.tied)]
+    wanted = {"r": "r", "t": "t", "h": "h"}
+    assert any(
+        tuple(wanted[word] for word in reading.times) == spoken.slots
+        and (reading.direction, reading.prediction, reading.sign) == (spoken.direction, spoken.prediction, 1)
+        and abs(reading.factor / spoken.factor - 1) < 0.01
+        for reading in said
+    )
+
+
+def test_an_untrained_network_of_images_fits_no_convention() -> None:
+    torch.manual_seed(0)
+    result = identified(MLP(64, 32, 2))
+    assert not result.paired and result.verdict.best is None and not result.verdict.refuted
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -136,6 +136,24 @@ class Observations:
         x = self.path.point(x0[rows], self.x1[rows], t[rows])
         return Intervals(x, r[rows], s[rows], t[rows], float(((t - r) ** 2 * v_c).mean()))
 
+    @property
+    def paired(self) -> Observations:
+        """The same without the posterior: the velocity is v_c, and the denoised data are the data themselves.
+
+        The posterior over few data in many dimensions memorizes them, and no network that generalizes comes near it.
+        """
+        return replace(self, mean=self.z, exact=False)
+
+    def linear_error(self) -> Tensor:
+        """Squared error of the best linear denoiser of isotropic data, in units of its mean [n]."""
+        variance = self.std**2
+        column = (-1, *[1] * (self.z.ndim - 1))
+        factor = (variance / (variance + self.rho**2)).view(column)
+        mean = self.z.mean(0)
+        denoised = mean + factor * (self.z + self.rho.view(column) * self.x1 - mean)
+        scale = variance * self.rho**2 / (variance + self.rho**2) * self.z[0].numel()
+        return (denoised - self.z).flatten(1).square().sum(1) / scale
+
     def longest(self, count: int) -> Observations:
         """The observations of the longest intervals.
 

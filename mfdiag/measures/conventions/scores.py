@@ -30,7 +30,7 @@ from mfdiag.models.cards.readings import Declared, Reading
 from mfdiag.models.networks.registry import PREDICTIONS
 from mfdiag.models.prediction import PredictionAdapter, as_average_velocity
 
-__all__ = ["Errors", "Scores"]
+__all__ = ["Errors", "Scores", "linear_misfit", "posterior_misfit"]
 
 _REMEMBERED = 2**25  # numbers of outputs that are kept for readings with the same call
 
@@ -212,6 +212,17 @@ class Scores:
             return output if (reading.direction == "D1") == (reading.sign == -1) else -output
         point, factor = (value.view(-1, *[1] * (x.ndim - 1)) for value in converter.factors(t))
         return point * x + reading.sign * factor * output
+
+
+def linear_misfit(observations: Observations) -> np.ndarray:
+    """q_v / (1 + q_v) of the linear denoiser against v_c [n], to compare with readings of `observations.paired`."""
+    return _bounded(observations.linear_error())
+
+
+def posterior_misfit(observations: Observations) -> np.ndarray:
+    """The same of the posterior's mean: 0 where it memorizes the data."""
+    target = observations.paired.points(1.0, 0.0)
+    return _bounded(target.weight * _square(observations.points(1.0, 0.0).v - target.v))
 
 
 def _call_of(reading: Reading) -> tuple[object, ...]:

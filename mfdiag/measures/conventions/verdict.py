@@ -16,7 +16,17 @@ from mfdiag.gradients.moments import scalar_replicates
 from mfdiag.measures.conventions.race import Misfit
 from mfdiag.models.cards.readings import Reading
 
-__all__ = ["LEAST_SKILL", "RATIO", "Verdict", "axes_in_words", "difference", "judge", "votes"]
+__all__ = [
+    "LEAST_SKILL",
+    "RATIO",
+    "Verdict",
+    "axes_in_words",
+    "beats_linear",
+    "difference",
+    "judge",
+    "judge_paired",
+    "votes",
+]
 
 LEAST_SKILL = 0.5
 """Least skill of a reading that explains a network. Networks before training stay below in every reading."""
@@ -25,6 +35,15 @@ RATIO = 0.45
 """Greatest misfit of another reading, over that of the declared one, that refutes it."""
 
 _RATIOS = {0.6: RATIO, LEAST_SKILL: 0.3}  # the same by the skill of the other reading: chance fits explain little
+_LINEAR = 0.97
+"""Greatest velocity part of a reading, over the linear denoiser's, that explains a network without the posterior."""
+
+_BY_CHANCE = 0.95
+"""The same where the declared reading is no worse than `_WRONG`: early networks fit another by chance, to 0.956."""
+
+_WRONG = 1.25
+"""Least velocity part of a declared reading, over the linear denoiser's, that is refuted without the posterior."""
+
 _MARGIN = 0.015  # least difference that does
 _LEVEL = 1 - 1e-5  # of the interval of the relative difference that must exclude zero
 _BLOCKS = 32
@@ -102,6 +121,45 @@ def judge(declared: Misfit, ranking: Sequence[Misfit]) -> Verdict:
     best = min(equals, key=lambda misfit: len(misfit.reading.changes(declared.reading)))
     tied = [misfit for misfit in equals if misfit is not best]
     return Verdict(declared, best, tied, _refutes(best, declared))
+
+
+def beats_linear(misfit: Misfit, linear: np.ndarray) -> bool:
+    """Whether a reading denoises better than the linear denoiser beyond doubt, both against v_c.
+
+    Args:
+        misfit: The reading on `Observations.paired`.
+        linear: The linear denoiser's part of each sample [n].
+
+    Returns:
+        Whether it does. Networks before training, and wrong readings of trained ones, do not.
+    """
+    below = misfit.velocity.mean() <= _LINEAR * linear.mean()
+    return bool(below and votes(linear, misfit.velocity, _LEVEL).low > 0)
+
+
+def judge_paired(declared: Misfit, ranking: Sequence[Misfit], linear: np.ndarray) -> Verdict:
+    """Judge the declared reading without the posterior, where the data are few and of many dimensions.
+
+    The variance of v_c given x_t is a part of every misfit, so ratios of misfits say little. The declared reading is
+    refuted where it is clearly worse than the linear denoiser, while another one is better.
+
+    Args:
+        declared: The declared reading on `Observations.paired`.
+        ranking: Readings that beat the linear denoiser, the best first.
+        linear: The linear denoiser's part of each sample [n].
+
+    Returns:
+        The verdict.
+    """
+    wrong = declared.velocity.mean() >= _WRONG * linear.mean() and votes(declared.velocity, linear, _LEVEL).low > 0
+    if not wrong and not beats_linear(declared, linear):
+        ranking = [misfit for misfit in ranking if misfit.velocity.mean() <= _BY_CHANCE * linear.mean()]
+    verdict = judge(declared, ranking)
+    if verdict.best is None:
+        return verdict
+    better = votes(declared.velocity + declared.interval, verdict.best.velocity + verdict.best.interval, _LEVEL).low > 0
+    changed = bool(verdict.best.reading.changes(declared.reading))
+    return verdict._replace(refuted=bool(changed and wrong and better))
 
 
 def _refutes(best: Misfit, declared: Misfit) -> bool:
