@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint docs site clean
+.PHONY: help demo test lint docs site licenses clean
 
 help:
 	@echo "make demo   measure the bundled checkpoint into demo/ and say what came out"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint   style, the order of imports, types"
 	@echo "make docs   write the generated pages of docs/ again and build the site"
 	@echo "make site   build the site from docs/ into build/site"
+	@echo "make licenses  list the packages that mfdiag needs, with their licenses"
 	@echo "make clean  remove .venv, demo/ and build/"
 
 $(READY): pyproject.toml constraints.txt
@@ -46,6 +47,27 @@ docs: $(READY)
 
 site: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+licenses: $(READY)
+	@$(BIN)/pip-licenses --from=mixed --order=name --packages $$($(BIN)/python -c "$$NEEDED")
+
+# Names of what mfdiag requires, and of what that requires in turn; extras of mfdiag count if they are installed
+define NEEDED
+import re
+from importlib.metadata import PackageNotFoundError, requires
+names, todo = set(), ["mfdiag"]
+while todo:
+    name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+    try:
+        required = requires(name) or []
+    except PackageNotFoundError:
+        continue
+    if name not in names:
+        names.add(name)
+        todo += [re.match(r"[\w.-]+", r)[0] for r in required if "extra ==" not in r or (name == "mfdiag" and "dev" not in r)]
+print(*sorted(names))
+endef
+export NEEDED
 
 clean:
 	rm -rf .venv demo build

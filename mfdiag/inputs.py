@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -123,10 +126,26 @@ class InputRecord:
 _CURRENT: ContextVar[InputRecord | None] = ContextVar("inputs", default=None)
 
 
+_process: int | None = None  # that has run a command
+
+
+def _process_start() -> float:
+    """When this process started, in seconds since the epoch; now where the system does not tell."""
+    now = time.time()
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return min(now, now - age)
+    return now
+
+
 @contextmanager
 def recording() -> Iterator[InputRecord]:
     """Record what is read within."""
+    global _process
     record = InputRecord()
+    if _process != os.getpid():  # the first command of a process started with it: loading the program takes seconds
+        _process, record.started = os.getpid(), _process_start()
     token = _CURRENT.set(record)
     try:
         yield record
@@ -242,7 +261,10 @@ def _digest(path: Path, names: Sequence[str] | None) -> tuple[str, bool]:
     if names is not None:
         digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
     files = _stamped_files(path, names)
-    sizes = [file.stat().st_size for file in files]
+    statuses = [file.stat() for file in files]
+    if not all(stat.S_ISREG(status.st_mode) for status in statuses):
+        raise OSError(errno.EINVAL, "a pipe or a device has no content to hash")
+    sizes = [status.st_size for status in statuses]
     if (names is None or len(files) == len(names)) and sum(sizes) <= _WHOLE_BYTES:
         for file, size in zip(files, sizes, strict=True):
             if names is not None:

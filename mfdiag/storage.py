@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ __all__ = [
     "exists",
     "is_file",
     "is_folder",
+    "read_text",
     "remedy_of",
     "remove_orphans",
     "save_torch",
@@ -147,6 +149,28 @@ def sha256_of(*paths: Path) -> str:
         except OSError as error:
             raise InputError(f"Cannot read {path} ({error.strerror or error}). Check the path.") from error
     return digest.hexdigest()
+
+
+def read_text(path: Path, most_bytes: int = 2**28) -> str:
+    """The text of a regular file of bounded size.
+
+    Args:
+        path: The file.
+        most_bytes: The size from which it is refused, for it would take many times as much memory.
+
+    Returns:
+        Its text.
+
+    Raises:
+        OSError: It is missing, too large, no regular file (a pipe may never end), or cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if status.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than {most_bytes:,}", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 def exists(path: Path) -> bool:

@@ -10,8 +10,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mfdiag.errors import InputError, did_you_mean, plain_validation
+from mfdiag.storage import read_text
 
 __all__ = ["field_of", "line_of", "problem_of", "read_yaml", "sections_of"]
+
+_MOST_BYTES = 2**18
+_MOST_DEPTH = 40  # of entries within entries
+_MOST_NODES = 50_000
+_MOST_DIGITS = 60  # of a number
 
 FieldPath = Sequence[int | str]
 """Keys and list indices that lead from the root to a field, such as ("cells", 0, "drawn")."""
@@ -32,12 +38,12 @@ def read_yaml(path: Path, description: str, model: type[BaseModel]) -> tuple[yam
         InputError: The file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        loader = _Loader(read_text(path, _MOST_BYTES))
+        root = loader.get_single_node()
+        values = None if root is None else loader.construct_document(root)
     except OSError as error:
         raise InputError(
-            f"Expected {description} at {path}, but cannot read it ({error.strerror}). Check the path."
+            f"Expected {description} at {path}, but cannot read it ({error.strerror or error}). Check the path."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -47,6 +53,62 @@ def read_yaml(path: Path, description: str, model: type[BaseModel]) -> tuple[yam
     if not isinstance(values, dict) or root is None:
         raise InputError(f"{path}: expected a mapping with the fields of {description}: {', '.join(_fields(model))}.")
     return root, values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, with limits on depth, on what aliases expand to, and on the digits of numbers."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}  # of composed nodes, with their aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node. Raises YAMLError where nodes are nested too deeply or aliases expand to too many."""
+        self._depth += 1
+        if self._depth > _MOST_DEPTH:
+            raise _error(f"entries are nested more than {_MOST_DEPTH} deep", self.peek_event().start_mark)
+        is_alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None:
+            return None
+        if is_alias and id(node) not in self._sizes:
+            raise _error("an alias stands within what it refers to", mark)
+        if not is_alias:
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(child)] for child in _children(node))
+        if self._sizes[id(node)] > _MOST_NODES:
+            raise _error(f"there are more than {_MOST_NODES:,} entries, with aliases written out", mark)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node. Raises YAMLError for text that its tag does not allow, and for huge numbers."""
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("int", "float", "timestamp") and len(node.value) > _MOST_DIGITS:
+            raise _error(f"a number has more than {_MOST_DIGITS} digits", node.start_mark)
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, OverflowError, TypeError) as error:
+            raise _error(f"{_short(node)} is no {kind}", node.start_mark) from error
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise _error(f"{_short(node)} is too large for a whole number", node.start_mark)
+        return value
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for entry in node.value for child in entry]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _short(node: yaml.Node) -> str:
+    text = str(node.value)
+    return repr(text if len(text) <= _MOST_DIGITS else f"{text[:_MOST_DIGITS]}...")
+
+
+def _error(problem: str, mark: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
 
 
 def line_of(root: yaml.Node, field_path: FieldPath) -> int:

@@ -70,6 +70,9 @@ class _Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Accepts --debug anywhere among the arguments."""
         ctx.meta[_DEBUG] = _DEBUG in args
+        for argument in args:
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):  # bytes that are no text
+                _end(f"Expected arguments in UTF-8, but got {argument!r}. Rename the file.", 2)
         return super().parse_args(ctx, [argument for argument in args if argument != _DEBUG])
 
 

@@ -31,8 +31,7 @@ def command(
 
     Example: mfdiag inspect model.safetensors
     """
-    from rich.console import Console
-
+    from mfdiag.cli.printing import PlainConsole, json_for_terminals
     from mfdiag.models.inspection import inspect_checkpoint
 
     inspection = inspect_checkpoint(checkpoint)
@@ -44,9 +43,9 @@ def command(
             )
         sys.stdout.write(printable(inspection.proposal.text))
     elif format == "json":
-        sys.stdout.write(inspection.model_dump_json(indent=1) + "\n")
+        sys.stdout.write(json_for_terminals(inspection.model_dump_json(indent=1)) + "\n")
     else:
-        _print_summary(inspection, Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False))
+        _print_summary(inspection, PlainConsole(file=sys.stdout, highlight=False, soft_wrap=True, markup=False))
 
 
 def _print_summary(inspection: Inspection, console: Console) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mfdiag.cli.device import checked_device, launcher_of
 from mfdiag.cli.options import Options
-from mfdiag.cli.printing import print_outcome
+from mfdiag.cli.printing import PlainConsole, print_outcome
 from mfdiag.cli.progress import progress_on
 from mfdiag.errors import InputError
 from mfdiag.flow.specs import parse_grid
@@ -127,7 +127,7 @@ def session(options: Options) -> Iterator[Session]:
 
 
 def _session(options: Options, silent: bool) -> Iterator[Session]:
-    console = Console(stderr=True, quiet=options.quiet or silent, highlight=False, soft_wrap=True)
+    console = PlainConsole(stderr=True, quiet=options.quiet or silent, highlight=False, soft_wrap=True)
     notes: set[str] = set()
 
     def say(text: str) -> None:
@@ -136,7 +136,7 @@ def _session(options: Options, silent: bool) -> Iterator[Session]:
             console.print(f"note: {text}", markup=False)
 
     def warn(text: str) -> None:
-        loud = Console(stderr=True, quiet=silent, highlight=False, soft_wrap=True)
+        loud = PlainConsole(stderr=True, quiet=silent, highlight=False, soft_wrap=True)
         loud.print(f"WARNING: {text}", markup=False, style="bold red")
 
     checkpoints = options.checkpoints

@@ -6,16 +6,19 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 
+from mfdiag.errors import printable
 from mfdiag.measures.parts.concentration import largest_samples
 from mfdiag.measures.parts.summary import Summarize, Summary, summaries
 from mfdiag.numbers import percent, plain
@@ -23,7 +26,7 @@ from mfdiag.reporting.findings import headline, statements
 from mfdiag.reporting.rows import TextTable
 from mfdiag.reporting.subjects import overview
 
-__all__ = ["print_outcome"]
+__all__ = ["PlainConsole", "json_for_terminals", "print_outcome"]
 
 _UNLIMITED = 1000  # columns, to measure a table
 _MOST_LINES = 25  # of a run, with the two that say where tables and figures are
@@ -34,6 +37,15 @@ _FEWEST_ROWS = 6  # of the first table, before a second one has more than the fe
 _SECOND_ROWS = (3, 5)  # fewest and most rows of a second table
 _DOUBT = "status"  # the column that always stays beside a value
 _LONGEST_NAME = 34  # letters of a checkpoint among others
+
+
+class PlainConsole(Console):
+    """A console that replaces control characters in all that it prints: names in files may hold some."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of anything, without control characters of its text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def print_outcome(
@@ -54,7 +66,7 @@ def print_outcome(
     """
     frame = frames[name]
     if format == "csv":
-        frame.to_csv(sys.stdout, index=False)
+        _for_spreadsheets(frame).to_csv(sys.stdout, index=False)
         return
     if format == "json":
         sys.stdout.write(_json(frame) + "\n")
@@ -74,13 +86,13 @@ def print_outcome(
     room = _MOST_LINES - _FILE_LINES - _NOTE_LINES - 1
     if len(by_subject) > 1 and len(parts[0].rows) + _head_lines(parts[0]) + len(sentences) > room:
         title, sentences, room = title.partition(";")[0], [], room + 1  # a row for each of them says more
-    print("\n".join([title, *sentences]))
+    print(printable("\n".join([title, *sentences])))
     _print_summaries([replace(parts[0], title=""), *parts[1:]], room - len(sentences), width, say)
 
 
 def _width() -> int:
     """Columns of the terminal; on a pipe those of COLUMNS, or 80."""
-    console = Console(file=sys.stdout)
+    console = PlainConsole(file=sys.stdout)
     return console.width if console.is_terminal else int(os.environ.get("COLUMNS") or 80)
 
 
@@ -132,7 +144,7 @@ def _without_empty(part: Summary) -> Summary:
 
 def _print_summary(summary: Summary, width: int) -> list[str]:
     """Prints a summary and returns the columns that do not fit: optional ones first, then the last ones."""
-    wide = Console(file=sys.stdout, width=_UNLIMITED, soft_wrap=True)
+    wide = PlainConsole(file=sys.stdout, width=_UNLIMITED, soft_wrap=True)
     left_out: list[str] = []
     table = _rich_table(summary, left_out)
     if wide.measure(table).maximum > width:
@@ -201,4 +213,22 @@ def _largest_samples(samples: pd.DataFrame) -> Summary:
 def _json(frame: pd.DataFrame) -> str:
     """All rows with all digits (pandas' own to_json rounds small numbers to zero); NaN and infinity become null."""
     plain = frame.astype(object).where(frame.notna() & ~frame.isin([np.inf, -np.inf]), None)
-    return json.dumps(plain.to_dict("records"), indent=1, ensure_ascii=False, allow_nan=False)
+    return json_for_terminals(json.dumps(plain.to_dict("records"), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def json_for_terminals(text: str) -> str:
+    """JSON with what terminals obey as escapes; JSON itself escapes what lies below a space."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def _for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text that a spreadsheet would run as a formula begins with an apostrophe, and has no control characters."""
+
+    def plain_text(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        text = printable(value)
+        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\N{REPLACEMENT CHARACTER}")) else text
+
+    text = frame.select_dtypes(["object", "string"]).columns
+    return frame.assign(**{name: frame[name].map(plain_text) for name in text})

@@ -30,7 +30,7 @@ def command(folders: Folders, format: Format = "html", preset: Preset = None) ->
 
     Example: mfdiag report results
     """
-    from mfdiag.errors import InputError
+    from mfdiag.errors import InputError, printable
     from mfdiag.reporting.folder import report_folder, tables_below
     from mfdiag.reporting.paper import write_paper
     from mfdiag.tables.schema import TABLES
@@ -40,7 +40,7 @@ def command(folders: Folders, format: Format = "html", preset: Preset = None) ->
         if not inside:
             raise InputError(f"{folder} holds no table: expected one of {', '.join(f'{t}.parquet' for t in TABLES)}.")
     for folder in dict.fromkeys(folder for inside in folders_below.values() for folder in inside):
-        print("\n".join(_lines(report_folder(folder, format))))
+        print(printable("\n".join(_lines(report_folder(folder, format)))))
     if preset == "paper":
         for folder, inside in folders_below.items():
             print(f"paper: {', '.join(map(str, write_paper(inside, folder)))}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mfdiag.cli.options import Options, sharing
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,8 +47,7 @@ def command(
 
     Example: mfdiag train sweeps/bundled.yaml --out model
     """
-    from rich.console import Console
-
+    from mfdiag.cli.printing import PlainConsole
     from mfdiag.cli.progress import progress_on
 
     cells = _cells(spec, trust_code)  # does not import torch: a bad file is reported at once
@@ -59,7 +58,7 @@ def command(
     from mfdiag.measures.training import TrainJob
     from mfdiag.training.trainer import TrainOptions, estimate_seconds
 
-    console = Console(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
+    console = PlainConsole(stderr=True, quiet=options.quiet, highlight=False, soft_wrap=True)
     how = TrainOptions(checked_device(device, options.launcher), compile_, resume=not overwrite)
 
     def say(text: str) -> None:
@@ -77,7 +76,7 @@ def command(
     job.require_trained()
     job.require_finite()
     for trained in job.trained:
-        sys.stdout.write(f"{trained.checkpoint}\n")
+        sys.stdout.write(printable(f"{trained.checkpoint}\n"))
 
 
 def _cells(spec: Path, trust_code: bool) -> list[GridCell]:
@@ -93,7 +92,7 @@ def _cells(spec: Path, trust_code: bool) -> list[GridCell]:
 
 def _print_cells(cells: Sequence[GridCell], seconds: float) -> None:
     for cell in cells:
-        sys.stdout.write(f"{cell.name or '(one model)'}  {cell.spec.steps:,} steps\n")
+        sys.stdout.write(printable(f"{cell.name or '(one model)'}  {cell.spec.steps:,} steps\n"))
     minutes = seconds / 60
     left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
     models = f"{len(cells)} model{'s' * (len(cells) != 1)}"

@@ -23,7 +23,7 @@ from mfdiag.models.formats.containers import (
     weight_sets,
 )
 from mfdiag.models.formats.weight_names import place_of, split_copies
-from mfdiag.models.networks.registry import build_model
+from mfdiag.models.networks.registry import Bounds, build_model
 from mfdiag.models.weights import (
     find_weights,
     fitted_weights,
@@ -160,7 +160,8 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
 
         module = adapt_call(call_factory(model))
     elif description is not None:
-        module = build_model(description.architecture.name, description.architecture.arguments)
+        architecture = description.architecture
+        module = build_model(architecture.name, architecture.arguments, _bounds_of(state))
     elif file.program is not None:
         from mfdiag.models.formats.program import ExportedNetwork
 
@@ -180,6 +181,13 @@ def load_model(path: str | os.PathLike[str], *, model: str | None = None, weight
     unusable = _unusable_averages(file, state, weights, network, card, notes)
     sha256 = sha256_of(*file.files)
     return LoadedModel(module, state, description, sha256, step, path, card, tuple(notes), unusable, by_code, weights)
+
+
+def _bounds_of(state: Mapping[str, StateDict]) -> Bounds:
+    """The size of a network whose weights are in a file."""
+    sets = [weights.values() for weights in state.values()]
+    numbers = (sum(tensor.numel() for tensor in tensors) for tensors in sets)
+    return Bounds(max(map(len, sets), default=0), max(numbers, default=0))
 
 
 def _unusable_averages(

@@ -48,9 +48,9 @@ class Description(BaseModel):
     prediction: str = "u"
     times: str
     data: str
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, lt=2**63)
     ema_decay: float | None = Field(default=None, ge=0, lt=1)
-    seed: int
+    seed: int = Field(ge=-(2**63), lt=2**63)
     specification: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("times")

@@ -13,6 +13,7 @@ from mfdiag.reporting.findings import statements
 from mfdiag.reporting.grid_table import TRAINING, grid_table
 from mfdiag.reporting.page import write_page
 from mfdiag.reporting.sentences import Answers
+from mfdiag.storage import remove_orphans
 from mfdiag.tables.schema import TABLES
 from mfdiag.tables.store import read_table, table_path, write_table
 
@@ -47,6 +48,7 @@ def report_folder(folder: Path, kind: str = "html") -> FolderReport:
     Raises:
         InputError: A table, the manifest or doctor.json is not valid, or a file cannot be written.
     """
+    remove_orphans(folder, folder / "figures")
     tables: dict[str, pd.DataFrame] = {name: read_table(name, folder) for name in _names(folder) if name != "grid"}
     if TRAINING in tables:
         derived = grid_table(tables)

@@ -20,9 +20,9 @@ from mfdiag.reporting.sections import command_of, sections
 from mfdiag.reporting.subjects import overview
 from mfdiag.reporting.verdict import read_verdict
 from mfdiag.storage import atomic_write
+from mfdiag.tables.provenance import read_manifest
 from mfdiag.tables.schema import STATUSES, TABLES
 from mfdiag.tables.selection import overall
-from mfdiag.tables.store import MANIFEST, read_json
 
 __all__ = ["contents", "environment", "write_page"]
 
@@ -65,7 +65,7 @@ def contents(tables: Mapping[str, pd.DataFrame], figures: Sequence[Path], out: P
     Raises:
         InputError: The manifest or the verdict is not valid.
     """
-    manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
+    manifest = read_manifest(out)
     answers = statements(tables)
     caution = sorted({status for frame in tables.values() for status in frame["status"]} - {"ok"})
     return {
@@ -124,7 +124,7 @@ def _runs(manifest: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
                 "command": " ".join(["mfdiag", *(json.dumps(a) if " " in a else a for a in command[1:])]),
                 "finished": entry["finished"][:16].replace("T", " "),
                 "seconds": f"{entry['seconds']:.1f}",
-                "hardware": f"{hardware['cpu']}, {hardware['usable_cores']} cores",
+                "hardware": f"{hardware.get('cpu')}, {hardware.get('usable_cores')} cores",
                 "versions": ", ".join(f"{package} {version}" for package, version in entry["versions"].items()),
             },
         )

@@ -18,7 +18,7 @@ from mfdiag.storage import sha256_of
 from mfdiag.tables.store import MANIFEST, read_json, write_json_atomic
 from mfdiag.world import current_world
 
-__all__ = ["hardware", "manifest", "read_manifest", "versions", "write_manifest"]
+__all__ = ["hardware", "manifest", "manifest_lock", "read_manifest", "versions", "write_manifest"]
 
 
 def versions() -> dict[str, str | None]:
@@ -120,8 +120,13 @@ def write_manifest(out: Path, name: str, entry: Mapping[str, Any]) -> Path:
     Raises:
         InputError: The file there is not a JSON object, or cannot be written.
     """
-    with file_lock(out / f".{MANIFEST}.lock"):  # commands that write to one folder at once lose no entry
+    with file_lock(manifest_lock(out)):  # commands that write to one folder at once lose no entry
         return write_json_atomic(read_manifest(out) | {name: dict(entry)}, out / MANIFEST)
+
+
+def manifest_lock(out: Path) -> Path:
+    """The lock under which the manifest of a folder changes."""
+    return out / f".{MANIFEST}.lock"
 
 
 def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
@@ -138,18 +143,27 @@ def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
     for command, entry in entries.items():
         if not _is_entry(entry):
             raise InputError(
-                f"{path} should have the specification and inputs of a run under {command!r}, but has something else. "
-                "Repair or delete it."
+                f"{path} should have the command, specification and inputs of a run under {command!r}, but has "
+                "something else. Repair or delete it."
             )
-    return entries
+    return {command: _EMPTY | entry for command, entry in entries.items()}
+
+
+_EMPTY: dict[str, Any] = {
+    **{"command": [], "specification": {}, "inputs": [], "hardware": {}, "versions": {}, "finished": "", "seconds": 0},
+}  # what is read of an entry
 
 
 def _is_entry(entry: object) -> bool:
     """Whether what is read of an entry has the right types; further fields are not read."""
     if not isinstance(entry, dict):
         return False
-    specification, inputs = entry.get("specification", {}), entry.get("inputs", [])
-    if not isinstance(specification, dict) or not isinstance(entry.get("command", []), list):
+    entry = _EMPTY | entry
+    if any(not isinstance(entry[name], (int, float) if name == "seconds" else type(_EMPTY[name])) for name in _EMPTY):
         return False
-    records = [inputs, *(specification.get(name, []) for name in ("subjects", "doubts"))]
-    return all(isinstance(part, list) and all(isinstance(item, dict) for item in part) for part in records)
+    specification = entry["specification"]
+    records = [entry["inputs"], *(specification.get(name, []) for name in ("subjects", "doubts"))]
+    if not all(isinstance(part, list) and all(isinstance(item, dict) for item in part) for part in records):
+        return False
+    texts = [*entry["command"], *(doubt.get("text") for doubt in specification.get("doubts", []))]
+    return all(isinstance(text, str) for text in texts)

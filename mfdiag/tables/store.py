@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mfdiag.errors import InputError
-from mfdiag.storage import atomic_write, temporary_path
+from mfdiag.storage import atomic_write, read_text, temporary_path
 from mfdiag.tables.check import to_arrow, to_pandas
 from mfdiag.tables.schema import table
 
@@ -56,7 +56,7 @@ def write_table(name: str, frame: pd.DataFrame, out: Path | str) -> Path:
     path = table_path(name, out)
     stored = to_arrow(name, frame)
     with atomic_write(path) as temporary:
-        pq.write_table(stored, temporary, compression="zstd")
+        pq.write_table(stored, temporary.absolute(), compression="zstd")  # Arrow takes a:b for a URI, but not /a:b
     return path
 
 
@@ -70,7 +70,7 @@ def read_table(name: str, out: Path | str) -> pd.DataFrame:
         command = f"mfdiag {table(name).command} --out {out}"
         raise InputError(f"There is no table {name!r} in {out}: {path.name} is missing. Run `{command}` first.")
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             stored = file.read()
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file ({error}). Delete it and measure again.") from error
@@ -153,6 +153,6 @@ def write_json_atomic(payload: object, path: Path) -> Path:
 def read_json(path: Path) -> Any:
     """Reads a JSON file. Raises InputError where it is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a readable JSON file ({error}). Repair or delete it.") from error

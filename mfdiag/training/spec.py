@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from mfdiag.errors import InputError, did_you_mean
+from mfdiag.flow.data.user_data import is_user_data
 from mfdiag.flow.time_shares import current_spelling
 from mfdiag.flow.weighting import parse_weighting
 from mfdiag.models.description import Architecture
@@ -168,18 +169,18 @@ class TrainSpec(_Strict):
     coupling: str = "independent"
     path: str = "linear"
     prediction: str = "u"
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=10**10)
     loss: LossSpec = LossSpec()
-    batch_size: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=1024, ge=1, le=2**22)
     optimizer: OptimizerSpec = OptimizerSpec()
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: ScheduleSpec = ScheduleSpec()
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    seed: int = Field(default=0, ge=0)
-    log_every: int = Field(default=100, ge=1)
-    save_every: int = Field(default=1000, ge=1)
-    measure_every: int = Field(default=0, ge=0)
-    measure_samples: int = Field(default=1024, ge=128)
+    seed: int = Field(default=0, ge=0, le=2**62)
+    log_every: int = Field(default=100, ge=1, le=10**10)
+    save_every: int = Field(default=1000, ge=1, le=10**10)
+    measure_every: int = Field(default=0, ge=0, le=10**10)
+    measure_samples: int = Field(default=1024, ge=128, le=2**26)
 
     @field_validator("model")
     @classmethod
@@ -219,7 +220,11 @@ class TrainSpec(_Strict):
     @property
     def code(self) -> list[str]:
         """User code that the specification names and training executes."""
-        return [value for value in (self.source, self.path) if is_user_code(value)]
+        named = [value for value in (self.source, self.path) if is_user_code(value)]
+        teacher = self.coupling.partition(":")[2].split(",")[0].rpartition("@")[2]  # reflow:PATH@CODE, or @CARD
+        if is_user_code(teacher) or teacher.endswith((".yaml", ".yml")):
+            named.append(teacher)
+        return [*named, self.data] if is_user_data(self.data) else named
 
     @field_validator("optimizer", "schedule", mode="before")
     @classmethod

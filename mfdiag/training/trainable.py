@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mfdiag.errors import InputError
 from mfdiag.estimators import Estimator, find_estimator
+from mfdiag.usercode import is_user_code
 
 __all__ = ["is_trainable", "trainable_estimator"]
 
@@ -14,7 +15,7 @@ def trainable_estimator(spec: str) -> Estimator:
     Raises:
         InputError: It is unknown, in a file, a point of the plane, or needs something that training does not have.
     """
-    if ".py:" in spec:
+    if ".py:" in spec or is_user_code(spec):
         raise InputError(
             f"{spec} is code in a file, which training does not take; pass a name of `mfdiag list estimators`."
         )

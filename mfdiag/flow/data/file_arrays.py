@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["FileArray", "npy_array", "safetensors_arrays", "torch_arrays"]
+from mfdiag.errors import InputError
+
+__all__ = ["FileArray", "npy_array", "require_numbers", "require_size", "safetensors_arrays", "torch_arrays"]
 
 _HEADER_BYTES = 100_000_000  # the most that the safetensors format allows
+_ALWAYS_FITS, _MOST_EXPANSION = 2**30, 20  # bytes, and bytes of arrays for each byte of a file
 _NUMPY = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"},
     **{"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "C64": "<c8"},
@@ -98,6 +101,45 @@ def _width(name: str) -> np.dtype[Any]:
     import torch
 
     return np.dtype(f"i{getattr(torch, name).itemsize}")
+
+
+def require_size(location: str, claimed: int, size: int) -> None:
+    """Check what a file says it holds before memory is taken for it.
+
+    Args:
+        location: The file.
+        claimed: Bytes of what it says it holds.
+        size: Its own bytes.
+
+    Raises:
+        InputError: It would take more than 1 GiB and 20 times the file.
+    """
+    if claimed > max(_ALWAYS_FITS, _MOST_EXPANSION * size):
+        raise InputError(
+            f"Expected {location} to hold about its own size, but its {size:,} bytes stand for {claimed:,}. Store the "
+            "numbers uncompressed, as in a .npy file."
+        )
+
+
+def require_numbers(stream: IO[bytes], size: int) -> None:
+    """Check that the .npy content of a stream has the numbers that its header claims.
+
+    Args:
+        stream: The content.
+        size: Its bytes.
+
+    Raises:
+        ValueError: It is too short, is damaged, or holds Python objects.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version > (2, 0):
+        return
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled Python objects")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError("numbers are missing")
 
 
 def npy_array(path: Path) -> FileArray | np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import struct
 import tarfile
 import zipfile
@@ -71,6 +73,8 @@ class FolderFiles:
         for row in rows:
             path = self.root / self.names[row]
             try:
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise OSError(errno.EINVAL, "it is a pipe or a device")
                 yield path.read_bytes()
             except OSError as error:
                 raise InputError(f"Cannot read {path} ({error.strerror}). Check that it still exists.") from error

@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from mfdiag.errors import InputError, first_line, is_out_of_memory
-from mfdiag.flow.data.file_arrays import FileArray, npy_array, safetensors_arrays, torch_arrays
+from mfdiag.flow.data.file_arrays import (
+    FileArray,
+    npy_array,
+    require_numbers,
+    require_size,
+    safetensors_arrays,
+    torch_arrays,
+)
 from mfdiag.inputs import note_read
 from mfdiag.storage import is_file
 
@@ -52,6 +59,7 @@ LABEL_KEYS = ("y", "labels", "label")
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}  # torch computes little with these
 STREAMED_BYTES = 2**28
 """A larger single file is read row by row, and not validated whole at the start."""
+_WIDEST = 8  # bytes of a number
 _CHUNK = 2**22  # numbers checked together, so that what is computed of them takes little memory
 
 FileContent = Path | BytesIO
@@ -200,13 +208,24 @@ def parser_errors(location: str) -> Iterator[None]:
 
 
 def _read_npy(content: FileContent, location: str) -> _Arrays:
-    return {"": npy_array(content) if isinstance(content, Path) else np.load(content, allow_pickle=False)}
+    if isinstance(content, Path):
+        return {"": npy_array(content)}
+    require_numbers(content, _size(content))
+    content.seek(0)
+    return {"": np.load(content, allow_pickle=False)}
 
 
 def _read_npz(content: FileContent, location: str) -> _Arrays:
     arrays = np.load(content, allow_pickle=False)
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise InputError(f"Expected an .npz archive, but {location} holds a single array. Rename it to .npy.")
+    archive = arrays.zip
+    assert archive is not None, "it is open"
+    require_size(location, sum(member.file_size for member in archive.infolist()), _size(content))
+    for member in archive.infolist():
+        with archive.open(member) as stream:
+            if member.filename.endswith(".npy"):
+                require_numbers(stream, member.file_size)
     return arrays  # reads each array when it is accessed
 
 
@@ -216,7 +235,15 @@ def _read_pt(content: FileContent, location: str) -> _Arrays:
     by_row = isinstance(content, Path) and content.stat().st_size > STREAMED_BYTES and zipfile.is_zipfile(content)
     if isinstance(content, Path) and by_row and (arrays := torch_arrays(content)) is not None:
         return arrays
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as archive:
+            require_size(location, sum(info.file_size for info in archive.infolist()), _size(content))
+    if isinstance(content, BytesIO):
+        content.seek(0)
     value = torch.load(content, map_location="cpu", weights_only=True)
+    for tensor in value.values() if isinstance(value, dict) else [value]:
+        if isinstance(tensor, torch.Tensor):  # one that is expanded takes no room in the file
+            require_size(location, tensor.numel() * tensor.itemsize, _size(content))
     if isinstance(value, torch.Tensor):
         return {"": value}
     if not isinstance(value, dict):
@@ -236,9 +263,15 @@ def _read_safetensors(content: FileContent, location: str) -> _Arrays:
 
 
 def _read_parquet(content: FileContent, location: str, apart: Collection[str] = ()) -> _Arrays:
-    import pandas as pd
+    import pyarrow.parquet as pq
 
-    frame = pd.read_parquet(content)
+    opened = content.open("rb") if isinstance(content, Path) else nullcontext(content)  # a name may look like a URI
+    with opened as stream, pq.ParquetFile(stream) as file:
+        _require_numbers_in_columns(file, location)
+        groups = (file.metadata.row_group(k) for k in range(file.metadata.num_row_groups))
+        counts = (group.column(k).num_values for group in groups for k in range(group.num_columns))
+        require_size(location, _WIDEST * (sum(counts) + file.metadata.num_rows), _size(content))
+        frame = file.read().to_pandas()
     arrays: dict[str, np.ndarray] = {}
     for name in [key for key in LABEL_KEYS if key in frame.columns][:1] + sorted(apart):
         numbered = sorted((c for c in frame.columns if re.fullmatch(re.escape(name) + r"[_.]\d+", str(c))), key=_number)
@@ -250,6 +283,23 @@ def _read_parquet(content: FileContent, location: str, apart: Collection[str] = 
     if any(column.ndim > 1 for column in columns.values()):
         return columns | arrays
     return {"": frame.to_numpy()} | arrays
+
+
+def _require_numbers_in_columns(file: Any, location: str) -> None:
+    """InputError for a column of anything but numbers or lists of them, before it is read."""
+    for field in file.schema_arrow:
+        kind = field.type
+        while hasattr(kind, "value_type"):  # of lists
+            kind = kind.value_type
+        if not re.fullmatch(r"u?int\d+|(half)?float|double|bool|null|decimal.*", str(kind)):
+            raise InputError(
+                f"Expected numbers in {location}, but column {field.name!r} holds {field.type}. Drop it or encode it."
+            )
+
+
+def _size(content: FileContent) -> int:
+    """Bytes of a file."""
+    return content.stat().st_size if isinstance(content, Path) else content.getbuffer().nbytes
 
 
 def _number(column: str) -> int:

@@ -32,6 +32,7 @@ from mfdiag.flow.data.files import (
     validated_labels,
 )
 from mfdiag.inputs import note_read
+from mfdiag.storage import read_text
 
 __all__ = ["PerSampleCondition", "PerSampleFiles", "find_samples", "read_file_list"]
 
@@ -188,7 +189,7 @@ def read_file_list(path: Path, ending: str = "") -> tuple[PerSampleFiles, np.nda
     """
     note_read(path)
     with parser_errors(str(path)):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     if not isinstance(content, dict) or not {"root", "file_list", "label_list"} <= content.keys():
         raise InputError(
             f"{path}: expected a mapping with root, file_list and label_list. Write one that lists one file per sample."

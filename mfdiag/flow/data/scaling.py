@@ -19,6 +19,7 @@ from mfdiag.errors import InputError
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.data.files import as_numpy, parser_errors, read_arrays
 from mfdiag.inputs import note_read
+from mfdiag.storage import read_text
 
 __all__ = ["LatentMoments", "Numbers", "ScaledPoints", "Scaling", "channels_first", "make_scaling", "read_statistics"]
 
@@ -150,5 +151,5 @@ def read_statistics(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix.lower() == ".json":
         note_read(path)
         with parser_errors(str(path)):
-            return select({key: np.asarray(value) for key, value in json.loads(path.read_text("utf-8")).items()})
+            return select({key: np.asarray(value) for key, value in json.loads(read_text(path)).items()})
     return read_arrays(path, str(path), select)

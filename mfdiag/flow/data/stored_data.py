@@ -38,7 +38,7 @@ from mfdiag.flow.data.scaling import (
     read_statistics,
 )
 from mfdiag.inputs import note_read
-from mfdiag.storage import exists, is_file, is_folder
+from mfdiag.storage import exists, is_file, is_folder, read_text
 
 __all__ = ["SPEC_KEYS", "StoredData", "is_stored_data", "parse_numbers", "read_stored_data"]
 
@@ -246,7 +246,7 @@ def _read_labels(path: Path, samples: int) -> np.ndarray:
     if path.suffix.lower() == ".json":
         note_read(path)
         with parser_errors(str(path)):
-            return validated_labels(np.asarray(json.loads(path.read_text(encoding="utf-8"))), samples, path)
+            return validated_labels(np.asarray(json.loads(read_text(path))), samples, path)
     return validated_labels(read_arrays(path, str(path), lambda arrays: _label_array(path, arrays)), samples, path)
 
 

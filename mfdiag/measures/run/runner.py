@@ -34,7 +34,7 @@ from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.storage import remove_orphans
-from mfdiag.tables.provenance import manifest, read_manifest, write_manifest
+from mfdiag.tables.provenance import manifest, manifest_lock, read_manifest, write_manifest
 from mfdiag.tables.store import MANIFEST, check_writable, read_table, table_path, write_table, written_since
 from mfdiag.usercode import is_user_code
 from mfdiag.world import current_world
@@ -245,7 +245,8 @@ class ResultFolder(Generic[SubjectT]):
         check_writable(self.out, tables, self.mode, started)
         self._locks.enter_context(_locked(self.out, self.job.command, self.say))
         check_writable(self.out, tables, self.mode, started)  # again: who held the lock may have written
-        remove_orphans(self.out, self.out / "figures", self.out / _PARTIAL)
+        with file_lock(manifest_lock(self.out)):  # a killed process may have left its file
+            remove_orphans(self.out, self.out / "figures", self.out / _PARTIAL)
         if self.mode != "resume" and self.job.replaces and written_since(self.out, tables, started):
             self.say(f"another process wrote to {self.out} meanwhile; its results are kept, and these are added.")
             self.mode = "resume"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mfdiag.errors import InputError, did_you_mean
+from mfdiag.errors import InputError, did_you_mean, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "PREDICTIONS", "build_model"]
+__all__ = ["MODELS", "PREDICTIONS", "Bounds", "build_model"]
+
+_MOST_LETTERS = 400  # of arguments in an error
 
 MODELS: dict[str, tuple[str, str]] = {
     "mlp": ("mfdiag.models.networks.mlp:MLP", "multilayer perceptron on vectors (dim, hidden, depth, num_classes)"),
@@ -50,19 +52,74 @@ PREDICTIONS: dict[str, str] = {
 """What a network predicts -> how the average velocity u follows from it (`mfdiag.models.prediction`)."""
 
 
-def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build a new network of the built-in architecture `name`, with forward(x, r, t, y=None) -> u.
+class Bounds(NamedTuple):
+    """The most that a network may have: parameters and buffers, and numbers in them."""
 
-    Raises InputError for an unknown name and for arguments that the constructor does not take.
+    tensors: int = 20_000
+    numbers: int = 2**34
+
+
+def build_model(name: str, arguments: Mapping[str, Any], bounds: Bounds = Bounds()) -> nn.Module:
+    """Build a new network of a built-in architecture, with forward(x, r, t, y=None) -> u.
+
+    Args:
+        name: The architecture.
+        arguments: Arguments of its constructor, which may come from a file.
+        bounds: How large it may be; a larger one is refused before it takes memory.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: The name is unknown, the constructor does not take the arguments, or the network is too large.
     """
     if name not in MODELS:
         raise did_you_mean("architecture", name, MODELS)
     module, attribute = MODELS[name][0].split(":")
     constructor = getattr(importlib.import_module(module), attribute)
     try:
+        _require_bounded(name, lambda: constructor(**arguments), bounds)
         return constructor(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever values of any kind lead to
+        if is_out_of_memory(error):
+            raise
         raise InputError(
-            f"Architecture {name!r} cannot be built from the arguments {dict(arguments)}: {error}; "
+            f"Architecture {name!r} cannot be built from the arguments {_short(arguments)}: {first_line(error)}; "
             f"it takes {MODELS[name][1].rpartition('(')[2].rstrip(')')}."
         ) from error
+
+
+def _short(arguments: Mapping[str, Any]) -> str:
+    text = str(dict(arguments))
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
+
+
+def _require_bounded(name: str, build: Callable[[], nn.Module], bounds: Bounds) -> None:
+    """InputError where a network would be larger than the bounds. It is built without memory for its numbers."""
+    import torch
+    from torch.nn.modules import module
+
+    tensors = numbers = 0
+
+    def count(part: nn.Module, key: str, tensor: Any) -> None:
+        nonlocal tensors, numbers
+        tensors += tensor is not None
+        numbers += 0 if tensor is None else tensor.numel()
+        if tensors > bounds.tensors or numbers > bounds.numbers:
+            raise InputError(
+                f"Expected a network {name!r} of at most {bounds.tensors:,} tensors and {bounds.numbers:,} numbers, "
+                "but its arguments make it larger. Correct them, or write the file again."
+            )
+
+    handles = [
+        module.register_module_parameter_registration_hook(count),
+        module.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            build()
+    finally:
+        for handle in handles:
+            handle.remove()
