@@ -194,6 +194,8 @@ def read_file_list(path: Path, ending: str = "") -> tuple[PerSampleFiles, np.nda
         raise InputError(
             f"{path}: expected a mapping with root, file_list and label_list. Write one that lists one file per sample."
         )
+    if not isinstance(content["file_list"], list):
+        raise InputError(f"{path}: expected file_list to be a list of file names, got {content['file_list']!r:.40}.")
     names = [str(name) for name in content["file_list"]]
     if not names:
         raise InputError(f"{path}: expected at least one file in file_list, got none.")
