@@ -117,7 +117,16 @@ def test_quiet_work_writes_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_lists_options_in_titled_groups_the_commands_own_first(cli: Run) -> None:
     shown = cli("sweep", "--help").out
     titles = re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE)
-    assert titles == ["Arguments", "This command", "Model", "Data and objective", "Measurement", "Output", "Options"]
+    assert titles == [
+        "Arguments",
+        "This command",
+        "Model",
+        "Data and objective",
+        "Measurement",
+        "Cluster",
+        "Output",
+        "Options",
+    ]
     own = shown.partition("This command:")[2].partition("Model:")[0]
     assert re.findall(r"--[\w-]+", own) == ["--beta", "--gamma", "--batch-size"]
 
