@@ -119,14 +119,14 @@ JSON = st.recursive(
 @settings(max_examples=100)
 @given(content=JSON)
 def test_any_manifest_is_read_or_refused(content: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from mfdiag.reporting.page import _runs, doubts
+    from mfdiag.reporting.page import _doubts, _runs
 
     folder = tmp_path_factory.getbasetemp()
     (folder / MANIFEST).write_text(json.dumps(content))
     with contextlib.suppress(InputError):
         manifest = read_manifest(folder)
-        doubts(manifest), dict(_runs(manifest))
         assert all(isinstance(entry["inputs"], list) for entry in manifest.values())
+        _doubts(manifest), dict(_runs(manifest))
 
 
 def test_what_expands_is_refused_before_it_takes_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
