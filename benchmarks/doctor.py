@@ -1,41 +1,70 @@
 """Is `mfdiag doctor` right? Trains models with planted faults and healthy ones, and holds the doctor against them.
 
     python benchmarks/doctor.py train DIR      # all models of tests/faults/, on one core; a killed run resumes
+    python benchmarks/doctor.py measure DIR    # what the doctor measures of each; a killed run resumes
+    python benchmarks/doctor.py healthy DIR    # mfdiag/data/healthy.csv: what healthy models have
+    python benchmarks/doctor.py judge DIR      # the findings of each, and the tables of docs/doctor.md
 
 The models are those of tests/faults/planted.py and tests/faults/healthy.py, trained by the plain loop of
-tests/faults/training_loop.py. `DIR/index.json` lists them.
+tests/faults/training_loop.py; `DIR/index.json` lists them. Thresholds and rules come from the data sets of the tuning
+half alone. `judge --held-out` applies them to the other half.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from scipy.stats import binomtest
+
+from mfdiag.diagnosis.candidate import load_candidate
+from mfdiag.diagnosis.diagnosis import diagnose
+from mfdiag.diagnosis.evidence import Evidence, Facts
+from mfdiag.diagnosis.examination import ExaminationOptions, examine
+from mfdiag.diagnosis.training_log import read_log
+from mfdiag.measures.run.subject import SubjectOptions
+from mfdiag.models.weights import NonfiniteWeightsError
+from mfdiag.tables.doctor import DOCTOR
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "faults"))
 
-from cases import HELD_OUT, TUNING, train_case  # noqa: E402
+from cases import NETWORKS, Case, train_case  # noqa: E402
 from healthy import HEALTHY  # noqa: E402
 from planted import FAULTS  # noqa: E402
 
 Entry = dict[str, Any]
+CASES = {(case.name, network): case for case in FAULTS + HEALTHY for network in case.networks}
+PAGE = ROOT / "docs" / "doctor.md"
+TABLE = ROOT / "mfdiag" / "data" / "healthy.csv"
+SAMPLES = 512
+LEARNED = 0.25  # velocity error below which u(x_t, t, t) stands for v, so that identities of targets tell
+BUDGET = 1000.0  # seconds: more than it takes, so that the load of the machine decides nothing
+MARKERS = "<!-- benchmarks/doctor.py: begin -->", "<!-- benchmarks/doctor.py: end -->"
+SPLITS = {"tuning": "tuned on", "held_out": "held out"}
 
 
 def train(folder: Path) -> None:
-    """Train what is missing, the small networks first."""
-    for network, cases in (("mlp", FAULTS), ("mlp", HEALTHY), ("dit", HEALTHY), ("dit", FAULTS)):
+    """Train what is missing, the small network first, mild faults last."""
+    faults = sorted(FAULTS, key=lambda case: case.severity == "mild")
+    for network, cases in (("mlp", faults), ("mlp", HEALTHY), ("dit", HEALTHY), ("dit", faults)):
         for case in cases:
-            places = [folder / "models" / f"{case.name}-{network}-{data}" for data in TUNING + HELD_OUT]
+            datasets = NETWORKS[network].datasets
+            places = [folder / "models" / f"{case.name}-{network}-{data}" for data in datasets]
             if network not in case.networks or all((place / "entry.json").exists() for place in places):
                 continue
             start = time.process_time()
-            train_case(case, network, TUNING + HELD_OUT, folder)
+            train_case(case, network, datasets, folder)
             write_index(folder)
             print(f"{case.name} {network}: {time.process_time() - start:.0f} s of one core", flush=True)
     print(f"{time.process_time():.0f} s of one core in all", flush=True)
@@ -50,13 +79,179 @@ def write_index(folder: Path) -> list[Entry]:
     return entries
 
 
+def entries_of(folder: Path, split: str) -> list[Entry]:
+    """The models of one half, those of the small network first."""
+    entries = [entry for entry in json.loads((folder / "index.json").read_text()) if entry["split"] == split]
+    return sorted(entries, key=lambda entry: (entry["network"] != "mlp", entry["data"], not entry["healthy"]))
+
+
+def case_of(entry: Entry) -> Case:
+    """How a model was trained."""
+    return CASES[f"{entry['kind']}-{entry['severity']}", entry["network"]]
+
+
+def interval(right: int, count: int) -> str:
+    """A share in percent with its 95 % interval (Wilson)."""
+    if not count:
+        return "-"
+    low, high = binomtest(right, count).proportion_ci(method="wilson")
+    return f"{right} of {count}: {right / count:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def judged(entry: Entry, findings: Sequence[tuple[str, str]]) -> Entry:
+    """An entry with its findings (code, severity), the first first."""
+    codes = [code for code, _ in findings]
+    right = bool(set(codes[:2]) & set(case_of(entry).expected))
+    critical = any(severity == "critical" for _, severity in findings)
+    return {**entry, "codes": codes, "right": right, "critical": critical}
+
+
+def tables(rows: Sequence[Entry]) -> Iterator[str]:
+    """Markdown of docs/doctor.md: totals, faults by kind, healthy models."""
+    yield "| models | right code among the first two findings | healthy without a critical finding |"
+    yield "| --- | --- | --- |"
+    for split, words in SPLITS.items():
+        faulty, sound = ([r for r in rows if r["split"] == split and r["healthy"] == healthy] for healthy in (0, 1))
+        right, silent = sum(r["right"] for r in faulty), sum(not r["critical"] for r in sound)
+        yield f"| {words} | {interval(right, len(faulty))} | {interval(silent, len(sound))} |"
+    yield from ("", "| fault | right codes | tuned on | held out | first two findings, with counts |")
+    yield "| --- | --- | --- | --- | --- |"
+    faulty = [row for row in rows if not row["healthy"]]
+    for name in dict.fromkeys((r["kind"], r["severity"]) for r in faulty):
+        own = [r for r in faulty if (r["kind"], r["severity"]) == name]
+        expected = dict.fromkeys(code for r in own for code in case_of(r).expected)
+        yield f"| {label(*name)} | {', '.join(expected)} | {shares(own, 'right')} | {leading(own)} |"
+    yield from ("", "| healthy models | tuned on | held out | critical findings |", "| --- | --- | --- | --- |")
+    sound = [{**row, "silent": not row["critical"]} for row in rows if row["healthy"]]
+    for name in dict.fromkeys((r["kind"], r["severity"]) for r in sound):
+        own = [r for r in sound if (r["kind"], r["severity"]) == name]
+        yield f"| {label(*name)} | {shares(own, 'silent')} | {leading([r for r in own if r['critical']])} |"
+
+
+def label(kind: str, severity: str) -> str:
+    """Kind and severity in words."""
+    return kind.replace("_", " ") + ("" if severity == "plain" else f", {severity}")
+
+
+def shares(rows: Sequence[Entry], key: str) -> str:
+    """Two cells: how many of each half have a property."""
+    halves = [[row[key] for row in rows if row["split"] == split] for split in SPLITS]
+    return " | ".join(f"{sum(half)}/{len(half)}" if half else "" for half in halves)
+
+
+def leading(rows: Sequence[Entry]) -> str:
+    """The first two findings of all, the most frequent first."""
+    counts = Counter(code for row in rows for code in (row["codes"][:2] or ["none"]))
+    return ", ".join(f"{code} {count}" for code, count in counts.most_common(4))
+
+
+def write_page(rows: Sequence[Entry]) -> None:
+    """Write the tables between the markers of docs/doctor.md."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKERS[0])
+    after = rest.partition(MARKERS[1])[2]
+    text = "\n".join(tables(rows))
+    PAGE.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}", encoding="utf-8")
+
+
+def measure(folder: Path, split: str, only: str) -> None:
+    """Store what the doctor measures of each model, as `DIR/evidence/NAME.pkl`."""
+    (folder / "evidence").mkdir(exist_ok=True)
+    for entry in entries_of(folder, split):
+        if only not in entry["id"]:
+            continue
+        path = folder / "evidence" / f"{entry['id']}.pkl"
+        if path.exists():
+            continue
+        start = time.process_time()
+        temporary = path.with_suffix(".new")
+        temporary.write_bytes(pickle.dumps(evidence_of(folder, entry)))
+        temporary.replace(path)
+        print(f"{entry['id']}: {time.process_time() - start:.1f} s of one core", flush=True)
+
+
+def evidence_of(folder: Path, entry: Entry) -> Evidence:
+    """What `mfdiag doctor CHECKPOINT --log LOG` measures, on fewer samples than it takes in a minute."""
+    path, log, own = folder / entry["path"], folder / entry["log"], entry["options"]
+    options = ExaminationOptions(
+        budget=BUDGET,
+        samples=SAMPLES,
+        batch_size=own.get("batch_size"),
+        weighting=own.get("weighting"),
+        effects=False,
+        log=log if len(log.read_text().splitlines()) > 1 else None,
+    )
+    try:
+        candidate = load_candidate(path, SubjectOptions(guidance=own.get("guidance")), say=lambda note: None)
+    except NonfiniteWeightsError as error:
+        nothing = pd.DataFrame(columns=[column.name for column in DOCTOR.columns])
+        return Evidence(Facts(str(path), nonfinite=error.names), nothing, log=options.log and read_log(log))
+    return examine(candidate, options, say=lambda note: None)
+
+
+def judge(folder: Path, splits: Sequence[str]) -> None:
+    """Judge the stored evidence, print who was wrong, and write the tables of docs/doctor.md."""
+    rows = []
+    for split in splits:
+        for entry in entries_of(folder, split):
+            path = folder / "evidence" / f"{entry['id']}.pkl"
+            if not path.exists():
+                continue
+            diagnosis = diagnose(pickle.loads(path.read_bytes()))
+            findings = [(each.finding.code, each.detection.severity) for each in diagnosis.findings]
+            rows.append(judged(entry, findings))
+            wrong = rows[-1]["critical"] if entry["healthy"] else not rows[-1]["right"]
+            if wrong and split == "tuning":
+                print(f"{entry['id']}: expected {entry['expected'] or 'nothing critical'}, got {findings}")
+    print("\n".join(tables(rows)))
+    if set(splits) == set(SPLITS):
+        write_page(rows)
+
+
+def healthy(folder: Path) -> None:
+    """Write the bundled table: quantiles of each quantity over the healthy models of the tuning half."""
+    models = []
+    for entry in entries_of(folder, "tuning"):
+        path = folder / "evidence" / f"{entry['id']}.pkl"
+        if entry["healthy"] and path.exists():
+            evidence = pickle.loads(path.read_bytes())
+            values = values_of(evidence.frame)
+            if values["velocity_error", ""] > LEARNED:
+                values = values.drop("target_defect_ratio", level=0)
+            models.append(values.rename(lambda name: f"{name}/p1", level=1) if evidence.normalized else values)
+    lines = ["quantity,target,models,low,median,high"]
+    for (quantity, target), values in pd.concat(models).groupby(level=[0, 1]):
+        low, median, high = np.quantile(values, [0.01, 0.5, 0.99])
+        lines.append(f"{quantity},{target},{len(values)},{low:.4g},{median:.4g},{high:.4g}")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def values_of(frame: pd.DataFrame) -> pd.Series:
+    """One value of each quantity and target: of the current weights, over all times, of the largest layer."""
+    frame = frame[frame["t_low"].isna() & np.isfinite(frame["value"]) & frame["estimator"].isin([None, "meanflow"])]
+    frame = frame[(frame["weights"] != "ema") | (frame["quantity"] == "average_gain")]
+    frame = frame[(frame["layer"] == "all") | (frame["quantity"] == "variance_share")]
+    return frame.assign(target=frame["target"].fillna("")).groupby(["quantity", "target"])["value"].max()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["train"])
+    parser.add_argument("command", choices=["train", "measure", "healthy", "judge"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--held-out", action="store_true", help="measure or judge the held-out half too")
+    parser.add_argument("--only", default="", help="measure models whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    {"train": train}[options.command](options.folder)
+    splits = list(SPLITS) if options.held_out else ["tuning"]
+    if options.command == "train":
+        train(options.folder)
+    elif options.command == "measure":
+        for split in splits:
+            measure(options.folder, split, options.only)
+    elif options.command == "healthy":
+        healthy(options.folder)
+    else:
+        judge(options.folder, splits)
 
 
 if __name__ == "__main__":

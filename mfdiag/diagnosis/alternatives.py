@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mfdiag.diagnosis.field_probe import Measured
+from mfdiag.diagnosis.measured import Measured
 from mfdiag.errors import InputError, first_line
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.couplings import INDEPENDENT, parse_coupling

@@ -116,6 +116,7 @@ def identify(
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    scales: Sequence[tuple[float, float]] = (),
 ) -> Identification:
     """Rank the conventions that a checkpoint may have been trained in.
 
@@ -126,6 +127,7 @@ def identify(
         samples: Number of samples.
         seed: Their seed.
         dtype: Precision of the networks.
+        scales: Further scales that the data may have had: factors on the declared data, and shifts.
 
     Returns:
         The ranking and the verdict.
@@ -136,7 +138,7 @@ def identify(
     observations = observe(subject.draws(seed), samples, cost=_POSTERIOR)
     cast = PassSettings(dtype=dtype).cast_network
     cast_networks = {key: cast(network) for key, network in networks.items()}
-    scales = data_scales(subject.data, observations.z.numpy())
+    scales = [*data_scales(subject.data, observations.z.numpy()), *scales]
     exact = Scores(declared, observations, cast_networks, dtype, scales=scales)
     labeled = observations.condition is not None and subject.guidance is None
     candidates = readings(declared, scales, tuple(networks), labeled=labeled)

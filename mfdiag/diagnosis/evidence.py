@@ -19,6 +19,7 @@ from mfdiag.measures.conventions.verdict import Verdict
 __all__ = ["Evidence", "Facts", "Healthy", "Value", "healthy"]
 
 _TRUSTED = ("ok", "outside_unit_interval")
+_NORMALIZING = 0.75  # power of the adaptive weight
 
 
 class Healthy(NamedTuple):
@@ -117,6 +118,8 @@ class Facts:
         weights: Which weights are measured.
         tangent: The estimator whose tangent stands for the proxy's.
         nonfinite: Names of tensors with NaN or infinite values.
+        precision: The narrowest type that holds every weight exactly.
+        guidance_scale: How far the declared guidance takes the velocity with a label; None without guidance.
         exact: Whether the exact posterior over the data was computed.
     """
 
@@ -131,6 +134,8 @@ class Facts:
     weights: str = "raw"
     tangent: str = "self_tangent"
     nonfinite: Sequence[str] = ()
+    precision: str = "float32"
+    guidance_scale: float | None = None
     exact: bool = False
 
 
@@ -153,6 +158,31 @@ class Evidence:
     verdict: Verdict | None = None
     log: TrainingLog | None = None
     spike: Spike | None = None
+
+    @property
+    def normalized(self) -> bool:
+        """Whether each sample's loss is its residual divided by itself, so that easy samples count most."""
+        power = self.facts.weighting_power
+        return (power is not None and power >= _NORMALIZING) or (self.log is not None and self.log.pinned() is not None)
+
+    def usual(self, quantity: str, target: str = "") -> Healthy:
+        """What healthy models have, with those whose loss is normalized where this one is.
+
+        Args:
+            quantity: A quantity of table `doctor`.
+            target: Its key `target`, empty where that is null.
+
+        Returns:
+            The distribution.
+
+        Raises:
+            KeyError: The bundled table has no such row.
+        """
+        own = healthy(quantity, target)
+        other = _healthy_table().get((quantity, f"{target}/p1")) if self.normalized else None
+        if other is None:
+            return own
+        return own._replace(low=min(own.low, other.low), high=max(own.high, other.high))
 
     def values(self, quantity: str, *, by: str | None = None, **keys: Any) -> list[Value]:
         """Rows of a quantity.

@@ -17,17 +17,20 @@ from mfdiag.diagnosis.alternatives import probe_alternatives
 from mfdiag.diagnosis.candidate import Candidate
 from mfdiag.diagnosis.conventions import identify
 from mfdiag.diagnosis.evidence import Evidence, Facts
-from mfdiag.diagnosis.field_probe import Measured, probe_field
+from mfdiag.diagnosis.field_probe import probe_field
 from mfdiag.diagnosis.gradient_probe import COPIED, full_gradient, probe_gradient
+from mfdiag.diagnosis.measured import Measured
+from mfdiag.diagnosis.sampled_scale import sampled_scale
 from mfdiag.diagnosis.spike import Spike, examine_batch, stored_batch
 from mfdiag.diagnosis.training_log import TrainingLog, read_log
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
+from mfdiag.flow.guidance import Guidance, GuidanceScale
 from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.accumulate import layer_of
 from mfdiag.gradients.intervals import Estimate
 from mfdiag.gradients.pass_types import PassSettings
-from mfdiag.measures.conventions.verdict import Verdict
+from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict
 from mfdiag.measures.parts.rows import Rows
 from mfdiag.measures.run.convention_check import EVALUATIONS_PER_SAMPLE, declared_verdict
 from mfdiag.measures.run.measure_subject import why_no_posterior
@@ -64,6 +67,7 @@ class ExaminationOptions:
         seed: Seed of the samples.
         dtype: Precision of the networks.
         log: A training log.
+        effects: Whether to measure other estimators and couplings too, which no finding needs.
     """
 
     budget: float | None = None
@@ -73,6 +77,7 @@ class ExaminationOptions:
     seed: int = 0
     dtype: torch.dtype = torch.float32
     log: Path | None = None
+    effects: bool = True
 
 
 @np.errstate(divide="ignore", invalid="ignore")  # too few samples give NaN and a status, not a warning
@@ -112,9 +117,8 @@ def examine(
     settings = replace(request.settings, samples=_samples(measurement, options, start, say))
     measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
     own, frames = probe_gradient(measurement, facts.batch_size)
-    if options.samples is not None or time.perf_counter() - start < _ALTERNATIVES_UNTIL * (
-        options.budget or _BUDGET[0]
-    ):
+    early = time.perf_counter() - start < _ALTERNATIVES_UNTIL * (options.budget or _BUDGET[0])
+    if options.effects and (options.samples is not None or early):
         few = replace(settings, samples=min(settings.samples, _ALTERNATIVES_SAMPLES))
         fewer = replace(measurement, request=replace(measurement.request, settings=few))
         own += probe_alternatives(fewer, frames["variance"], say)
@@ -132,7 +136,7 @@ def _forward_passes(
     networks = _networks(candidate, facts)
     many = _affordable(_FIELD_SHARE * budget, _FIELD_CALLS * seconds * len(networks), (128, 1024))
     measured = list(probe_field(subject.draws(options.seed), networks, many, _POSTERIOR, options.dtype))
-    return verdict, measured + weight_distances(networks)
+    return verdict, [*measured, *weight_distances(networks), _weight_scale(subject.module)]
 
 
 def _verdict(candidate: Candidate, options: ExaminationOptions, evaluations: float) -> Verdict | None:
@@ -143,8 +147,20 @@ def _verdict(candidate: Candidate, options: ExaminationOptions, evaluations: flo
         samples = max(int(evaluations / EVALUATIONS_PER_SAMPLE), _FEWEST)
         checked = declared_verdict(subject, samples, seed=options.seed, dtype=options.dtype)
         return None if checked is None else checked[0]
-    networks, seed, dtype = candidate.networks, options.seed, options.dtype
-    return identify(subject, candidate.declared, networks, samples, seed=seed, dtype=dtype).verdict
+    return _identified(candidate, options, samples)
+
+
+def _identified(candidate: Candidate, options: ExaminationOptions, samples: int) -> Verdict:
+    """What all readings say; where none explains the file, also on the scale of the samples that it generates."""
+    arguments = (candidate.subject, candidate.declared, candidate.networks, samples)
+    first = identify(*arguments, seed=options.seed, dtype=options.dtype).verdict
+    if first.refuted or first.declared.skill >= LEAST_SKILL:
+        return first
+    scale = sampled_scale(candidate.subject, samples // 2, seed=options.seed, dtype=options.dtype)
+    if scale is None:
+        return first
+    second = identify(*arguments, seed=options.seed, dtype=options.dtype, scales=[scale]).verdict
+    return second if second.refuted else first
 
 
 def _gap(measurement: Measurement, options: ExaminationOptions, say: Callable[[str], None]) -> list[Measured]:
@@ -178,7 +194,28 @@ def _facts(candidate: Candidate, options: ExaminationOptions) -> Facts:
         weights=candidate.declared.reading.weights,
         tangent="ema_tangent" if "ema" in subject.networks else "self_tangent",
         nonfinite=_nonfinite_averages(candidate),
+        precision=_precision(subject.module),
+        guidance_scale=None if subject.guidance is None else _effective_scale(subject.guidance),
     )
+
+
+def _precision(module: nn.Module) -> str:
+    """The narrowest type that holds every weight exactly."""
+    weights = [p.detach() for p in module.parameters() if p.is_floating_point()]
+    for dtype in (torch.bfloat16, torch.float16):
+        if weights and all(torch.equal(w.to(dtype).to(w.dtype), w) for w in weights):
+            return str(dtype).removeprefix("torch.")
+    return "float32"
+
+
+def _effective_scale(guidance: Guidance) -> float | None:
+    """omega in u_y - u_null = omega (v_y - v) at the fixed point of v_g; None where it differs between samples."""
+    # v_g = a v_c + b u_y + c u_null with a + b + c = 1, so u_y - u_null = a / (1 - b) (v_y - u_null)
+    uniform = np.random.default_rng(0).random((64, 3))
+    scale = GuidanceScale(*map(torch.as_tensor, guidance.sample_scale(uniform, np.zeros(64, bool), np.zeros(64, bool))))
+    factors = guidance.factors(scale, torch.full((64,), 0.5), torch.zeros(64, dtype=torch.bool))
+    omega = factors.data / (1 - factors.labeled)
+    return float(omega[0]) if guidance.network == "self" and bool((omega == omega[0]).all()) else None
 
 
 def _nonfinite_averages(candidate: Candidate) -> Sequence[str]:
@@ -237,6 +274,14 @@ def _by_layer(module: nn.Module) -> dict[str, list[Tensor]]:
     for name, parameter in module.named_parameters():
         layers.setdefault(layer_of(name.removeprefix(prefix)), []).append(parameter)
     return layers
+
+
+def _weight_scale(module: nn.Module) -> Measured:
+    """Size of the weights, relative to that which keeps the size of activations."""
+    weights = [p.detach().flatten(1).double() for p in module.parameters() if p.ndim > 1]
+    sizes = [float(w.square().mean().sqrt().clamp_min(1e-300)) * w.shape[1] ** 0.5 for w in weights]
+    value = np.asarray(np.exp(np.mean(np.log(sizes))) if sizes else np.nan)
+    return Measured("weight_scale", Estimate(value, np.asarray(np.nan), value, value, sum(w.numel() for w in weights)))
 
 
 def _relative_distance(raw: Sequence[Tensor], average: Sequence[Tensor]) -> np.ndarray:

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mfdiag.derivatives.finite_difference import quotient_along
+from mfdiag.diagnosis.label_probe import probe_labels
+from mfdiag.diagnosis.measured import Measured, bins, blocks, mean_of, ratio, squares
 from mfdiag.errors import NETWORK_ERRORS
-from mfdiag.flow.conditions import Condition, map_condition, move_condition, null_of
+from mfdiag.flow.conditions import Condition, map_condition, move_condition
 from mfdiag.flow.draw import Draws
-from mfdiag.gradients.cells import Box
-from mfdiag.gradients.intervals import Estimate, skewed_jackknife
+from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
 from mfdiag.gradients.moments import scalar_replicates
 from mfdiag.measures.conventions.observations import Observations, observe
 from mfdiag.models.precision import measured_copy
 
-__all__ = ["TARGETS", "Measured", "bins", "blocks", "probe_field", "ratio"]
+__all__ = ["TARGETS", "probe_field"]
 
 TARGETS: Mapping[str, tuple[float, float, float]] = {
     "meanflow": (1, 1, 0),
@@ -39,41 +40,8 @@ TARGETS: Mapping[str, tuple[float, float, float]] = {
 }
 """Derivatives D = a du/dx w + b du/dt + c du/dr by name: (a, b, c)."""
 
-_BLOCKS = 32
 _STEP = 2.0**-14  # of difference quotients in float64: small enough for times multiplied by 1000
 _COARSE_STEP = 2.0**-8  # where a network supports no float64
-_TIME_BINS = 10
-
-
-class Measured(NamedTuple):
-    """One measurement of table `doctor`.
-
-    Attributes:
-        quantity: What was measured.
-        estimate: Its value.
-        box: Where in (r, t).
-        keys: Values of key columns.
-        tail: Why the tails of the samples leave no interval to trust; None where they do.
-    """
-
-    quantity: str
-    estimate: Estimate
-    box: Box = Box()
-    keys: Mapping[str, Any] = {}
-    tail: str | None = None
-
-
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
-    """The ratio of two means of numbers per sample [n], with a block jackknife interval."""
-    above, count = scalar_replicates(numerator, *blocks(len(numerator)))
-    below, _ = scalar_replicates(denominator, *blocks(len(denominator)))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return skewed_jackknife(above / below, count, nonnegative=True)
-
-
-def blocks(n: int) -> tuple[np.ndarray, int]:
-    """The jackknife block of each of n samples, and the number of blocks."""
-    return np.arange(n) % _BLOCKS, _BLOCKS
 
 
 @dataclass(frozen=True)
@@ -130,10 +98,12 @@ def probe_field(
         network, keys = _prepared(module, observations, dtype), {"weights": weights}
         x, t, v, _ = observations.points(1.0, 0.0)
         u = network(x, t, t, observations.condition)
-        errors[weights] = _square(u - v)
+        errors[weights] = squares(u - v)
         yield from _velocity(u, observations, keys)
+        if observations.exact:
+            yield from _coefficients(u, observations, keys)
         yield from _identity(network, observations, keys)
-        yield from _null_label(network, draws, samples, keys)
+        yield from probe_labels(network, draws, samples, keys, exact=observations.exact)
     if {"raw", "ema"} <= errors.keys() and observations.exact:
         left = ratio(errors["ema"], errors["raw"])
         gain = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
@@ -159,14 +129,14 @@ def _velocity(u: Tensor, observations: Observations, keys: Mapping[str, Any]) ->
     """Velocity error, over all times and by time, and skill."""
     t, v = observations.points(1.0, 0.0)[1:3]
     if observations.exact:
-        square, speed = _square(u - v), _square(v)
+        square, speed = squares(u - v), squares(v)
         yield Measured("velocity_error", ratio(square, speed), keys=keys)
         for box, inside in bins(t.numpy()):
             yield Measured("velocity_error", ratio(square[inside], speed[inside]), box, keys)
     # against v_c, whatever is known of v: the posterior over few data in many dimensions memorizes them, and no network
     # that generalizes comes near it
     plain = observations.paired.points(1.0, 0.0)
-    error = plain.weight * torch.as_tensor(_square(u - plain.v))
+    error = plain.weight * torch.as_tensor(squares(u - plain.v))
     left = ratio(_bounded(error), _bounded(observations.linear_error()))
     skill = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
     yield Measured("skill", skill, keys=keys)
@@ -182,52 +152,49 @@ def _identity(network: _Network, observations: Observations, keys: Mapping[str, 
     gap = (t - r).view(column)
     step = (t - s).view(column) * first
     both = step + (s - r).view(column) * network(x - step, r, s, condition)
-    yield Measured("interval_defect", ratio(_square(gap * u - both), _square(both)), keys=keys)
+    yield Measured("interval_defect", ratio(squares(gap * u - both), squares(both)), keys=keys)
     parts = [
         gap * network.derivative(x, r, t, condition, tangent) for tangent in ((w, 0, 0), (None, 0, 1), (None, 1, 0))
     ]
-    speed = _square(w)
-    size = _square(parts[0] + parts[1])
+    speed = squares(w)
+    size = squares(parts[0] + parts[1])
     yield Measured("derivative_size", ratio(size, speed), keys=keys)
     for box, inside in bins(t.numpy()):
         yield Measured("derivative_size", ratio(size[inside], speed[inside]), box, keys)
     defects = {
-        name: _square(u - w + sum(factor * part for factor, part in zip(factors, parts, strict=True)))
+        name: squares(u - w + sum(factor * part for factor, part in zip(factors, parts, strict=True)))
         for name, factors in TARGETS.items()
     }
     for name, defect in defects.items():
         yield Measured("target_defect", ratio(defect, speed), keys={**keys, "target": name})
         if name != "meanflow":
-            yield Measured("target_defect_ratio", ratio(defect, defects["meanflow"]), keys={**keys, "target": name})
+            own = defects["meanflow"]
+            yield Measured("target_defect_ratio", ratio(defect, own), keys={**keys, "target": name})
+            preference = (own - defect) / np.maximum(own + defect, 1e-300)
+            yield Measured("target_preference", mean_of(preference), keys={**keys, "target": name})
+    probe = torch.as_tensor(np.random.default_rng(0).standard_normal(tuple(x.shape)))
+    shrunk = gap * network.derivative(x, r, t, condition, (probe, 0, 0)) - probe
+    yield Measured("jacobian_size", ratio(squares(shrunk), squares(probe)), keys=keys)
 
 
-def _null_label(network: _Network, draws: Draws, samples: int, keys: Mapping[str, Any]) -> Iterator[Measured]:
-    """Error of the velocity with the null label over that with the sample's own."""
-    batch = draws.batch(np.arange(samples))
-    if not draws.conditional or batch.condition is None or not draws.data.num_classes:
-        return
-    v_c = draws.path.velocity(batch.x0, batch.x1, batch.t)
-    try:
-        own, null = (
-            _square(network(batch.x_t, batch.t, batch.t, condition) - v_c)
-            for condition in (batch.condition, null_of(batch.condition, draws.null_label))
-        )
-    except NETWORK_ERRORS:  # it has no null label
-        return
-    yield Measured("null_label_error", ratio(null, own), keys=keys)
-
-
-def bins(t: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
-    """Bins of t with a mask [n] of the samples in each, where there are some."""
-    number = np.minimum((t * _TIME_BINS).astype(int), _TIME_BINS - 1)
-    for k in range(_TIME_BINS):
-        if (number == k).sum() > 1:
-            yield Box(None, None, k / _TIME_BINS, (k + 1) / _TIME_BINS), number == k
-
-
-def _square(x: Tensor) -> np.ndarray:
-    """Squared norms [n] of x [n, *shape]."""
-    return x.flatten(1).square().sum(1).numpy()
+def _coefficients(u: Tensor, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:
+    """Least squares of u = a alpha' E[x_0 given x_t] + b sigma' E[x_1 given x_t]; a = b = 1 for the velocity."""
+    x, t, _, _ = observations.points(1.0, 0.0)
+    column = (-1, *[1] * (x.ndim - 1))
+    alpha, sigma = (value.view(column) for value in (observations.path.alpha(t), observations.path.sigma(t)))
+    d_alpha, d_sigma = (value.view(column) for value in observations.path.rates(t))
+    mean = observations.mean
+    parts = torch.stack([d_alpha * mean, d_sigma * (x - alpha * mean) / sigma, u]).flatten(2)
+    products = torch.einsum("ind,jnd->nij", parts, parts).numpy().reshape(-1, 9)
+    gram, count = scalar_replicates(products, *blocks(len(products)))
+    gram = gram.reshape(-1, 3, 3)
+    fitted = np.linalg.lstsq(gram[0, :2, :2], gram[0, :2, 2], rcond=None)[0]
+    replicates = np.linalg.pinv(gram[:, :2, :2]) @ gram[:, :2, 2:]
+    for name, values in zip(("data_coefficient", "noise_coefficient"), replicates[:, :, 0].T, strict=True):
+        yield Measured(name, jackknife(values, count), keys=keys)
+    left = gram[:, 2, 2] - 2 * gram[:, 2, :2] @ fitted + fitted @ gram[:, :2, :2] @ fitted
+    size = np.maximum(gram[:, 2, 2], 1e-300)
+    yield Measured("unexplained_output", skewed_jackknife(left / size, count, nonnegative=True), keys=keys)
 
 
 def _bounded(q: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.coefficients.batch_optimum import batch_optimum
-from mfdiag.diagnosis.field_probe import Measured, bins, blocks, ratio
+from mfdiag.diagnosis.measured import Measured, bins, blocks, ratio
 from mfdiag.estimators import find_estimator
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.intervals import Estimate, skewed_jackknife

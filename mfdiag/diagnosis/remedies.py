@@ -265,6 +265,19 @@ _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
         "Lower the frequencies of the time embedding: do not multiply t by 1000 before it; or warm the derivative up",
     ),
     "check_data": _plain("Look at the largest samples of the data, and clip or remove what is wrong"),
+    "full_precision": _plain(
+        "Keep the weights, their average and the optimizer's state in float32, and use autocast for the forward pass",
+        py_meanflow="net.float()",
+        zhuyu_cs="--mixed-precision bf16, which keeps weights in float32",
+    ),
+    "cover_times": _plain("Draw t from all of (0, 1): check scaling, clamping and rounding of the times"),
+    "target_code": _plain(
+        "Use the same data and noise in x_t and in v: x_t = (1 - t) x + t e, v = e - x",
+        py_meanflow="z = (1 - t) * x + t * e; v = e - x",
+        zhuyu_cs="d_alpha_t, d_sigma_t = -1, 1",
+    ),
+    "declare_guidance": _plain("Declare the guidance of the training", mfdiag="--guidance meanflow:OMEGA"),
+    "check_labels": _plain("Check that each label belongs to its sample, and that it reaches the network"),
     "unfreeze": _plain("Check that these parameters require gradients and reach the output"),
     "watch_unweighted": _plain(
         "Log the unweighted residual E|u - u_tgt|^2 beside the loss, or the value of `mfdiag doctor` over checkpoints"

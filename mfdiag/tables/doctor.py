@@ -68,9 +68,58 @@ DOCTOR = gradient_table(
     ),
     Quantity(
         "null_label_error",
-        "E|u(x_t,t,t,null) - v_c|^2 / E|u(x_t,t,t,label) - v_c|^2",
+        "(1 - cos^2(u_null, v_c)) / (1 - cos^2(u_label, v_c)) at r = t",
         "1",
-        "Error without a label over the error with it; far above 1 where the null label was never trained.",
+        "Fraction of v_c that the velocity with the null label leaves unexplained, over that with the label. Far above "
+        "1 where the null label was never trained.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "label_effect",
+        "E|u_label - u_null|^2 / E|v_label - v|^2 at r = t",
+        "1",
+        "How much the label changes the network's velocity, in units of how much it changes that of the data. Needs a "
+        "posterior over the data.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "label_explained",
+        "cos^2(u_label, v_c) at r = t",
+        "1",
+        "Fraction of the conditional velocity that the velocity with the label explains, up to a factor.",
+    ),
+    Quantity(
+        "guidance_scale",
+        "E|d|^2 / E<d, v_c - u_null>, d = u_label - u_null at r = t",
+        "1",
+        "How far the velocity with a label lies from that without, in units of the conditional velocity: 1 without "
+        "guidance, omega with it.",
+    ),
+    Quantity(
+        "data_coefficient",
+        "a of u(x_t,t,t) = a alpha' E[x_0 given x_t] + b sigma' E[x_1 given x_t]",
+        "1",
+        "How much of the data's part the network returns; 1 for the velocity. Needs a posterior over the data.",
+    ),
+    Quantity("noise_coefficient", "b of the same", "1", "How much of the noise's part; 1 for the velocity."),
+    Quantity(
+        "unexplained_output",
+        "E|u - fit|^2 / E|u|^2",
+        "1",
+        "Fraction of the output at r = t that these two coefficients leave unexplained.",
+        kind="nonnegative",
+    ),
+    Quantity(
+        "target_preference",
+        "E[(d_0 - d) / (d_0 + d)], d and d_0 the squared defects of a target and of MeanFlow's",
+        "1",
+        "Whether samples satisfy a target's identity better than MeanFlow's: from -1, none, to 1, all.",
+    ),
+    Quantity(
+        "jacobian_size",
+        "E|((t-r) du/dx - 1) z|^2 / E|z|^2, z normal",
+        "1",
+        "Squared size of the factor that noise of the tangent and the target has together.",
         kind="nonnegative",
     ),
     Quantity(
@@ -81,6 +130,13 @@ DOCTOR = gradient_table(
         "|theta_ema - theta_raw| / |theta_raw|",
         "1",
         "Distance of the averaged weights from the current ones. Computed from the file, so it has no error.",
+    ),
+    Quantity(
+        "weight_scale",
+        "geometric mean over weight matrices of rms(W) sqrt(inputs)",
+        "1",
+        "Size of the weights, relative to that which keeps the size of activations; near 0.6 after PyTorch's "
+        "initialization. Computed from the file, so it has no error.",
     ),
     Quantity(
         "average_gain",

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mfdiag import measure
 from mfdiag.diagnosis.alternatives import ALTERNATIVES, TRANSPORT, probe_alternatives
-from mfdiag.diagnosis.field_probe import TARGETS, Measured, probe_field
+from mfdiag.diagnosis.field_probe import TARGETS, probe_field
 from mfdiag.diagnosis.gradient_probe import probe_gradient
+from mfdiag.diagnosis.measured import Measured
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws

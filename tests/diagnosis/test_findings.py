@@ -50,7 +50,8 @@ def evidence(*rows: dict[str, Any], **facts: Any) -> Evidence:
 def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> dict[str, Any]:
     needs_weights = quantity in (
         "velocity_error", "interval_defect", "derivative_size", "null_label_error", "skill", "target_defect",
-        "target_defect_ratio",
+        "target_defect_ratio", "target_preference", "jacobian_size", "label_effect", "label_explained",
+        "guidance_scale", "data_coefficient", "noise_coefficient", "unexplained_output",
     )  # fmt: skip
     half = abs(value) * width
     estimator = {"estimator": "meanflow"} if quantity in ("top1_share", "tail_index", "interval_moment") else {}
@@ -115,6 +116,86 @@ def test_a_wrong_tangent_hides_what_follows_from_it() -> None:
     ]
     assert codes(evidence(*rows)) == ["wrong_tangent"]
     assert "tangents of r and t are swapped" in diagnose(evidence(*rows)).verdict
+
+
+def test_a_network_that_satisfies_another_target_is_not_read_with_swapped_times() -> None:
+    def rows(preference: float) -> list[dict[str, Any]]:
+        return [
+            measured("target_defect", 2.0, target="meanflow"),
+            measured("target_defect_ratio", 0.02, target="velocity_reversed"),
+            measured("target_preference", preference, target="velocity_reversed"),
+            measured("velocity_error", healthy("velocity_error").low),
+        ]
+
+    assert codes(evidence(*rows(0.8))) == ["wrong_tangent"]
+    assert codes(evidence(*rows(-0.8))) == []  # a few samples alone
+
+
+def test_a_small_jacobian_and_a_failing_identity_mean_a_missing_stop_gradient() -> None:
+    rows = [
+        measured("jacobian_size", 0.7 * healthy("jacobian_size").low),
+        measured("target_defect", 3 * healthy("target_defect", "meanflow").high, target="meanflow"),
+        measured("velocity_error", healthy("velocity_error").median),
+    ]
+    assert codes(evidence(*rows)) == ["missing_stop_gradient"]
+    assert codes(evidence(*rows[:1])) == []
+
+
+def test_labels() -> None:
+    guided = {"guidance": "meanflow:2", "guidance_scale": 2.0}
+    scale = measured("guidance_scale", 2.0)
+    assert codes(evidence(scale, **guided)) == []
+    assert codes(evidence(scale)) == ["guidance_mismatch"]
+    assert codes(evidence(measured("label_effect", 0.02))) == ["labels_ignored"]
+    rows = [
+        measured("null_label_error", healthy("null_label_error").median),
+        measured("skill", far("skill", "", False)),
+        measured("label_explained", healthy("label_explained").median),
+    ]
+    assert codes(evidence(*rows, **guided)) == ["label_dropout_missing"]
+    assert codes(evidence(*rows)) == ["untrained"]  # then the skill is that with labels
+
+
+def test_what_the_network_returns_at_equal_times() -> None:
+    def rows(data: float, noise: float, left: float) -> list[dict[str, Any]]:
+        values = {"data_coefficient": data, "noise_coefficient": noise, "unexplained_output": left}
+        return [measured(name, value) for name, value in values.items()]
+
+    assert codes(evidence(*rows(1.0, 0.01, 0.03))) == ["wrong_target"]
+    assert codes(evidence(*rows(0.9, 0.8, 0.1))) == []
+    assert codes(evidence(*rows(0.2, 0.2, 0.1))) == []  # has only begun to learn
+    assert codes(evidence(*rows(1.0, 0.01, 0.6))) == []
+
+
+def test_weights_that_are_too_large_or_too_coarse() -> None:
+    untrained = measured("skill", far("skill", "", False))
+    large = measured("weight_scale", 5 * healthy("weight_scale").high)
+    assert codes(evidence(untrained, large)) == ["diverged"]
+    assert codes(evidence(large)) == []
+    assert codes(evidence(precision="bfloat16")) == ["reduced_precision"]
+    assert diagnose(evidence(precision="bfloat16")).healthy  # nothing says that it is a training's checkpoint
+
+
+def test_times_that_were_left_out() -> None:
+    errors = [0.05, 0.05, 0.06, 0.05, 0.07, 0.1, 0.1, 1.0, 1.2, 1.4]
+    rows = [
+        measured("velocity_error", value, t_low=k / 10, t_high=(k + 1) / 10, n_samples=100)
+        for k, value in enumerate(errors)
+    ]
+    (finding,) = diagnose(evidence(*rows)).findings
+    assert finding.finding.code == "times_not_covered"
+    assert "t in [0.9, 1]" in finding.detection.where and "0.5" not in finding.detection.where
+    assert codes(evidence(*rows[:7])) == []
+    assert codes(evidence(*rows, weighting_power=1.0)) == ["uninformative_loss"]  # hard samples count little
+
+
+def test_a_small_batch_matters_where_the_velocity_is_wrong() -> None:
+    rows = [
+        measured("noise_scale", 100.0, estimator="meanflow"),
+        measured("velocity_error", far("velocity_error", "", True)),
+    ]
+    assert codes(evidence(*rows, batch_size=4, batch_size_known=True)) == ["noise_dominates_batch"]
+    assert codes(evidence(*rows, batch_size=256, batch_size_known=True)) == ["underfit"]
 
 
 def test_averaged_weights_that_lag_are_critical_only_where_the_training_was_long_enough() -> None:

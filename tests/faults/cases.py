@@ -27,21 +27,23 @@ _TIMES = "logit_normal:-0.4,1,r_ne_t=0.5"  # training_loop.sorted_pairs
 
 @dataclass(frozen=True)
 class Network:
-    """A built-in network, the shape of its samples, and the lines of a script that go with it."""
+    """A built-in network, the shape of its samples, the lines of a script that go with it, and its data sets."""
 
     name: str
     arguments: dict[str, Any]
     shape: tuple[int, ...]
     recipe: Recipe
+    datasets: tuple[str, ...]
 
 
 NETWORKS = {
-    "mlp": Network("mlp", {"dim": 2, "hidden": 64, "depth": 3}, (2,), Recipe(rate=4e-3)),
+    "mlp": Network("mlp", {"dim": 2, "hidden": 64, "depth": 3}, (2,), Recipe(rate=5e-3, steps=900), TUNING + HELD_OUT),
     "dit": Network(
         "dit",
         {"channels": 2, "size": 1, "patch": 1, "width": 32, "depth": 1, "heads": 2, "mlp_ratio": 2.0},
         (2, 1, 1),
-        Recipe(rate=4e-3, steps=900, batch=128),
+        Recipe(rate=6e-3, steps=500, batch=128),
+        ("two_moons", "pinwheel"),  # a step takes four times as long
     ),
 }
 

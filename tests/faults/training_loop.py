@@ -62,7 +62,7 @@ def sorted_pairs(n: int, generator: torch.Generator, mu: float = -0.4, share: fl
 class Recipe:
     """The lines of a training script."""
 
-    steps: int = 1500
+    steps: int = 900
     rate: float = 2e-3
     batch: int = 256
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam

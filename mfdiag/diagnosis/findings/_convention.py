@@ -28,11 +28,22 @@ _FOLLOWS = (
     "one_layer_dominates",
     "proxy_biased",
     "noise_dominates_batch",
+    "missing_stop_gradient",
+    "diverged",
+    "wrong_target",
+    "times_not_covered",
+    "guidance_mismatch",
+    "labels_ignored",
+    "outliers_in_data",
 )  # measured in the wrong convention, these say nothing
 
 
 def convention_finding(
-    code: str, title: str, why: str, applies: Callable[[Mapping[str, Any], Sequence[str]], bool]
+    code: str,
+    title: str,
+    why: str,
+    applies: Callable[[Mapping[str, Any], Sequence[str]], bool],
+    unless: Callable[[Evidence], bool] = lambda evidence: False,
 ) -> Finding:
     """A finding about one axis of the convention.
 
@@ -41,6 +52,7 @@ def convention_finding(
         title: What is wrong.
         why: Why it matters.
         applies: Whether the changes of the best reading, by axis, are of this kind; takes the declared times too.
+        unless: Whether something else explains the file better.
 
     Returns:
         The finding.
@@ -51,7 +63,7 @@ def convention_finding(
         if verdict is None or not verdict.refuted or verdict.best is None:
             return None
         changes = verdict.best.reading.changes(verdict.declared.reading)
-        if not applies(changes, verdict.declared.reading.times):
+        if not applies(changes, verdict.declared.reading.times) or unless(evidence):
             return None
         declared, best = _misfits(verdict.declared, verdict.best, verdict.defects)
         summary = (

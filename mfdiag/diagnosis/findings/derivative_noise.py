@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    ratio, usual = evidence.get("interval_moment"), healthy("interval_moment")
+    ratio, usual = evidence.get("interval_moment"), evidence.usual("interval_moment")
     if ratio is None or not ratio.above(usual.high):
         return None
     return Detection(

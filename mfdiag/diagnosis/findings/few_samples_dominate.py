@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    share, usual = evidence.get("top1_share", estimator="meanflow"), healthy("top1_share")
+    share, usual = evidence.get("top1_share", estimator="meanflow"), evidence.usual("top1_share")
     # a heavy tail makes the interval unreliable, but only downwards: the share grows with the samples
     if share is None or share.status not in ("ok", "heavy_tail") or not share.low > usual.high:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
@@ -11,7 +11,7 @@ _INFINITE = 1.0  # at or below this tail index of |G|^2, its mean does not exist
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    tail, usual = evidence.get("tail_index", estimator="meanflow"), healthy("tail_index")
+    tail, usual = evidence.get("tail_index", estimator="meanflow"), evidence.usual("tail_index")
     if tail is None or not tail.below(min(usual.low, _INFINITE)):
         return None
     times = evidence.largest("moment_share", "time")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    value, usual = evidence.of_weights("interval_defect"), healthy("interval_defect")
+    value, usual = evidence.of_weights("interval_defect"), evidence.usual("interval_defect")
     if value is None or not value.above(usual.high):
         return None
     return Detection(

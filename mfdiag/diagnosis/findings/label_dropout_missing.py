@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    ratio, usual = evidence.of_weights("null_label_error"), healthy("null_label_error")
-    if ratio is None or not ratio.above(usual.high):
+    ratio, usual = evidence.of_weights("null_label_error"), evidence.usual("null_label_error")
+    explained, skill = evidence.of_weights("label_explained"), evidence.of_weights("skill")
+    # under guidance the skill is that with the null label
+    untrained = evidence.facts.guidance is not None and skill is not None and skill.below(evidence.usual("skill").low)
+    known = explained is not None and explained.above(evidence.usual("label_explained").low / 2)
+    if ratio is None or not (ratio.above(usual.high) or (untrained and known)):
         return None
-    guided = evidence.facts.guidance is not None
+    measured = [ratio, *(value for value in (skill, explained) if value is not None)]
     return Detection(
-        "critical" if guided else "warning",
-        f"Without a label the velocity's error is {ratio.value:.2g} times that with it.",
-        [ratio],
-        {"null_label_error": f"below {usual.high:.2g}"},
-        strength=ratio.low / usual.high,
+        "critical" if evidence.facts.guidance is not None else "warning",
+        f"Without a label the network leaves {ratio.value:.2g} times as much of v_c unexplained as with it"
+        + (", and denoises worse than a linear map." if untrained else "."),
+        measured,
+        {"null_label_error": f"below {usual.high:.2g}", "skill": f"above {evidence.usual('skill').low:.2g}"},
+        strength=max(ratio.low / usual.high, 2.0 if untrained else 0.0),
     )
 
 
@@ -30,4 +35,5 @@ FINDING = Finding(
     "Guidance extrapolates from the velocity without a label. If no sample lost its label in training, that is noise.",
     "arXiv 2207.12598, section 3.2",
     remedies=("label_dropout",),
+    explains=("untrained", "underfit", "wrong_target", "guidance_mismatch", "step_size_too_large"),
 )

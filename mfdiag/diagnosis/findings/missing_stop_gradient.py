@@ -7,31 +7,37 @@ from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
-_RATIO = 0.2
+_TRAINED = 0.6  # velocity error
+_SMALLER = 0.95  # of the least Jacobian among healthy models
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    ratio = evidence.get("full_gradient_ratio")
-    if ratio is None or not ratio.below(_RATIO):
+    names = ("velocity_error", "jacobian_size", "target_defect")
+    error, size, defect = (evidence.of_weights(name) for name in names)
+    if size is None or defect is None or (error is not None and not error.below(_TRAINED)):
         return None
+    usual, identity = evidence.usual("jacobian_size"), evidence.usual("target_defect", "meanflow")
+    if not size.below(_SMALLER * usual.low) or not defect.above(identity.high):
+        return None
+    full = evidence.get("full_gradient_ratio")
     return Detection(
         "critical",
-        f"The mean gradient with the target's own part is {max(ratio.value, 0):.2g} times MeanFlow's in squared norm: "
-        "the training came to rest where the loss without stop-gradient does.",
-        [ratio],
-        {"full_gradient_ratio": "above 1"},
-        strength=_RATIO / max(ratio.high, 1e-3),
+        f"|(t - r) du/dx - 1|^2, by which the tangent's noise enters the loss, is {size.value:.2g}, and MeanFlow's "
+        f"identity fails by {defect.value:.2g}: the training made its own target less noisy.",
+        [size, defect] if full is None else [size, defect, full],
+        {"jacobian_size": f"above {usual.low:.2g}", "target_defect": f"below {identity.high:.2g}"},
+        strength=min(usual.low / size.high, defect.low / identity.high),
     )
 
 
 FINDING = Finding(
     "missing_stop_gradient",
     "The gradient flows through the target",
-    ("full_gradient_ratio",),
+    ("jacobian_size", "target_defect"),
     _rule,
     "Without the stop-gradient the network also learns to make its own target easy: it prefers fields of little noise "
     "to the right one.",
     "arXiv 2605.09235, Theorem 3; docs/theory.md#semi-gradient-gap",
     remedies=("stop_gradient",),
-    explains=("wrong_tangent", "intervals_not_learned", "underfit", "untrained", "tangent_noise", "derivative_noise"),
+    explains=("intervals_not_learned", "underfit", "untrained", "tangent_noise", "derivative_noise"),
 )

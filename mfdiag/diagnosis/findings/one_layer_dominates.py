@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
@@ -11,7 +11,7 @@ _SMALL = 0.5  # fraction of the parameters above which a layer is most of the ne
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    largest, usual = evidence.largest("variance_share", "layer"), healthy("variance_share")
+    largest, usual = evidence.largest("variance_share", "layer"), evidence.usual("variance_share")
     if largest is None or not largest.above(usual.high):
         return None
     parameters = evidence.facts.parameters

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    outlier, usual = evidence.get("data_outlier"), healthy("data_outlier")
+    outlier, usual = evidence.get("data_outlier"), evidence.usual("data_outlier")
     if outlier is None or not outlier.above(2 * usual.high):
         return None
     return Detection(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
@@ -15,7 +15,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     if distance is None:
         return None
     short = decay is not None and decay < 1 - 1 / _LONG
-    usual = healthy("weight_distance")
+    usual = evidence.usual("weight_distance")
     if not short and not distance.below(usual.low):
         return None
     spans = f" A decay of {decay:g} averages over {1 / (1 - decay):.0f} steps." if decay is not None and short else ""

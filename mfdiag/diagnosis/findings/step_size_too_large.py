@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    gain, usual = evidence.get("average_gain"), healthy("average_gain")
+    gain, usual = evidence.get("average_gain"), evidence.usual("average_gain")
     if gain is None or not gain.above(usual.high):
         return None
     return Detection(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    value, usual = evidence.of_weights("velocity_error"), healthy("velocity_error")
+    value, usual = evidence.of_weights("velocity_error"), evidence.usual("velocity_error")
     if value is None or not value.above(usual.high):
         return None
     largest = evidence.largest("velocity_error", "time", weights=evidence.facts.weights)

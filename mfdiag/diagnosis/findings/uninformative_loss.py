@@ -19,11 +19,16 @@ def _rule(evidence: Evidence) -> Detection | None:
     summary = "With p = 1, each sample's loss is its residual divided by itself." if by_weight else ""
     if pinned is not None:
         summary = f"The logged loss stays at {pinned:.3g}. {summary}".strip()
+    skill = evidence.of_weights("skill")
+    failed = pinned is not None and skill is not None and skill.below(evidence.usual("skill").low)
+    if failed:
+        summary += " The network has not learned: a weight that is not detached leaves no gradient."
     return Detection(
-        "note",
+        "critical" if failed else "note",
         summary,
         [Value("weighting_power", power, power, power, "ok", 1)] if power is not None else [],
         {"weighting_power": "below 1"},
+        strength=100.0 if failed else 1.0,
     )
 
 

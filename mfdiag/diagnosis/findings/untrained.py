@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
@@ -11,7 +11,7 @@ _EARLY = 500  # steps
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    skill, usual = evidence.of_weights("skill"), healthy("skill")
+    skill, usual = evidence.of_weights("skill"), evidence.usual("skill")
     if skill is None or not skill.below(usual.low):
         return None
     step = evidence.facts.step
@@ -34,5 +34,5 @@ FINDING = Finding(
     "trained model's.",
     "docs/theory.md#conventions",
     remedies=("train_longer", "convention"),
-    explains=("underfit", "intervals_not_learned"),
+    explains=("underfit", "intervals_not_learned", "short_ema", "one_layer_dominates", "layer_not_trained"),
 )

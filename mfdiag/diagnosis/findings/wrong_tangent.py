@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from mfdiag.diagnosis.evidence import Evidence, healthy
-from mfdiag.diagnosis.field_probe import TARGETS
+from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.findings._targets import SENTENCES, closest_target
 
 __all__ = ["FINDING"]
 
-_SENTENCES = {
-    "tangents_swapped": "the tangents of r and t are swapped",
-    "velocity_left_out": "v is left out of the tangent",
-    "time_left_out": "the derivative by t is left out",
-    "derivative_left_out": "the derivative is left out",
-    "sign_reversed": "the sign of (t - r) du/dt is reversed",
-    "velocity_reversed": "v has the wrong sign in the tangent",
-    "both_times_move": "r moves along with t",
-}
-_RATIO = 0.3  # of a network that explains the velocity; one that has just begun comes to 0.1
-_EARLY_RATIO = 0.04
-_TRAINED = 0.6  # velocity error
+_FRACTION, _MOST = 0.65, 0.35  # of the least ratio of defects among healthy models, and the greatest bound
+_LEARNED = {0.25: 1.0, 0.6: 0.5}  # velocity error -> factor on the bound: u(x_t, t, t) stands for v less and less
+_PREFERENCE = 0.35  # so that the ratio is not that of a few samples
 
 
 def _rule(evidence: Evidence) -> Detection | None:
+    usual = evidence.usual("target_defect", "meanflow")
     own = evidence.of_weights("target_defect", target="meanflow")
-    ratios = [evidence.of_weights("target_defect_ratio", target=name) for name in TARGETS if name != "meanflow"]
-    best = min((value for value in ratios if value is not None), key=lambda value: value.value, default=None)
-    if own is None or best is None:
-        return None
-    error = evidence.of_weights("velocity_error")
-    trained = error is None or error.below(_TRAINED)
-    bound = _RATIO if trained else _EARLY_RATIO
-    if not (best.below(bound) and own.above(healthy("target_defect", "meanflow").median)):
+    best = closest_target(evidence)
+    if own is None or best is None or not own.above(usual.median):
         return None
     name = str(best.keys["target"])
+    error, preference = evidence.of_weights("velocity_error"), evidence.of_weights("target_preference", target=name)
+    factor = max((f for most, f in _LEARNED.items() if error is None or error.below(most)), default=0.0)
+    bound = factor * min(_MOST, _FRACTION * evidence.usual("target_defect_ratio", name).low)
+    if not best.below(bound) or (preference is not None and not preference.above(_PREFERENCE)):
+        return None
     return Detection(
         "critical",
         f"The network fits such a target {1 / best.value:.0f} times better than MeanFlow's, whose defect is "
         f"{own.value:.2g}.",
         [own, best],
-        {"target_defect_ratio": "above 1"},
-        strength=bound / max(best.value, 1e-6),
-        title=f"The derivative in the target is wrong: {_SENTENCES[name]}",
+        {"target_defect_ratio": f"above {bound:.2g}"},
+        strength=1 + bound / max(best.value, 1e-6),
+        title=f"The derivative in the target is wrong: {SENTENCES[name]}",
     )
 
 
@@ -50,9 +41,15 @@ FINDING = Finding(
     "The derivative in the target is wrong",
     ("target_defect", "target_defect_ratio"),
     _rule,
-    "The network learns averages of another field, so one step from noise does not reach the data. The velocity at "
-    "r = t is right all the same, and so is the loss at r = t.",
+    "The network learns averages of another field, so one step from noise misses the data. Velocity and loss at r = t "
+    "are right all the same.",
     "docs/theory.md#targets",
     remedies=("tangent_code",),
-    explains=("intervals_not_learned", "derivative_noise", "exploding_derivative", "underfit", "untrained"),
+    explains=(
+        "intervals_not_learned",
+        "derivative_noise",
+        "exploding_derivative",
+        "missing_stop_gradient",
+        "wrong_target",
+    ),
 )
