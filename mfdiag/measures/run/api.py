@@ -225,7 +225,7 @@ def _check(subject: Subject, request: Request) -> None:
     passes = request.settings
     doubt = check_convention(subject, passes.samples, seed=request.seed, dtype=passes.dtype, device=passes.device)
     if doubt is not None:
-        warnings.warn(doubt.text, stacklevel=3)
+        warnings.warn(doubt.text, stacklevel=4)  # `mfdiag.measure` adds a frame
 
 
 def _required(data: Any) -> Data:
@@ -292,7 +292,7 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
     """The model with the data, the samplers and the proxy of its objective."""
     times = parse_times(objective.times)
     if (note := share_note(objective.times)) is not None:  # the number changed between versions: never without a word
-        say(note) if say is not None else warnings.warn(note, FutureWarning, stacklevel=3)
+        say(note) if say is not None else warnings.warn(note, FutureWarning, stacklevel=4)
     if say is not None:
         for note in filter(None, (whole_numbers_note(data), same_times_note(times))):
             say(note)
