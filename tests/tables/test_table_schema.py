@@ -20,7 +20,19 @@ def test_columns_are_common_then_keys_then_measured() -> None:
 
 def test_contract_of_names() -> None:
     assert set(TABLES) == (
-        {"sweep", "variance", "coefficient", "compare", "times", "training", "quality", "grid", "samples", "identify"}
+        {
+            "sweep",
+            "variance",
+            "coefficient",
+            "compare",
+            "times",
+            "training",
+            "quality",
+            "grid",
+            "samples",
+            "identify",
+            "doctor",
+        }
     )
     assert [c.name for c in COMMON] == (
         [
