@@ -17,6 +17,9 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}  # where it is not
 REPOSITORIES = {"ldit", "models"}  # packages of the repositories that model cards adapt; whoever has one supplies it
 
 
+EXTRAS = ("hf", "jax", "lightning", "ray", "tensorboard", "wandb")
+
+
 def imported() -> set[str]:
     """The packages, outside of the standard library, that mfdiag imports anywhere."""
     names: set[str] = set()
@@ -32,7 +35,7 @@ def imported() -> set[str]:
 def test_dependencies_are_what_is_imported() -> None:
     required = [
         *PROJECT["dependencies"],
-        *(r for name in ("hf", "jax", "lightning", "ray") for r in PROJECT["optional-dependencies"][name]),
+        *(r for name in EXTRAS for r in PROJECT["optional-dependencies"][name]),
     ]
     declared = {re.split(r"[<>=\[ ]", requirement)[0] for requirement in required}
     assert declared == {DISTRIBUTIONS.get(name, name) for name in imported()}

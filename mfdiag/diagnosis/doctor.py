@@ -16,6 +16,7 @@ from mfdiag.diagnosis.course import Change, changes
 from mfdiag.diagnosis.diagnosis import Diagnosis, diagnose
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.examination import ExaminationOptions, examine
+from mfdiag.diagnosis.training_log import read_log
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.request import Progress
@@ -83,7 +84,9 @@ class DoctorJob(Job[Candidate | Nonfinite]):
         self.course: list[Change] = []
 
     def subjects(self) -> Sequence[Candidate | Nonfinite]:
-        """Every checkpoint, loaded."""
+        """Every checkpoint, loaded; the log before them, so that one that cannot be read costs nothing."""
+        if self.examination.log is not None:
+            read_log(self.examination.log)
         return [self._load(path) for path in self.checkpoints]
 
     def _load(self, path: Path) -> Candidate | Nonfinite:

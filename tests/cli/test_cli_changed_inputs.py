@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ ESTIMATOR = Estimator("own", "own", "none", "u - v_c", residual=lambda fields: f
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Path:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Iterator[Path]:
     """Data in several layouts, code with a module beside it, a card, a teacher, a folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "beside", raising=False)  # of another test's folder
@@ -56,7 +56,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> 
     Path("teacher.safetensors").write_bytes(checkpoint.read_bytes())
     Path("card.yaml").write_text("extends: ours.yaml\n")
     Path("ours.yaml").write_text(CARD)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("beside", None)  # it is of this folder alone
 
 
 CARD = """

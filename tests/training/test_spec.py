@@ -113,7 +113,7 @@ def test_errors_name_line_and_field(tmp_path: Path, old: str, new: str, expected
 def test_files_that_are_no_specification(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         load_spec(tmp_path / "none.yaml")
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="no regular file"):
         load_spec(tmp_path)
     for content in (b"", b"- 1\n", b"\xff\xfe\x00"):
         (tmp_path / "odd.yaml").write_bytes(content)
