@@ -82,8 +82,9 @@ def _wandb(path: Path) -> Iterator[dict[str, Any]]:
         from wandb.proto import wandb_internal_pb2
     except ImportError:
         raise _missing("wandb", path) from None
+    messages: Any = wandb_internal_pb2  # its types are made when it is imported
     for content in _leveldb_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record = messages.Record()
         record.ParseFromString(content)
         if record.WhichOneof("record_type") == "history":
             yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
