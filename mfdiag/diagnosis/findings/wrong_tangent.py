@@ -32,7 +32,7 @@ def _rule(evidence: Evidence) -> Detection | None:
         [own, best],
         {"target_defect_ratio": f"above {bound:.2g}"},
         strength=1 + bound / max(best.value, 1e-6),
-        title=f"The derivative in the target is wrong: {SENTENCES[name]}",
+        title=f"In the derivative of the target, {SENTENCES[name]}",
     )
 
 
