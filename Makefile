@@ -4,11 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint docs site licenses clean
+.PHONY: help demo test test-slow lint docs site licenses clean
 
 help:
 	@echo "make demo   measure the bundled checkpoint into demo/ and say what came out"
-	@echo "make test   all tests"
+	@echo "make test   all tests but the slow ones, which make test-slow runs"
 	@echo "make lint   style, the order of imports, types"
 	@echo "make docs   write the generated pages of docs/ again and build the site"
 	@echo "make site   build the site from docs/ into build/site"
@@ -29,7 +29,10 @@ demo: $(READY)
 	$(BIN)/mfdiag report demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

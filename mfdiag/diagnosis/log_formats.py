@@ -78,22 +78,23 @@ def _tensorboard(path: Path) -> pd.DataFrame:
 
 def _wandb(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of the history of an offline run."""
+    content = path.read_bytes()
+    if not content.startswith(_WANDB_MAGIC):
+        raise ValueError("it does not begin as a file of W&B")
     try:
         from wandb.proto import wandb_internal_pb2
     except ImportError:
         raise _missing("wandb", path) from None
     messages: Any = wandb_internal_pb2  # its types are made when it is imported
-    for content in _leveldb_records(path.read_bytes()):
+    for entry in _leveldb_records(content):
         record = messages.Record()
-        record.ParseFromString(content)
+        record.ParseFromString(entry)
         if record.WhichOneof("record_type") == "history":
             yield {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
 
 
 def _leveldb_records(content: bytes) -> Iterator[bytes]:
     """Records of LevelDB's log format: pieces that do not cross blocks."""
-    if not content.startswith(_WANDB_MAGIC):
-        raise ValueError("it does not begin as a file of W&B")
     size, position, record = struct.calcsize(_RECORD), _WANDB_HEADER, b""
     while position + size <= len(content):
         left = _BLOCK - position % _BLOCK
