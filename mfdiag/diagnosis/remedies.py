@@ -97,48 +97,6 @@ def _tangent(evidence: Evidence) -> Remedy:
     )
 
 
-def _smaller_power(power: float) -> Callable[[Evidence], Remedy]:
-    def remedy(evidence: Evidence) -> Remedy:
-        return Remedy(
-            f"Weight samples adaptively with p = {power:g}",
-            {
-                "mfdiag": f"loss: {{weighting: 'adaptive:{power:g},0.001'}}",
-                "py-meanflow": f"--norm_p {power:g}",
-                "zhuyu-cs": f"--weighting adaptive --adaptive-p {power:g}",
-            },
-            evidence.get("weight_moment", target=f"p{power:g}"),
-            "second moment of the gradient, relative to no weight",
-        )
-
-    return remedy
-
-
-def _times(evidence: Evidence) -> Remedy:
-    return Remedy(
-        "Draw (r, t) from the density of least gradient variance, and divide each loss by its relative density",
-        {
-            "mfdiag": "run `mfdiag times`, then pass --times FILE",
-            "py-meanflow": "sample t in time_sampler.py from the written density, and weight the loss",
-            "zhuyu-cs": "the same in sample_time_steps of loss.py",
-        },
-        evidence.get("times_moment"),
-        "second moment of the gradient, relative to now, by t alone",
-    )
-
-
-def _clip(evidence: Evidence) -> Remedy:
-    return Remedy(
-        "Clip the gradient norm at its 99 % quantile; this biases the gradient by what it cuts",
-        {
-            "mfdiag": "optimizer: {clip: NORM}",
-            "py-meanflow": "torch.nn.utils.clip_grad_norm_(net.parameters(), NORM) before optimizer.step()",
-            "zhuyu-cs": "--max-grad-norm NORM",
-        },
-        evidence.get("clipped_moment"),
-        "second moment left if each sample's gradient is clipped there",
-    )
-
-
 def _batch(evidence: Evidence) -> Remedy:
     size = evidence.facts.batch_size
     return Remedy(
@@ -175,26 +133,24 @@ def _target(evidence: Evidence) -> Remedy:
     )
 
 
-def _transport(evidence: Evidence) -> Remedy:
-    return Remedy(
-        "Pair noise and data by optimal transport within groups of 64",
-        {"mfdiag": f"coupling: {TRANSPORT}", "py-meanflow": "permute e within the batch", "zhuyu-cs": "permute noises"},
-        evidence.get("variance_ratio", target=TRANSPORT),
-        "variance of the gradient, relative to now",
-        "one assignment problem per batch",
-    )
+def _measured(
+    action: str, quantity: str, meaning: str, cost: str = "none", **options: Any
+) -> Callable[[Evidence], Remedy]:
+    """A remedy whose effect is a row of table `doctor`; `target` is the key of that row, the others are options."""
+    keys = {"target": options.pop("target")} if "target" in options else {}
+    lines = {name.replace("_", "-"): line for name, line in options.items()}
+    return lambda evidence: Remedy(action, lines, evidence.get(quantity, **keys), meaning, cost)
 
 
-def _equal_times(evidence: Evidence) -> Remedy:
-    return Remedy(
-        "Halve the fraction of pairs with r < t",
-        {
-            "mfdiag": "times: the same sampler with r_ne_t halved",
-            "py-meanflow": "--ratio",
-            "zhuyu-cs": "--ratio-r-not-equal-t",
-        },
-        evidence.get("equal_times_moment"),
-        "second moment of the gradient, relative to now",
+def _power(p: float) -> Callable[[Evidence], Remedy]:
+    return _measured(
+        f"Weight samples adaptively with p = {p:g}",
+        "weight_moment",
+        "second moment of the gradient, relative to no weight",
+        target=f"p{p:g}",
+        mfdiag=f"loss: {{weighting: 'adaptive:{p:g},0.001'}}",
+        py_meanflow=f"--norm_p {p:g}",
+        zhuyu_cs=f"--weighting adaptive --adaptive-p {p:g}",
     )
 
 
@@ -205,12 +161,35 @@ def _plain(action: str, cost: str = "none", **option: str) -> Callable[[Evidence
 
 _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
     "mix_tangent": _tangent,
-    "weight_half": _smaller_power(0.5),
-    "weight_one": _smaller_power(1.0),
-    "optimal_times": _times,
-    "equal_times": _equal_times,
+    "weight_half": _power(0.5),
+    "weight_one": _power(1.0),
+    "optimal_times": _measured(
+        "Draw (r, t) from the density of least gradient variance, and divide each loss by its relative density",
+        "times_moment",
+        "second moment of the gradient, relative to now, by t alone",
+        mfdiag="run `mfdiag times`, then pass --times FILE",
+        py_meanflow="sample t in time_sampler.py from the written density, and weight the loss",
+        zhuyu_cs="the same in sample_time_steps of loss.py",
+    ),
+    "equal_times": _measured(
+        "Halve the fraction of pairs with r < t",
+        "equal_times_moment",
+        "second moment of the gradient, relative to now",
+        mfdiag="times: the same sampler with r_ne_t halved",
+        py_meanflow="--ratio",
+        zhuyu_cs="--ratio-r-not-equal-t",
+    ),
     "mix_target": _target,
-    "transport": _transport,
+    "transport": _measured(
+        "Pair noise and data by optimal transport within groups of 64",
+        "variance_ratio",
+        "variance of the gradient, relative to now",
+        "one assignment problem per batch",
+        target=TRANSPORT,
+        mfdiag=f"coupling: {TRANSPORT}",
+        py_meanflow="permute e within the batch",
+        zhuyu_cs="permute noises",
+    ),
     "alpha_flow": _estimator("alpha_flow:0.5", "alpha-Flow at alpha = 0.5", "no derivative"),
     "shorter_intervals": _estimator("restricted_meanflow:0.5", "intervals of at most 0.5", "none"),
     "finite_difference": _estimator(
@@ -219,7 +198,14 @@ _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
     "split": _estimator(
         "split_meanflow", "two parts of the interval as target", "2 forward passes instead of a derivative"
     ),
-    "clip": _clip,
+    "clip": _measured(
+        "Clip the gradient norm at its 99 % quantile; this biases the gradient by what it cuts",
+        "clipped_moment",
+        "second moment left if each sample's gradient is clipped there",
+        mfdiag="optimizer: {clip: NORM}",
+        py_meanflow="torch.nn.utils.clip_grad_norm_(net.parameters(), NORM) before optimizer.step()",
+        zhuyu_cs="--max-grad-norm NORM",
+    ),
     "larger_batch": _batch,
     "convention": _plain(
         "Read the file in the convention it was trained in: `mfdiag identify` writes a card",
