@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mfdiag.diagnosis.evidence import Evidence, Value
-from mfdiag.diagnosis.finding import Detection, Finding, all_findings
+from mfdiag.diagnosis.evidence import TRUSTED, Evidence, Value
+from mfdiag.diagnosis.finding import SEVERITIES, Detection, Finding, all_findings
 from mfdiag.diagnosis.remedies import Remedy, ranked
 from mfdiag.numbers import with_interval
 
 __all__ = ["Diagnosed", "Diagnosis", "diagnose"]
 
-_ORDER = ("critical", "warning", "note")
 _FEWEST = {"too_few_samples": 2000, "heavy_tail": 0}  # samples that a status asks for; 0: more do not help
 
 
@@ -119,7 +118,7 @@ def diagnose(evidence: Evidence, seconds: float = 0.0) -> Diagnosis:
         code for name in detections for code in all_findings()[name].explains if _outranks(detections, name, code)
     }
     shown = [code for code in detections if code not in explained]
-    shown.sort(key=lambda code: (_ORDER.index(detections[code].severity), -detections[code].strength))
+    shown.sort(key=lambda code: (SEVERITIES.index(detections[code].severity), -detections[code].strength))
     findings = [
         Diagnosed(
             all_findings()[code],
@@ -163,7 +162,7 @@ def _outranks(detections: Mapping[str, Detection], name: str, code: str) -> bool
     """Whether `name` is at least as severe as what it explains."""
     if code not in detections:
         return False
-    return _ORDER.index(detections[name].severity) <= _ORDER.index(detections[code].severity)
+    return SEVERITIES.index(detections[name].severity) <= SEVERITIES.index(detections[code].severity)
 
 
 def _not_checked(evidence: Evidence, detections: Mapping[str, Detection]) -> dict[str, str]:
@@ -177,7 +176,7 @@ def _not_checked(evidence: Evidence, detections: Mapping[str, Detection]) -> dic
             if rows.empty:
                 reasons[code] = f"{quantity} was not measured: {_absent(quantity, evidence)}"
                 break
-            bad = rows[~rows["status"].isin(["ok", "outside_unit_interval"])]
+            bad = rows[~rows["status"].isin(TRUSTED)]
             if len(bad) == len(rows):
                 reasons[code] = _untrusted(quantity, str(bad["status"].iloc[0]), int(bad["n_samples"].iloc[0]))
                 break
@@ -192,8 +191,6 @@ def _absent(quantity: str, evidence: Evidence) -> str:
         return "the network or the data have no labels"
     if quantity in ("average_gain", "weight_distance"):
         return "the file has one set of weights, or the posterior over the data is unknown"
-    if quantity == "full_gradient_ratio":
-        return "the target looks right, so it was not needed"
     if quantity == "velocity_error":
         return "the posterior over the data is unknown"
     return "it does not exist for this objective"

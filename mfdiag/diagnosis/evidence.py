@@ -16,9 +16,11 @@ from mfdiag.diagnosis.spike import Spike
 from mfdiag.diagnosis.training_log import TrainingLog
 from mfdiag.measures.conventions.verdict import Verdict
 
-__all__ = ["Evidence", "Facts", "Healthy", "Value", "healthy"]
+__all__ = ["TRUSTED", "Evidence", "Facts", "Healthy", "Value", "healthy"]
 
-_TRUSTED = ("ok", "outside_unit_interval")
+TRUSTED = ("ok", "outside_unit_interval")
+"""Statuses of numbers whose interval can be relied on."""
+
 _NORMALIZING = 0.75  # power of the adaptive weight
 
 
@@ -91,7 +93,7 @@ class Value(NamedTuple):
     @property
     def trusted(self) -> bool:
         """Whether the interval can be relied on."""
-        return self.status in _TRUSTED and math.isfinite(self.value)
+        return self.status in TRUSTED and math.isfinite(self.value)
 
     def above(self, bound: float) -> bool:
         """Whether the whole interval is above a bound."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from mfdiag.diagnosis.evidence import Evidence, Value
 from mfdiag.plugins import files_of, installed
 
-__all__ = ["Detection", "Finding", "Severity", "all_findings"]
+__all__ = ["SEVERITIES", "Detection", "Finding", "Severity", "above_healthy", "all_findings"]
 
 Severity = Literal["critical", "warning", "note"]
+
+SEVERITIES: Sequence[Severity] = get_args(Severity)
+"""The worst first."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,35 @@ class Detection:
     def certainty(self) -> str:
         """How sure: by how far the interval is beyond healthy models."""
         return "beyond doubt" if self.strength >= 3 else "likely"
+
+
+def above_healthy(evidence: Evidence, value: Value | None, summary: str, *, by_time: bool = False) -> Detection | None:
+    """A warning where a measurement exceeds what healthy models have.
+
+    Args:
+        evidence: What was measured.
+        value: The measurement; None where there is none.
+        summary: One sentence, in which {} stands for its value.
+        by_time: Whether to say at which times it is largest.
+
+    Returns:
+        The detection; None where the interval does not lie above.
+    """
+    if value is None:
+        return None
+    usual = evidence.usual(value.quantity)
+    if not value.above(usual.high):
+        return None
+    weights = {"weights": value.keys["weights"]} if "weights" in value.keys else {}
+    largest = evidence.largest(value.quantity, "time", **weights) if by_time else None
+    return Detection(
+        "warning",
+        summary.format(f"{value.value:.2g}"),
+        [value] if largest is None else [value, largest],
+        {value.quantity: f"below {usual.high:.2g}"},
+        where="" if largest is None else largest.where,
+        strength=value.low / usual.high,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
-from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.finding import Detection, Finding, above_healthy
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    ratio, usual = evidence.get("interval_moment"), evidence.usual("interval_moment")
-    if ratio is None or not ratio.above(usual.high):
-        return None
-    return Detection(
-        "warning",
-        f"Where r < t, the squared gradient norm is {ratio.value:.2g} times that at r = t.",
-        [ratio],
-        {"interval_moment": f"below {usual.high:.2g}"},
-        strength=ratio.low / usual.high,
-    )
+    summary = "Where r < t, the squared gradient norm is {} times that at r = t."
+    return above_healthy(evidence, evidence.get("interval_moment"), summary)
 
 
 FINDING = Finding(

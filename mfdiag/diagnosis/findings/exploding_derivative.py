@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mfdiag.diagnosis.evidence import Evidence
-from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.finding import Detection, Finding, above_healthy
 
 __all__ = ["FINDING"]
-
 
 _CRITICAL = 3.0  # times the largest of healthy models
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    value, usual = evidence.of_weights("derivative_size"), evidence.usual("derivative_size")
-    if value is None or not value.above(usual.high):
-        return None
-    largest = evidence.largest("derivative_size", "time", weights=evidence.facts.weights)
-    return Detection(
-        "critical" if value.above(_CRITICAL * usual.high) else "warning",
-        f"The part of the target with the derivative is {value.value:.2g} times the velocity in squared norm.",
-        [value] if largest is None else [value, largest],
-        {"derivative_size": f"below {usual.high:.2g}"},
-        where="" if largest is None else largest.where,
-        strength=value.low / usual.high,
-    )
+    value = evidence.of_weights("derivative_size")
+    summary = "The part of the target with the derivative is {} times the velocity in squared norm."
+    detection = above_healthy(evidence, value, summary, by_time=True)
+    if detection is None or value is None or not value.above(_CRITICAL * evidence.usual(value.quantity).high):
+        return detection
+    return replace(detection, severity="critical")
 
 
 FINDING = Finding(

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
-from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.finding import Detection, Finding, above_healthy
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    value, usual = evidence.of_weights("interval_defect"), evidence.usual("interval_defect")
-    if value is None or not value.above(usual.high):
-        return None
-    return Detection(
-        "warning",
-        f"The interval defect is {value.value:.2g}.",
-        [value],
-        {"interval_defect": f"below {usual.high:.2g}"},
-        strength=value.low / usual.high,
-    )
+    return above_healthy(evidence, evidence.of_weights("interval_defect"), "The interval defect is {}.")
 
 
 FINDING = Finding(

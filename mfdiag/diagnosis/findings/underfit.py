@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
-from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.finding import Detection, Finding, above_healthy
 
 __all__ = ["FINDING"]
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    value, usual = evidence.of_weights("velocity_error"), evidence.usual("velocity_error")
-    if value is None or not value.above(usual.high):
-        return None
-    largest = evidence.largest("velocity_error", "time", weights=evidence.facts.weights)
-    return Detection(
-        "warning",
-        f"The velocity error is {value.value:.2g}.",
-        [value] if largest is None else [value, largest],
-        {"velocity_error": f"below {usual.high:.2g}"},
-        where="" if largest is None else largest.where,
-        strength=value.low / usual.high,
-    )
+    return above_healthy(evidence, evidence.of_weights("velocity_error"), "The velocity error is {}.", by_time=True)
 
 
 FINDING = Finding(
