@@ -178,13 +178,13 @@ def evidence_of(folder: Path, entry: Entry) -> Evidence:
         batch_size=own.get("batch_size"),
         weighting=own.get("weighting"),
         effects=False,
-        log=log if len(log.read_text().splitlines()) > 1 else None,
+        log=read_log(log) if len(log.read_text().splitlines()) > 1 else None,
     )
     try:
         candidate = load_candidate(path, SubjectOptions(guidance=own.get("guidance")), say=lambda note: None)
     except NonfiniteWeightsError as error:
         nothing = pd.DataFrame(columns=[column.name for column in DOCTOR.columns])
-        return Evidence(Facts(str(path), nonfinite=error.names), nothing, log=options.log and read_log(log))
+        return Evidence(Facts(str(path), nonfinite=error.names), nothing, log=options.log)
     return examine(candidate, options, say=lambda note: None)
 
 

@@ -85,12 +85,19 @@ def command(
     from mfdiag.cli.measuring import session
     from mfdiag.diagnosis.doctor import DoctorJob
     from mfdiag.diagnosis.examination import ExaminationOptions
+    from mfdiag.diagnosis.training_log import read_log
     from mfdiag.measures.run.runner import run
     from mfdiag.measures.run.subject import SubjectOptions
 
     with session(options) as work:
         examination = ExaminationOptions(
-            budget, samples, train_batch, options.weighting, options.seed, getattr(torch, options.dtype), log
+            budget,
+            samples,
+            train_batch,
+            options.weighting,
+            options.seed,
+            getattr(torch, options.dtype),
+            None if log is None else read_log(log),
         )
         job = DoctorJob(work.checkpoints, SubjectOptions.of(options), examination, progress=work.progress, say=work.say)
         outcome = run(job, options.out, work.mode, say=work.say)

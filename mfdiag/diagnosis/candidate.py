@@ -14,7 +14,10 @@ from mfdiag.models.cards.readings import Declared, declared_reading
 from mfdiag.models.checkpoint import LoadedModel, load_model
 from mfdiag.models.wrapper import unwrapped
 
-__all__ = ["Candidate", "load_candidate"]
+__all__ = ["IDENTITY", "Candidate", "load_candidate"]
+
+IDENTITY = ("checkpoint", "checkpoint_sha256", "dataset", "times")
+"""Columns that identify a candidate."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Candidate:
     networks: Mapping[str, nn.Module]
     loaded: LoadedModel
     model: str | None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The values of `IDENTITY`, as strings."""
+        subject = self.subject
+        return tuple(map(str, (subject.checkpoint, subject.sha256, subject.data.name, subject.times.name)))
 
 
 def load_candidate(checkpoint: Path, options: SubjectOptions, say: Callable[[str], None]) -> Candidate:

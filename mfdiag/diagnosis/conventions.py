@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mfdiag.diagnosis.candidate import Candidate, load_candidate
+from mfdiag.diagnosis.candidate import IDENTITY, Candidate, load_candidate
 from mfdiag.diagnosis.card_writer import write_card
 from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
 from mfdiag.gradients.moments import scalar_replicates
@@ -202,7 +202,7 @@ class IdentifyJob(Job[Candidate]):
 
     command = "identify"
     tables = ("identify",)
-    identity_columns = ("checkpoint", "checkpoint_sha256", "dataset", "times")
+    identity_columns = IDENTITY
     device = "cpu"
 
     def __init__(
@@ -233,8 +233,7 @@ class IdentifyJob(Job[Candidate]):
 
     def identity(self, subject: Candidate) -> tuple[str, ...]:
         """Checkpoint, hash, data set and sampler of (r, t)."""
-        model = subject.subject
-        return tuple(map(str, (model.checkpoint, model.sha256, model.data.name, model.times.name)))
+        return subject.identity
 
     def label(self, subject: Candidate) -> str:
         """The checkpoint's name."""

@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from mfdiag.diagnosis.candidate import Candidate, load_candidate
+from mfdiag.diagnosis.candidate import IDENTITY, Candidate, load_candidate
 from mfdiag.diagnosis.course import Change, changes
 from mfdiag.diagnosis.diagnosis import Diagnosis, diagnose
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.examination import ExaminationOptions, examine
-from mfdiag.diagnosis.training_log import read_log
+from mfdiag.diagnosis.finding import SEVERITIES
+from mfdiag.diagnosis.training_log import TrainingLog
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.request import Progress
@@ -60,7 +61,7 @@ class DoctorJob(Job[Candidate | Nonfinite]):
 
     command = "doctor"
     tables = ("doctor",)
-    identity_columns = ("checkpoint", "checkpoint_sha256", "dataset", "times")
+    identity_columns = IDENTITY
     device = "cpu"
 
     def __init__(
@@ -84,9 +85,7 @@ class DoctorJob(Job[Candidate | Nonfinite]):
         self.course: list[Change] = []
 
     def subjects(self) -> Sequence[Candidate | Nonfinite]:
-        """Every checkpoint, loaded; the log before them, so that one that cannot be read costs nothing."""
-        if self.examination.log is not None:
-            read_log(self.examination.log)
+        """Every checkpoint, loaded."""
         return [self._load(path) for path in self.checkpoints]
 
     def _load(self, path: Path) -> Candidate | Nonfinite:
@@ -99,8 +98,7 @@ class DoctorJob(Job[Candidate | Nonfinite]):
         """Checkpoint, hash, data set and sampler of (r, t)."""
         if isinstance(subject, Nonfinite):
             return tuple(map(str, (subject.checkpoint, subject.sha256, _UNKNOWN, _UNKNOWN)))
-        model = subject.subject
-        return tuple(map(str, (model.checkpoint, model.sha256, model.data.name, model.times.name)))
+        return subject.identity
 
     def label(self, subject: Candidate | Nonfinite) -> str:
         """The checkpoint's name."""
@@ -134,7 +132,7 @@ class DoctorJob(Job[Candidate | Nonfinite]):
 def _rank(record: Mapping[str, Any]) -> int:
     """Order of diagnoses, the worst first."""
     severities = [finding["severity"] for finding in record["findings"]]
-    return min((("critical", "warning", "note").index(severity) for severity in severities), default=3)
+    return min((SEVERITIES.index(severity) for severity in severities), default=3)
 
 
 def _earlier(path: Path) -> dict[str, dict[str, Any]]:
@@ -146,6 +144,7 @@ def _earlier(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
+    value = value.path if isinstance(value, TrainingLog) else value
     return value if value is None or isinstance(value, int | float) else str(value).removeprefix("torch.")
 
 

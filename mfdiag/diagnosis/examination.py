@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mfdiag.diagnosis.alternatives import probe_alternatives
 from mfdiag.diagnosis.candidate import Candidate
@@ -22,13 +21,12 @@ from mfdiag.diagnosis.gradient_probe import COPIED, full_gradient, probe_gradien
 from mfdiag.diagnosis.measured import Measured
 from mfdiag.diagnosis.sampled_scale import sampled_scale
 from mfdiag.diagnosis.spike import Spike, examine_batch, stored_batch
-from mfdiag.diagnosis.training_log import TrainingLog, read_log
+from mfdiag.diagnosis.training_log import TrainingLog
+from mfdiag.diagnosis.weight_probe import narrowest_type, parameters_by_layer, weight_distances, weight_scale
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.guidance import Guidance, GuidanceScale
 from mfdiag.flow.weighting import Weighting, parse_weighting
-from mfdiag.gradients.accumulate import layer_of
-from mfdiag.gradients.intervals import Estimate
 from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict
 from mfdiag.measures.parts.rows import Rows
@@ -37,10 +35,9 @@ from mfdiag.measures.run.measure_subject import why_no_posterior
 from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.models.weights import NonfiniteWeightsError
-from mfdiag.models.wrapper import prefix_of
 from mfdiag.tables.check import conform
 
-__all__ = ["ExaminationOptions", "doctor_frame", "examine", "weight_distances"]
+__all__ = ["ExaminationOptions", "doctor_frame", "examine"]
 
 _BUDGET = (60.0, 180.0)  # seconds: usual, and the most where so many are needed for the fewest samples
 _FEWEST, _MOST, _PILOT = 512, 4096, 128
@@ -52,7 +49,6 @@ _SUSPICIOUS = 0.7  # ratio of target defects from which on the gradient without 
 _GAP_SAMPLES = 512
 _ALTERNATIVES_UNTIL, _ALTERNATIVES_SAMPLES = 0.5, 1024  # share of the budget that is still free then; samples
 _TRIALS = 8
-_COLUMNS = ("quantity", "value", "std_error", "ci_low", "ci_high", "n_samples", "status")
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class ExaminationOptions:
     weighting: str | None = None
     seed: int = 0
     dtype: torch.dtype = torch.float32
-    log: Path | None = None
+    log: TrainingLog | None = None
     effects: bool = True
 
 
@@ -123,7 +119,7 @@ def examine(
         fewer = replace(measurement, request=replace(measurement.request, settings=few))
         own += probe_alternatives(fewer, frames["variance"], say)
     frame = doctor_frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
-    return Evidence(replace(facts, exact=exact), frame, frames["samples"], verdict, _log(options), _spike(candidate))
+    return Evidence(replace(facts, exact=exact), frame, frames["samples"], verdict, options.log, _spike(candidate))
 
 
 def _forward_passes(
@@ -136,7 +132,7 @@ def _forward_passes(
     networks = _networks(candidate, facts)
     many = _affordable(_FIELD_SHARE * budget, _FIELD_CALLS * seconds * len(networks), (128, 1024))
     measured = list(probe_field(subject.draws(options.seed), networks, many, _POSTERIOR, options.dtype))
-    return verdict, [*measured, *weight_distances(networks), _weight_scale(subject.module)]
+    return verdict, [*measured, *weight_distances(networks), weight_scale(subject.module)]
 
 
 def _verdict(candidate: Candidate, options: ExaminationOptions, evaluations: float) -> Verdict | None:
@@ -185,7 +181,7 @@ def _facts(candidate: Candidate, options: ExaminationOptions) -> Facts:
     return Facts(
         subject.checkpoint,
         step=subject.step,
-        parameters={name: sum(p.numel() for p in group) for name, group in _by_layer(subject.module).items()},
+        parameters={name: sum(p.numel() for p in group) for name, group in parameters_by_layer(subject.module).items()},
         ema_decay=None if description is None else description.ema_decay,
         batch_size=int(batch_size or Facts.batch_size),
         batch_size_known=batch_size is not None,
@@ -194,18 +190,9 @@ def _facts(candidate: Candidate, options: ExaminationOptions) -> Facts:
         weights=candidate.declared.reading.weights,
         tangent="ema_tangent" if "ema" in subject.networks else "self_tangent",
         nonfinite=_nonfinite_averages(candidate),
-        precision=_precision(subject.module),
+        precision=narrowest_type(subject.module),
         guidance_scale=None if subject.guidance is None else _effective_scale(subject.guidance),
     )
-
-
-def _precision(module: nn.Module) -> str:
-    """The narrowest type that holds every weight exactly."""
-    weights = [p.detach() for p in module.parameters() if p.is_floating_point()]
-    for dtype in (torch.bfloat16, torch.float16):
-        if weights and all(torch.equal(w.to(dtype).to(w.dtype), w) for w in weights):
-            return str(dtype).removeprefix("torch.")
-    return "float32"
 
 
 def _effective_scale(guidance: Guidance) -> float | None:
@@ -245,49 +232,6 @@ def _networks(candidate: Candidate, facts: Facts) -> dict[str, nn.Module]:
     """u(x, r, t, condition) by set of weights, the measured one first."""
     average = candidate.subject.networks.get("ema")
     return {facts.weights: candidate.subject.module} | ({} if average is None else {"ema": average})
-
-
-def weight_distances(networks: Mapping[str, nn.Module]) -> list[Measured]:
-    """Measure how far averaged weights are from the current ones.
-
-    Args:
-        networks: Networks by set of weights.
-
-    Returns:
-        The distance over all parameters and by layer; nothing without both "raw" and "ema".
-    """
-    if not {"raw", "ema"} <= networks.keys():
-        return []
-    layers = [_by_layer(networks[key]) for key in ("raw", "ema")]
-    raw, average = ({"all": [p for group in layer.values() for p in group], **layer} for layer in layers)
-    measured = []
-    for layer, parameters in raw.items():
-        value, n = _relative_distance(parameters, average[layer]), sum(p.numel() for p in parameters)
-        estimate = Estimate(value, np.asarray(np.nan), value, value, n)
-        measured.append(Measured("weight_distance", estimate, keys={"layer": layer}))
-    return measured
-
-
-def _by_layer(module: nn.Module) -> dict[str, list[Tensor]]:
-    """The trained parameters of each layer, by its name in tables."""
-    prefix, layers = prefix_of(module), dict[str, list[Tensor]]()
-    for name, parameter in module.named_parameters():
-        layers.setdefault(layer_of(name.removeprefix(prefix)), []).append(parameter)
-    return layers
-
-
-def _weight_scale(module: nn.Module) -> Measured:
-    """Size of the weights, relative to that which keeps the size of activations."""
-    weights = [p.detach().flatten(1).double() for p in module.parameters() if p.ndim > 1]
-    sizes = [float(w.square().mean().sqrt().clamp_min(1e-300)) * w.shape[1] ** 0.5 for w in weights]
-    value = np.asarray(np.exp(np.mean(np.log(sizes))) if sizes else np.nan)
-    return Measured("weight_scale", Estimate(value, np.asarray(np.nan), value, value, sum(w.numel() for w in weights)))
-
-
-def _relative_distance(raw: Sequence[Tensor], average: Sequence[Tensor]) -> np.ndarray:
-    """|average - raw| / |raw| over several tensors."""
-    a, b = (torch.cat([p.detach().flatten().double() for p in tensors]) for tensors in (average, raw))
-    return np.asarray(float((a - b).norm() / b.norm().clamp_min(1e-300)))
 
 
 def _seconds_per_evaluation(module: nn.Module, candidate: Candidate, options: ExaminationOptions) -> float:
@@ -362,7 +306,3 @@ def _spike(candidate: Candidate) -> Spike | None:
     """The stored batch of a spike, examined."""
     batch = stored_batch(candidate.loaded.path)
     return None if batch is None else examine_batch(candidate.subject.module, candidate.subject.path, batch)
-
-
-def _log(options: ExaminationOptions) -> TrainingLog | None:
-    return None if options.log is None else read_log(options.log)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from mfdiag.derivatives.finite_difference import quotient_along
 from mfdiag.diagnosis.label_probe import probe_labels
-from mfdiag.diagnosis.measured import Measured, bins, blocks, mean_of, ratio, squares
+from mfdiag.diagnosis.measured import Measured, bins, blocks, exactly, mean_of, one_minus, ratio, squares
 from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.flow.conditions import Condition, map_condition, move_condition
 from mfdiag.flow.draw import Draws
-from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
+from mfdiag.gradients.intervals import jackknife, skewed_jackknife
 from mfdiag.gradients.moments import scalar_replicates
 from mfdiag.measures.conventions.observations import Observations, observe
 from mfdiag.models.precision import measured_copy
@@ -105,13 +105,12 @@ def probe_field(
         yield from _identity(network, observations, keys)
         yield from probe_labels(network, draws, samples, keys, exact=observations.exact)
     if {"raw", "ema"} <= errors.keys() and observations.exact:
-        left = ratio(errors["ema"], errors["raw"])
-        gain = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
+        gain = one_minus(ratio(errors["ema"], errors["raw"]))
         yield Measured("average_gain", gain, keys={"weights": "ema"})
     data = observations.z.flatten(1)
     distance = (data - data.mean(0)).square().sum(1).numpy()
-    largest = np.asarray(distance.max() / max(distance.mean(), 1e-300))
-    yield Measured("data_outlier", Estimate(largest, np.asarray(np.nan), largest, largest, len(distance)))
+    largest = distance.max() / max(distance.mean(), 1e-300)
+    yield Measured("data_outlier", exactly(largest, len(distance)))
 
 
 def _prepared(module: nn.Module, observations: Observations, dtype: torch.dtype) -> _Network:
@@ -137,9 +136,7 @@ def _velocity(u: Tensor, observations: Observations, keys: Mapping[str, Any]) ->
     # that generalizes comes near it
     plain = observations.paired.points(1.0, 0.0)
     error = plain.weight * torch.as_tensor(squares(u - plain.v))
-    left = ratio(_bounded(error), _bounded(observations.linear_error()))
-    skill = left._replace(value=1 - left.value, low=1 - left.high, high=1 - left.low)
-    yield Measured("skill", skill, keys=keys)
+    yield Measured("skill", one_minus(ratio(_bounded(error), _bounded(observations.linear_error()))), keys=keys)
 
 
 def _identity(network: _Network, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:

@@ -12,7 +12,7 @@ from mfdiag.gradients.cells import Box
 from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
 from mfdiag.gradients.moments import scalar_replicates
 
-__all__ = ["Measured", "bins", "blocks", "mean_of", "ratio", "squares"]
+__all__ = ["Measured", "bins", "blocks", "exactly", "mean_of", "one_minus", "ratio", "squares"]
 
 _BLOCKS = 32
 _TIME_BINS = 10
@@ -52,6 +52,17 @@ def blocks(n: int) -> tuple[np.ndarray, int]:
 def mean_of(values: np.ndarray) -> Estimate:
     """The mean of one number per sample [n], with a block jackknife interval."""
     return jackknife(*scalar_replicates(values, *blocks(len(values))))
+
+
+def exactly(value: float, n: int) -> Estimate:
+    """A number that is computed, from n others, so that it has no error."""
+    whole = np.asarray(value)
+    return Estimate(whole, np.asarray(np.nan), whole, whole, n)
+
+
+def one_minus(estimate: Estimate) -> Estimate:
+    """1 minus an estimate."""
+    return estimate._replace(value=1 - estimate.value, low=1 - estimate.high, high=1 - estimate.low)
 
 
 def bins(t: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:

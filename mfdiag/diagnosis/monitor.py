@@ -19,16 +19,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from mfdiag.diagnosis.examination import doctor_frame, weight_distances
+from mfdiag.diagnosis.examination import doctor_frame
 from mfdiag.diagnosis.field_probe import probe_field
 from mfdiag.diagnosis.gradient_probe import probe_gradient
+from mfdiag.diagnosis.weight_probe import weight_distances
 from mfdiag.errors import InputError, first_line
 from mfdiag.estimators import find_estimator
 from mfdiag.measures.run.api import MeasureOptions, prepare_subject
 from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.run.request import Request
 from mfdiag.measures.run.subject import Subject
-from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters
+from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters, without_parallelism
 from mfdiag.storage import atomic_write
 from mfdiag.tables.store import write_table
 
@@ -96,7 +97,7 @@ class Monitor:
         self.writer, self.frame, self.spikes = writer, pd.DataFrame(), list[Path]()
         self._say = say or (lambda note: warnings.warn(note, stacklevel=3))
         self._most = min(options.get("samples", _SAMPLES), _MOST)
-        self._models = {"raw": _inner(model)} | ({} if ema is None else {"ema": _inner(ema)})
+        self._models = {"raw": without_parallelism(model)} | ({} if ema is None else {"ema": without_parallelism(ema)})
         self._active = not _another_process()
         self._losses: deque[float] = deque(maxlen=_HISTORY)
         self._sizes: dict[Path, float] = {}
@@ -290,18 +291,6 @@ def _copied(network: nn.Module) -> nn.Module:
     if has_frozen_parameters(copied):
         freeze_as_buffers(copied)
     return copied
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The network within wrappers of torch.compile and DistributedDataParallel."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, wrappers):
-            model = model.module
-        else:
-            return model
 
 
 def _another_process() -> bool:

@@ -12,7 +12,14 @@ from mfdiag.usercode import call_user_factory
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["PARAMETER_ORDER", "RUNS_EAGERLY", "call_factory", "freeze_as_buffers", "has_frozen_parameters"]
+__all__ = [
+    "PARAMETER_ORDER",
+    "RUNS_EAGERLY",
+    "call_factory",
+    "freeze_as_buffers",
+    "has_frozen_parameters",
+    "without_parallelism",
+]
 
 PARAMETER_ORDER = "_mfdiag_parameter_order"  # attribute of a network: its parameters before frozen ones became buffers
 RUNS_EAGERLY = "_mfdiag_runs_eagerly"  # attribute of a network whose code compiles or scripts parts of it
@@ -40,7 +47,7 @@ def call_factory(factory: str, option: str = "--model", arguments: Mapping[str, 
 
     with _eager_code() as skipped:
         model = call_user_factory(factory, option, arguments)
-    model = _without_parallelism(model)
+    model = _whole_network(model)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"Expected {factory} to return a torch.nn.Module, but it returned {type(model).__name__}; "
@@ -97,20 +104,38 @@ def _eager_code() -> Iterator[list[str]]:
             setattr(place, name, value)
 
 
-def _without_parallelism(model: Any) -> Any:
-    """The network inside wrappers that spread it over devices or compile it."""
+def without_parallelism(model: Any) -> Any:
+    """Look inside the wrappers that spread a network over devices or compile it.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The innermost network, or the first that shards its parameters.
+    """
     from torch import nn
 
-    while True:
-        kind = type(model).__name__
-        if kind == "FullyShardedDataParallel" or kind.startswith("FSDP"):
-            raise InputError(
-                f"Expected a network with whole parameters, but the factory returned a {kind}, which shards them; "
-                "return the network itself, before it is sharded."
-            )
+    while not _is_sharded(model):
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(model, nn.Module) and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
         else:
-            return model
+            break
+    return model
+
+
+def _is_sharded(model: object) -> bool:
+    kind = type(model).__name__
+    return kind == "FullyShardedDataParallel" or kind.startswith("FSDP")
+
+
+def _whole_network(model: Any) -> Any:
+    """The network that a factory returned, without wrappers. Raises InputError for one that shards its parameters."""
+    network = without_parallelism(model)
+    if _is_sharded(network):
+        raise InputError(
+            f"Expected a network with whole parameters, but the factory returned a {type(network).__name__}, which "
+            "shards them; return the network itself, before it is sharded."
+        )
+    return network

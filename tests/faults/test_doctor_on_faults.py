@@ -13,6 +13,7 @@ from planted import FAULTS
 from mfdiag.diagnosis.candidate import load_candidate
 from mfdiag.diagnosis.diagnosis import Diagnosis, diagnose
 from mfdiag.diagnosis.examination import ExaminationOptions, examine
+from mfdiag.diagnosis.training_log import read_log
 from mfdiag.measures.run.subject import SubjectOptions
 
 CASES = {case.name: case for case in (*FAULTS, *HEALTHY)}
@@ -22,7 +23,7 @@ def diagnosed(case: Case, folder: Path) -> Diagnosis:
     brief = replace(case, changes={**case.changes, "steps": 500})
     (entry,) = train_case(brief, "mlp", TUNING[:1], folder)
     candidate = load_candidate(folder / entry["path"], SubjectOptions(), say=lambda note: None)
-    options = ExaminationOptions(budget=1000.0, samples=256, effects=False, log=folder / entry["log"])
+    options = ExaminationOptions(budget=1000.0, samples=256, effects=False, log=read_log(folder / entry["log"]))
     return diagnose(examine(candidate, options, say=lambda note: None))
 
 
