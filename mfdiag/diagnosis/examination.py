@@ -25,6 +25,7 @@ from mfdiag.diagnosis.training_log import TrainingLog
 from mfdiag.diagnosis.weight_probe import narrowest_type, parameters_by_layer, weight_distances, weight_scale
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
+from mfdiag.flow.conditions import move_condition
 from mfdiag.flow.guidance import Guidance, GuidanceScale
 from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.pass_types import PassSettings
@@ -239,10 +240,11 @@ def _seconds_per_evaluation(module: nn.Module, candidate: Candidate, options: Ex
     batch = candidate.subject.draws(options.seed, exact_posterior=False).batch(np.arange(_TRIALS))
     network = PassSettings(dtype=options.dtype).cast_network(module)
     values = [value.to(options.dtype) for value in (batch.x_t, batch.r, batch.t)]
+    condition = move_condition(batch.condition, values[0])
     with torch.no_grad():
-        network(*values, batch.condition)
+        network(*values, condition)
         start = time.perf_counter()
-        network(*values, batch.condition)
+        network(*values, condition)
     return (time.perf_counter() - start) / _TRIALS
 
 

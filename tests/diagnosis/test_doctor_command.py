@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import conditioned
+import numpy as np
 import pytest
 import torch
 from command_line import Run
+from conditioned import Policy
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -66,3 +69,14 @@ def test_several_checkpoints_get_one_line_each_and_the_worst_verdict(cli: Run, t
     again = cli("doctor", *paths, "--samples", "64", "--out", str(tmp_path / "out"), "--resume")
     assert again.code == 0
     assert json.loads((tmp_path / "out" / "doctor.json").read_text())["checkpoints"] == record["checkpoints"]
+
+
+def test_a_network_with_conditions_of_another_precision(cli: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    torch.save(Policy().state_dict(), tmp_path / "net.pt")
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(64, 4, 2)), obs=rng.normal(size=(64, 2, 3)))  # float64
+    arguments = ("--model", f"{conditioned.__file__}:Policy", "--data", str(tmp_path / "data.npz"), "--samples", "64")
+    result = cli("doctor", str(tmp_path / "net.pt"), *arguments, "--out", str(tmp_path / "out"))
+    assert result.code == 0, result.err
+    assert len(read_table("doctor", tmp_path / "out"))
