@@ -23,7 +23,8 @@ from mfdiag.measures.parts.summary import Summarize
 from mfdiag.measures.run.choice import card_record, code_record, objective_of
 from mfdiag.measures.run.job import Job
 from mfdiag.measures.run.request import Progress, Request
-from mfdiag.measures.run.runner import Mode, Outcome, TableJob, run
+from mfdiag.measures.run.result_folder import Mode, Outcome
+from mfdiag.measures.run.runner import TableJob, run
 from mfdiag.measures.run.subject import SubjectOptions
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.models.checkpoint import bundled

@@ -19,7 +19,8 @@ from helpers import rows
 from mfdiag.errors import InputError
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.measures.run.job import Job
-from mfdiag.measures.run.runner import Mode, run
+from mfdiag.measures.run.result_folder import Mode
+from mfdiag.measures.run.runner import run
 from mfdiag.storage import temporary_path
 from mfdiag.tables import read_table
 from mfdiag.tables.check import conform
