@@ -390,7 +390,7 @@ def prepare(folder: Path) -> None:
     Path("list.json").write_text(json.dumps(listed))
 
 
-def trial(kind: str, number: int, seed: int, folder: Path) -> list[str]:
+def trial(kind: str, number: int, seed: int) -> list[str]:
     """Write the mutated file of a trial, and return the arguments."""
     chance = random.Random(f"{seed} {kind} {number}")
     if kind == "names":
@@ -468,7 +468,7 @@ def judged(code: int, said: str, seconds: float, grown: int) -> list[str]:
     return wrong
 
 
-def batch(kind: str, numbers: list[int], seed: int, folder: Path, log: Path) -> None:
+def batch(kind: str, numbers: list[int], seed: int, log: Path) -> None:
     """Run trials in one forked process, which writes a line before and after each."""
     process = os.fork()
     if process:
@@ -481,7 +481,7 @@ def batch(kind: str, numbers: list[int], seed: int, folder: Path, log: Path) -> 
         return
     with log.open("a") as file:
         for number in numbers:
-            arguments = trial(kind, number, seed, folder)
+            arguments = trial(kind, number, seed)
             file.write(json.dumps({"kind": kind, "number": number, "starts": arguments}) + "\n")
             file.flush()
             signal.signal(signal.SIGALRM, lambda *_: os._exit(9))
@@ -524,7 +524,7 @@ def main() -> None:
             count = options.count * WEIGHTS[kind] // total
             while done[kind] < count:
                 numbers = list(range(done[kind], min(done[kind] + TOGETHER, count)))
-                batch(kind, numbers, options.seed, folder, log)
+                batch(kind, numbers, options.seed, log)
                 done[kind] = Counter(json.loads(x)["kind"] for x in log.read_text().splitlines() if "starts" in x)[kind]
                 assert names == entries(folder), "something was written outside"
     report(log)

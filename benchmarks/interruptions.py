@@ -241,11 +241,7 @@ class References:
         """The folder of an undisturbed run."""
         out = self.folder / f"reference-{command}-{names}"
         if (command, names) not in self.seconds:
-            if command == "report":
-                shutil.rmtree(out, ignore_errors=True)
-                shutil.copytree(self.of("sweep"), out, ignore=shutil.ignore_patterns("report.html", "figures"))
-            else:
-                shutil.rmtree(out, ignore_errors=True)
+            self.start(command, out.name)
             start = time.monotonic()
             trial = Trial(arguments_of(command, names, out.name), self.folder).run()
             assert trial.code == 0, trial.said
@@ -256,7 +252,6 @@ class References:
         """Make the folder in which a run starts: empty, but for a report."""
         shutil.rmtree(self.folder / out, ignore_errors=True)
         if command == "report":
-            self.of("report")
             shutil.copytree(
                 self.of("sweep"), self.folder / out, ignore=shutil.ignore_patterns("report.html", "figures")
             )
@@ -334,7 +329,7 @@ def injected(point: int, action: Callable[[], None], names: list[str]) -> Callab
     def prepare() -> None:
         calls = itertools.count()
         for name in names:
-            owner: Any = Path if hasattr(Path, name) and name != "fsync" else os
+            owner: Any = Path if hasattr(Path, name) else os
             original = getattr(owner, name)
 
             def wrapped(*a: Any, original: Any = original, **k: Any) -> Any:
