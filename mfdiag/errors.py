@@ -54,9 +54,9 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"Unknown {kind} {name!r}.{hint} {known_names}.")
 
 
-def abbreviated(names: Sequence[str], count: int = 3) -> str:
+def abbreviated(names: Sequence[str], count: int = 3, separator: str = ", ") -> str:
     """The first `count` names, followed by dots if there are more."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    return separator.join([*names[:count], *(["..."] if len(names) > count else [])])
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, abbreviated, first_line
 from mfdiag.flow.data.datasets import Data, conditions_of, load_data
 from mfdiag.flow.data.scale_check import whole_numbers_note
 from mfdiag.flow.draw import Draws
@@ -255,7 +255,7 @@ def _prepare(cells: Sequence[GridCell], out: Path, options: TrainOptions, say: C
         run.inputs = read
         work.append(_Work(cell, folder, module, draws[SamplingKey.of(cell.spec)], run, int(run.state.steps)))
     if changed:
-        listed = "; ".join(changed[:_CELLS_IN_ERROR]) + ("; ..." if len(changed) > _CELLS_IN_ERROR else "")
+        listed = abbreviated(changed, _CELLS_IN_ERROR, "; ")
         raise InputError(
             f"{len(changed)} of {len(cells)} models in {out} come from another specification: {listed}. Choose another "
             "folder, or train all of them again with --overwrite."

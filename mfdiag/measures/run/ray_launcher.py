@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mfdiag.errors import InputError, MfdiagError, first_line
+from mfdiag.errors import InputError, MfdiagError, abbreviated, first_line
 
 __all__ = ["Cell", "RayLauncher", "Task", "failed_cells"]
 
@@ -127,10 +127,9 @@ def failed_cells(failures: Sequence[tuple[str, str]], cells: int) -> InputError:
     Returns:
         The error, for the caller to raise.
     """
-    listed = "; ".join(f"{label}: {reason}" for label, reason in failures[:_CELLS_IN_ERROR])
-    more = "; ..." if len(failures) > _CELLS_IN_ERROR else ""
+    listed = abbreviated([f"{label}: {reason}" for label, reason in failures], _CELLS_IN_ERROR, "; ")
     return InputError(
-        f"{len(failures)} of {cells} cells failed: {listed}{more}. The others are finished and saved: correct these, "
+        f"{len(failures)} of {cells} cells failed: {listed}. The others are finished and saved: correct these, "
         "then resume."
     )
 
