@@ -94,10 +94,9 @@ def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | Non
             return factory(**arguments or {})
         except (Exception, SystemExit) as error:
             call = f"with {', '.join(arguments)}" if arguments else "without arguments"
-            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise InputError(
-                f"Expected {spec} to build a value for {option} when called {call}, but it raised {reason}. Correct "
-                f"the {'arguments' if arguments else 'factory'}."
+                f"Expected {spec} to build a value for {option} when called {call}, but it raised {_reason(error)}. "
+                f"Correct the {'arguments' if arguments else 'factory'}."
             ) from error
 
 
@@ -121,12 +120,16 @@ def _import(location: str, option: str) -> ModuleType:
     try:
         module = _execute(path, location)
     except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise InputError(
-            f"Importing {location} for {option} failed with {reason}. Correct the code or the path."
+            f"Importing {location} for {option} failed with {_reason(error)}. Correct the code or the path."
         ) from error
     _note_modules(module, path if own_file else None)
     return module
+
+
+def _reason(error: BaseException) -> str:
+    """The class of an error, and its message if it has one."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _execute(path: Path, location: str) -> ModuleType:
@@ -148,6 +151,7 @@ def _note_modules(module: ModuleType, path: Path | None) -> None:
     folder = own.parents[0 if path is not None else min(module.__name__.count("."), len(own.parents) - 1)]
     for other in list(sys.modules.values()):
         file = getattr(other, "__file__", None)
-        beside = isinstance(file, str) and file.startswith(f"{folder}{os.sep}") and "site-packages" not in file
-        if isinstance(file, str) and beside and (path is None or Path(file).resolve() != own):
+        if not isinstance(file, str) or not file.startswith(f"{folder}{os.sep}") or "site-packages" in file:
+            continue
+        if path is None or Path(file).resolve() != own:
             note_read(Path(file), kind="code")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -10,7 +13,7 @@ __all__ = ["is_measurable"]
 _ORDERS_OF_MAGNITUDE = 100  # from this ratio of its ends on, an interval says nothing
 
 
-def is_measurable(row: pd.Series, no_effect: float | None = None) -> bool:
+def is_measurable(row: pd.Series | Mapping[Any, Any], no_effect: float | None = None) -> bool:
     """Whether the estimate says anything.
 
     It does not if it is negative where it cannot be, or if its interval has an infinite end, spans two orders of

@@ -149,9 +149,15 @@ def read_manifest(out: Path) -> dict[str, dict[str, Any]]:
     return {command: _EMPTY | entry for command, entry in entries.items()}
 
 
-_EMPTY: dict[str, Any] = {
-    **{"command": [], "specification": {}, "inputs": [], "hardware": {}, "versions": {}, "finished": "", "seconds": 0},
-}  # what is read of an entry
+_EMPTY: dict[str, Any] = {  # what is read of an entry
+    "command": [],
+    "specification": {},
+    "inputs": [],
+    "hardware": {},
+    "versions": {},
+    "finished": "",
+    "seconds": 0,
+}
 
 
 def _is_entry(entry: object) -> bool:

@@ -83,7 +83,7 @@ def estimate_text(row: Mapping[Any, Any], write: Callable[[float], str] | None =
     Returns:
         `654 [565, 758]`, after ~ where the status is not ok.
     """
-    if not is_measurable(pd.Series(row)):
+    if not is_measurable(row):
         return "not measurable"
     doubt = "" if row["status"] in ("ok", "outside_unit_interval") else "~ "
     return doubt + with_interval(row["value"], row["ci_low"], row["ci_high"], write)
@@ -98,7 +98,7 @@ def plain_summary(title: str, rows: pd.DataFrame) -> list[Summary]:
         interval = "" if pd.isna(row["ci_low"]) else f"{plain(row['ci_low'])} … {plain(row['ci_high'])}"
         status = row["status"]
         if status == "ok":
-            status = "" if is_measurable(pd.Series(row)) else "not measurable"
+            status = "" if is_measurable(row) else "not measurable"
         lines.append((*names, row["quantity"], plain(row["value"]), interval, status))
     columns = (*keys, "quantity", "value", "95 % interval", "status")
     return [
