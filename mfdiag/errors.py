@@ -55,7 +55,16 @@ def did_you_mean(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 def abbreviated(names: Sequence[str], count: int = 3, separator: str = ", ") -> str:
-    """The first `count` names, followed by dots if there are more."""
+    """Shorten a list.
+
+    Args:
+        names: Its entries.
+        count: How many to show.
+        separator: What stands between them.
+
+    Returns:
+        The first `count` names, followed by dots if there are more.
+    """
     return separator.join([*names[:count], *(["..."] if len(names) > count else [])])
 
 
