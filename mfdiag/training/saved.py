@@ -27,6 +27,7 @@ __all__ = [
     "LogEntry",
     "TrainingRun",
     "changed_fields",
+    "kept_checkpoint",
     "load_run",
     "number_entry",
     "save_model",
@@ -40,6 +41,11 @@ STATE = "state.pt"
 """Name of the training state in the folder of a run."""
 
 _WRAPPED = "network."  # prefix of a network's parameters inside PredictionAdapter
+
+
+def kept_checkpoint(step: int) -> str:
+    """Name of the checkpoint that a run keeps after `step` steps, in its folder."""
+    return f"step={step}/{CHECKPOINT}"
 
 
 class LogEntry(NamedTuple):

@@ -158,6 +158,7 @@ class TrainSpec(_Strict):
         seed: Determines weights and samples.
         log_every: Steps between entries of loss and gradient norm in the log.
         save_every: Steps between saved states.
+        keep_every: Steps between checkpoints that stay beside the last one, in folders `step=N`; 0 for none.
         measure_every: Steps between measurements of the gradient's variance; 0 for none.
         measure_samples: Samples of one such measurement.
     """
@@ -179,6 +180,7 @@ class TrainSpec(_Strict):
     seed: int = Field(default=0, ge=0, le=2**62)
     log_every: int = Field(default=100, ge=1, le=10**10)
     save_every: int = Field(default=1000, ge=1, le=10**10)
+    keep_every: int = Field(default=0, ge=0, le=10**10)
     measure_every: int = Field(default=0, ge=0, le=10**10)
     measure_samples: int = Field(default=1024, ge=128, le=2**26)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from mfdiag.training.saved import (
     LogEntry,
     TrainingRun,
     changed_fields,
+    kept_checkpoint,
     load_run,
     number_entry,
     save_model,
@@ -221,6 +222,12 @@ class _Work:
     def finished(self) -> bool:
         return self.step == self.cell.spec.steps and ((self.folder / CHECKPOINT).exists() or not self.is_finite)
 
+    def keep(self) -> None:
+        """Write a checkpoint that later steps do not replace."""
+        if self.is_finite:
+            path = self.folder / kept_checkpoint(self.step)
+            save_model(path, self.module, self.cell.spec, self.run.state)
+
     def save(self) -> None:
         if self.step == self.cell.spec.steps and self.is_finite:
             save_model(self.folder / CHECKPOINT, self.module, self.cell.spec, self.run.state)
@@ -316,13 +323,18 @@ def _train_group(
     logged = max([entry.step for entry in group[0].run.log if entry.quantity in _LOGGED], default=0)
     measured = measure is not None and spec.measure_every > 0
     intervals = [spec.log_every, spec.save_every, *([spec.measure_every] if measured else [])]
+    intervals += [spec.keep_every] if spec.keep_every else []
 
     def due(step: int, interval: int) -> bool:
         return step % interval == 0 or step == spec.steps
 
-    def save() -> None:
+    def each() -> Iterator[_Work]:
         for item, state in zip(group, ensemble.states(), strict=True):
             item.run.state, item.step = state, int(state.steps)
+            yield item
+
+    def save() -> None:
+        for item in each():
             item.save()
 
     try:
@@ -340,6 +352,9 @@ def _train_group(
                     item.run.log += [
                         entry._replace(step=stop) for entry in measure(item.cell.spec, item.draws, *models)
                     ]
+            if spec.keep_every and stop % spec.keep_every == 0 and stop < spec.steps:
+                for item in each():
+                    item.keep()
             if due(stop, spec.save_every):
                 save()
             for item in group:

@@ -15,7 +15,7 @@ from mfdiag.models.checkpoint import load_model
 from mfdiag.training import trainer
 from mfdiag.training.ensemble import Ensemble
 from mfdiag.training.grid import GridCell
-from mfdiag.training.saved import CHECKPOINT, STATE, LogEntry
+from mfdiag.training.saved import CHECKPOINT, STATE, LogEntry, kept_checkpoint
 from mfdiag.training.spec import TrainSpec
 from mfdiag.training.trainer import TrainedCell, TrainOptions, estimate_seconds, initial_module, train
 
@@ -221,3 +221,15 @@ def test_refusals(tmp_path: Path) -> None:
     refused(r"state\.pt")
     torch.save({"specification": {}, "state": {}}, tmp_path / STATE)
     refused("training state of this version")
+
+
+def test_kept_checkpoints_are_those_of_shorter_runs(tmp_path: Path) -> None:
+    [cell] = train([GridCell("kept", spec_of(keep_every=5))], tmp_path, say=pytest.fail)
+    assert cell.checkpoint is not None
+    assert sorted(path.name for path in cell.checkpoint.parent.glob("step=*")) == ["step=10", "step=5"]
+    [short] = train([GridCell("short", spec_of(steps=10))], tmp_path, say=pytest.fail)
+    assert short.checkpoint is not None
+    kept, whole = load_model(cell.checkpoint.parent / kept_checkpoint(10)), load_model(short.checkpoint)
+    assert kept.description is not None and kept.description.step == 10
+    for key in ("raw", "ema"):
+        assert all(torch.equal(values, kept.state[key][name]) for name, values in whole.state[key].items())
