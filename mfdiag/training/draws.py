@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mfdiag.errors import InputError
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.data.datasets import Data
-from mfdiag.flow.draw import Draws
+from mfdiag.flow.draw import Draws, why_posterior_unknown
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.sources import parse_source
 from mfdiag.flow.times import parse_times
@@ -39,6 +40,7 @@ class SamplingKey(NamedTuple):
     seed: int
     anchor_range: tuple[float, float] | None
     uniform: bool = False
+    exact: bool = False
 
     @classmethod
     def of(cls, spec: TrainSpec) -> SamplingKey:
@@ -46,18 +48,24 @@ class SamplingKey(NamedTuple):
         anchor = spec.loss.anchor
         anchor_range = (anchor.delta_min, anchor.delta_max) if anchor else None
         uniform = spec.loss.estimator is not None and find_estimator(spec.loss.estimator).needs.uniform
-        return cls(spec.data, spec.times, spec.source, spec.coupling, spec.path, spec.seed, anchor_range, uniform)
+        exact = spec.loss.proxy == "exact"
+        return cls(
+            spec.data, spec.times, spec.source, spec.coupling, spec.path, spec.seed, anchor_range, uniform, exact
+        )
 
     def draws(self, data: Data) -> Draws:
         """The draws of the key, with training's own random streams; InputError if an argument does not fit the data."""
         source = parse_source(self.source, data)
+        coupling = parse_coupling(self.coupling, data, source, lambda file: teacher_velocity(file, data=data))
+        if self.exact and (reason := why_posterior_unknown(data, source, coupling, data.num_classes > 0)):
+            raise InputError(f"Expected data with an exact posterior for proxy: exact, but {reason}. Use proxy: ema.")
         return Draws(
             data,
             parse_times(self.times),
             self.seed,
-            exact_posterior=False,
+            exact_posterior=self.exact,
             source=source,
-            coupling=parse_coupling(self.coupling, data, source, lambda file: teacher_velocity(file, data=data)),
+            coupling=coupling,
             path=parse_path(self.path),
             stream_prefix="train/",
         )
@@ -83,7 +91,11 @@ class BatchStream:
             u = torch.as_tensor(self.draws.uniforms("anchor", index, 1)[:, 0])
             delta = torch.minimum(low + (high - low) * u, drawn.t)
         uniform = torch.as_tensor(self.draws.uniforms("split", index, 1)[:, 0]) if self.uniform else None
-        batch = TrainBatch(drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight, uniform)
+        posterior = self.draws.velocity_posterior(drawn)
+        vhat = None if posterior is None else posterior.mean
+        batch = TrainBatch(
+            drawn.x_t, drawn.velocity, drawn.r, drawn.t, delta, drawn.labels, drawn.weight, uniform, vhat
+        )
         dtype = torch.get_default_dtype()
         return TrainBatch._make(v if v is None or not v.is_floating_point() else v.to(dtype) for v in batch)
 

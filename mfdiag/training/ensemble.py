@@ -14,6 +14,7 @@ from mfdiag.derivatives.attention import twice_differentiable
 from mfdiag.flow.density import DensityTimes
 from mfdiag.flow.paths import parse_path
 from mfdiag.flow.weighting import parse_weighting
+from mfdiag.training.beta_rule import BetaRule, stack_rules
 from mfdiag.training.compiling import compile_step
 from mfdiag.training.draws import BatchFeed
 from mfdiag.training.estimator_loss import estimator_losses
@@ -46,11 +47,15 @@ class TrainState(NamedTuple):
 
 
 class ModelRates(NamedTuple):
-    """What may differ between models that train together: loss coefficients, learning rate and EMA decay, 0-d each."""
+    """What may differ between models that train together.
+
+    Loss coefficients, learning rate and EMA decay are 0-d each; the rule that beta follows is None if it is constant.
+    """
 
     coefficients: LossCoefficients
     learning_rate: Tensor
     ema_decay: Tensor
+    beta_rule: BetaRule | None = None
 
 
 def initial_state(module: nn.Module) -> TrainState:
@@ -80,12 +85,18 @@ def train_step(
     weighting = parse_weighting(spec.loss.weighting)
     estimator = None if spec.loss.estimator is None else trainable_estimator(spec.loss.estimator)
 
+    coefficients = rates.coefficients
+    if rates.beta_rule is not None and coefficients.beta is not None:
+        factor = rates.beta_rule.factor(batch.r, batch.t, state.steps / spec.steps)
+        coefficients = coefficients._replace(beta=coefficients.beta * factor)
+
     def loss_at(params: Params) -> Tensor:
         if estimator is not None:
             path = parse_path(spec.path)
             losses = estimator_losses(module, params, state.ema, batch, estimator, weighting, path)
             return (losses if batch.weight is None else batch.weight * losses).mean()
-        return training_loss(module, params, state.ema, batch, rates.coefficients, weighting)
+        proxy = params if spec.loss.proxy == "self" else state.ema
+        return training_loss(module, params, proxy, batch, coefficients, weighting)
 
     gradients, loss = grad_and_value(loss_at)(state.params)
     norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
@@ -109,6 +120,7 @@ def stack_rates(specs: Sequence[TrainSpec], device: str) -> ModelRates:
         LossCoefficients(*(stacked(values) if any(values) else None for values in (beta, gamma, anchors))),
         stacked([spec.learning_rate for spec in specs]),
         stacked([spec.ema_decay for spec in specs]),
+        stack_rules([loss.beta_by for loss in losses], device),
     )
 
 
@@ -117,7 +129,10 @@ def ensemble_key(spec: TrainSpec) -> str:
 
     `ModelRates` and `BatchFeed` handle what may differ.
     """
-    loss = spec.loss.model_copy(update={"beta": 0, "gamma": 0, "anchor": spec.loss.anchor is not None})
+    cells = spec.loss.beta_by.cells if spec.loss.beta_by else None
+    shape = (len(cells), len(cells[0])) if cells else None
+    update = {"beta": 0, "gamma": 0, "anchor": spec.loss.anchor is not None, "beta_by": shape}
+    loss = spec.loss.model_copy(update=update)
     has_weights = spec.times.partition(":")[0] == DensityTimes.kind
     same = {
         "data": "",

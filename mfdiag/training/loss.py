@@ -28,6 +28,7 @@ class TrainBatch(NamedTuple):
         labels: Class labels [n], or None.
         weight: Weight of each sample in the loss [n]; None if all are 1.
         uniform: A uniform number for each sample [n], for methods that draw one; else None.
+        vhat: Velocity of a proxy that is no network of the run [n, *shape]; else None.
     """
 
     x_t: Tensor
@@ -38,12 +39,14 @@ class TrainBatch(NamedTuple):
     labels: Tensor | None = None
     weight: Tensor | None = None
     uniform: Tensor | None = None
+    vhat: Tensor | None = None
 
 
 class LossCoefficients(NamedTuple):
     """Coefficients of a loss, each a number, a 0-d tensor or None: beta, gamma, and lambda of the anchor.
 
-    None gives the same loss as 0 but costs less: any other beta or gamma needs a forward pass of the proxy.
+    Beta may also be a tensor [n], a coefficient for each sample. None gives the same loss as 0 but costs less: any
+    other beta or gamma needs a forward pass of the proxy.
     """
 
     beta: Tensor | float | None = None
@@ -54,20 +57,21 @@ class LossCoefficients(NamedTuple):
 def training_loss(
     module: nn.Module,
     params: Params,
-    ema: Params,
+    proxy: Params,
     batch: TrainBatch,
     coefficients: LossCoefficients,
     weighting: Weighting,
 ) -> Tensor:
     """The loss at a point of the plane (docs/theory.md#plane), with the anchor of arXiv 2605.09235, Algorithm 1.
 
-    Squares are summed over coordinates and averaged over samples. The proxy is vhat = u_ema(x_t, t, t). Fused attention
-    has no forward-mode derivative, so call this inside `twice_differentiable`.
+    Squares are summed over coordinates and averaged over samples. The proxy is the batch's `vhat`, or else
+    u(x_t, t, t) with the proxy's weights. Fused attention has no forward-mode derivative, so call this inside
+    `twice_differentiable`.
 
     Args:
         module: The network, used for its structure only.
         params: Its weights.
-        ema: Its averaged weights, for the proxy.
+        proxy: Weights of the proxy, under stop-gradient: the averaged ones, or `params` again.
         batch: Samples; their `weight` multiplies the whole loss.
         coefficients: The point (beta, gamma), and lambda of the anchor.
         weighting: Adaptive weight of the plane's part of the loss; the anchor has none.
@@ -78,9 +82,9 @@ def training_loss(
     x_t, v_c, r, t, delta, labels, weight = batch[:7]
     tangent = target = v_c
     if coefficients.beta is not None or coefficients.gamma is not None:
-        vhat = functional_call(module, ema, (x_t, t, t, labels)).detach()
+        vhat = batch.vhat if batch.vhat is not None else functional_call(module, proxy, (x_t, t, t, labels)).detach()
         if coefficients.beta is not None:
-            tangent = v_c + coefficients.beta * (vhat - v_c)
+            tangent = v_c + _per_sample(coefficients.beta, x_t) * (vhat - v_c)
         if coefficients.gamma is not None:
             target = v_c + coefficients.gamma * (vhat - v_c)
 
@@ -97,6 +101,13 @@ def training_loss(
         anchored = functional_call(module, params, (x_t, t - delta, t, labels))
         losses = losses + coefficients.anchor * _squared_norm(anchored - v_c)
     return (losses if weight is None else weight * losses).mean()
+
+
+def _per_sample(values: Tensor | float, x: Tensor) -> Tensor | float:
+    """Numbers [n] as they multiply samples `x` [n, *shape]; a single number as it is."""
+    if not isinstance(values, Tensor) or values.ndim == 0:
+        return values
+    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _squared_norm(x: Tensor) -> Tensor:

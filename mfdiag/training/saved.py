@@ -143,8 +143,8 @@ def _read_state(path: Path) -> tuple[dict[str, Any], TrainingRun]:
 def changed_fields(before: dict[str, Any], spec: TrainSpec, *, can_resume: bool) -> list[str]:
     """The fields in which a saved specification differs from the current one.
 
-    A larger number of steps alone does not count as a change if the run can resume and its learning rate is constant:
-    it ends with the same weights as a run that had this many steps from the start.
+    A larger number of steps alone does not count as a change if the run can resume and its learning rate and beta do
+    not depend on the number of steps: it ends with the same weights as a run that had this many steps from the start.
 
     Args:
         before: The saved specification.
@@ -160,7 +160,8 @@ def changed_fields(before: dict[str, Any], spec: TrainSpec, *, can_resume: bool)
         saved = before  # of another version
     now = spec.model_dump(mode="json", by_alias=True)
     differ = [name for name in now if saved.get(name) != now[name]]
-    if can_resume and differ == ["steps"] and saved["steps"] < spec.steps and spec.schedule.name == "constant":
+    scheduled = spec.schedule.name != "constant" or (spec.loss.beta_by is not None and spec.loss.beta_by.end != 1)
+    if can_resume and differ == ["steps"] and saved["steps"] < spec.steps and not scheduled:
         return []
     return [f"{name}: {saved.get(name)} -> {now[name]}" for name in differ]
 

@@ -16,7 +16,7 @@ from mfdiag.models.networks.registry import MODELS, PREDICTIONS
 from mfdiag.training.trainable import trainable_estimator
 from mfdiag.usercode import is_user_code
 
-__all__ = ["AnchorSpec", "LossSpec", "OptimizerSpec", "ScheduleSpec", "TrainSpec"]
+__all__ = ["AnchorSpec", "BetaSpec", "LossSpec", "OptimizerSpec", "ScheduleSpec", "TrainSpec"]
 
 
 def _require_parsable(parse: Callable[[str], object], text: str) -> str:
@@ -53,6 +53,36 @@ class AnchorSpec(_Strict):
         return value
 
 
+class BetaSpec(_Strict):
+    """How the tangent coefficient varies over (r, t) and over training; each part multiplies `LossSpec.beta`.
+
+    Attributes:
+        gap: Interval of t - r in which beta applies; beta is 0 outside.
+        t: Interval of t in which beta applies; beta is 0 outside.
+        cells: Factors by cell of (r, t), rows by r, on equal bins of [0, 1]; None for 1 everywhere.
+        end: Factor at the last step, reached linearly from 1.
+    """
+
+    gap: tuple[float, float] = (0, 1)
+    t: tuple[float, float] = (0, 1)
+    cells: tuple[tuple[float, ...], ...] | None = None
+    end: float = 1
+
+    @field_validator("gap", "t")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("takes two numbers low <= high in [0, 1]")
+        return value
+
+    @field_validator("cells")
+    @classmethod
+    def _rectangular(cls, value: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
+        if value is not None and (not value or len({len(row) for row in value}) > 1 or not value[0]):
+            raise ValueError("takes rows of equal length, one for each bin of r, with a number for each bin of t")
+        return value
+
+
 class LossSpec(_Strict):
     """A point of the coefficient plane (docs/theory.md#plane), or another method of the family.
 
@@ -63,6 +93,9 @@ class LossSpec(_Strict):
         gamma: Target coefficient.
         weighting: Adaptive weight of each sample, as `--weighting` takes it.
         anchor: The flow-matching anchor; None or "none" for no anchor.
+        proxy: Where vhat comes from: the averaged weights ("ema"), the network itself ("self"), both at (x_t, t, t), or
+            the "exact" posterior velocity, where the data have a closed form or are few.
+        beta_by: How beta varies over (r, t) and over training; None for a constant.
         estimator: A method that is no point of the plane, as `--estimator` takes it; None for the plane.
     """
 
@@ -70,6 +103,8 @@ class LossSpec(_Strict):
     gamma: float = 0.0
     weighting: str = "none"
     anchor: AnchorSpec | None = None
+    proxy: Literal["ema", "self", "exact"] = "ema"
+    beta_by: BetaSpec | None = None
     estimator: str | None = None
 
     @field_validator("estimator")
@@ -78,8 +113,8 @@ class LossSpec(_Strict):
         if value is None:
             return None
         _require_parsable(trainable_estimator, value)
-        if any(info.data.get(name) for name in ("beta", "gamma", "anchor")):
-            raise ValueError("estimator excludes beta, gamma and anchor, which belong to the plane")
+        if any(info.data.get(name) for name in ("beta", "gamma", "anchor", "beta_by")) or info.data["proxy"] != "ema":
+            raise ValueError("estimator excludes beta, gamma, anchor, proxy and beta_by, which belong to the plane")
         return value
 
     @field_validator("weighting")
