@@ -101,10 +101,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(machine_error(error), MemoryError)
 
 
+_PLAIN_WORDS = {
+    "Input should": "It should",
+    "a valid integer": "a whole number",
+    "a valid boolean": "True or False",
+    "'str' instances are not allowed as a Sequence value": "It should be a list",
+    "an instance of Sequence": "a list",
+    "a valid tuple": "a list",
+    "an instance of dtype": "a torch.dtype",
+    "an instance of Module": "a torch.nn.Module",
+}
+
+
 def plain_validation(message: str) -> str:
     """The text of a pydantic error without its prefix, its parser's words and its final period."""
     problem = message.removeprefix("Value error, ").partition(", unable to parse")[0].removesuffix(".")
-    return problem.replace("Input should", "It should").replace("a valid integer", "a whole number")
+    for words, plain in _PLAIN_WORDS.items():
+        problem = problem.replace(words, plain)
+    return problem
 
 
 def printable(text: str) -> str:

@@ -8,8 +8,9 @@ import platform
 import torch
 
 from mfdiag.cli.options import Options
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError
 from mfdiag.measures.run.ray_launcher import RayLauncher
+from mfdiag.models.precision import require_device
 from mfdiag.world import World, current_world
 
 __all__ = ["checked_device", "launcher_of"]
@@ -25,15 +26,7 @@ def checked_device(name: str, launcher: str = "local") -> str:
     world = current_world()
     if world.size > 1 and name.startswith("cuda"):
         name = _own_gpu(name, world)
-    try:
-        torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device raises nothing yet
-    except Exception as error:  # each backend raises its own errors
-        reason = first_line(error).partition(". ")[0].rstrip(".")
-        if reason.startswith("Expected one of"):  # torch lists every backend that it could be built with
-            reason = "torch knows no such device"
-        raise InputError(
-            f"--device {name!r} cannot be used here: {reason}. Pass cpu, or a GPU of this machine."
-        ) from None
+    require_device(name)
     return name
 
 

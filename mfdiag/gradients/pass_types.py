@@ -90,6 +90,8 @@ class PassSettings:
             raise InputError(f"--bins takes two whole numbers from 1 to {_MOST_BINS}, got {self.bins}.")
         if self.engine not in get_args(EngineKind):
             raise did_you_mean("engine", self.engine, get_args(EngineKind))
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"--dtype must be float32 or float64, got {self.dtype}.")
         parse_derivative(self.derivative)
 
     def cast(self, values: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, first_line
 from mfdiag.models.closures import deepcopy_with_closures
 from mfdiag.models.plain_calls import make_calls_plain
 
-__all__ = ["copy_network", "in_precision", "measured_copy"]
+__all__ = ["copy_network", "in_precision", "measured_copy", "require_device"]
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -86,3 +86,16 @@ def measured_copy(module: nn.Module, device: str | torch.device, dtype: torch.dt
     trained_in = frozenset(p.dtype for p in module.parameters() if p.is_floating_point())
     copied = in_precision(copy_network(module).to(device), dtype)
     return make_calls_plain(copied.eval().requires_grad_(False), dtype, trained_in)
+
+
+def require_device(name: str) -> None:
+    """InputError with the backend's reason, unless a computation on the device works."""
+    try:
+        torch.ones(1, device=name).item()  # computes something: naming an absent or `meta` device raises nothing yet
+    except Exception as error:  # each backend raises its own errors
+        reason = first_line(error).partition(". ")[0].rstrip(".")
+        if reason.startswith("Expected one of"):  # torch lists every backend that it could be built with
+            reason = "torch knows no such device"
+        raise InputError(
+            f"--device {name!r} cannot be used here: {reason}. Pass cpu, or a GPU of this machine."
+        ) from None

@@ -275,11 +275,32 @@ def test_models_that_cannot_be_measured(engine: str, changed: dict[str, Any], me
         ({"data": np.zeros((0, 2))}, "."),
         ({"data": np.full((5, 2), np.nan)}, "."),
         ({"seed": -1}, "seed"),
+        ({"samples": "many"}, "samples='many' cannot be used. It should be a whole number"),
+        ({"samples": "64"}, "whole number"),
+        ({"samples": 2.5}, "whole number"),
+        ({"posterior": "yes"}, "posterior='yes' cannot be used. It should be 'auto', 'exact' or 'none'"),
+        ({"beta": 0.5}, "a list"),
+        ({"estimators": "meanflow"}, "a list"),
+        ({"batch_sizes": 64}, "a list"),
+        ({"bins": 5}, "a list"),
+        ({"by_layer": "layers"}, "True or False"),
+        ({"times": 5}, "string"),
+        ({"proxy_model": "ema"}, "torch.nn.Module"),
+        ({"dtype": "float64"}, "torch.dtype"),
+        ({"dtype": torch.int32}, "float32 or float64"),
+        ({"device": "quantum"}, "torch knows no such device"),
     ],
     ids=lambda value: None,
 )
 def test_impossible_requests(changed: dict[str, Any], message: str) -> None:
     refused(message, **changed)
+
+
+def test_arrays_and_numbers_of_numpy_and_torch_are_lists_and_numbers() -> None:
+    plain = tables_of(beta=[0.0, 0.5], batch_sizes=[64], samples=64, tables=["sweep"])
+    beta, batch_sizes, samples = torch.tensor([0.0, 0.5]), np.array([64]), np.int64(64)
+    other = tables_of(beta=beta, batch_sizes=batch_sizes, samples=samples, bins=[2, 2], tables="sweep")
+    pd.testing.assert_frame_equal(plain["sweep"], other["sweep"])
 
 
 def refused(message: str, **changed: Any) -> None:

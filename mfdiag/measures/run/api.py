@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from functools import cache
+from reprlib import repr
+from typing import Any, Literal, TypedDict, Unpack, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from mfdiag.errors import InputError, did_you_mean
+from mfdiag.errors import InputError, did_you_mean, plain_validation
 from mfdiag.fields.builder import Proxy
 from mfdiag.flow.couplings import parse_coupling
 from mfdiag.flow.data.datasets import Data, as_data, with_conditions
@@ -36,7 +39,7 @@ from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters
-from mfdiag.models.precision import copy_network
+from mfdiag.models.precision import copy_network, require_device
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import teacher_velocity
 from mfdiag.models.wrapper import conditions_taken, unwrapped
@@ -113,7 +116,7 @@ def measure(
     data: Any = None,
     *,
     conditions: Mapping[str, np.ndarray | Tensor] = {},
-    tables: Sequence[str] = _TABLES,
+    tables: str | Sequence[str] = _TABLES,
     objective: Objective | None = None,
     request: Request | None = None,
     progress: Progress | None = None,
@@ -131,7 +134,7 @@ def measure(
             or a torch Dataset whose items are samples, (sample, label), or dictionaries with conditions by name.
         conditions: Arrays [N, ...] beside the samples by name, such as observations, text or a mask: one row for each
             of N stored samples. The model receives them in the parameters of their names.
-        tables: Names of the tables to measure; table `times` needs `bins`.
+        tables: Names of the tables to measure, or one name; table `times` needs `bins`.
         objective: What the model was trained on; for a loaded checkpoint, its description and card say it by default.
         request: Estimators, coefficients, batch sizes and, in its `settings`, how a pass runs. Without it each table's
             default estimators are measured.
@@ -161,7 +164,7 @@ def measure(
         subject = _subject(model, _with_conditions(_required(data), conditions), complete, say)
     _check(subject, base)
     frames: dict[str, pd.DataFrame] = {}
-    for name in tables:
+    for name in [tables] if isinstance(tables, str) else tables:
         table = find_table(name)
         table_request = replace(base, estimators=estimators or table.default_estimators)
         if card is not None:
@@ -202,9 +205,9 @@ def _grouped(
     options: Mapping[str, Any], objective: Objective, request: Request | None
 ) -> tuple[Objective, Request, Sequence[str] | None]:
     """The objective and the request with single fields by keyword, and the estimators if any are requested."""
-    keywords: dict[str, Any] = dict(options)
-    if unknown := keywords.keys() - MeasureOptions.__annotations__.keys():
+    if unknown := options.keys() - MeasureOptions.__annotations__.keys():
         raise TypeError(f"measure() got an unexpected keyword argument {min(unknown)!r}")
+    keywords = _checked(options)
     objective = replace(objective, **{name: keywords.pop(name) for name in _OBJECTIVE & keywords.keys()})
     settings = {name: keywords.pop(name) for name in _SETTINGS & keywords.keys()}
     settings |= {"dtype": torch.float32} if settings.get("dtype", torch.float32) is None else {}
@@ -217,7 +220,27 @@ def _grouped(
         settings=replace(base.settings, **settings),
     )
     require_known_extras(base.extras)
+    require_device(base.settings.device)
     return objective, base, estimators
+
+
+def _checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords, arrays among them as lists. InputError for a value of another type than `MeasureOptions` says."""
+    checked = {}
+    for name, value in keywords.items():
+        plain = value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+        try:
+            checked[name] = _types()[name].validate_python(plain, strict=isinstance(plain, str))  # "3" is no number
+        except ValidationError as error:
+            reason = plain_validation(error.errors()[0]["msg"])
+            raise InputError(f"{name}={repr(value)} cannot be used. {reason}.") from None
+    return checked
+
+
+@cache
+def _types() -> dict[str, TypeAdapter[Any]]:
+    config = ConfigDict(arbitrary_types_allowed=True)
+    return {name: TypeAdapter(kind, config=config) for name, kind in get_type_hints(MeasureOptions).items()}
 
 
 def _check(subject: Subject, request: Request) -> None:

@@ -18,6 +18,7 @@ from mfdiag.measures.run.array_checks import require_no_dropped_array
 from mfdiag.measures.run.subject import velocity_of
 from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
 from mfdiag.models.checkpoint import LoadedModel
+from mfdiag.models.precision import require_device
 from mfdiag.quality.features import Features
 from mfdiag.quality.metrics import find_metric
 from mfdiag.quality.metrics import metrics as all_metrics
@@ -146,6 +147,7 @@ def prepare_quality(
         InputError: A name is unknown, a number is out of range, or the data set has fewer than 8 points.
     """
     data = as_data(data)
+    require_device(device)
     if samples < 2 * REPLICATES:
         raise InputError(f"--samples must be at least {2 * REPLICATES}, two for each replicate; got {samples}.")
     samples = -(-samples // REPLICATES) * REPLICATES
