@@ -13,12 +13,12 @@ from typer.core import TyperCommand
 
 from mfdiag.measures.run.table import MeasuredTable
 
-__all__ = ["OWN", "GroupedCommand", "Options", "measuring", "sharing"]
+__all__ = ["OUTPUT", "OWN", "GroupedCommand", "Options", "measuring", "sharing"]
 
-OWN = "This command"
-_MODEL, _DATA, _MEASUREMENT, _OUTPUT = "Model", "Data and objective", "Measurement", "Output"
+OWN, OUTPUT = "This command", "Output"
+_MODEL, _DATA, _MEASUREMENT = "Model", "Data and objective", "Measurement"
 _LAUNCH = "Cluster"
-_GROUPS = (OWN, _MODEL, _DATA, _MEASUREMENT, _LAUNCH, _OUTPUT, "Options")
+_GROUPS = (OWN, _MODEL, _DATA, _MEASUREMENT, _LAUNCH, OUTPUT, "Options")
 
 
 def _option(default: Any, group: str, help: str, **more: Any) -> Any:
@@ -158,17 +158,17 @@ class Options:
         "With --launcher ray: stop at the first one that fails, instead of finishing the others.",
         names=("--fail-fast",),
     )
-    out: Path = _option(Path("mfdiag-results"), _OUTPUT, "Folder for tables and figures.", metavar="DIR")
-    format: Literal["table", "json", "csv"] = _option("table", _OUTPUT, "What to print: a summary, or every row.")
-    resume: bool = _option(False, _OUTPUT, "Keep what is measured and measure the rest.", names=("--resume",))
-    overwrite: bool = _option(False, _OUTPUT, "Replace earlier results in the folder.", names=("--overwrite",))
+    out: Path = _option(Path("mfdiag-results"), OUTPUT, "Folder for tables and figures.", metavar="DIR")
+    format: Literal["table", "json", "csv"] = _option("table", OUTPUT, "What to print: a summary, or every row.")
+    resume: bool = _option(False, OUTPUT, "Keep what is measured and measure the rest.", names=("--resume",))
+    overwrite: bool = _option(False, OUTPUT, "Replace earlier results in the folder.", names=("--overwrite",))
     strict: bool = _option(
         False,
-        _OUTPUT,
+        OUTPUT,
         "Exit with code 2 where another convention explains the checkpoint better than the declared one.",
         names=("--strict",),
     )
-    quiet: bool = _option(False, _OUTPUT, "Print no progress and no notes; warnings remain.", names=("--quiet", "-q"))
+    quiet: bool = _option(False, OUTPUT, "Print no progress and no notes; warnings remain.", names=("--quiet", "-q"))
 
 
 _OF_SOME_TABLES = ("beta", "gamma", "batch_size", "estimator", "extra", "floor", "by", "posterior")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mfdiag.cli.options import Options, sharing
+from mfdiag.cli.options import OUTPUT, OWN, Options, sharing
 from mfdiag.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -19,25 +19,32 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
+def _own(help: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=more.pop("group", OWN), **more)
+
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to train.")]
+Out = Annotated[Path, _own("Folder of the checkpoints.", group=OUTPUT, metavar="DIR")]
+TrustCode = Annotated[bool, _own("Run the code (FILE.py:factory) that the specification names.", "--trust-code")]
+DryRun = Annotated[bool, _own("Only print the models of the grid and the time they would take.", "--dry-run")]
+Device = Annotated[str, _own("Where the networks are trained: cpu, cuda or cuda:N.")]
+Compile = Annotated[
+    Literal["auto", "on", "off"],
+    _own("Compile the training step; auto does so for 2,000 steps or more.", "--compile"),
+]
+Overwrite = Annotated[bool, _own("Start again; without it, an earlier run resumes.", "--overwrite", group=OUTPUT)]
+
+
 @sharing("launcher", "address", "fail_fast", "quiet")
 def command(
     options: Options,
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to train.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the checkpoints.")] = Path("mfdiag-model"),
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Run the code (FILE.py:factory) that the specification names.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the models of the grid and the time they would take.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="Where the networks are trained: cpu, cuda or cuda:N.")] = "cpu",
-    compile_: Annotated[
-        Literal["auto", "on", "off"],
-        typer.Option("--compile", help="Compile the training step; auto does so for 2,000 steps or more."),
-    ] = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start again; without it, an earlier run resumes.")
-    ] = False,
+    spec: Spec,
+    out: Out = Path("mfdiag-model"),
+    trust_code: TrustCode = False,
+    dry_run: DryRun = False,
+    device: Device = "cpu",
+    compile_: Compile = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a grid of models with MeanFlow's loss at chosen beta and gamma; a killed run resumes where it stopped.
 

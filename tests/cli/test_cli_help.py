@@ -55,6 +55,13 @@ def test_the_committed_page_is_the_generated_one() -> None:
     assert (ROOT / PAGE).read_text(encoding="utf-8") == markdown(), "run `python -m mfdiag.cli.docs`"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_stand_in_groups_where_there_are_groups(name: str) -> None:
+    parameters = [p for p in GROUP.commands[name].params if p.param_type_name == "option"]
+    groups = {p.name: getattr(p, "rich_help_panel", None) for p in parameters}
+    assert not any(groups.values()) or all(groups.values()), groups
+
+
 def test_every_command_and_option_is_on_the_page_and_has_help() -> None:
     page = markdown()
     shared = page.partition("## Shared options")[2].partition("\n## ")[0]
