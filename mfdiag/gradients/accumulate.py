@@ -112,7 +112,11 @@ class Accumulator:
         sample_gram = torch.zeros(len(rows), self.groups, self.size, self.size, dtype=torch.float64)
         grams: dict[str, Tensor] = {}
         for name, gradients in factors:
-            _add(grams, layer_of(name), gradients.gram(self.groups).cpu())
+            if self.folding:
+                gram, totals = gradients.gram(self.groups), self._fold(name, gradients).totals(segments)
+            else:
+                gram, totals = gradients.gram_and_totals(self.groups, segments)
+            _add(grams, layer_of(name), gram.cpu())
             for start, stop in runs if self.folding else ():
                 exact = self._incomplete[int(leaf[start])].exact
                 if name in exact and isinstance(gradients, NoGradient):
@@ -121,7 +125,6 @@ class Accumulator:
                     gradients.add_total(exact[name], start, stop)
                 else:
                     _add(exact, name, gradients.total(start, stop))
-            totals = (self._fold(name, gradients) if self.folding else gradients).totals(segments)
             for cell, first, stop, block_rows in cells:
                 blocks = self._incomplete[cell].blocks
                 if name not in blocks:

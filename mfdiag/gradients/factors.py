@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ __all__ = ["Dense", "Factors", "Fold", "Mixed", "NoGradient", "Outer", "PulledBa
 
 _DENSE_BYTES = 64 << 20  # memory of the samples that are multiplied out at a time
 _MATRIX_ENTRIES = 1 << 20  # size up to which a fold is a matrix product
+_ENTRY_COST = 64  # multiply-adds that take as long as writing an entry of a gradient, reading it for the Gram, adding it
 
 
 def gram_of(flat: Tensor, groups: int) -> Tensor:
@@ -66,6 +68,10 @@ class Factors(Protocol):
     def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
         """`total` of each of S adjacent runs: [S, C, P]."""
         ...
+
+    def gram_and_totals(self, groups: int, bounds: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """`gram` and `totals`, sharing what both compute."""
+        return self.gram(groups), self.totals(bounds)
 
     def dense(self, start: int, stop: int) -> Tensor:
         """Multiplied out: [C, stop - start, P]."""
@@ -167,9 +173,20 @@ class Outer(Factors):
         sums = a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a
         return sums.flatten(2).transpose(0, 1)
 
+    def gram_and_totals(self, groups: int, bounds: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        (c, n, tokens, q), p = self.cotangents.shape, self.inputs.shape[-1]
+        # the totals cost tokens * c * p * q anyway, which also multiplies out: the alternatives add only these
+        by_token_pairs = tokens * (tokens * (p + c * q) + c * c // groups * q)
+        if not c * p * q or by_token_pairs < _ENTRY_COST * c * p * q:
+            return self.gram(groups), self.totals(bounds)
+        return _sliced_gram_and_totals(self, groups, bounds, n, c * p * q * self.inputs.element_size())
+
     def dense(self, start: int, stop: int) -> Tensor:
         a, g = self.inputs[start:stop], self.cotangents[:, start:stop]
-        return (a.transpose(1, 2) @ g if self.inputs_first else g.transpose(2, 3) @ a).flatten(2)
+        if self.inputs_first:
+            return (a.transpose(1, 2) @ g).flatten(2)
+        rows = g.permute(1, 0, 3, 2).flatten(1, 2)  # of all cotangents: one large product for each sample
+        return (rows @ a).view(len(a), len(g), -1).transpose(0, 1)
 
     def combination(self, selection: slice, weights: Tensor) -> Tensor:
         a = self.inputs[selection].flatten(0, 1)
@@ -199,6 +216,9 @@ class Mixed(Factors):
 
     def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
         return torch.stack([part.totals(bounds) for part in self.parts]).sum(0)
+
+    def gram_and_totals(self, groups: int, bounds: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        return _sliced_gram_and_totals(self, groups, bounds, self.samples, self.sample_bytes)
 
     def dense(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.dense(start, stop) for part in self.parts]).sum(0)
@@ -234,6 +254,9 @@ class PulledBack(Factors):
 
     def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
         return self.pull(self.inner.totals(bounds))
+
+    def gram_and_totals(self, groups: int, bounds: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        return _sliced_gram_and_totals(self, groups, bounds, self.samples, self.sample_bytes)
 
     def dense(self, start: int, stop: int) -> Tensor:
         return self.pull(self.inner.dense(start, stop))
@@ -329,3 +352,26 @@ def slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:
 def _sliced_gram(factors: Factors, groups: int, samples: int, sample_bytes: int) -> Tensor:
     """Gram matrices by multiplying out a few samples at a time."""
     return torch.cat([gram_of(factors.dense(*part), groups) for part in slices(samples, sample_bytes)])
+
+
+def _sliced_gram_and_totals(
+    factors: Factors, groups: int, bounds: Sequence[tuple[int, int]], samples: int, sample_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """Gram matrices, and totals of adjacent runs, by multiplying out a few samples at a time, once for both."""
+    run_of = np.zeros(samples, dtype=int)
+    for run, (start, stop) in enumerate(bounds):
+        run_of[start:stop] = run
+    begin, end = bounds[0][0], bounds[-1][1]
+    grams, totals = [], None
+    for start, stop in slices(samples, sample_bytes):
+        values = factors.dense(start, stop)
+        grams.append(gram_of(values, groups))
+        first, last = max(start, begin), min(stop, end)
+        by_sample = values.transpose(0, 1)
+        if totals is None:
+            totals = by_sample.new_zeros(len(bounds), *by_sample.shape[1:])
+        if first < last:
+            runs = torch.as_tensor(run_of[first:last], device=values.device)
+            totals.index_add_(0, runs, by_sample[first - start : last - start])
+    assert totals is not None, "a batch has samples"
+    return torch.cat(grams), totals

@@ -24,6 +24,9 @@ def check(factors: Factors, gradients: torch.Tensor, groups: int) -> None:
     for bounds in ([(k, k + 1) for k in range(n)], [(0, n)], [(0, 1), (1, n)] if n > 1 else [(0, 1)]):
         expected = torch.stack([gradients[:, start:stop].sum(1) for start, stop in bounds])
         torch.testing.assert_close(factors.totals(bounds), expected, **close)
+        gram, totals = factors.gram_and_totals(groups, bounds)
+        torch.testing.assert_close(gram, factors.gram(groups), **close)
+        torch.testing.assert_close(totals, expected, **close)
 
 
 @settings(max_examples=60, deadline=None)
@@ -39,6 +42,7 @@ def check(factors: Factors, gradients: torch.Tensor, groups: int) -> None:
 )
 @example(groups=2, k=2, n=3, tokens=40, p=2, q=3, inputs_first=False, seed=0)  # multiplied out
 @example(groups=2, k=2, n=3, tokens=40, p=2, q=3, inputs_first=True, seed=0)
+@example(groups=1, k=2, n=4, tokens=40, p=9, q=8, inputs_first=False, seed=0)  # multiplied out once for both
 @example(groups=2, k=2, n=3, tokens=2, p=40, q=30, inputs_first=False, seed=0)  # token pairs
 @example(groups=2, k=2, n=3, tokens=2, p=40, q=30, inputs_first=True, seed=0)
 @example(groups=3, k=5, n=2, tokens=1, p=6, q=4, inputs_first=False, seed=0)
@@ -57,7 +61,10 @@ def test_every_form_equals_the_gradients_multiplied_out(
 
 def test_large_gradients_are_multiplied_out_a_few_samples_at_a_time() -> None:
     gradients = torch.randn(2, 9, 30, dtype=torch.float64)
-    check(Mixed((Dense(gradients),), 9, sample_bytes=25 << 20), gradients, 1)
+    mixed = Mixed((Dense(gradients),), 9, sample_bytes=25 << 20)
+    check(mixed, gradients, 1)
+    bounds = [(2, 3), (3, 7), (7, 8)]  # not all samples, and runs across slices
+    torch.testing.assert_close(mixed.gram_and_totals(1, bounds)[1], mixed.totals(bounds))
 
 
 @pytest.mark.parametrize("inputs_first", [False, True])
