@@ -20,16 +20,15 @@ from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import observe
 from mfdiag.measures.conventions.order import judge_order
+from mfdiag.measures.conventions.paired import Judged, judge_by_samples, memorizes
 from mfdiag.measures.conventions.race import Misfit, misfit_of, race
-from mfdiag.measures.conventions.scores import Errors, Scores, linear_misfit, posterior_misfit
+from mfdiag.measures.conventions.scores import Errors, Scores
 from mfdiag.measures.conventions.verdict import (
     LEAST_SKILL,
     Verdict,
     axes_in_words,
-    beats_linear,
     difference,
     judge,
-    judge_paired,
 )
 from mfdiag.measures.parts.rows import FEW_SAMPLES
 from mfdiag.measures.run.convention_check import long_intervals
@@ -42,7 +41,6 @@ __all__ = ["Identification", "IdentifyJob", "identify"]
 
 _BLOCKS = 32
 _RANKED = 12  # readings that the table lists
-_MEMORIZED = 0.6  # greatest error of the posterior's mean, over the linear denoiser's, where it memorizes the data
 _POSTERIOR = 1e11  # samples x data points x coordinates: minutes
 
 
@@ -157,35 +155,22 @@ def identify(
     )
 
 
-def _judged(exact: Scores, candidates: Sequence[Reading]) -> tuple[Scores, Verdict, list[Misfit]]:
+def _judged(exact: Scores, candidates: Sequence[Reading]) -> Judged:
     """What the readings are compared by, the verdict, and the ranking.
 
     Where the posterior memorizes the data and a reading denoises better than the linear denoiser, by v_c; else by the
     posterior's velocity. Without a posterior both take v_c, and the second decides only where the first does not.
     """
-    linear = linear_misfit(exact.observations)
-    is_exact = exact.observations.exact
-    if is_exact and posterior_misfit(exact.observations).mean() <= _MEMORIZED * linear.mean():
-        paired, ranking = _beating_linear(exact, candidates, linear)
-        verdict = judge_paired(misfit_of(paired, paired.declared.reading), ranking, linear)
-        if verdict.best is not None:
-            return paired, verdict, ranking
+    if memorizes(exact):
+        by_samples = judge_by_samples(exact, candidates, _RANKED)
+        if by_samples.verdict.best is not None:
+            return by_samples
     ranking = race(exact, candidates, keep=_RANKED, skill=LEAST_SKILL)
-    if not ranking and not is_exact:
-        paired, ranking = _beating_linear(exact, candidates, linear)
-        verdict = judge_paired(misfit_of(paired, paired.declared.reading), ranking, linear)
-        if verdict.best is not None:
-            return paired, verdict, ranking
-    return exact, judge(misfit_of(exact, exact.declared.reading), ranking), ranking
-
-
-def _beating_linear(exact: Scores, candidates: Sequence[Reading], linear: np.ndarray) -> tuple[Scores, list[Misfit]]:
-    """Scores by v_c, and the best readings by them that denoise better than the linear denoiser."""
-    paired = Scores(
-        exact.declared, exact.observations.paired, exact.networks, exact.dtype, exact.device, scales=exact.scales
-    )
-    ranking = race(paired, candidates, keep=_RANKED, skill=-np.inf, ceiling=float(linear.mean()))
-    return paired, [misfit for misfit in ranking if beats_linear(misfit, linear)]
+    if not ranking and not exact.observations.exact:
+        by_samples = judge_by_samples(exact, candidates, _RANKED)
+        if by_samples.verdict.best is not None:
+            return by_samples
+    return Judged(exact, judge(misfit_of(exact, exact.declared.reading), ranking), ranking)
 
 
 class IdentifyJob(Job[Candidate]):

@@ -32,12 +32,15 @@ class Foreign(nn.Module):
     def forward(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         spoken = self.spoken
         words = {name: time / spoken.time_scale for name, time in zip(spoken.slots, (first, second), strict=True)}
+        if spoken.prediction == "denoised":  # of x_t / (1 - t) at noise levels t / (1 - t)
+            words = {name: level / (1 + level) for name, level in words.items()}
+            x = (1 - words["t"][:, None]) * x
         reverse = spoken.direction == "D1"
         t = 1 - words["t"] if reverse else words["t"]
         r = t - words["h"] if "h" in words else 1 - words["r"] if reverse else words["r"]
         u = self.scaled(x, r, t)
         time = t[:, None]
-        if spoken.prediction == "x":
+        if spoken.prediction in ("x", "denoised"):
             return spoken.sign * (x - time * u)
         if spoken.prediction == "eps":
             return spoken.sign * (x + (1 - time) * u)

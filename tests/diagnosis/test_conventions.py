@@ -16,6 +16,7 @@ import mfdiag
 from mfdiag.diagnosis.conventions import Identification, identify
 from mfdiag.flow.data.datasets import FiniteData, GaussianData, load_data
 from mfdiag.flow.draw import Draws
+from mfdiag.flow.paths import LINEAR
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import Observations, observe
@@ -26,6 +27,7 @@ from mfdiag.measures.run.convention_check import check_convention
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.models.call_adapter import adapt_call
 from mfdiag.models.cards.adapter import CardAdapter
+from mfdiag.models.cards.card import Card
 from mfdiag.models.cards.readings import Reading, declared_reading, readings
 from mfdiag.models.checkpoint import bundled
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
@@ -73,6 +75,8 @@ TRAINED = {
     "x": Spoken(prediction="x"),
     "eps": Spoken(prediction="eps"),
     "v": Spoken(prediction="v"),
+    "denoised": Spoken(prediction="denoised"),
+    "x,t,r; denoised": Spoken(("t", "r"), prediction="denoised"),
     "x,t,h; x": Spoken(("t", "h"), prediction="x"),
     "0.18215": Spoken(factor=0.18215),
     "x,t,r; 4": Spoken(("t", "r"), factor=4.0),
@@ -97,6 +101,44 @@ def test_the_check_names_the_convention_a_network_was_trained_in(name: str) -> N
     stated = [sorted(option.replace(" instead of r and t", "").split(", ")) for option in options]
     assert sorted(text for text, changed in expected.items() if changed) in stated
     assert len(stated) == 1 or spoken.factor == 0.18215
+
+
+class ExactDenoiser(nn.Module):
+    """E[x_0 | x_0 + sigma x_1] of equally likely Gaussians, with EDM's preconditioning (arXiv 2206.00364)."""
+
+    def __init__(self, means: torch.Tensor, std: float) -> None:
+        super().__init__()
+        self.means, self.std = nn.Parameter(means), std
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        sigma = sigma[:, None].double()
+        variance = sigma**2 + self.std**2
+        scaled, level = x.double() / variance.sqrt(), sigma.log() / 4  # c_in x, c_noise
+        weights = (-(scaled[:, None] - self.means / variance.sqrt()[:, None]).square().sum(2) / 2).softmax(1)
+        mean, sigma = weights @ self.means, (4 * level).exp()
+        return ((self.std**2 * x.double() + sigma**2 * mean) / variance).to(x)
+
+
+def test_a_denoiser_of_noise_levels_is_told_from_a_velocity() -> None:
+    """A model of EDM, declared as a flow of one time; its card then fits."""
+    angles = torch.arange(8) * torch.pi / 4
+    means, std = 2 * torch.stack([angles.cos(), angles.sin()], 1).double(), 0.2
+    points = means.repeat(256, 1) + std * torch.randn(2048, 2, generator=torch.Generator().manual_seed(0)).double()
+    data = FiniteData("mixture", points.numpy(), None)
+    network = ExactDenoiser(means, std)
+    flow = {"call": {"arguments": ["x", "t"]}, "output": {"average": False}}
+    card = Card.model_validate({"network": {"factory": "unknown.module:network"}, **flow})
+    subject = Subject(CardAdapter(network, card), data, parse_times("uniform:0"))
+    doubt = check_convention(subject, 4096)
+    assert doubt is not None
+    assert doubt.record["reading"] == "output.prediction denoised"
+    declared = declared_reading(subject.module, subject.path)
+    best = identify(subject, declared, {"raw": network}, 256).verdict.best
+    assert best is not None
+    written = Card.model_validate(declared.card_of(best.reading).model_dump())
+    corrected = as_average_velocity(CardAdapter(network, written), written.prediction, LINEAR)
+    subject = Subject(corrected, data, parse_times("uniform:0"))
+    assert check_convention(subject, 4096) is None
 
 
 def test_the_bundled_network_raises_no_doubt() -> None:
@@ -127,8 +169,12 @@ def flat_digits() -> FiniteData:
     return FiniteData("digits", data.points.reshape(len(data.points), -1), None)
 
 
+def of_digits(module: nn.Module) -> Subject:
+    return Subject(adapt_call(module.eval(), (64,)), flat_digits(), parse_times("uniform"))
+
+
 def identified(module: nn.Module) -> Identification:
-    subject = Subject(adapt_call(module.eval(), (64,)), flat_digits(), parse_times("uniform"))
+    subject = of_digits(module)
     declared = declared_reading(subject.module, subject.path)
     return identify(subject, declared, {"raw": declared.network}, 128)
 
@@ -148,6 +194,18 @@ def test_images_that_the_posterior_memorizes_are_identified_by_their_denoising(n
         and abs(reading.factor / spoken.factor - 1) < 0.01
         for reading in said
     )
+
+
+@pytest.mark.parametrize("name", ["x,t,r; D1", "x,t,h; x", "minus", "denoised"])
+def test_the_check_compares_such_images_by_their_denoising_too(name: str) -> None:
+    doubt = check_convention(of_digits(Foreign(GaussianFlow(flat_digits().points), TRAINED[name])), 4096)
+    assert doubt is not None
+    words = {"D1": "direction D1", "x,t,h; x": "prediction x", "minus": "sign -1", "denoised": "prediction denoised"}
+    assert words[name if name in words else "D1"] in doubt.record["reading"]
+
+
+def test_the_check_is_silent_about_such_images_read_as_trained() -> None:
+    assert check_convention(of_digits(Foreign(GaussianFlow(flat_digits().points), Spoken())), 4096) is None
 
 
 def test_an_untrained_network_of_images_fits_no_convention() -> None:
@@ -186,7 +244,7 @@ def test_a_constant_network_has_no_defect_but_no_skill(value: float) -> None:
 def test_the_race_ranks_as_the_full_product_does(name: str) -> None:
     scores = scores_of(foreign(TRAINED[name]), 48)
     everything = readings(scores.declared, ((1.0, 0.0), (0.18215, 0.0), (5.0, 0.1)))
-    assert len(everything) == 4 * 2 * 2 * 3 * 4 * 3
+    assert len(everything) == (4 * 2 * 2 * 3 * 4 + 2 * 2) * 3  # a denoiser has order and sign alone
     slow = exhaustive(scores, everything, keep=KEEP, skill=LEAST_SKILL)
     evaluated = scores.evaluations
     fresh = scores_of(foreign(TRAINED[name]), 48)

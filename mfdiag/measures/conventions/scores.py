@@ -103,9 +103,7 @@ class Scores:
         x, t, v, weight = (torch.cat(parts) for parts in zip(*points, strict=True))
         output = self._output(reading, x, t, t, rows, len(scales))
         losses: dict[object, np.ndarray] = {}
-        predictions = (
-            {reading.prediction} if self.declared.card.predicts_denoised else {*PREDICTIONS, reading.prediction}
-        )
+        predictions = {reading.prediction} if reading.denoised else {*PREDICTIONS, reading.prediction}
         for prediction, sign in product(predictions, (1, -1)):
             converted = replace(reading, prediction=prediction, sign=sign)
             loss = np.ones(len(t))
@@ -192,11 +190,12 @@ class Scores:
 
     def _adapter(self, reading: Reading) -> CardAdapter:
         """The network in the reading's call, which returns the bare output."""
-        key = (reading.times, reading.direction, reading.time_scale, reading.weights, reading.labels)
+        key = (reading.times, *_call_of(reading))
         if key not in self._adapters:
             card = self.declared.card_of(reading)
-            if not card.predicts_denoised:  # the adapter negates u, but not x
-                card = card.model_copy(update={"output": card.output.model_copy(update={"prediction": "x", "sign": 1})})
+            prediction = card.output.prediction if reading.denoised else "x"  # the adapter negates u, but not x
+            output = card.output.model_copy(update={"prediction": prediction, "sign": 1})
+            card = card.model_copy(update={"output": output})
             self._adapters[key] = CardAdapter(self.networks[reading.weights], card)
         return self._adapters[key]
 
@@ -228,7 +227,7 @@ def posterior_misfit(observations: Observations) -> np.ndarray:
 def _call_of(reading: Reading) -> tuple[object, ...]:
     """What decides the network's output at r = t, where the order of the times does not enter."""
     times = reading.times if "h" in reading.times else ("r", "t")
-    return times, reading.direction, reading.time_scale, reading.weights, reading.labels
+    return times, reading.direction, reading.time_scale, reading.weights, reading.labels, reading.denoised
 
 
 def _square(x: Tensor) -> Tensor:

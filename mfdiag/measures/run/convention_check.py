@@ -14,7 +14,8 @@ from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import observe
 from mfdiag.measures.conventions.order import DRAWN, EVALUATIONS, LEARNED, judge_order, swap_of
-from mfdiag.measures.conventions.race import misfit_of, race
+from mfdiag.measures.conventions.paired import judge_by_samples, memorizes
+from mfdiag.measures.conventions.race import Misfit, misfit_of, race
 from mfdiag.measures.conventions.scores import Scores
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, RATIO, Verdict, axes_in_words, judge
 from mfdiag.measures.run.subject import Subject
@@ -97,12 +98,24 @@ def declared_verdict(
     own = misfit_of(scores, scores.declared.reading)
     if own.velocity.min() >= 1:  # no finite output where r = t: a network such as (x_t - x_r) / (t - r) tells nothing
         return None
-    ranking = race(scores, plausible[1:], keep=_KEPT, skill=LEAST_SKILL, ceiling=RATIO * own.total)
-    verdict = judge(own, ranking)
+    verdict = _judged(scores, own, plausible)
     if not verdict.refuted and own.skill >= LEARNED and swap_of(own.reading) in plausible:
         count = _intervals(scores.networks[own.reading.weights], subject.data.shape, samples)
         verdict = judge_order(verdict, scores, long_intervals(scores, subject, count, seed), plausible)
     return verdict, len(scores.observations)
+
+
+def _judged(scores: Scores, own: Misfit, plausible: Sequence[Reading]) -> Verdict:
+    """The verdict on the declared reading, without the order of its times.
+
+    Each network call serves one comparison: that by the samples where the posterior memorizes them, else that by it.
+    """
+    if not memorizes(scores):
+        ranking = race(scores, plausible[1:], keep=_KEPT, skill=LEAST_SKILL, ceiling=RATIO * own.total)
+        if ranking or scores.observations.exact:
+            return judge(own, ranking)
+    by_samples = judge_by_samples(scores, plausible, _KEPT).verdict
+    return by_samples if by_samples.refuted else Verdict(own, None, (), False)
 
 
 def long_intervals(scores: Scores, subject: Subject, count: int, seed: int) -> Scores:
@@ -180,11 +193,16 @@ def _affordable(candidates: Sequence[Reading], calls: float) -> list[Reading]:
     different: set[object] = set()
     affordable = []
     for reading in candidates:
-        different.add(replace(reading, prediction="", sign=1))  # these share a call
+        different.add(_same_call(reading))
         if len(different) > calls:
             break
         affordable.append(reading)
     return affordable
+
+
+def _same_call(reading: Reading) -> Reading:
+    """The reading that stands for all that share a call: they differ in sign and in what is not a denoiser."""
+    return replace(reading, prediction=reading.prediction if reading.denoised else "", sign=1)
 
 
 def _doubt(subject: Subject, verdict: Verdict, samples: int) -> Doubt:

@@ -14,7 +14,7 @@ from mfdiag.models.call_adapter import CallAdapter, TimeShape
 from mfdiag.models.call_signature import DOCUMENTED_CALL, NetworkCall
 from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.card import Card
-from mfdiag.models.cards.field_types import SPECIAL
+from mfdiag.models.cards.field_types import DENOISED, SPECIAL
 from mfdiag.models.networks.registry import PREDICTIONS
 from mfdiag.models.prediction import PredictionAdapter
 
@@ -22,6 +22,7 @@ __all__ = ["Declared", "Reading", "declared_reading", "readings"]
 
 TIME_SCALES = (1.0, 1000.0, 0.001)
 FORMS = (("r", "t"), ("t", "r"), ("h", "t"), ("t", "h"))
+_LAST_LEVEL = 80 / 81  # time of EDM's greatest noise level, 80 (arXiv 2206.00364)
 _FACTORY = "unknown.module:network"  # of a network in memory, whose card is never written
 
 
@@ -58,6 +59,11 @@ class Reading:
         scaled = (self.factor, self.shift) != (declared.factor, declared.shift)
         return differing | ({"data": (self.factor, self.shift)} if scaled else {})
 
+    @property
+    def denoised(self) -> bool:
+        """Whether the network is read as a denoiser whose times are noise levels."""
+        return self.prediction.partition(":")[0] == DENOISED
+
 
 class Declared(NamedTuple):
     """A network, and how the user, its file or its card says that it is called.
@@ -86,10 +92,14 @@ class Declared(NamedTuple):
         conditioning = card.conditioning.model_copy(
             update={"offset": reading.labels or 0, "dropped": reading.labels is None}
         )
+        convention = card.convention.model_copy(update={"direction": reading.direction})
+        low, high = convention.time_clamp or (0.0, 1.0)
+        if reading.denoised and high == 1:
+            convention = convention.model_copy(update={"time_clamp": (low, _LAST_LEVEL)})
         updated = {
             "call": call,
             "conditioning": conditioning,
-            "convention": card.convention.model_copy(update={"direction": reading.direction}),
+            "convention": convention,
             "output": card.output.model_copy(update={"prediction": reading.prediction, "sign": reading.sign}),
         }
         return card.model_copy(update=updated).in_file(card.file)
@@ -189,14 +199,13 @@ def readings(
     own = declared.reading
     words = declared.card.words
     one_interval = len({"r", "h"} & words) == 1
-    denoised = declared.card.predicts_denoised
     classes = declared.card.conditioning.classes if labeled else 0
     axes: dict[str, Sequence[Any]] = {
         "times": FORMS if one_interval else (),
-        "direction": () if denoised else ("D0", "D1"),
+        "direction": ("D0", "D1"),
         "sign": (1, -1),
         "time_scale": () if safe else TIME_SCALES,
-        "prediction": () if denoised else tuple(PREDICTIONS),
+        "prediction": (*PREDICTIONS, DENOISED),
         "data": data,
         "weights": weights,
         "labels": () if safe or not classes else (0, *((1, -1) if classes > 1 else ()), None),
@@ -207,5 +216,13 @@ def readings(
     for combination in combinations:
         fields = dict(zip(axes, combination, strict=True))
         factor, shift = fields.pop("data")
-        made.append(Reading(**fields, factor=factor, shift=shift))
+        reading = Reading(**fields, factor=factor, shift=shift)
+        if not reading.denoised or _suits_noise_levels(reading, own):
+            made.append(reading)
     return sorted(made, key=lambda reading: len(reading.changes(own)))
+
+
+def _suits_noise_levels(reading: Reading, own: Reading) -> bool:
+    """Whether a denoiser may be read so: noise levels have one direction, no differences, and the scale of the data."""
+    times = reading.times == own.times or "h" not in reading.times
+    return reading.direction == "D0" and times and reading.time_scale in (1.0, own.time_scale)
