@@ -19,7 +19,7 @@ __all__ = ["Dense", "Factors", "Fold", "Mixed", "NoGradient", "Outer", "PulledBa
 
 _DENSE_BYTES = 64 << 20  # memory of the samples that are multiplied out at a time
 _MATRIX_ENTRIES = 1 << 20  # size up to which a fold is a matrix product
-_ENTRY_COST = 64  # multiply-adds that take as long as writing an entry of a gradient, reading it for the Gram, adding it
+_ENTRY_COST = 64  # multiply-adds that take as long as an entry of a gradient: written, multiplied, and added
 
 
 def gram_of(flat: Tensor, groups: int) -> Tensor:
