@@ -121,6 +121,32 @@ def test_statistics_on_the_way_are_those_of_the_commands(cli: Run, spec: Path, t
     )
 
 
+def test_the_transformer_of_newcomers_trains(cli: Run, tmp_path: Path) -> None:
+    """sweeps/transformer_quick.yaml with fewer steps, measured at its checkpoints."""
+    text = (SWEEPS / "transformer_quick.yaml").read_text()
+    spec, out = tmp_path / "quick.yaml", tmp_path / "grid"
+    spec.write_text(text.replace("steps: 1500", "steps: 4").replace("keep_every: 500", "keep_every: 2"))
+    assert cli("train", spec, "--out", out, "--quiet").code == 0
+    steps = [out / "beta=0.25" / folder / "model.safetensors" for folder in ("step=2", ".")]
+    options = ["--metric", "frechet_distance", "--samples", "64", "--nfe", "1", "--out", tmp_path / "m", "--quiet"]
+    assert cli("quality", *steps, *options).code == 0
+    assert list(read_table("quality", tmp_path / "m")["step"]) == [2, 4]
+
+
+def test_mnist_is_written_from_a_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (10_000, 28, 28), dtype=np.uint8), rng.integers(0, 10, 10_000)
+    images[0] = 255
+    np.savez(tmp_path / "all.npz", images=images, labels=labels)
+    command = [sys.executable, SWEEPS / "mnist.py", "--file", tmp_path / "all.npz", "--out", tmp_path / "data"]
+    subprocess.run(command, check=True)
+    train, rest = (np.load(tmp_path / "data" / f"mnist_{part}.npz") for part in ("train", "heldout"))
+    assert train["x"].shape == (8_000, 1, 16, 16) and rest["x"].shape == (2_000, 1, 16, 16)
+    assert train["x"].dtype == np.float32 and np.abs(train["x"]).max() <= 1
+    np.testing.assert_allclose(train["x"][0], 1, atol=1e-6)  # white stays white
+    assert (np.concatenate([train["y"], rest["y"]]) == labels).all()
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(cli: Run, spec: Path, tmp_path: Path) -> None:
     spec.write_text(GRID.replace("steps: 40", "steps: 400").replace("measure_every: 20\n", ""))
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import ndtri
 
 from mfdiag.errors import InputError, did_you_mean
@@ -45,6 +46,7 @@ DATASETS: dict[str, str] = {
     "two_moons": "2-D pair of interleaved half circles, 100,000 points",
     "two_spirals": "2-D pair of intertwined spirals, 100,000 points",
     "digits": "1,797 handwritten digits of 8 x 8 pixels in [-1, 1], ten classes",
+    "patches": "33,390 patches of 3 x 8 x 8 pixels in [-1, 1], from the two photographs of scikit-learn",
     "gaussian": "N(mean, std^2 I) in d dimensions, in closed form: gaussian:d,mean,std",
     "mixture": "k Gaussians of equal weight with dense covariances in d dimensions, in closed form: mixture:d,k",
 }
@@ -326,7 +328,8 @@ def load_data(
         return MixtureData(int(arguments["d"]), int(arguments["k"]))
     if name in DATASETS:
         parse_arguments(spec, {})
-        return _digits() if name == "digits" else FiniteData(name, toy_points(name))
+        images = {"digits": _digits, "patches": _patches}
+        return images[name]() if name in images else FiniteData(name, toy_points(name))
     if is_user_data(spec):
         return _user_data(spec, scale, mean, std, tuple(conditions), advance)
     if is_stored_data(spec):
@@ -361,3 +364,14 @@ def _digits() -> FiniteData:
 
     bunch = load_digits()
     return FiniteData("digits", bunch.images[:, None] / 8 - 1, bunch.target.astype(np.int64))
+
+
+def _patches() -> FiniteData:
+    """All squares of 8 x 8 pixels at every fourth row and column of the photographs china.jpg and flower.jpg."""
+    from sklearn.datasets import load_sample_images
+
+    squares = [
+        sliding_window_view(image, (8, 8), axis=(0, 1))[::4, ::4].reshape(-1, 3, 8, 8)
+        for image in load_sample_images().images
+    ]
+    return FiniteData("patches", np.concatenate(squares) / np.float32(127.5) - 1)

@@ -172,3 +172,14 @@ def test_format_spec_reads_back(values: list[float]) -> None:
 def test_names_need_no_heavy_import() -> None:
     code = "import sys, mfdiag.flow.data.datasets; print(sorted({'torch', 'sklearn', 'pandas'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_patches_are_squares_of_the_photographs() -> None:
+    from sklearn.datasets import load_sample_images
+
+    points = load_data("patches").points
+    assert points.shape == (33_390, 3, 8, 8) and points.dtype == np.float32
+    flower = load_sample_images().images[1]
+    per_photograph, per_row = 105 * 159, 159
+    square = flower[8:16, 20:28].transpose(2, 0, 1)  # third row and sixth column of the second photograph
+    np.testing.assert_allclose(points[per_photograph + 2 * per_row + 5], square / 127.5 - 1, atol=1e-6)
