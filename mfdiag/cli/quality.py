@@ -13,6 +13,25 @@ from mfdiag.measures.quality import QualityRequest, summary
 __all__ = ["command"]
 
 
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Metric to measure, see `mfdiag list metrics`; repeatable. [default: all but many_step_distance; "
+        "memorization with --held-out]",
+        rich_help_panel=OWN,
+    ),
+]
+HeldOut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Data of the same distribution that no model was trained on, as --data takes them; for memorization.",
+        rich_help_panel=OWN,
+    ),
+]
+
+
 @sharing(
     "checkpoints",
     "model",
@@ -36,14 +55,7 @@ __all__ = ["command"]
 )
 def command(
     options: Options,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Metric to measure, see `mfdiag list metrics`; repeatable. [default: all]",
-            rich_help_panel=OWN,
-        ),
-    ] = None,
+    metric: Metrics = None,
     nfe: Annotated[
         str,
         typer.Option(metavar="LIST", help="Numbers of steps, from t = 1 to 0 on an equal grid.", rich_help_panel=OWN),
@@ -65,6 +77,7 @@ def command(
         int,
         typer.Option(help="Points on each side for the other metrics, in each of 32 replicates.", rich_help_panel=OWN),
     ] = 512,
+    held_out: HeldOut = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +99,7 @@ def command(
     from mfdiag.measures.run.subject import SubjectOptions
 
     own = {"nfe": _steps(nfe), "weights": [key.strip() for key in weights.split(",")], "samples": samples}
+    own["held_out"] = held_out
     read = {name: getattr(options, name) for name in ("model", "data", "source", "path", "prediction")}
     with session(options) as work:
         request = _request(options, metric, features, subsample=subsample, **own)
@@ -102,11 +116,11 @@ def _request(options: Options, metric: list[str] | None, features: str | None, *
     from mfdiag.cli.device import checked_device
     from mfdiag.cli.measuring import parse_chunk
     from mfdiag.quality.features import load_features
-    from mfdiag.quality.metrics import metrics
+    from mfdiag.quality.metrics import default_metrics
 
     dtype, device = getattr(torch, options.dtype), checked_device(options.device, options.launcher)
     return QualityRequest(
-        metrics=metric or list(metrics()),
+        metrics=metric or default_metrics(held_out=own["held_out"] is not None),
         seed=options.seed,
         features_name=features,
         features=None if features is None else load_features(features, device, dtype),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from mfdiag.flow.data.datasets import Data
     from mfdiag.gradients.pass_checkpoint import PassCheckpoint
     from mfdiag.measures.parts.summary import Summary
     from mfdiag.measures.run.convention_check import Doubt
@@ -70,9 +71,10 @@ class QualityRequest:
     features: Features | None = field(default=None, repr=False)
     device: str = "cpu"
     chunk: int | None = None
+    held_out: str | None = None
 
-    def prepare(self, subject: Subject) -> Prepared:
-        """Metrics for the subject's data and source."""
+    def prepare(self, subject: Subject, held_out: Data | None = None) -> Prepared:
+        """Metrics for the subject's data and source, and for data held out from its training."""
         import torch
 
         from mfdiag.measures.run.quality_api import prepare_quality
@@ -81,6 +83,7 @@ class QualityRequest:
         options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("nfe", "weights")}
         if self.features is None and self.features_name is not None:  # in another process than the one that loaded it
             options["features"] = load_features(self.features_name, self.device, self.dtype or torch.float32)
+        options["held_out"] = held_out
         return prepare_quality(subject.data, source=subject.source or "gaussian", **options)
 
 
@@ -125,6 +128,7 @@ class QualityJob(Job[WeightsSubject]):
             "table": "quality",
             **{name: getattr(request, name) for name in names},
             "dtype": str(request.dtype).removeprefix("torch."),
+            **({} if request.held_out is None else {"held_out": request.held_out}),
             **recorded,
         }
         self.seeds = [request.seed]
@@ -199,7 +203,7 @@ class QualityJob(Job[WeightsSubject]):
         self._done += 1
         key = model.data.name, model.source.name if model.source else "gaussian"
         if key not in self._prepared:
-            self._prepared[key] = self.request.prepare(model)
+            self._prepared[key] = self.request.prepare(model, self._held_out(subject.path))
         frame = self._prepared[key].measure(
             model.module,
             nfe=self.request.nfe,
@@ -210,6 +214,17 @@ class QualityJob(Job[WeightsSubject]):
             weights=subject.weights,
         )
         return {"quality": frame}
+
+    def _held_out(self, checkpoint: Path) -> Data | None:
+        """Data held out from training, on the scale of the checkpoint's card."""
+        from dataclasses import replace
+
+        from mfdiag.measures.run.subject import load_subject
+
+        if self.request.held_out is None:
+            return None
+        options = replace(self.options, data=self.request.held_out, times=_ANY_TIMES)
+        return load_subject(checkpoint, options, say=lambda _: None).data
 
     def rows_to_keep(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of single models; the means over seeds are computed again."""

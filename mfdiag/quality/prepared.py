@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mfdiag.errors import InputError, is_out_of_memory
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
-from mfdiag.flow.data.datasets import Data, conditions_of
+from mfdiag.flow.data.datasets import Data, FiniteData, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.flow.sources import Source
 from mfdiag.gradients.intervals import Estimate
@@ -25,7 +25,7 @@ from mfdiag.models.wrapper import conditions_taken
 from mfdiag.quality.checks import repeatable_output, require_same_output
 from mfdiag.quality.features import Features, flat_features
 from mfdiag.quality.intervals import estimate_from_replicates, estimate_from_shares
-from mfdiag.quality.metrics import DataSubsample, Metric, PairedSamples, find_metric
+from mfdiag.quality.metrics import MANY_STEPS, DataSubsample, Metric, PairedSamples, find_metric
 from mfdiag.quality.points import REPLICATES, independent_uniforms, sobol_uniforms
 from mfdiag.quality.reference import make_reference, make_subsamples
 from mfdiag.quality.sampling import Generate, generate_samples, sample
@@ -134,6 +134,8 @@ class PreparedMetrics:
         subsamples: Subsamples of the data, one for each replicate; empty without metrics of pairs.
         pooled: The prepared function of each pooled metric (see `Metric.pooled`).
         paired: The prepared functions of each metric of pairs, one for each replicate (see `Metric.paired`).
+        stepwise: The function of each metric of steps (see `Metric.stepwise`).
+        subsample: Number of samples in each replicate, for metrics of steps.
     """
 
     sampler: FeatureSampler
@@ -141,6 +143,8 @@ class PreparedMetrics:
     subsamples: list[DataSubsample]
     pooled: dict[str, Callable[[Tensor], Estimate]]
     paired: dict[str, list[Callable[[PairedSamples], float]]]
+    stepwise: dict[str, Callable[[Tensor, Tensor], float]]
+    subsample: int
 
     def estimate(self, model: SampleModel, nfe: Sequence[int]) -> list[MetricEstimate]:
         """Compute every metric for one model. Processes share the replicates, then the metrics of all samples.
@@ -160,15 +164,23 @@ class PreparedMetrics:
         if not len(nfe) or min(nfe) < 1:
             raise InputError(f"--nfe takes numbers of steps of at least 1, as in 1,2,4; got {list(nfe)}.")
         if not isinstance(model, nn.Module):
+            if self.stepwise:
+                raise InputError(
+                    f"{', '.join(self.stepwise)} needs a network, but got a function from noise to samples."
+                )
             function = SampledModel(lambda noise, _: model(noise))
             return [MetricEstimate(None, *pair) for pair in self._estimates(function)]
         network = measured_copy(model, self.sampler.device, self.sampler.dtype)
         conditional, conditions = bool(getattr(model, "num_classes", 0)), conditions_taken(model)
-        with self._repeatable(network, SampledModel(_sampler_of(network, 1), conditional, conditions)):
+        one, *models = (
+            SampledModel(_sampler_of(network, steps), conditional, conditions) for steps in (1, *nfe, MANY_STEPS)
+        )
+        with self._repeatable(network, one):
+            many = self._independent_samples(models[-1]) if self.stepwise else []
             return [
                 MetricEstimate(steps, *pair)
-                for steps in nfe
-                for pair in self._estimates(SampledModel(_sampler_of(network, steps), conditional, conditions))
+                for steps, sampled in zip(nfe, models, strict=False)
+                for pair in [*self._estimates(sampled), *self._stepwise_estimates(sampled, many)]
             ]
 
     def _estimates(self, model: SampledModel) -> Iterator[tuple[str, Estimate]]:
@@ -188,6 +200,23 @@ class PreparedMetrics:
             for name, column in zip(self.paired, values.T, strict=True):
                 interval = estimate_from_shares if find_metric(name).share else estimate_from_replicates
                 yield name, interval(column, count) if np.isfinite(column).all() else _missing(count)
+
+    def _independent_samples(self, model: SampledModel) -> list[Tensor]:
+        """Features of all replicates, on the CPU."""
+
+        def features(replicate: int) -> Tensor:
+            return self.sampler.of_model(model, independent_uniforms, replicate, self.subsample).double().cpu()
+
+        return current_world().spread(features, REPLICATES)
+
+    def _stepwise_estimates(self, model: SampledModel, many: Sequence[Tensor]) -> Iterator[tuple[str, Estimate]]:
+        """Each metric of steps, from the samples `many` that the same noise gives in many steps."""
+        if not self.stepwise:
+            return
+        few, count = self._independent_samples(model), REPLICATES * self.subsample
+        for name, function in self.stepwise.items():
+            values = np.array([function(*pair) for pair in zip(few, many, strict=True)])
+            yield name, estimate_from_replicates(values, count) if np.isfinite(values).all() else _missing(count)
 
     @contextmanager
     def _repeatable(self, network: nn.Module, model: SampledModel) -> Iterator[None]:
@@ -257,7 +286,11 @@ def _missing(samples: int) -> Estimate:
 
 
 def prepare_metrics(
-    sampler: FeatureSampler, metrics: Sequence[Metric], samples: int, subsample: int
+    sampler: FeatureSampler,
+    metrics: Sequence[Metric],
+    samples: int,
+    subsample: int,
+    held_out: FiniteData | None = None,
 ) -> PreparedMetrics:
     """Compute everything that metrics need of the data.
 
@@ -266,13 +299,14 @@ def prepare_metrics(
         metrics: The metrics.
         samples: Number of samples behind each pooled metric, a multiple of REPLICATES.
         subsample: Points in each subsample, for metrics of pairs.
+        held_out: Data that no model was trained on, for metrics that need them.
 
     Returns:
         The prepared metrics.
     """
     data, seed = sampler.data, sampler.seed
     needs_reference, needs_subsamples = any(m.pooled for m in metrics), any(m.paired for m in metrics)
-    reference = make_reference(data, sampler.of_data, samples, seed) if needs_reference else None
+    reference = make_reference(data, sampler.of_data, samples, seed, held_out) if needs_reference else None
     subsamples = make_subsamples(data, sampler.of_data, subsample, seed) if needs_subsamples else []
     return PreparedMetrics(
         sampler,
@@ -280,4 +314,6 @@ def prepare_metrics(
         subsamples,
         {m.name: m.pooled(reference) for m in metrics if m.pooled and reference},
         {m.name: [m.paired(part) for part in subsamples] for m in metrics if m.paired},
+        {m.name: m.stepwise for m in metrics if m.stepwise},
+        subsample,
     )

@@ -21,7 +21,7 @@ Embed = Callable[["np.ndarray | Points"], Tensor]
 """Data float64 [n, *shape] -> features [n, d] on the device."""
 
 
-def make_reference(data: Data, embed: Embed, samples: int, seed: int) -> Reference:
+def make_reference(data: Data, embed: Embed, samples: int, seed: int, held_out: FiniteData | None = None) -> Reference:
     """The reference for metrics of all samples: all points of a finite data set, else a large sample.
 
     Args:
@@ -29,14 +29,16 @@ def make_reference(data: Data, embed: Embed, samples: int, seed: int) -> Referen
         embed: Maps data to features.
         samples: Number of samples of each model.
         seed: Seed of the run.
+        held_out: Data that no model was trained on, if there are any.
 
     Returns:
         The reference.
     """
+    fresh = None if held_out is None else embed(held_out.points)
     if isinstance(data, FiniteData):
-        return Reference(embed(data.points)[None], True, samples, seed)
+        return Reference(embed(data.points)[None], True, samples, seed, fresh)
     points = [embed(_draw(data, sobol_uniforms, seed, b, _DRAWN_POINTS // REPLICATES)) for b in range(REPLICATES)]
-    return Reference(torch.stack(points), False, samples, seed)
+    return Reference(torch.stack(points), False, samples, seed, fresh)
 
 
 def make_subsamples(data: Data, embed: Embed, subsample: int, seed: int) -> list[DataSubsample]:

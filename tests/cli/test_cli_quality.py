@@ -15,7 +15,7 @@ import torch
 
 import mfdiag
 from mfdiag.models.checkpoint import bundled, load_model
-from mfdiag.quality.metrics import metrics
+from mfdiag.quality.metrics import default_metrics
 from mfdiag.storage import sha256_of
 from mfdiag.tables import read_table
 
@@ -32,10 +32,12 @@ def test_bundled_checkpoint_from_end_to_end(cli: Run, tmp_path: Path, monkeypatc
     lines = result.out.partition(f"{rule}─\n")[2].splitlines()
     assert title == "quality of bundled:eight_gaussians, step 20,000"
     assert all(name in head for name in ("raw, NFE 1", "raw, NFE 2", "ema, NFE 1", "ema, NFE 2"))
-    assert {line.split()[0] for line in lines if line.strip()} == set(metrics())
+    assert {line.split()[0] for line in lines if line.strip()} == set(default_metrics(held_out=False))
 
     frame = read_table("quality", tmp_path)
-    assert len(frame) == 4 * len(metrics()) and set(frame["checkpoint"]) == {"bundled:eight_gaussians"}
+    assert len(frame) == 4 * len(default_metrics(held_out=False)) and set(frame["checkpoint"]) == {
+        "bundled:eight_gaussians"
+    }
     assert set(frame["weights"]) == {"raw", "ema"} and set(frame["nfe"]) == {1, 2} and set(frame["step"]) == {20_000}
     entry = json.loads((tmp_path / "manifest.json").read_text())["quality"]
     assert entry["inputs"] == [{"path": "bundled:eight_gaussians", "sha256": sha256_of(bundled())}]
@@ -43,6 +45,29 @@ def test_bundled_checkpoint_from_end_to_end(cli: Run, tmp_path: Path, monkeypatc
     assert entry["specification"]["weights"] == ["raw", "ema"] and entry["specification"]["samples"] == 128
     written = {path.name for path in (tmp_path / "figures").iterdir()}
     assert written == {"quality.svg", "quality.pdf", "quality.png"}
+
+
+def test_held_out_data(cli: Run, checkpoint: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("train", "fresh"):
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(96, 2)))
+    options = ("--data", tmp_path / "train.npy", *QUICK, "--nfe", "1", "--quiet", "--out", tmp_path / "out")
+    refused = cli("quality", checkpoint, *options, "--metric", "memorization")
+    assert refused.code == 2 and "pass --held-out DATA" in refused.err
+    result = cli("quality", checkpoint, *options, "--held-out", tmp_path / "fresh.npy")
+    assert result.code == 0, result.err
+    frame = read_table("quality", tmp_path / "out")
+    assert set(frame["metric"]) == set(default_metrics(held_out=True))
+    value = frame.set_index("metric")["value"]["memorization"]
+    expected = mfdiag.measure_quality(
+        load_model(checkpoint).module,
+        np.load(tmp_path / "train.npy"),
+        held_out=np.load(tmp_path / "fresh.npy"),
+        metrics=["memorization"],
+        nfe=[1],
+        samples=128,
+    )
+    assert value == pytest.approx(expected["value"].item())
 
 
 def test_the_same_numbers_as_in_memory(cli: Run, checkpoint: Path, tmp_path: Path) -> None:

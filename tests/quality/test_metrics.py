@@ -14,6 +14,8 @@ def test_one_file_each() -> None:
         "density",
         "energy_distance",
         "frechet_distance",
+        "many_step_distance",
+        "memorization",
         "mmd2",
         "precision",
         "recall",
@@ -25,8 +27,8 @@ def test_one_file_each() -> None:
 @pytest.mark.parametrize("name", metrics())
 def test_each_says_what_it_is(name: str) -> None:
     metric = find_metric(name)
-    assert metric.name == name and metric.title and metric.paper and metric.formula and metric.best in (0, 1)
-    assert (metric.pooled is None) != (metric.paired is None)
+    assert metric.name == name and metric.title and metric.paper and metric.formula and metric.best in (0, 0.5, 1)
+    assert sum(part is not None for part in (metric.pooled, metric.paired, metric.stepwise)) == 1
 
 
 def test_an_unknown_name() -> None:

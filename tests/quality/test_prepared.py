@@ -17,7 +17,7 @@ from mfdiag.flow.data.datasets import FiniteData, GaussianData
 from mfdiag.measures.run.quality_api import Prepared
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
-from mfdiag.quality.metrics import metrics
+from mfdiag.quality.metrics import default_metrics
 
 QUICK: dict[str, Any] = {"samples": 128, "subsample": 16}
 
@@ -40,8 +40,12 @@ def values(frame: pd.DataFrame) -> np.ndarray:
 
 def test_a_row_for_each_metric_and_number_of_steps(prepared: Prepared, model: nn.Module) -> None:
     frame = prepared.measure(model, nfe=[1, 3], run="a", checkpoint="b", step=7, weights="ema")
-    assert len(frame) == 2 * len(metrics()) and set(frame["nfe"]) == {1, 3} and set(frame["status"]) == {"ok"}
-    assert set(frame["metric"]) == set(metrics()) and set(frame["quantity"]) == {"value"}
+    assert (
+        len(frame) == 2 * len(default_metrics(held_out=False))
+        and set(frame["nfe"]) == {1, 3}
+        and set(frame["status"]) == {"ok"}
+    )
+    assert set(frame["metric"]) == set(default_metrics(held_out=False)) and set(frame["quantity"]) == {"value"}
     assert (frame["ci_low"] <= frame["value"]).all() and (frame["value"] <= frame["ci_high"] + 1e-12).all()
     columns = frame[["run", "checkpoint", "step", "weights", "dataset", "seed"]].drop_duplicates()
     assert columns.values.tolist() == [["a", "b", 7, "ema", "array", 0]]

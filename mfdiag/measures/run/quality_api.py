@@ -20,8 +20,7 @@ from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.precision import require_device
 from mfdiag.quality.features import Features
-from mfdiag.quality.metrics import find_metric
-from mfdiag.quality.metrics import metrics as all_metrics
+from mfdiag.quality.metrics import Metric, default_metrics, find_metric
 from mfdiag.quality.points import REPLICATES
 from mfdiag.quality.prepared import FeatureSampler, PreparedMetrics, SampleModel, prepare_metrics
 
@@ -109,7 +108,7 @@ def _notes(network: nn.Module, data: Data, *, own: bool = True) -> list[str]:
     return [note for note in (call_note(network) if own else None, unlabeled_note(network, data)) if note is not None]
 
 
-# Eleven parameters, because they are the options of `mfdiag quality` and users pass them by keyword.
+# Twelve parameters, because they are the options of `mfdiag quality` and users pass them by keyword.
 def prepare_quality(
     data: Any,
     *,
@@ -123,13 +122,14 @@ def prepare_quality(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     chunk: int | None = None,
+    held_out: Any = None,
 ) -> Prepared:
     """Prepare metrics for a data set, so that many models are measured fast.
 
     Args:
         data: As `measure` takes it, a `Data` with conditions among them. All points of a finite data set are the
             reference.
-        metrics: Names of metrics; all of them by default.
+        metrics: Names of metrics; by default all that need no more than samples and data.
         samples: Samples of each model behind pooled metrics (sliced Wasserstein, Fréchet), in 32 replicates.
         subsample: Metrics of pairs use 32 subsamples of so many points, of the model and of the data.
         seed: Seed of noise and subsamples.
@@ -139,6 +139,7 @@ def prepare_quality(
         device: Where models run.
         dtype: Their dtype; torch.float32 by default.
         chunk: Samples that a model receives at once.
+        held_out: Data of the same distribution that no model was trained on, as `data`; for memorization.
 
     Returns:
         The prepared metrics, with a method `measure`.
@@ -161,12 +162,38 @@ def prepare_quality(
         raise InputError(
             f"Sample quality needs at least {_LEAST_POINTS} points of data, but {data.name} has {len(data.points)}."
         )
-    selected = list(all_metrics().values()) if metrics is None else [find_metric(name) for name in metrics]
+    fresh = None if held_out is None else _fresh_data(held_out, data)
+    selected = _selected_metrics(metrics, fresh)
     noise = parse_source(source, data) if isinstance(source, str) else source
     sampler = FeatureSampler(data, noise, seed, features, device, dtype or torch.float32, chunk)
     if features is not None and features_name is None:
         features_name = getattr(features, "__qualname__", type(features).__name__)
-    return Prepared(prepare_metrics(sampler, selected, samples, subsample), features_name)
+    return Prepared(prepare_metrics(sampler, selected, samples, subsample, fresh), features_name)
+
+
+def _selected_metrics(names: Sequence[str] | None, fresh: FiniteData | None) -> list[Metric]:
+    """The metrics by name, or the default ones. Raises InputError if one needs held-out data and there are none."""
+    if names is None:
+        names = default_metrics(held_out=fresh is not None)
+    selected = [find_metric(name) for name in names]
+    if fresh is None and (missing := [metric.name for metric in selected if metric.needs_held_out]):
+        raise InputError(
+            f"{', '.join(missing)} compares samples with data held out from training: pass --held-out DATA."
+        )
+    return selected
+
+
+def _fresh_data(held_out: Any, data: Data) -> FiniteData:
+    """Held-out data that fit the data. Raises InputError where they do not."""
+    fresh = as_data(held_out)
+    if not isinstance(data, FiniteData) or not isinstance(fresh, FiniteData):
+        raise InputError("Expected stored samples as data and as held-out data, but one is drawn from a closed form.")
+    if fresh.shape != data.shape or len(fresh.points) < REPLICATES:
+        raise InputError(
+            f"Expected at least {REPLICATES} held-out samples of shape {list(data.shape)}, as {data.name} has, but "
+            f"{fresh.name} has {len(fresh.points):,} of shape {list(fresh.shape)}. Correct --held-out."
+        )
+    return fresh
 
 
 def measure_quality(

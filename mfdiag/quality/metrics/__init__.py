@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from mfdiag.errors import did_you_mean
 from mfdiag.plugins import files_of
-from mfdiag.quality.metrics._base import DataSubsample, Metric, PairedSamples, Reference
+from mfdiag.quality.metrics._base import MANY_STEPS, DataSubsample, Metric, PairedSamples, Reference
 
-__all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference", "find_metric", "metrics"]
+__all__ = [
+    "MANY_STEPS",
+    "DataSubsample",
+    "Metric",
+    "PairedSamples",
+    "Reference",
+    "default_metrics",
+    "find_metric",
+    "metrics",
+]
 
 
 def metrics() -> dict[str, Metric]:
     """Name -> metric, one for each public file of this package."""
     return {metric.name: metric for metric in files_of(__name__, "METRIC")}
+
+
+def default_metrics(*, held_out: bool) -> list[str]:
+    """Names of the metrics that are measured if none is named: without `stepwise` ones, which cost more."""
+    return [name for name, m in metrics().items() if m.stepwise is None and (held_out or not m.needs_held_out)]
 
 
 def find_metric(name: str) -> Metric:

@@ -11,7 +11,10 @@ if TYPE_CHECKING:  # files of metrics stay importable without torch, so that lis
 
     from mfdiag.gradients.intervals import Estimate
 
-__all__ = ["DataSubsample", "Metric", "PairedSamples", "Reference", "halves"]
+__all__ = ["MANY_STEPS", "DataSubsample", "Metric", "PairedSamples", "Reference", "halves"]
+
+MANY_STEPS = 32
+"""Steps after which samples of a trained model hardly change any more."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Reference:
         whole: Whether `points` are all there is, so that the data add no noise.
         samples: Number of samples of each model.
         seed: Seed of the run.
+        held_out: Data [n, d] of the same distribution that the model was not trained on, if there are any.
     """
 
     points: Tensor
     whole: bool
     samples: int
     seed: int
+    held_out: Tensor | None = None
 
 
 def halves(replicates: Tensor) -> list[Tensor]:
@@ -69,7 +74,7 @@ class PairedSamples:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, defined by exactly one of `pooled` and `paired`.
+    """One metric, defined by exactly one of `pooled`, `paired` and `stepwise`.
 
     Attributes:
         name: Name on the command line and of its file.
@@ -82,6 +87,9 @@ class Metric:
             independent replicates. The function returns the estimate with its interval.
         paired: Prepares a function of as many independent samples as one subsample of the data has. The function
             returns a number; the estimate is the mean over replicates.
+        stepwise: A function of samples [m, d] and of those that the same noise gives in MANY_STEPS steps. The estimate
+            is the mean over replicates. It is measured only if it is asked for, because of what it costs.
+        needs_held_out: Whether `pooled` needs held-out data.
     """
 
     name: str
@@ -92,3 +100,5 @@ class Metric:
     share: bool = False
     pooled: Callable[[Reference], Callable[[Tensor], Estimate]] | None = None
     paired: Callable[[DataSubsample], Callable[[PairedSamples], float]] | None = None
+    stepwise: Callable[[Tensor, Tensor], float] | None = None
+    needs_held_out: bool = False
