@@ -147,6 +147,10 @@ class PartlyRounded(Timed):
         (lambda x, t: (1000 * t).long(), 1),
         (lambda x, t: (10 * t).round().to(torch.int64), 1),
         (lambda x, t: torch.bucketize(t, torch.linspace(0, 1, 9).to(t)), 1),
+        (lambda x, t: (torch.linspace(0, 1, 50).to(t) - t[:, None]).abs().argmin(1), 1),
+        (lambda x, t: (-(torch.linspace(0, 1, 20).to(t) - t[:, None]).square()).max(1).indices, 1),
+        (lambda x, t: (t[:, None] > torch.linspace(0, 1, 30).to(t)).sum(1), 1),
+        (lambda x, t: (t > 0.5).long(), 0),  # a jump in one place
         (lambda x, t: ((x[:, 0] + t).abs() * 10).long(), 0),  # not of the time alone, as in quantized activations
         (lambda x, t: 0 * (1000 * t).long(), 0),
     ],
@@ -157,3 +161,47 @@ def test_a_part_that_rounds_a_time_is_named(
     torch.manual_seed(0)
     notes = time_notes(measured_copy(PartlyRounded(index), "cpu", dtype), inputs_of(dtype))
     assert len(notes) == count and all("a part of the network rounds t" in note for note in notes)
+
+
+class Beside(Timed):
+    """Something else that depends on t, beside a smooth embedding; weights are in float64 during the trials."""
+
+    def __init__(self, part: Callable[[Beside, Tensor], Tensor]) -> None:
+        super().__init__(lambda r, t: (r, t), 3.0)
+        self.part, self.table = part, nn.Embedding(1001, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return super().forward(x + self.part(self, t).to(x), r, t)
+
+
+def interpolated(net: Beside, t: Tensor, rows: int) -> Tensor:
+    place = rows * t
+    lower = place.floor().long().clamp(max=rows - 1)
+    fraction = (place - lower)[:, None]
+    return (1 - fraction) * net.table(lower) + fraction * net.table(lower + 1)
+
+
+def no_derivative(net: Beside, t: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net.embed(t)[:, :2]
+
+
+PARTS: list[tuple[Callable[[Beside, Tensor], Tensor], str]] = [
+    (lambda net, t: interpolated(net, t, 10), ""),  # continuous, and du/dt is right but at the nodes
+    (lambda net, t: interpolated(net, t, 1000), ""),
+    (lambda net, t: straight_through(t)[:, None].sin().expand(-1, 2), ""),  # right over visible differences
+    (lambda net, t: torch.where(t < 0.3, 3 * t, 0.6 + t)[:, None].expand(-1, 2), ""),
+    (lambda net, t: net.table(torch.topk(-(torch.linspace(0, 1, 40).to(t) - t[:, None]).abs(), 1)[1][:, 0]), "rounds"),
+    (lambda net, t: net.embed(t.detach())[:, :2], "takes t without a derivative"),
+    (no_derivative, "takes t without a derivative"),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize(("part", "expected"), PARTS)
+def test_a_part_is_named_where_the_derivative_lacks_what_differences_show(
+    part: Callable[[Beside, Tensor], Tensor], expected: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    notes = time_notes(measured_copy(Beside(part), "cpu", dtype), inputs_of(dtype))
+    assert len(notes) == bool(expected) and all(expected in note for note in notes)
