@@ -21,6 +21,7 @@ SLOW = (
     "tests/cli/test_cli_ranks.py",
     "tests/cli/test_cli_ray.py",
     "tests/cli/test_cli_train.py::test_the_quick_experiment_runs",
+    "tests/diagnosis/test_identify_command.py::test_an_exported_program_has_no_card_but_the_remedy_that_is_named",
     "tests/diagnosis/test_order.py::test_an_exchange_of_times_is_refuted_by_the_intervals",
     "tests/diagnosis/test_training_log.py::test_every_format_gives_the_same_loss",
     "tests/docs/test_gallery.py",

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["CallCaches", "Snapshot", "containers_restored"]
+__all__ = ["OF_MODULES", "CallCaches", "Snapshot", "containers_restored", "reachable_containers", "stored_tensors"]
 
-_OF_MODULES = frozenset(nn.Module().__dict__)  # torch's own attributes: parameters, buffers, hooks
+OF_MODULES = frozenset(nn.Module().__dict__)
+"""Attributes of every module: parameters, buffers, hooks."""
+
 _HOLDERS = frozenset({"collections", "threading", "types", "weakref"})  # whose objects hold what others put there
 _LIBRARIES = frozenset({"torch", "numpy", "mfdiag", *sys.stdlib_module_names})
 _LRU = type(functools.lru_cache(lambda: None))
@@ -88,7 +90,7 @@ class CallCaches:
 
     def before(self, module: nn.Module) -> Snapshot:
         """The entries of the containers that a call may change."""
-        return _snapshot(_reachable(module) if self.changed is None else self.changed)
+        return _snapshot(reachable_containers(module) if self.changed is None else self.changed)
 
     def after(self, snapshot: Snapshot, *, learn: bool) -> None:
         """Restore the containers that a call has changed. With `learn`, only these are looked at from now on."""
@@ -121,12 +123,19 @@ def _entries(container: Any) -> Any:
     return dict(vars(container)) if isinstance(container, type) else container.copy()
 
 
-def _reachable(module: nn.Module) -> list[tuple[str, Any]]:
-    """The containers that the code of a network reaches, with names."""
+def reachable_containers(module: nn.Module) -> list[tuple[str, Any]]:
+    """Look up the containers that the code of a network reaches.
+
+    Args:
+        module: The network.
+
+    Returns:
+        Their names for errors, and the containers.
+    """
     pending: list[tuple[str, Any]] = []
     for prefix, part in module.named_modules():
         place = f"{prefix}." if prefix else ""
-        pending += [(f"{place}{name}", value) for name, value in part.__dict__.items() if name not in _OF_MODULES]
+        pending += [(f"{place}{name}", value) for name, value in part.__dict__.items() if name not in OF_MODULES]
         hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
         pending += [(f"a hook of {prefix or type(part).__name__}", hook) for hook in hooks]
         pending += [(kind.__name__, kind) for kind in type(part).__mro__]
@@ -225,11 +234,23 @@ def _values(container: Any) -> Iterator[Any]:
     return iter(list(entries.values() if isinstance(entries, Mapping) else entries))
 
 
-def _holds_tensor(value: Any, depth: int = 4) -> bool:
-    """Whether a value is a tensor or holds one."""
+def stored_tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors that a value is or holds.
+
+    Args:
+        value: Any value.
+        depth: How many containers within containers to look into.
+
+    Yields:
+        The tensors.
+    """
     if isinstance(value, Tensor):
-        return True
-    if depth == 0 or isinstance(value, str | int | float | nn.Module | type | ModuleType | FunctionType):
-        return False
-    inner = _values(value) if isinstance(value, Mapping | list | tuple | set | deque) else ()
-    return any(_holds_tensor(entry, depth - 1) for entry in (*inner, *getattr(value, "__dict__", {}).values()))
+        yield value
+    elif depth and not isinstance(value, str | int | float | nn.Module | type | ModuleType | FunctionType):
+        inner = _values(value) if isinstance(value, Mapping | list | tuple | set | deque) else ()
+        for entry in (*inner, *getattr(value, "__dict__", {}).values()):
+            yield from stored_tensors(entry, depth - 1)
+
+
+def _holds_tensor(value: Any) -> bool:
+    return next(stored_tensors(value), None) is not None

@@ -18,6 +18,7 @@ __all__ = [
     "call_factory",
     "freeze_as_buffers",
     "has_frozen_parameters",
+    "is_sharded",
     "without_parallelism",
 ]
 
@@ -115,7 +116,7 @@ def without_parallelism(model: Any) -> Any:
     """
     from torch import nn
 
-    while not _is_sharded(model):
+    while not is_sharded(model):
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif isinstance(model, nn.Module) and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
@@ -125,7 +126,8 @@ def without_parallelism(model: Any) -> Any:
     return model
 
 
-def _is_sharded(model: object) -> bool:
+def is_sharded(model: object) -> bool:
+    """Whether a module is one of FSDP, whose parameters are spread over processes."""
     kind = type(model).__name__
     return kind == "FullyShardedDataParallel" or kind.startswith("FSDP")
 
@@ -133,7 +135,7 @@ def _is_sharded(model: object) -> bool:
 def _whole_network(model: Any) -> Any:
     """The network that a factory returned, without wrappers. Raises InputError for one that shards its parameters."""
     network = without_parallelism(model)
-    if _is_sharded(network):
+    if is_sharded(network):
         raise InputError(
             f"Expected a network with whole parameters, but the factory returned a {type(network).__name__}, which "
             "shards them; return the network itself, before it is sharded."

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from mfdiag.errors import InputError, abbreviated
 from mfdiag.models.call_caches import CallCaches, Snapshot, containers_restored
 from mfdiag.models.factory import RUNS_EAGERLY
+from mfdiag.models.filled_caches import forget_filled_caches
 
 __all__ = [
     "PlainCalls",
@@ -88,6 +89,7 @@ class PlainCalls:
         changed: Buffers that calls change, by name. Every call starts from their values as loaded.
         stored: Attributes that calls set to a tensor, as (module, attribute), and others that they set on the same
             module. Every call starts from their values before.
+        filled: Places of tensors that the network had stored before its first call here.
         caches: Containers in which calls store tensors. Every call starts from their entries before.
         followed: Precisions that the network casts to, and for which it gets that of the run.
     """
@@ -96,13 +98,14 @@ class PlainCalls:
         self.changed: set[str] = set()
         self.stored: set[tuple[str, str]] = set()
         self.followed: set[torch.dtype] = set()
+        self.filled: list[str] = []
         self.caches = CallCaches()
         self._trained_in = trained_in & _PRECISIONS
         self._autocast: list[str] = []
         self._writes_inputs = False
         self._compiled = _has_compiled_parts(module)
         self._to_follow: frozenset[torch.dtype] = frozenset()
-        self._learning = True
+        self._learning = self._unseen = True
         self._has_prelu = any(isinstance(part, nn.PReLU) for part in module.modules())
         self._kept: frozenset[str | tuple[str, str]] = frozenset()
         self._containers_kept = False
@@ -133,6 +136,9 @@ class PlainCalls:
             stack.enter_context(_own_parameters_alone(module))
         if self._learning or self._writes_inputs:
             args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+        if self._unseen:
+            self._unseen = False
+            self.filled = forget_filled_caches(module, lambda: module.forward(*args))
         names = _buffer_names(module) if self._learning else self.changed
         saved = {name: b for name in names if (b := _buffer(module, name)) is not None}
         copies = {name: buffer.clone() for name, buffer in saved.items()}
@@ -228,6 +234,11 @@ class PlainCalls:
             notes.append(
                 f"the network changes its buffers when it is called ({names}). Its output does not depend on that; "
                 "each call starts from their values in the file."
+            )
+        if self.filled:
+            notes.append(
+                f"the network had stored tensors that it computes from its parameters ({abbreviated(self.filled, 4)}); "
+                "each call computes them again, so that gradients pass through them."
             )
         if self.followed:
             casts = ", ".join(sorted(_name(dtype) for dtype in self.followed))

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import InputError, first_line
+from mfdiag.models.call_caches import reachable_containers, stored_tensors
 from mfdiag.models.closures import deepcopy_with_closures
+from mfdiag.models.factory import is_sharded
 from mfdiag.models.plain_calls import make_calls_plain
 
 __all__ = ["copy_network", "in_precision", "measured_copy", "require_device"]
@@ -37,7 +39,7 @@ def copy_network(module: nn.Module) -> nn.Module:
     Hooks and other functions that hold parts of the network hold those of the copy.
 
     Raises:
-        InputError: A part of the network is TorchScript, or an attribute is a view of a parameter.
+        InputError: A part of the network is TorchScript or shards its parameters, or an attribute is a view of one.
     """
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
@@ -46,12 +48,19 @@ def copy_network(module: nn.Module) -> nn.Module:
                 "which has no per-sample gradients: build the network without torch.jit.load, script or trace, or let "
                 "mfdiag run the code that scripts it, with --model FILE.py:factory."
             )
+        if is_sharded(part):
+            raise InputError(
+                f"Expected a network with whole parameters, but {name or 'it'} is a {type(part).__name__}, which "
+                "shards them: pass the network as it is before it is sharded, with its gathered weights."
+            )
     _refuse_views(module)
+    stored = [value for part in module.modules() for value in part.__dict__.values()]
+    stored += [container for _, container in reachable_containers(module) if isinstance(container, dict | list)]
     computed = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in part.__dict__.values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        id(tensor): tensor.detach().clone()
+        for value in stored
+        for tensor in stored_tensors(value)
+        if not tensor.is_leaf
     }
     return deepcopy_with_closures(module, computed)
 

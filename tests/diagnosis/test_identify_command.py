@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,21 @@ class Net(nn.Module):
 
     def forward(self, x, p, q):
         t, r = 1 - p / 1000, 1 - q / 1000
+        return -self.mlp(x, r, t)
+
+def build():
+    return Net()
+"""
+MINUS = """
+from torch import nn
+from mfdiag.models.networks.mlp import MLP
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = MLP(2)
+
+    def forward(self, x, r, t):
         return -self.mlp(x, r, t)
 
 def build():
@@ -152,3 +168,27 @@ def test_identify_says_when_no_convention_explains_the_file(
     assert result.code == 0
     assert "No convention explains this file" in result.err
     assert not list((tmp_path / "id").glob("*.card.yaml"))
+
+
+def test_an_exported_program_has_no_card_but_the_remedy_that_is_named(cli: Run, foreign: Path) -> None:
+    """A program of (x, r, t) that predicts minus u, so that a card is wanted."""
+    (foreign / "minus.py").write_text(MINUS)
+    loaded = load_model(bundled())
+    inner = loaded.with_weights("raw").state_dict()
+    network = runpy.run_path(str(foreign / "minus.py"))["build"]()
+    network.load_state_dict({f"mlp.{name}": value for name, value in inner.items()})
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    inputs = (torch.ones(3, 2), torch.zeros(3), torch.ones(3))
+    program = torch.export.export(network.eval(), inputs, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
+    torch.export.save(program, foreign / "net.pt2")
+    options = ("--data", "points.npy", "--samples", 64, "--times", "logit_normal:-0.4,1,0.75")
+    result = cli("identify", "net.pt2", *options, "--out", "id")
+    assert result.code == 1 and "output.sign -1" in result.err
+    assert "No card is written: the file holds its network as a program, which a card cannot build" in result.err
+    assert not [*(foreign / "id").glob("*.card.yaml")]
+    # the first remedy of the note
+    again = cli("identify", "net.pt2", "--model", "minus.py:build", *options, "--out", "again")
+    assert again.code == 1 and "the card of the best convention" in again.err
+    card = foreign / "again" / "net.card.yaml"
+    corrected = cli("identify", "net.pt2", "--model", card, *options, "--out", "corrected")
+    assert corrected.code == 0 and "The declared convention fits" in corrected.err
