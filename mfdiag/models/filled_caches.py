@@ -1,8 +1,8 @@
 """Tensors that a network computed from its parameters and stored before it was given to mfdiag.
 
 They look like constants, and gradients through them would be missing. A stored tensor is a cache if the network
-computes it again where it is absent, with a gradient to the parameters; then it is left out, so that every call computes
-it.
+computes it again where it is absent, with a gradient to the parameters. Then it is left out, so that every call
+computes it.
 """
 
 from __future__ import annotations
