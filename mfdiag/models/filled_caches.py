@@ -26,7 +26,7 @@ _MOST_GROUPS = 32  # of stored tensors that are tried, each with up to two calls
 _ABSENT = object()
 
 
-class _Place(NamedTuple):
+class _StoredTensor(NamedTuple):
     """Where tensors are stored: an entry of a dictionary (as attributes are), or all of a list."""
 
     name: str
@@ -74,7 +74,7 @@ def forget_filled_caches(module: nn.Module, call: Callable[[], object]) -> list[
     Returns:
         Their places in words.
     """
-    groups: dict[str, list[_Place]] = defaultdict(list)
+    groups: dict[str, list[_StoredTensor]] = defaultdict(list)
     caches = CallCaches()
     caches.changed = reachable_containers(module)
     for place in _places(module, caches.changed):
@@ -88,41 +88,41 @@ def forget_filled_caches(module: nn.Module, call: Callable[[], object]) -> list[
     return forgotten
 
 
-def _flags(module: nn.Module, places: Sequence[_Place]) -> list[list[_Place]]:
+def _flags(module: nn.Module, places: Sequence[_StoredTensor]) -> list[list[_StoredTensor]]:
     """The true attributes of modules that store tensors as attributes, by name."""
     storing = {id(place.container) for place in places}
-    by_name: dict[str, list[_Place]] = defaultdict(list)
+    by_name: dict[str, list[_StoredTensor]] = defaultdict(list)
     for part in module.modules():
         if id(part.__dict__) in storing:
             for name, value in part.__dict__.items():
                 if name not in OF_MODULES and value is True:
-                    by_name[name].append(_Place(name, part.__dict__, name, value))
+                    by_name[name].append(_StoredTensor(name, part.__dict__, name, value))
     return [*by_name.values()]
 
 
-def _places(module: nn.Module, containers: Sequence[tuple[str, Any]]) -> Iterator[_Place]:
+def _places(module: nn.Module, containers: Sequence[tuple[str, Any]]) -> Iterator[_StoredTensor]:
     attributes = set()
     for prefix, part in module.named_modules():
         attributes.add(id(part.__dict__))
         for name, value in part.__dict__.items():
             if name not in OF_MODULES and isinstance(value, Tensor):
-                yield _Place(f"{prefix}.{name}".removeprefix("."), part.__dict__, name, value)
+                yield _StoredTensor(f"{prefix}.{name}".removeprefix("."), part.__dict__, name, value)
     for name, container in containers:
         if isinstance(container, dict) and id(container) not in attributes:
             for key, value in container.items():
                 if any(True for _ in stored_tensors(value)):
-                    yield _Place(name, container, key, value)
+                    yield _StoredTensor(name, container, key, value)
         elif isinstance(container, list) and any(isinstance(value, Tensor) for value in container):
-            yield _Place(name, container, None, [*container])
+            yield _StoredTensor(name, container, None, [*container])
 
 
 def _is_computed(
-    module: nn.Module, call: Callable[[], object], places: Sequence[_Place], caches: CallCaches, *, empty: bool
+    module: nn.Module, call: Callable[[], object], places: Sequence[_StoredTensor], caches: CallCaches, *, empty: bool
 ) -> bool:
     """Whether a call without stored tensors computes one of them from parameters; if so they are left out for good."""
     for place in places:
         place.leave_out(empty=empty)
-    computed: list[_Place] = []
+    computed: list[_StoredTensor] = []
     before = caches.before(module)
     try:
         with _attributes_restored(module), _gradients(module):
