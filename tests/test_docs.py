@@ -166,3 +166,23 @@ def test_the_estimator_of_the_contributing_page_is_complete(tmp_path: Path, monk
 def test_changelog_tells_of_this_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "## [Unreleased]" in text and f"## [{mfdiag.__version__}]" in text
+
+
+def test_intervals_of_the_experiments_page_are_in_its_tables() -> None:
+    """Every "value [low, high]" of reports/synthetic is a row of a `grid` table, or printed by code of the page."""
+    from mfdiag.tables import read_table
+
+    folder = ROOT / "reports" / "synthetic"
+    grids = [read_table("grid", path.parent) for path in sorted(folder.glob("*/grid.parquet"))]
+    rows = [row for grid in grids for row in grid[["value", "ci_low", "ci_high"]].dropna().to_numpy().tolist()]
+    ((_, printed),) = [block for block in blocks("text") if block[0] == folder / "README.md"]
+    rows += [[float(number) for number in triple] for triple in re.findall(r"\[([\d.]+) ([\d.]+) ([\d.]+)\]", printed)]
+    number = r"(-?\d*\.?\d+)"
+    triples = re.findall(rf"{number} \[{number}, {number}\]", (folder / "README.md").read_text(encoding="utf-8"))
+    assert len(triples) > 50 and len(grids) == 5
+
+    def rounds_to(value: float, text: str) -> bool:
+        return abs(value - float(text)) <= 0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9
+
+    for triple in triples:
+        assert any(all(map(rounds_to, row, triple)) for row in rows), triple

@@ -1,0 +1,292 @@
+"""Why does the coefficient of least gradient error not give the best samples? Measures of trained grids.
+
+    python benchmarks/question.py measure GRID OUT.parquet [--final]
+    python benchmarks/question.py optimum|bias|predict GRID OUT.parquet
+
+`measure` writes a row for each checkpoint of a grid that `mfdiag train` made, and each set of weights: distances to
+the exact one-step map and to the data, velocity error, interval defect, and the squared error of u by t - r. `optimum`
+writes the gradient's optimal coefficient and critical batch of the models trained at beta = 0, `bias` where their bias
+at beta = 1 is. `predict` writes what
+`mfdiag compare` says of every method on the checkpoints that MeanFlow keeps early in training. All resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import mfdiag
+from mfdiag.estimators import estimators
+from mfdiag.flow.data.datasets import load_data
+from mfdiag.flow.draw import Draws, posterior_of
+from mfdiag.flow.times import parse_times
+from mfdiag.measures.run.quality_api import Prepared
+from mfdiag.models.description import Description
+from mfdiag.quality.flow_map import exact_flow_map
+from mfdiag.training.trainable import is_trainable
+
+GAPS = (0, 0.1, 0.25, 0.5, 0.75, 1)
+"""Bins of t - r."""
+
+POINTS = ("meanflow", "ema_tangent", "self_tangent", "distillation")
+"""Points of the plane among the methods that are trained."""
+
+BATCHES = (128, 12_800)
+"""n of mse in `predict`: one batch of sweeps/family.yaml, and as many as its averaged weights see."""
+
+_SAMPLES, _QUALITY, _SUBSAMPLE = 4096, 8192, 256
+_EIGHTHS = (1, 2, 4, 8)  # of training, at which `optimum` measures
+_TIMES = "uniform:1"
+
+
+class Truth(NamedTuple):
+    """What models are compared with, on fixed samples.
+
+    Attributes:
+        noise: Points at t = 1 [n, d].
+        ends: Where the exact flow takes them [n, d].
+        x: Points of the path [n, d].
+        r: Start times [n].
+        s: Times in between [n].
+        t: End times [n].
+        v: Exact velocity at (x, t) [n, d].
+        u: Exact average velocity [n, d].
+    """
+
+    noise: Tensor
+    ends: Tensor
+    x: Tensor
+    r: Tensor
+    s: Tensor
+    t: Tensor
+    v: Tensor
+    u: Tensor
+
+
+@cache
+def truth_of(name: str) -> Truth:
+    data = load_data(name)
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.randn(_SAMPLES, *data.shape, generator=generator, dtype=torch.float64)
+    ones = torch.ones(_SAMPLES, dtype=torch.float64)
+    batch = Draws(data, parse_times(_TIMES), 7).batch(np.arange(_SAMPLES))
+    s = batch.r + torch.rand(_SAMPLES, generator=generator) * (batch.t - batch.r)
+    posterior = posterior_of(data)
+    assert posterior is not None
+    v = posterior(batch.x_t, batch.t, torch.full((_SAMPLES, posterior.width), 0.5)).mean
+    gap = (batch.t - batch.r).clamp_min(1e-3)[:, None]  # a shorter interval has the velocity itself
+    end = batch.t - gap[:, 0]
+    u = (batch.x_t - exact_flow_map(data, batch.x_t, batch.t, end)) / gap
+    ends = exact_flow_map(data, noise, ones, 0 * ones)
+    return Truth(*(value.float() for value in (noise, ends, batch.x_t, batch.r, s, batch.t, v, u)))
+
+
+@cache
+def metrics_of(name: str, metric: str) -> Prepared:
+    """A metric prepared for a data set, once."""
+    return mfdiag.prepare_quality(name, metrics=[metric], samples=_QUALITY, subsample=_SUBSAMPLE)
+
+
+def quality_of(module: nn.Module, data: str, metric: str) -> float:
+    """A metric of one-step samples."""
+    return float(metrics_of(data, metric).measure(module, nfe=[1])["value"].iloc[0])
+
+
+@torch.no_grad()
+def numbers(module: nn.Module, truth: Truth) -> dict[str, float]:
+    """What `measure` writes for one model u(x, r, t).
+
+    Args:
+        module: The model.
+        truth: What it is compared with.
+
+    Returns:
+        `map_distance`, the root mean square distance to the exact one-step map; `velocity_error` D_v and
+        `interval_defect` D_s (docs/theory.md#conventions); `error_GAP`, the mean of |u - exact|^2 in bins of t - r.
+    """
+
+    def square(values: Tensor) -> Tensor:
+        return values.square().sum(1)
+
+    noise, ends, x, r, s, t, v, u = truth
+    zero, one = torch.zeros(len(noise)), torch.ones(len(noise))
+    error = square(noise - module(noise, zero, one) - ends)
+    velocity = square(module(x, t, t) - v).mean() / square(v).mean()
+    gap, first, second = ((b - a)[:, None] for a, b in ((r, t), (s, t), (r, s)))
+    whole, half = module(x, r, t), first * module(x, s, t)
+    both = half + second * module(x - half, r, s)
+    defect = square(gap * whole - both).mean() / square(both).mean()
+    of_u = square(whole - u)
+    values = {
+        "map_distance": float(error.mean().sqrt()),
+        "velocity_error": float(velocity),
+        "interval_defect": float(defect),
+    }
+    for low, high in pairwise(GAPS):
+        inside = (t - r >= low) & (t - r < high)
+        values[f"error_{low:g}_{high:g}"] = float(of_u[inside].mean())
+    return values
+
+
+def settings_of(description: Description) -> dict[str, Any]:
+    """The columns that say how a model was trained."""
+    spec = description.specification
+    loss = spec["loss"]
+    rule = loss.get("beta_by") or {}
+    default = {"gap": [0, 1], "t": [0, 1], "cells": None, "end": 1}
+    changed = {name: value for name, value in rule.items() if value != default[name]}
+    return {
+        "data": spec["data"],
+        "batch_size": spec["batch_size"],
+        "learning_rate": spec["learning_rate"],
+        "ema_decay": spec["ema_decay"],
+        "times": spec["times"],
+        "steps": spec["steps"],
+        "beta": loss["beta"],
+        "gamma": loss["gamma"],
+        "proxy": loss.get("proxy", "ema"),
+        "beta_by": json.dumps(changed) if changed else "",
+        "estimator": loss.get("estimator") or "",
+        "seed": spec["seed"],
+        "step": description.step,
+    }
+
+
+def checkpoints(grid: Path) -> Iterator[Path]:
+    """Every finished model of a grid, and its earlier checkpoints."""
+    yield from sorted(grid.rglob("model.safetensors"))
+
+
+def _write(rows: list[dict[str, Any]], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(out, index=False)
+
+
+def _resumed(out: Path) -> list[dict[str, Any]]:
+    if not out.exists():
+        return []
+    return [{str(name): value for name, value in row.items()} for row in pd.read_parquet(out).to_dict("records")]
+
+
+def measure(grid: Path, out: Path, *, final: bool) -> None:
+    """Write a row for each set of weights of finished models, and unless `final`, for averaged weights on the way."""
+    rows = _resumed(out)
+    done = {row["file"] for row in rows}
+    for path in checkpoints(grid):
+        name = str(path.relative_to(grid).parent)
+        if name in done:
+            continue
+        for weights in ("ema", "raw"):
+            loaded = mfdiag.load_model(path, weights=weights)
+            assert loaded.description is not None
+            settings = settings_of(loaded.description)
+            if settings["step"] < settings["steps"] and (final or weights == "raw"):
+                break
+            data, values = str(settings["data"]), {}
+            if data.startswith("mixture"):
+                values = numbers(loaded.module, truth_of(data))
+                values["energy_distance"] = quality_of(loaded.module, data, "energy_distance")
+            if settings["step"] == settings["steps"]:
+                values["sliced_wasserstein"] = quality_of(loaded.module, data, "sliced_wasserstein")
+            rows.append({"file": name, **settings, "weights": weights, **values})
+        if len(rows) % 100 == 0:
+            _write(rows, out)
+    _write(rows, out)
+
+
+def bias(grid: Path, out: Path) -> None:
+    """Write bias2 of e at beta = 1 by cell of (r, t), for the finished models trained at beta = 0."""
+    rows = _resumed(out)
+    done = {row["file"] for row in rows}
+    for path in checkpoints(grid):
+        name = str(path.relative_to(grid).parent)
+        loaded = mfdiag.load_model(path)
+        assert loaded.description is not None
+        settings = settings_of(loaded.description)
+        if (
+            name in done
+            or settings["beta"] != 0
+            or settings["batch_size"] != 512
+            or settings["step"] < settings["steps"]
+        ):
+            continue
+        options: dict[str, Any] = {"bins": (4, 4), "by_layer": False, "samples": 16384, "beta": [1.0]}
+        frame = mfdiag.measure(loaded, tables=["sweep"], proxy="ema", posterior="exact", **options)["sweep"]
+        frame = frame[(frame["quantity"] == "bias2") & (frame["space"] == "output") & (frame["beta"] == 1)]
+        columns = ["r_low", "t_low", "value", "ci_low", "ci_high", "status"]
+        rows += [{"file": name, "seed": settings["seed"], **row} for row in frame[columns].to_dict("records")]
+    _write(rows, out)
+
+
+def optimum(grid: Path, out: Path) -> None:
+    """Write beta*_0 and n0 of the gradient, and bias2 of the proxy, for the models trained at beta = 0."""
+    rows = _resumed(out)
+    done = {row["file"] for row in rows}
+    for path in checkpoints(grid):
+        name = str(path.relative_to(grid).parent)
+        loaded = mfdiag.load_model(path)
+        assert loaded.description is not None
+        settings = settings_of(loaded.description)
+        eighths = 8 * int(settings["step"]) / int(settings["steps"])
+        if name in done or settings["beta"] != 0 or settings["estimator"] or eighths not in _EIGHTHS:
+            continue
+        table = mfdiag.measure(loaded, tables=["coefficient"], proxy="ema", posterior="exact", bins=None, samples=8192)
+        frame = table["coefficient"]
+        frame = frame[(frame["role"] == "tangent") & (frame["form"] == "gradient") & (frame["layer"] == "all")]
+        first = frame[frame["batch_size"].isna()]
+        row: dict[str, Any] = {"file": name, **settings}
+        for quantity in ("optimum", "critical_batch"):
+            [found] = first[first["quantity"] == quantity].to_dict("records")
+            row |= {quantity: found["value"], f"{quantity}_low": found["ci_low"], f"{quantity}_high": found["ci_high"]}
+        rows.append(row)
+        _write(rows, out)
+
+
+def predict(grid: Path, out: Path) -> None:
+    """Write variance, bias2, cost and mse of each trainable method on early checkpoints of MeanFlow."""
+    rows = _resumed(out)
+    done = {row["file"] for row in rows}
+    names = [name for name in estimators() if is_trainable(name)] + list(POINTS)
+    for path in checkpoints(grid):
+        name = str(path.relative_to(grid).parent)
+        loaded = mfdiag.load_model(path)
+        assert loaded.description is not None
+        settings = settings_of(loaded.description)
+        is_meanflow = settings["beta"] == 0 and settings["gamma"] == 0 and not settings["estimator"]
+        if name in done or not is_meanflow or settings["step"] == settings["steps"]:
+            continue
+        options: dict[str, Any] = {"bins": None, "by_layer": False, "samples": 4096, "batch_sizes": BATCHES}
+        frame = mfdiag.measure(loaded, tables=["compare"], estimators=names, **options)["compare"]
+        frame = frame[(frame["layer"] == "all") & frame["quantity"].isin(["variance", "bias2", "cost", "mse"])]
+        columns = ["estimator", "quantity", "batch_size", "value", "ci_low", "ci_high", "status"]
+        kept = {key: settings[key] for key in ("data", "seed", "step", "steps")}
+        rows += [{"file": name, **kept, **row} for row in frame[columns].to_dict("records")]
+        _write(rows, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {"optimum": optimum, "bias": bias, "predict": predict}
+    parser.add_argument("command", choices=["measure", *commands])
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--final", action="store_true", help="finished models alone (measure)")
+    arguments = parser.parse_args()
+    if arguments.command == "measure":
+        measure(arguments.grid, arguments.out, final=arguments.final)
+    else:
+        commands[arguments.command](arguments.grid, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
