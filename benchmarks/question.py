@@ -45,7 +45,8 @@ BATCHES = (128, 12_800)
 """n of mse in `predict`: one batch of sweeps/family.yaml, and as many as its averaged weights see."""
 
 _SAMPLES, _QUALITY, _SUBSAMPLE = 4096, 8192, 256
-_EIGHTHS = (1, 2, 4, 8)  # of training, at which `optimum` measures
+_GRADIENTS = 8192  # samples of gradients; twice as many where cells are measured
+_EIGHTHS = (1, 3, 8)  # of training, at which models on the way are measured
 _TIMES = "uniform:1"
 
 
@@ -86,8 +87,8 @@ def truth_of(name: str) -> Truth:
     v = posterior(batch.x_t, batch.t, torch.full((_SAMPLES, posterior.width), 0.5)).mean
     gap = (batch.t - batch.r).clamp_min(1e-3)[:, None]  # a shorter interval has the velocity itself
     end = batch.t - gap[:, 0]
-    u = (batch.x_t - exact_flow_map(data, batch.x_t, batch.t, end)) / gap
-    ends = exact_flow_map(data, noise, ones, 0 * ones)
+    u = (batch.x_t - exact_flow_map(data, batch.x_t, batch.t, end, steps=32)) / gap
+    ends = exact_flow_map(data, noise, ones, 0 * ones, steps=32)
     return Truth(*(value.float() for value in (noise, ends, batch.x_t, batch.r, s, batch.t, v, u)))
 
 
@@ -167,6 +168,11 @@ def checkpoints(grid: Path) -> Iterator[Path]:
     yield from sorted(grid.rglob("model.safetensors"))
 
 
+def _eighths(settings: dict[str, Any]) -> float:
+    """Completed eighths of training."""
+    return 8 * float(settings["step"]) / float(settings["steps"])
+
+
 def _write(rows: list[dict[str, Any]], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(out, index=False)
@@ -190,13 +196,16 @@ def measure(grid: Path, out: Path, *, final: bool) -> None:
             loaded = mfdiag.load_model(path, weights=weights)
             assert loaded.description is not None
             settings = settings_of(loaded.description)
-            if settings["step"] < settings["steps"] and (final or weights == "raw"):
+            if settings["step"] < settings["steps"] and (
+                final or weights == "raw" or _eighths(settings) not in _EIGHTHS
+            ):
                 break
             data, values = str(settings["data"]), {}
-            if data.startswith("mixture"):
+            if is_exact := data.startswith("mixture"):
                 values = numbers(loaded.module, truth_of(data))
+            if is_exact or weights == "ema":
                 values["energy_distance"] = quality_of(loaded.module, data, "energy_distance")
-            if settings["step"] == settings["steps"]:
+            if is_exact and settings["step"] == settings["steps"] and weights == "ema":
                 values["sliced_wasserstein"] = quality_of(loaded.module, data, "sliced_wasserstein")
             rows.append({"file": name, **settings, "weights": weights, **values})
         if len(rows) % 100 == 0:
@@ -220,7 +229,7 @@ def bias(grid: Path, out: Path) -> None:
             or settings["step"] < settings["steps"]
         ):
             continue
-        options: dict[str, Any] = {"bins": (4, 4), "by_layer": False, "samples": 16384, "beta": [1.0]}
+        options: dict[str, Any] = {"bins": (4, 4), "by_layer": False, "samples": 2 * _GRADIENTS, "beta": [1.0]}
         frame = mfdiag.measure(loaded, tables=["sweep"], proxy="ema", posterior="exact", **options)["sweep"]
         frame = frame[(frame["quantity"] == "bias2") & (frame["space"] == "output") & (frame["beta"] == 1)]
         columns = ["r_low", "t_low", "value", "ci_low", "ci_high", "status"]
@@ -237,10 +246,11 @@ def optimum(grid: Path, out: Path) -> None:
         loaded = mfdiag.load_model(path)
         assert loaded.description is not None
         settings = settings_of(loaded.description)
-        eighths = 8 * int(settings["step"]) / int(settings["steps"])
-        if name in done or settings["beta"] != 0 or settings["estimator"] or eighths not in _EIGHTHS:
+        if name in done or settings["beta"] != 0 or settings["estimator"] or _eighths(settings) not in _EIGHTHS:
             continue
-        table = mfdiag.measure(loaded, tables=["coefficient"], proxy="ema", posterior="exact", bins=None, samples=8192)
+        table = mfdiag.measure(
+            loaded, tables=["coefficient"], proxy="ema", posterior="exact", bins=None, samples=_GRADIENTS
+        )
         frame = table["coefficient"]
         frame = frame[(frame["role"] == "tangent") & (frame["form"] == "gradient") & (frame["layer"] == "all")]
         first = frame[frame["batch_size"].isna()]
@@ -253,7 +263,7 @@ def optimum(grid: Path, out: Path) -> None:
 
 
 def predict(grid: Path, out: Path) -> None:
-    """Write variance, bias2, cost and mse of each trainable method on early checkpoints of MeanFlow."""
+    """Write variance, bias2, cost and mse of each trainable method on MeanFlow's checkpoints at 20 % of training."""
     rows = _resumed(out)
     done = {row["file"] for row in rows}
     names = [name for name in estimators() if is_trainable(name)] + list(POINTS)
@@ -263,9 +273,9 @@ def predict(grid: Path, out: Path) -> None:
         assert loaded.description is not None
         settings = settings_of(loaded.description)
         is_meanflow = settings["beta"] == 0 and settings["gamma"] == 0 and not settings["estimator"]
-        if name in done or not is_meanflow or settings["step"] == settings["steps"]:
+        if name in done or not is_meanflow or settings["step"] != settings["steps"] // 5:
             continue
-        options: dict[str, Any] = {"bins": None, "by_layer": False, "samples": 4096, "batch_sizes": BATCHES}
+        options: dict[str, Any] = {"bins": None, "by_layer": False, "samples": _GRADIENTS // 4, "batch_sizes": BATCHES}
         frame = mfdiag.measure(loaded, tables=["compare"], estimators=names, **options)["compare"]
         frame = frame[(frame["layer"] == "all") & frame["quantity"].isin(["variance", "bias2", "cost", "mse"])]
         columns = ["estimator", "quantity", "batch_size", "value", "ci_low", "ci_high", "status"]

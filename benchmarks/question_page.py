@@ -9,18 +9,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 REPORTS = Path(__file__).parents[1] / "reports"
 ADAM = 10
 """Batches that Adam averages over before a step, 1/(1 - 0.9)."""
 
-_REPLICATES = 2000
+_REPLICATES = 300
 
 
 class Interval(NamedTuple):
@@ -38,7 +42,7 @@ class Interval(NamedTuple):
         return lambda number: not self.low <= number <= self.high
 
 
-def student(values: Sequence[float] | np.ndarray) -> Interval:
+def student(values: Sequence[float] | np.ndarray | pd.Series) -> Interval:
     """Mean of independent values, by Student's t."""
     values = np.asarray(values, float)
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
@@ -73,6 +77,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+@cache
 def read(report: str, name: str) -> pd.DataFrame:
     return pd.read_parquet(REPORTS / report / f"{name}.parquet")
 
@@ -112,6 +117,7 @@ class AveragingCell(NamedTuple):
     logs: pd.DataFrame
 
 
+@cache
 def averaging_cells(quality: str) -> list[AveragingCell]:
     """Every batch size, rate, decay and kind of weights, in the order of n."""
     models, optima = read("question", "models"), read("question", "optimum")
@@ -147,7 +153,7 @@ def regression(cells: Sequence[AveragingCell]) -> tuple[Interval, Interval]:
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's; NaN where one is constant."""
-    return float(stats.spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else np.nan
+    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1]) if np.ptp(a) and np.ptp(b) else np.nan
 
 
 def penalty_slope(cells: Sequence[AveragingCell]) -> Interval:
@@ -161,9 +167,7 @@ def averaging_table(cells: Sequence[AveragingCell]) -> str:
     rows = []
     for cell in cells:
         batch, decay, rate, weights = cell.key
-        logs = cell.logs.to_numpy()
-        betas = cell.logs.columns.to_numpy()
-        best = bootstrap(len(logs), lambda seeds, logs=logs, betas=betas: best_beta(logs[seeds], betas))
+        best = _best_interval(cell)
         penalty = Interval(*np.exp(student(cell.logs[1] - cell.logs[0])))
         predicted = student(cell.predicted)
         name = "averaged" if weights == "ema" else "raw"
@@ -185,7 +189,8 @@ def optimum_table() -> str:
     return table(["batch", "share of training", "beta*_0", "n0"], rows)
 
 
-def order_table(qualities: Sequence[str]) -> tuple[str, dict[tuple[str, str], Interval]]:
+@cache
+def order_table(qualities: tuple[str, ...]) -> tuple[str, dict[tuple[str, str], Interval]]:
     """Rank correlation over the five betas of what a diagnostic and a quality say, mean over batches and steps."""
     models = read("question", "models")
     corners = (models["beta_by"] == "") & (models["proxy"] == "ema") & (models["weights"] == "ema")
@@ -233,7 +238,7 @@ def method_of(row: pd.Series) -> str:
     return str(row["estimator"] or points.get((row["beta"], row["gamma"], row["proxy"]), "distillation"))
 
 
-def outcomes(quality: str = "sliced_wasserstein") -> pd.DataFrame:
+def outcomes(quality: str = "energy_distance") -> pd.DataFrame:
     """Log of the quality of averaged weights: a row for each data set and method, a column for each seed."""
     models = read("family", "models")
     models = models[(models["step"] == models["steps"]) & (models["weights"] == "ema")]
@@ -244,6 +249,7 @@ def outcomes(quality: str = "sliced_wasserstein") -> pd.DataFrame:
 def predictions() -> pd.DataFrame:
     """Log of each predictor, mean over seeds: a row for each data set and method."""
     said = read("family", "predicted")
+    said = said[said["step"] == said["steps"] // 5]
     largest, smallest = said["batch_size"].max(), said["batch_size"].min()
 
     def mean(quantity: str, batch: float | None = None) -> pd.Series:
@@ -272,3 +278,359 @@ def rank_scores(leave_out: Sequence[str] = ()) -> dict[str, Interval]:
         name: student([rank_correlation(part[name], part["outcome"]) for _, part in joined.groupby("data")])
         for name in said.columns
     }
+
+
+# The pages.
+
+NAMES = {
+    ("", "ema", 0.0): "beta = 0 (corner)",
+    ("", "ema", 1.0): "beta = 1, averaged weights (corner)",
+    ("", "self", 1.0): "beta = 1, the network itself",
+    ("", "exact", 1.0): "beta = 1, exact velocity",
+    ("", "exact", 0.5): "beta = 0.5, exact velocity",
+    ('{"end": 0.0}', "ema", 1.0): "beta from 1 to 0 over training",
+    ('{"gap": [0.0, 0.25]}', "ema", 1.0): "beta = 1 for t - r below 0.25",
+    ('{"gap": [0.0, 0.5]}', "ema", 1.0): "beta = 1 for t - r below 0.5",
+    ('{"gap": [0.5, 1.0]}', "ema", 1.0): "beta = 1 for t - r above 0.5",
+    ('{"t": [0.7, 1.0]}', "ema", 1.0): "beta = 1 for t above 0.7",
+    ('{"t": [0.0, 0.4]}', "ema", 1.0): "beta = 1 for t below 0.4",
+}
+"""(beta_by, proxy, beta) -> what sweeps/question_tangent.yaml and its corners train."""
+
+ZERO, ONE = NAMES["", "ema", 0.0], NAMES["", "ema", 1.0]
+SELF, EXACT = NAMES["", "self", 1.0], NAMES["", "exact", 1.0]
+HALF = NAMES['{"gap": [0.0, 0.5]}', "ema", 1.0]
+SHORT, LONG = NAMES['{"gap": [0.0, 0.25]}', "ema", 1.0], NAMES['{"gap": [0.5, 1.0]}', "ema", 1.0]
+
+
+@cache
+def variants(quality: str, batch: int = 512) -> dict[str, pd.Series]:
+    """A measure of every way of using the deterministic tangent, averaged weights, by seed."""
+    models = pd.concat([read("question", name) for name in ("models", "tangent", "tangent128")])
+    final = models[(models["step"] == models["steps"]) & (models["weights"] == "ema")]
+    groups = final[final["batch_size"] == batch].groupby(["beta_by", "proxy", "beta"])
+    series = {key: group.set_index("seed")[quality].sort_index() for key, group in groups}
+    return {name: series[key] for key, name in NAMES.items() if key in series}
+
+
+def against(quality: str, name: str, base: str, batch: int = 512) -> Interval:
+    """Paired ratio of two variants."""
+    values = variants(quality, batch)
+    return ratio(values[name], values[base])
+
+
+def variants_table(batch: int) -> str:
+    qualities = ("map_distance", "sliced_wasserstein")
+    values = {quality: variants(quality, batch) for quality in qualities}
+    rows = []
+    for name in values["map_distance"]:
+        row = [name]
+        for quality in qualities:
+            own = values[quality][name]
+            row.append(f"{own.mean():.4f}")
+            row += ["" if name == base else ratio(own, values[quality][base]).text(3) for base in (ZERO, ONE)]
+        rows.append(row)
+    headings = ["tangent"]
+    for short in ("map", "SW"):
+        headings += [f"{short} distance", f"{short}: over beta = 0", f"{short}: over beta = 1"]
+    return table(headings, rows)
+
+
+def winners() -> list[str]:
+    """Variants that beat both corners beyond their intervals in the map distance and in sliced Wasserstein."""
+    pairs = [(quality, base) for quality in ("map_distance", "sliced_wasserstein") for base in (ZERO, ONE)]
+    others = [name for name in NAMES.values() if name not in (ZERO, ONE)]
+    return [name for name in others if all(against(quality, name, base).high < 1 for quality, base in pairs)]
+
+
+def bias_table() -> str:
+    """bias2 of e at beta = 1 by t - r: means over cells of (r, t) with the same distance, over seeds."""
+    cells = read("question", "bias")
+    cells = cells.assign(gap=cells["t_low"] - cells["r_low"])
+    by_seed = cells.groupby(["gap", "seed"])["value"].mean().unstack()
+    rows = [
+        [f"{max(0, gap - 0.25):g} to {gap + 0.25:g}", student(values).text(5)] for gap, values in by_seed.iterrows()
+    ]
+    return table(["t - r", "bias2 of e"], rows)
+
+
+def error_table() -> str:
+    """Squared error of u by t - r, relative to beta = 0."""
+    bins = [name for name in read("question", "models").columns if name.startswith("error_")]
+    names = [name for name in NAMES.values() if name != ZERO]
+    rows = [[name, *(against(column, name, ZERO).text(3) for column in bins)] for name in names]
+    return table(["tangent", *(name.removeprefix("error_").replace("_", " to ") for name in bins)], rows)
+
+
+# The figures.
+
+
+def averaging_figure(axes: Sequence[Axes]) -> None:
+    """Against n: what beta = 1 costs; against the predicted beta: the best one."""
+    cells = averaging_cells("map_distance")
+    for weights, marker, label in (("raw", "o", "raw weights"), ("ema", "s", "averaged weights")):
+        own = [cell for cell in cells if cell.key[3] == weights]
+        penalties = [Interval(*np.exp(student(cell.logs[1] - cell.logs[0]))) for cell in own]
+        _points(axes[0], [cell.n for cell in own], penalties, marker, label)
+        best = [_best_interval(cell) for cell in own]
+        _points(axes[1], [cell.predicted.mean() for cell in own], best, marker, label)
+    axes[0].axhline(1, color="#666666", linewidth=0.8)
+    axes[0].set(xscale="log", xlabel="samples averaged over, n", ylabel="distance at beta = 1 over that at 0")
+    axes[1].plot([0, 1], [0, 1], color="#666666", linewidth=0.8)
+    axes[1].set(xlabel="predicted beta", ylabel="best beta", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    axes[0].legend()
+
+
+def tangent_figure(axes: Sequence[Axes]) -> None:
+    """Ratio to beta = 0 of every way of using the deterministic tangent."""
+    names = [name for name in NAMES.values() if name != ZERO]
+    for axis, quality in zip(axes, ("map_distance", "sliced_wasserstein"), strict=True):
+        for row, name in enumerate(names):
+            interval = against(quality, name, ZERO)
+            axis.plot([interval.low, interval.high], [row, row], color="#0072B2")
+            axis.plot(interval.value, row, "o", color="#0072B2")
+        axis.axvline(1, color="#666666", linewidth=0.8)
+        axis.set(xlabel=f"{quality.replace('_', ' ')} over that at beta = 0", yticks=range(len(names)))
+        axis.invert_yaxis()
+    axes[0].set_yticklabels(names)
+    axes[1].set_yticklabels([])
+
+
+def family_figure(axes: Sequence[Axes]) -> None:
+    """Quality against variance, relative to MeanFlow, one color for each data set; and the rank correlations."""
+    joined = predictions().join(outcomes().mean(axis=1).rename("outcome"), how="inner").reset_index()
+    for data, part in joined.groupby("data"):
+        part = part.set_index("method")
+        relative = np.exp(part[["variance", "outcome"]] - part.loc["meanflow", ["variance", "outcome"]].astype(float))
+        axes[0].plot(relative["variance"], relative["outcome"], "o", markersize=3.5, label=data)
+    axes[0].set(xscale="log", yscale="log", xlabel="variance over MeanFlow's", ylabel="distance over MeanFlow's")
+    axes[0].legend(fontsize=7)
+    scores = rank_scores()
+    for row, interval in enumerate(scores.values()):
+        axes[1].plot([interval.low, interval.high], [row, row], color="#0072B2")
+        axes[1].plot(interval.value, row, "o", color="#0072B2")
+    axes[1].axvline(0, color="#666666", linewidth=0.8)
+    axes[1].set(
+        xlabel="rank correlation with quality", yticks=range(len(scores)), yticklabels=list(scores), xlim=(-1, 1)
+    )
+    axes[1].invert_yaxis()
+
+
+def _points(axis: Axes, x: Sequence[float], intervals: Sequence[Interval], marker: str, label: str) -> None:
+    color = {"o": "#0072B2", "s": "#D55E00"}[marker]
+    for place, interval in zip(x, intervals, strict=True):
+        axis.plot([place, place], [interval.low, interval.high], color=color)
+    axis.plot(x, [interval.value for interval in intervals], marker, color=color, label=label)
+
+
+def _best_interval(cell: AveragingCell) -> Interval:
+    logs, betas = cell.logs.to_numpy(), cell.logs.columns.to_numpy()
+    return bootstrap(len(logs), lambda seeds: best_beta(logs[seeds], betas))
+
+
+FIGURES: dict[str, tuple[Callable[[Sequence[Axes]], None], tuple[float, float]]] = {
+    "question/averaging": (averaging_figure, (8.4, 3.6)),
+    "question/tangent": (tangent_figure, (9.6, 3.8)),
+    "family/ranking": (family_figure, (9.2, 3.8)),
+}
+"""Place below reports/ -> what draws two axes, and the size in inches."""
+
+
+def draw() -> None:
+    import matplotlib.pyplot as plt
+
+    for place, (draw_axes, size) in FIGURES.items():
+        figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
+        draw_axes(axes)
+        figure.savefig(REPORTS / f"{place}.png", dpi=130, metadata={"Software": None})
+        plt.close(figure)
+
+
+# The text.
+
+
+def judged(interval: Interval, null: float, digits: int = 3) -> str:
+    """An interval in words: beyond the noise or within it."""
+    place = "beyond the noise" if interval.excludes(null) else "within the noise"
+    return f"{interval.text(digits)}, {place}"
+
+
+class Evidence(NamedTuple):
+    """What the four explanations rest on; ratios are of the map distance, at a batch of 512 where none is said."""
+
+    slope: Interval
+    rank: Interval
+    penalty: Interval
+    averaged: Interval
+    averaged_128: Interval
+    itself: Interval
+    exact: Interval
+    exact_128: Interval
+    exact_over_averaged: Interval
+    exact_over_averaged_128: Interval
+    short: Interval
+    long: Interval
+    long_128: Interval
+    half_128: Interval
+    short_over_long: Interval
+    orders: dict[tuple[str, str], Interval]
+
+
+def evidence() -> Evidence:
+    cells = averaging_cells("map_distance")
+
+    def versus(name: str, base: str = ZERO, batch: int = 512) -> Interval:
+        return against("map_distance", name, base, batch)
+
+    return Evidence(
+        *regression(cells),
+        penalty_slope(cells),
+        averaged=versus(ONE),
+        averaged_128=versus(ONE, batch=128),
+        itself=versus(SELF),
+        exact=versus(EXACT),
+        exact_128=versus(EXACT, batch=128),
+        exact_over_averaged=versus(EXACT, ONE),
+        exact_over_averaged_128=versus(EXACT, ONE, 128),
+        short=versus(SHORT),
+        long=versus(LONG),
+        long_128=versus(LONG, batch=128),
+        half_128=versus(HALF, batch=128),
+        short_over_long=versus(SHORT, LONG),
+        orders=order_table(("map_distance", "energy_distance"))[1],
+    )
+
+
+def explanations_table(found: Evidence) -> str:
+    """The four explanations, what each predicts, and what was measured."""
+    velocity, defect = (found.orders[name, "map_distance"] for name in ("velocity_error", "interval_defect"))
+    rows = [
+        [
+            "(a) batch averaging",
+            "slope of the best beta on the predicted one: 1; the penalty of beta = 1 grows with n: above 0 per decade",
+            f"slope {found.slope.text()}, rank correlation {found.rank.text()}; penalty per decade of n "
+            f"{judged(found.penalty, 0)}",
+        ],
+        [
+            "(b) bias of the proxy",
+            "the exact velocity has no penalty: at most 1 over beta = 0, and below 1 over averaged weights",
+            f"batch 512: exact over beta = 0 {judged(found.exact, 1)}, exact over averaged "
+            f"{judged(found.exact_over_averaged, 1)}; batch 128: {judged(found.exact_128, 1)}, and "
+            f"{judged(found.exact_over_averaged_128, 1)}",
+        ],
+        [
+            "(c) where the bias acts",
+            "a tangent that is deterministic for long intervals alone costs quality, one for short intervals alone "
+            "does not",
+            f"batch 512: long over beta = 0 {judged(found.long, 1)}, short {judged(found.short, 1)}, short over long "
+            f"{judged(found.short_over_long, 1)}; batch 128: t - r above 0.5 {judged(found.long_128, 1)}, below 0.5 "
+            f"{judged(found.half_128, 1)}",
+        ],
+        [
+            "(d) error at a point, quality along a path",
+            "D_v does not order the betas as the distance to the one-step map does; D_s does",
+            f"rank correlation with the map distance: D_v {velocity.text()}, D_s {defect.text()}",
+        ],
+    ]
+    return table(["explanation", "predicts", "measured (map distance)"], rows)
+
+
+def question_text() -> str:
+    """The page reports/question/README.md."""
+    found = evidence()
+    names = winners()
+    cells, energies = averaging_cells("map_distance"), averaging_cells("energy_distance")
+    penalties = [float(np.exp((cell.logs[1] - cell.logs[0]).mean())) - 1 for cell in cells]
+    values = {
+        "largest": f"{100 * max(map(abs, penalties)):.1f} %",
+        "cells": f"{len(cells)}",
+        "predicted_one": f"{sum(cell.predicted.mean() > 0.99 for cell in cells)}",
+        "best_low": f"{sum(_best_interval(cell).value < 0.25 for cell in cells)}",
+        "energy_beyond": f"{sum(student(cell.logs[1] - cell.logs[0]).excludes(0) for cell in energies)}",
+        "energy_high": f"{sum(_best_interval(cell).value > 0.75 for cell in energies)}",
+        "explanations": explanations_table(found),
+        "averaging": averaging_table(cells),
+        "averaging_energy": averaging_table(energies),
+        "optimum": optimum_table(),
+        "variants": variants_table(512),
+        "variants_128": variants_table(128),
+        "bias": bias_table(),
+        "errors": error_table(),
+        "orders": order_table(("map_distance", "energy_distance"))[0],
+        "winners": ", ".join(names) or "none",
+    }
+    values |= {name: interval.text(3) for name, interval in found._asdict().items() if isinstance(interval, Interval)}
+    values |= {f"{a}_as_{b}": interval.text() for (a, b), interval in found.orders.items()}
+    return filled("question", values)
+
+
+def method_table() -> str:
+    """Quality of each method over that of MeanFlow, mean over data sets, beside what was predicted."""
+    outcome, said = outcomes(), predictions()
+    by_set = outcome.mean(axis=1).unstack("data")
+    relative = by_set - by_set.loc["meanflow"]
+    variance, cost = (said[name].unstack("data") for name in ("variance", "variance times cost"))
+    cost = np.exp((cost - variance).mean(axis=1))
+    variance = np.exp((variance - variance.loc["meanflow"]).mean(axis=1))
+    order = relative.mean(axis=1).sort_values().index
+    rows = []
+    for method in order:
+        interval = "" if method == "meanflow" else Interval(*np.exp(student(relative.loc[method]))).text()
+        rank = f"{variance.rank()[method]:.0f}"
+        rows.append([method, f"{cost[method]:.0f}", f"{variance[method]:.2f}", rank, interval or "1"])
+    return table(["method", "cost", "variance over MeanFlow's", "rank by variance", "distance over MeanFlow's"], rows)
+
+
+def score_table() -> str:
+    every, flow = rank_scores(), rank_scores(NOT_ONE_STEP)
+    rows = [[name, every[name].text(), flow[name].text()] for name in every]
+    return table(["ranked by", "all methods", "without " + " and ".join(NOT_ONE_STEP)], rows)
+
+
+NOT_ONE_STEP = ("flow_matching",)
+"""Methods whose u is not meant for one step."""
+
+
+def family_text() -> str:
+    """The page reports/family/README.md."""
+    scores, outcome = rank_scores(), outcomes()
+    variance = scores["variance"]
+    best = max(scores, key=lambda name: scores[name].value)
+    methods, seeds = outcome.index.get_level_values("method").nunique(), outcome.shape[1]
+    sets = outcome.index.get_level_values("data").nunique()
+    verdict = (
+        "ranks the outcome better than chance"
+        if variance.low > 0
+        else "ranks the outcome worse than chance"
+        if variance.high < 0
+        else "does not predict the outcome, as far as these runs can tell"
+    )
+    values = {
+        "methods": f"{methods}",
+        "sets": f"{sets}",
+        "seeds": f"{seeds}",
+        "models": f"{outcome.size}",
+        "variance": variance.text(),
+        "verdict": verdict,
+        "best": best,
+        "best_score": scores[best].text(),
+        "score_table": score_table(),
+        "method_table": method_table(),
+    }
+    return filled("family", values)
+
+
+def filled(page: str, values: dict[str, str]) -> str:
+    """The prose of benchmarks/pages with its numbers."""
+    template = (Path(__file__).parent / "pages" / f"{page}.md").read_text(encoding="utf-8")
+    return template.format(**values)
+
+
+def main() -> None:
+    for report, text in (("question", question_text), ("family", family_text)):
+        (REPORTS / report / "README.md").write_text(text(), encoding="utf-8")
+    draw()
+
+
+if __name__ == "__main__":
+    main()

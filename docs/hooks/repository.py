@@ -19,6 +19,8 @@ PAGES = {  # file of the repository -> page of the site
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
     "reports/synthetic/README.md": "reports/synthetic.md",
+    "reports/question/README.md": "reports/question.md",
+    "reports/family/README.md": "reports/family.md",
 }
 FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)[ \t]*$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")

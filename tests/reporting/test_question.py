@@ -1,0 +1,114 @@
+"""The measuring script of reports/question against a model that is exact, and on a grid of toy size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mfdiag.training.grid import load_grid
+from mfdiag.training.trainer import train
+
+ROOT = Path(__file__).parents[2]
+GRID = """
+axes: {loss.beta: [0, 1]}
+data: "mixture:2,2"
+model: {name: mlp, arguments: {dim: 2, hidden: 4, depth: 1}}
+times: logit_normal:-0.4,1,r_ne_t=0.75
+batch_size: 512
+steps: 8
+keep_every: 3
+"""
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Any]:
+    """`question` and `question_page` of benchmarks/, with few samples."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import question
+        import question_page
+
+        question._SAMPLES, question._QUALITY, question._SUBSAMPLE, question._GRADIENTS = 256, 256, 16, 256
+        yield question, question_page
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+class ExactGaussian(nn.Module):
+    """u(x, r, t) of N(0.5, 0.3^2 I): points keep their quantile."""
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        def std(time: Tensor) -> Tensor:
+            return ((1 - time) ** 2 * 0.09 + time**2).sqrt()
+
+        t, r = t.double(), torch.minimum(r.double(), t.double() - 1e-4)  # at r = t over a short interval
+        end = (1 - r)[:, None] * 0.5 + (std(r) / std(t))[:, None] * (x.double() - (1 - t)[:, None] * 0.5)
+        return ((x.double() - end) / (t - r)[:, None]).float()
+
+
+def test_an_exact_model_has_no_error(scripts: Any) -> None:
+    question, _ = scripts
+    values = question.numbers(ExactGaussian(), question.truth_of("gaussian:2,0.5,0.3"))
+    assert values["map_distance"] < 1e-4 and all(0 <= value < 1e-3 for value in values.values()), values
+
+
+def test_tables_of_a_toy_grid(scripts: Any, tmp_path: Path) -> None:
+    question, page = scripts
+    (tmp_path / "grid.yaml").write_text(GRID)
+    grid = tmp_path / "grid"
+    train(load_grid(tmp_path / "grid.yaml"), grid, say=pytest.fail)
+    out = {name: tmp_path / f"{name}.parquet" for name in ("models", "optimum", "bias")}
+    for _ in range(2):  # the second finds everything done
+        question.measure(grid, out["models"], final=False)
+        question.optimum(grid, out["optimum"])
+        question.bias(grid, out["bias"])
+    frames = {name: pd.read_parquet(path) for name, path in out.items()}
+    models = frames["models"]
+    assert len(models) == 6 and models.groupby("step")["weights"].nunique().tolist() == [1, 2]
+    assert np.isfinite(models["map_distance"]).all() and models["sliced_wasserstein"].notna().sum() == 2
+    assert frames["optimum"]["step"].tolist() == [8, 3] and set(frames["bias"]["seed"]) == {0}
+    assert models.apply(page.method_of, axis=1).tolist() == ["meanflow"] * 3 + ["ema_tangent"] * 3
+
+
+def test_predictions_of_a_toy_grid(scripts: Any, tmp_path: Path) -> None:
+    question, _ = scripts
+    (tmp_path / "grid.yaml").write_text(
+        GRID.replace("mixture:2,2", "two_moons").replace("keep_every: 3", "keep_every: 1")
+    )
+    grid, out = tmp_path / "grid", tmp_path / "predicted.parquet"
+    train(load_grid(tmp_path / "grid.yaml"), grid, say=pytest.fail)
+    question.predict(grid, out)
+    frame = pd.read_parquet(out)
+    methods = set(frame["estimator"].dropna())
+    assert {"meanflow", "ema_tangent", "soflow", "terminal_velocity"} <= methods and "teacher" not in methods
+    assert set(frame["step"]) == {1} and set(frame["batch_size"].dropna()) == set(question.BATCHES)
+    question.measure(grid, tmp_path / "models.parquet", final=True)
+    models = pd.read_parquet(tmp_path / "models.parquet")
+    assert len(models) == 4 and np.isfinite(models.query("weights == 'ema'")["energy_distance"]).all()
+
+
+def test_best_beta_and_intervals(scripts: Any) -> None:
+    _, page = scripts
+    betas = np.linspace(0, 1, 5)
+    logs = np.stack([(betas - 0.4) ** 2 + noise for noise in (0, 0.1, 0.2)])
+    assert page.best_beta(logs, betas) == pytest.approx(0.4)
+    assert page.horizon(512, 0.99, "ema") == pytest.approx(51_200) and page.horizon(512, 0.99, "raw") == 5120
+    optima = pd.DataFrame({"optimum": [1.0, 3.0], "critical_batch": [100.0, 100.0]})
+    np.testing.assert_allclose(page.predicted_beta(optima, 100), [0.5, 1])
+    interval = page.student([1.0, 2.0, 3.0])
+    assert interval.text() == "2.00 [-0.48, 4.48]" and interval.excludes(5) and not interval.excludes(0)
+
+
+@pytest.mark.parametrize("report", ["question", "family"])
+def test_pages_say_what_their_tables_say(scripts: Any, report: str) -> None:
+    _, page = scripts
+    text = {"question": page.question_text, "family": page.family_text}[report]()
+    assert text == (ROOT / "reports" / report / "README.md").read_text(encoding="utf-8")
