@@ -23,13 +23,14 @@ import torch
 from torch import nn
 
 import mfdiag
+from mfdiag.flow.data.datasets import Data, FiniteData
 from mfdiag.models.networks.mlp import MLP
 
 LEVELS = (256, 1024, 4096, 16384)
 KEYS = ("estimator", "quantity", "space", "form", "role", "kappa_kind", "beta", "gamma", "batch_size")
 _TRUTH_SEED = 10**6
 _STEPS, _BATCH = 600, 256  # of the training
-_EIGHT = "eight_gaussians"
+_LABELS_DROPPED = 0.1
 _PRECISE = 0.2  # of the runs' spread
 
 
@@ -37,32 +38,52 @@ class Problem(NamedTuple):
     """A model, its data, the options of `mfdiag.measure`, its tables, and the samples of its truth."""
 
     model: Callable[[], nn.Module]
-    data: Callable[[], Any]
+    data: Callable[[], Data]
     options: dict[str, Any]
     tables: tuple[str, ...] = ("sweep", "variance", "coefficient")
     truth: int = 2**17
 
 
-def _trained(spec: str, dim: int, classes: int = 0) -> Callable[[], nn.Module]:
-    """An MLP after some steps of MeanFlow's loss on samples of the data set."""
+class LinearNetwork(nn.Module):
+    """u as a linear map of x, r, t and 1: all of its gradients are products of these and the residual."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(dim + 2, dim)
+
+    def forward(self, x: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """u(x, r, t)."""
+        return self.map(torch.cat([x, r[:, None], t[:, None]], 1))
+
+
+def _mlp(dim: int, classes: int = 0) -> Callable[[], nn.Module]:
+    return lambda: MLP(dim, hidden=32, depth=3, num_classes=classes)
+
+
+def _trained(untrained: Callable[[], nn.Module], data: Callable[[], Data]) -> Callable[[], nn.Module]:
+    """A network after some steps of MeanFlow's loss on samples of the data; labels are dropped now and then."""
 
     @cache
     def build() -> nn.Module:
         torch.manual_seed(0)
-        network = MLP(dim, hidden=32, depth=3, num_classes=classes)
+        network, points = untrained(), data()
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-        data = mfdiag.load_data(spec) if spec else None  # without one, Student's t
         for step in range(_STEPS):
             rng = np.random.default_rng(step)
-            points = _student_t()[rng.integers(0, 200_000, _BATCH)] if data is None else None
-            x0, labels = (points, None) if data is None else data.sample(rng.random((_BATCH, data.width)))
-            x0, y = torch.as_tensor(x0, dtype=torch.float32), None if labels is None else torch.as_tensor(labels)
+            x0, labels = points.sample(rng.random((_BATCH, points.width)))
+            x0 = torch.as_tensor(x0, dtype=torch.float32)
             x1 = torch.randn_like(x0)
             times = torch.sigmoid(torch.randn(2, _BATCH) - 0.4).sort(0).values
             r, t = torch.where(torch.rand(_BATCH) < 0.75, times[0], times[1]), times[1]
+            condition = ()
+            if labels is not None:
+                dropped = torch.rand(_BATCH) < _LABELS_DROPPED
+                condition = (torch.where(dropped, points.num_classes, torch.as_tensor(labels)),)
             x, v = (1 - t[:, None]) * x0 + t[:, None] * x1, x1 - x0
             u, derivative = torch.func.jvp(
-                lambda x, r, t, y=y: network(x, r, t, y), (x, r, t), (v, torch.zeros_like(r), torch.ones_like(t))
+                lambda x, r, t, condition=condition: network(x, r, t, *condition),
+                (x, r, t),
+                (v, torch.zeros_like(r), torch.ones_like(t)),
             )
             target = v - (t - r)[:, None] * derivative
             loss = (u - target.detach()).square().sum(1).mean()
@@ -74,20 +95,41 @@ def _trained(spec: str, dim: int, classes: int = 0) -> Callable[[], nn.Module]:
     return build
 
 
-def _student_t() -> np.ndarray:
-    return np.random.default_rng(0).standard_t(3, (200_000, 2)).astype(np.float32)
+@cache
+def _student_t() -> Data:
+    return FiniteData("student_t3", np.random.default_rng(0).standard_t(3, (200_000, 2)).astype(np.float32))
 
 
-def _data(spec: str) -> Callable[[], Any]:
-    return lambda: spec
+@cache
+def _two_classes() -> Data:
+    """64 points around two centers, few enough for an exact posterior."""
+    labels = np.arange(64) % 2
+    points = 0.4 * np.random.default_rng(0).standard_normal((64, 2)) + np.array([[1.5, 0], [-1, 1]])[labels]
+    return FiniteData("two_classes", points.astype(np.float32), labels)
 
 
+def _stored(spec: str) -> Callable[[], Data]:
+    return cache(lambda: mfdiag.load_data(spec))
+
+
+def _problem(network: Callable[[], nn.Module], data: Callable[[], Data], **options: Any) -> Problem:
+    return Problem(_trained(network, data), data, options)
+
+
+_MIXTURE, _GAUSSIAN, _PLANE = (_stored(x) for x in ("eight_gaussians", "gaussian:16,0.5,0.7", "gaussian:2,0.5,0.7"))
+_OF_PLANE, _OF_CLASSES = _mlp(2), _mlp(2, 2)
 PROBLEMS = {
-    "mixture": Problem(_trained(_EIGHT, 2), _data(_EIGHT), {}),
-    "mixture_no_posterior": Problem(_trained(_EIGHT, 2), _data(_EIGHT), {"posterior": "none"}),
-    "student_t3": Problem(_trained("", 2), _student_t, {"posterior": "none"}),
-    "gaussian_16d": Problem(_trained("gaussian:16,0.5,0.7", 16), _data("gaussian:16,0.5,0.7"), {}),
-    "adaptive": Problem(_trained(_EIGHT, 2), _data(_EIGHT), {"weighting": "adaptive:0.5,0.01"}, ("sweep", "variance")),
+    "mixture": _problem(_OF_PLANE, _MIXTURE),
+    "mixture_no_posterior": _problem(_OF_PLANE, _MIXTURE, posterior="none"),
+    "student_t3": _problem(_OF_PLANE, _student_t, posterior="none"),
+    "linear": _problem(lambda: LinearNetwork(2), _PLANE),
+    "linear_no_posterior": _problem(lambda: LinearNetwork(2), _PLANE, posterior="none"),
+    "gaussian_16d": _problem(_mlp(16), _GAUSSIAN),
+    "gaussian_16d_no_posterior": _problem(_mlp(16), _GAUSSIAN, posterior="none"),
+    "adaptive": _problem(_OF_PLANE, _MIXTURE, weighting="adaptive:0.5,0.01")._replace(tables=("sweep", "variance")),
+    "two_classes": _problem(_OF_CLASSES, _two_classes),
+    "two_classes_no_posterior": _problem(_OF_CLASSES, _two_classes, posterior="none"),
+    "guidance": _problem(_OF_CLASSES, _two_classes, guidance="meanflow:2,0.3,0.1,0.8,0.1"),
 }
 
 

@@ -42,6 +42,7 @@ VALUES: list[Any] = [
     *([], {}, [[]], [1] * 1000, {"a": {"b": {}}}, [0, [1, [2]]]),
 ]
 QUICK = "--samples 64 --bins none --beta 0,1 --times uniform --quiet --overwrite --out out"
+DIAGNOSED = "--samples 32 --quiet --overwrite --out out"
 CODE = "import pathlib\npathlib.Path('canary').touch()\ndef run(*a, **k):\n    pathlib.Path('canary').touch()\n"
 
 
@@ -348,8 +349,17 @@ FILES: dict[str, list[tuple[str, Write, str]]] = {
         ("results/sweep.parquet", parquet_file, f"sweep a.safetensors {QUICK} --out results --resume --format csv"),
     ],
     "names": [],
+    "diagnosed": [
+        ("a.safetensors", safetensors_file, f"doctor F {DIAGNOSED}"),
+        ("a.safetensors", safetensors_file, f"identify F {DIAGNOSED}"),
+        ("log.csv", mutated_bytes, f"doctor a.safetensors --log F {DIAGNOSED}"),
+        ("log.jsonl", mutated_bytes, f"doctor a.safetensors --log F {DIAGNOSED}"),
+        ("trainer_state.json", json_file, f"doctor a.safetensors --log F {DIAGNOSED}"),
+        ("run.wandb", mutated_bytes, f"doctor a.safetensors --log F {DIAGNOSED}"),
+        ("events.out.tfevents.1", mutated_bytes, f"doctor a.safetensors --log F {DIAGNOSED}"),
+    ],
 }
-WEIGHTS = {"safetensors": 3, "torch": 3, "yaml": 4, "data": 5, "tables": 2, "names": 2}
+WEIGHTS = {"safetensors": 3, "torch": 3, "yaml": 4, "data": 5, "tables": 2, "names": 2, "diagnosed": 1}
 
 
 def prepare(folder: Path) -> None:
@@ -379,6 +389,12 @@ def prepare(folder: Path) -> None:
     pd.DataFrame(x, columns=["a", "b"]).to_parquet("x.parquet")
     torch.save({"x": torch.tensor(x)}, "x.pt")
     save_file({"x": torch.tensor(x)}, "x.safetensors")
+    log = pd.DataFrame({"step": range(0, 400, 10), "loss": np.geomspace(2, 0.5, 40), "grad_norm": 1.0})
+    log.to_csv("log.csv", index=False)
+    log.to_json("log.jsonl", orient="records", lines=True)
+    Path("trainer_state.json").write_text(json.dumps({"log_history": log.to_dict("records")}))
+    Path("run.wandb").write_bytes(b":W&B\xc0\xad\0" + struct.pack("<IHB", 0, 9, 1) + b"\n\7history")
+    Path("events.out.tfevents.1").write_bytes(struct.pack("<QI", 6, 0) + b"\x18\1*\2\n\0" + struct.pack("<I", 0))
     Path("samples").mkdir()
     for k in range(8):
         np.save(f"samples/{k}.npy", x[k])
@@ -415,7 +431,8 @@ def trial(kind: str, number: int, seed: int) -> list[str]:
         return [{"A": words[0], "B": words[1]}.get(word, word) for word in form.split()]
     file, write, form = chance.choice(FILES[kind])
     source = Path(file)
-    target = Path("trial") / (source.name if "results" in file else f"{number}{source.suffix}")
+    named = "results" in file or kind == "diagnosed"
+    target = Path("trial") / (source.name if named else f"{number}{source.suffix}")
     shutil.rmtree("trial", ignore_errors=True)
     Path("trial").mkdir()
     if "results" in file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import struct
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from mfdiag.errors import InputError, first_line
+from mfdiag.errors import InputError, first_line, is_out_of_memory
 
 __all__ = ["read_rows"]
 
@@ -20,6 +19,7 @@ _WANDB_MAGIC = b":W&B"
 _WANDB_HEADER = 7  # bytes: magic, checksum and version
 _BLOCK = 32768  # of LevelDB's log format, which W&B writes
 _RECORD = "<IHB"  # checksum, length and kind of a piece
+_LARGEST = 256 << 20  # bytes; as a table a log takes several times that
 _LAST_PIECES = (1, 4)  # a whole record, or its last piece
 
 
@@ -34,22 +34,40 @@ def read_rows(path: Path) -> pd.DataFrame:
         One row per logged step, numbers and their step by name.
 
     Raises:
-        InputError: The file cannot be read, or a library that reads it is not installed.
+        InputError: The file cannot be read or is too large, or a library that reads it is not installed.
     """
     try:
         return _rows(path)
-    except (OSError, ValueError, LookupError, csv.Error, struct.error) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file leads to in the libraries that read it
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             "Expected a training log (CSV, JSON lines, trainer_state.json, TensorBoard, W&B offline), but "
             f"{path} cannot be read: {first_line(error)}. Pass another --log."
         ) from error
 
 
+def _require_readable(path: Path) -> None:
+    """InputError where a file is no regular one, or would take too much memory as a table."""
+    if not path.is_file():
+        raise InputError(f"Expected a training log, but {path} is no regular file; pass another --log.")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise InputError(
+            f"Expected a training log of at most {_LARGEST >> 20} MiB, but {path} has {size >> 20} MiB; "
+            "keep fewer steps or columns, or pass another --log."
+        )
+
+
 def _rows(path: Path) -> pd.DataFrame:
     events = sorted(path.rglob(f"*{_EVENTS}*")) if path.is_dir() else [path] if _EVENTS in path.name else []
+    runs = sorted(path.glob("*.wandb")) if path.is_dir() else [path] if path.suffix == ".wandb" else []
+    for file in events or runs[:1] or [path]:
+        if file.exists():  # else the error says so
+            _require_readable(file)
     if events:
         return pd.concat([_tensorboard(file) for file in events], ignore_index=True).sort_values("step")
-    runs = sorted(path.glob("*.wandb")) if path.is_dir() else [path] if path.suffix == ".wandb" else []
     if runs:
         return pd.DataFrame(_wandb(runs[0]))
     if path.suffix == ".json":

@@ -101,7 +101,12 @@ def read_log(path: Path) -> TrainingLog:
         InputError: The file cannot be read, or has no numbers.
     """
     frame = read_rows(path)
-    numbers = frame.apply(pd.to_numeric, errors="coerce")
+    try:
+        numbers = frame.apply(pd.to_numeric, errors="coerce")
+    except OverflowError as error:
+        raise InputError(
+            f"Expected numbers of double precision, but {path} has a whole number beyond it; pass another --log."
+        ) from error
     step = next((name for name in _STEPS if name in numbers), None)
     steps = np.arange(len(frame)) if step is None else numbers[step].ffill().fillna(0).to_numpy()
     series = {

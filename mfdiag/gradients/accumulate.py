@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -214,7 +214,7 @@ class Accumulator:
         merged = dict(zip(open_leaves, self._merged(open_leaves, world), strict=True))
         diagonal, *sample_gram = world.sums_on_first(self._per_sample)
         incomplete = {
-            cell: {**asdict(sums), "count": None if sums.count is None else torch.as_tensor(sums.count)}
+            cell: {**vars(sums), "count": None if sums.count is None else torch.as_tensor(sums.count)}
             for cell, sums in (self._incomplete | merged).items()
         }
         complete = {

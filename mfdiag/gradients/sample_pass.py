@@ -41,7 +41,10 @@ _DERIVATIVE_SAMPLES = 4  # samples the derivative is checked on
 _COMPARED_SAMPLES = 4  # on which processes must agree
 _TIME_SAMPLES = 8  # samples on which the dependence on times is checked
 _CHUNK_BYTES = 288 << 20  # activations of a chunk; a larger chunk was no faster on a DiT of 4M parameters
+_PARAMETER_MULTIPLE = 4  # the same in terms of the parameters, which each chunk reads and whose sums it writes,
+_MOST_CHUNK_BYTES = 2 << 30  # up to this size
 _LARGEST_CHUNK = 1024  # a larger chunk was no faster on a small network
+_LARGEST_OF_CELLS = 256  # where a larger chunk would hold sums of several cells at once
 
 
 def run_pass(
@@ -295,7 +298,7 @@ def _prepare(
     if engine.uses_rules:
         activation_bytes += _bytes_of_reference(measured, engine, losses)
     at_once = plan.groups * plan.size + 2  # cotangents, and the activations themselves, forward and backward
-    chunk = settings.chunk or _chunk(_CHUNK_BYTES // (activation_bytes * at_once + 1), cells)
+    chunk = settings.chunk or _chunk(_chunk_bytes(measured) // (activation_bytes * at_once + 1), cells)
     chunk = min(chunk, -(-settings.samples // current_world().size))  # a part for every process
     prefix = prefix_of(measured)
     parameters = {name.removeprefix(prefix): gradient_size(p) for name, p in measured.named_parameters()}
@@ -435,11 +438,18 @@ def _no_progress(done: int, total: int) -> None:
     """Reports nothing."""
 
 
+def _chunk_bytes(module: nn.Module) -> int:
+    """Memory for a chunk's activations: more for a large network, whose cost by chunk grows with its parameters."""
+    parameters = sum(p.numel() * p.element_size() for p in module.parameters())
+    return max(_CHUNK_BYTES, min(_PARAMETER_MULTIPLE * parameters, _MOST_CHUNK_BYTES))
+
+
 def _chunk(fitting: int, cells: Cells) -> int:
     """Samples at once: what fits, in chunks of equal size, which are whole jackknife blocks if these are smaller."""
     n = len(cells.leaf)
     block = max(1, n // cells.blocks)
-    chunks, processes = -(-n // int(np.clip(fitting, 1, _LARGEST_CHUNK))), current_world().size
+    largest = min(_LARGEST_CHUNK, max(_LARGEST_OF_CELLS, n // len(np.unique(cells.leaf))))
+    chunks, processes = -(-n // int(np.clip(fitting, 1, largest))), current_world().size
     chunks = -(-chunks // processes) * processes
     return -(-n // (chunks * block)) * block if n > chunks * block else -(-n // chunks)
 

@@ -106,6 +106,24 @@ def test_a_loss_that_is_not_finite_has_its_first_step(tmp_path: Path, value: flo
     assert read_log(path).first_nonfinite() == 200
 
 
+@pytest.mark.parametrize("history", [5, [5], [{"loss": 10**400}], [{"loss": [1]}]])
+def test_a_history_without_numbers_is_refused(tmp_path: Path, history: object) -> None:
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    with pytest.raises(InputError, match="ass another --log"):
+        read_log(tmp_path / "trainer_state.json")
+
+
+@pytest.mark.parametrize("name", ["log.csv", "run.wandb", "events.out.tfevents.1"])
+def test_a_log_that_cannot_be_held_is_refused(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**29)
+    with pytest.raises(InputError, match="at most 256 MiB"):
+        read_log(tmp_path / name)
+    os.mkfifo(tmp_path / f"pipe.{name}")
+    with pytest.raises(InputError, match="no regular file"):
+        read_log(tmp_path / f"pipe.{name}")
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl", "trainer_state.json", "run.wandb"])
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe", b"a", b"[]", b"{}"])
 def test_a_file_that_is_no_log_is_refused(tmp_path: Path, name: str, content: bytes) -> None:

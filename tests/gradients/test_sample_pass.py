@@ -17,6 +17,7 @@ from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients import fast_engine, sample_pass
+from mfdiag.gradients.cells import make_cells
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.reference_engine import per_sample_gradients
 from mfdiag.gradients.sample_pass import PassResult, PassSettings, run_pass
@@ -116,3 +117,16 @@ def test_chunks_leave_room_for_the_gradients_of_the_reference(monkeypatch: pytes
     draws = Draws(load_data("two_moons"), parse_times("uniform"), 0)
     run_pass(Residual(), TokensFirst(), draws, PassSettings(samples=100))
     assert len(chunks) > 3 and max(chunks) <= budget
+
+
+def test_chunks_of_a_large_network_grow_with_its_parameters() -> None:
+    small, large, largest = (nn.Linear(width, width, device="meta") for width in (8, 8192, 65536))
+    assert sample_pass._chunk_bytes(small) == sample_pass._CHUNK_BYTES
+    assert sample_pass._CHUNK_BYTES < sample_pass._chunk_bytes(large) < sample_pass._chunk_bytes(largest) == 2 << 30
+
+
+def test_a_chunk_holds_sums_of_few_cells() -> None:
+    times = np.random.default_rng(0).random((2, 4096))
+    r, t = times.min(0), times.max(0)
+    assert sample_pass._chunk(10**6, make_cells(r, t, None)) == 1024
+    assert sample_pass._chunk(10**6, make_cells(r, t, (5, 5))) <= 4096 // 15

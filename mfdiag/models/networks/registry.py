@@ -96,6 +96,22 @@ def _short(arguments: Mapping[str, Any]) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
+def _without_initialization() -> Any:
+    """A context in which numbers are not initialized: on the device meta, that would import torch's compiler."""
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutInitialization(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            name = getattr(func, "__name__", "")
+            in_place = name.endswith("_") and not name.startswith("_")
+            return [*args, *kwargs.values()][0] if in_place else func(*args, **kwargs)
+
+    return WithoutInitialization()
+
+
 def _require_bounded(name: str, build: Callable[[], nn.Module], bounds: Bounds) -> None:
     """InputError where a network would be larger than the bounds. It is built without memory for its numbers."""
     import torch
@@ -118,7 +134,7 @@ def _require_bounded(name: str, build: Callable[[], nn.Module], bounds: Bounds) 
         module.register_module_buffer_registration_hook(count),
     ]
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]), _without_initialization():
             build()
     finally:
         for handle in handles:

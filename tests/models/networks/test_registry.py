@@ -38,3 +38,11 @@ def test_listing_does_not_import_torch() -> None:
     modules = "mfdiag.models.networks.registry, mfdiag.models.checkpoint, mfdiag.models.inspection"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_building_does_not_import_the_compiler_of_torch() -> None:
+    code = (
+        "import sys; from mfdiag.models.networks.registry import build_model; "
+        f"build_model('dit', {ARGUMENTS['dit']}); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
