@@ -203,7 +203,8 @@ def _effective_scale(guidance: Guidance) -> float | None:
     scale = GuidanceScale(*map(torch.as_tensor, guidance.sample_scale(uniform, np.zeros(64, bool), np.zeros(64, bool))))
     factors = guidance.factors(scale, torch.full((64,), 0.5), torch.zeros(64, dtype=torch.bool))
     omega = factors.data / (1 - factors.labeled)
-    return float(omega[0]) if guidance.network == "self" and bool((omega == omega[0]).all()) else None
+    own = guidance.network == "self" and not guidance.from_zero
+    return float(omega[0]) if own and bool((omega == omega[0]).all()) else None
 
 
 def _nonfinite_averages(candidate: Candidate) -> Sequence[str]:

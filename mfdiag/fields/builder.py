@@ -195,7 +195,7 @@ class FieldBuilder:
         def velocity(x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:
             if guidance.network == "head":
                 return network(x, r, t, condition)
-            return network(x, t, t, condition_for(network, condition))
+            return network(x, 0 * t if guidance.from_zero else t, t, condition_for(network, condition))
 
         takes = takes_guidance(network if guidance.network == "teacher" else self.module)
         return GuidedVelocity.of_batch(batch, guidance, velocity, takes, self.draws.null_label, x)

@@ -41,6 +41,8 @@ GUIDANCES: dict[str, str] = {
     "r = t (the setting of improved MeanFlow): improved_power:[scale=7],[drop=0.1]",
     "improved_uniform": "as improved at all t, with omega uniform in [least, most] for a fraction share of the samples "
     "and 1 for the rest and for null labels: improved_uniform:[least=1],[most=5],[share=0.75],[drop=0.1]",
+    "facm": "omega v_c + (1 - omega) u(x_t,0,t,null) if low <= t <= high, else omega v_c + (1 - omega) u(x_t,0,t,y) (the "
+    "code of FACM without its teacher): facm:omega,[low=0],[high=1],[drop=0]",
     "teacher": "v(x_t,t,null) + omega (v(x_t,t,y) - v(x_t,t,null)) of a teacher if low <= t <= high, else v(x_t,t,y): "
     "teacher:omega,[low=0],[high=1],[drop=0]",
 }
@@ -82,6 +84,7 @@ class Guidance:
         sample_scale: Draws what may differ between samples.
         drop: Fraction of labels that become null, in [0, 1].
         network: Whose velocity guides: the measured network's at r = t, that of its head, or a teacher's.
+        from_zero: Whether the network's average over [0, t] guides instead of its velocity at r = t.
         factors_outside: The three factors outside the interval.
         guides_null: Whether samples with the null label are guided too. If not, they keep v_c.
         changes_velocity: False if labels are dropped but v_g equals v_c.
@@ -95,6 +98,7 @@ class Guidance:
     factors_outside: tuple[float, float, float] = (1.0, 0.0, 0.0)
     guides_null: bool = False
     changes_velocity: bool = True
+    from_zero: bool = False
 
     def factors(self, scale: GuidanceScale, t: Tensor, dropped: Tensor) -> GuidanceFactors:
         """The factors of each sample.
@@ -215,6 +219,12 @@ def _improved_uniform(name: str, least: float, most: float, share: float, drop: 
     return _improved(name, drop, sample)
 
 
+def _facm(name: str, omega: float, low: float, high: float, drop: float) -> Guidance:
+    # its code evaluates the network at the time of the average velocity, also with the label outside the interval
+    scale, outside = _same_for_all(omega, low, high), (omega, 1 - omega, 0.0)
+    return Guidance(name, lambda w: (w, 0.0, 1 - w), scale, drop, factors_outside=outside, from_zero=True)
+
+
 def _teacher(name: str, omega: float, low: float, high: float, drop: float) -> Guidance:
     scale, outside = _same_for_all(omega, low, high), (0.0, 1.0, 0.0)
     return Guidance(name, lambda w: (0.0, w, 1 - w), scale, drop, "teacher", outside)
@@ -233,6 +243,7 @@ _KINDS: dict[str, tuple[dict[str, float | None], Callable[..., Guidance]]] = {
     ),
     "improved_power": ({"scale": 7.0, "drop": 0.1}, _improved_power),
     "improved_uniform": ({"least": 1.0, "most": 5.0, "share": 0.75, "drop": 0.1}, _improved_uniform),
+    "facm": ({"omega": None, **_INTERVAL, "drop": 0.0}, _facm),
     "teacher": ({"omega": None, **_INTERVAL, "drop": 0.0}, _teacher),
 }
 """Name -> arguments with their defaults, and the function that builds it from its canonical name and arguments."""

@@ -31,6 +31,7 @@ FORMULAS: dict[str, Callable[[float, float, float, float], float]] = {
     "improved:3,0.2,0.7": lambda v, own, null, w: v + (1 - 1 / w) * (own - null),
     "improved_power": lambda v, own, null, w: v + (1 - 1 / w) * (own - null),
     "improved_uniform": lambda v, own, null, w: v + (1 - 1 / w) * (own - null),
+    "facm:1.75,0.2,0.7": lambda v, own, null, w: null + w * (v - null),
     "teacher:1.5,0.2,0.7": lambda v, own, null, w: null + w * (own - null),
 }
 
@@ -57,7 +58,7 @@ def test_factors_make_the_formula(spec: str) -> None:
             if spec.startswith("soflow") and not inside:
                 continue  # it decays, see below
             guided = inside and (not dropped or spec.startswith("re_meanflow"))
-            outside = own if spec.startswith("teacher") else v
+            outside = {"teacher": own, "facm": 1.75 * v - 0.75 * own}.get(spec.partition(":")[0], v)
             expected = FORMULAS[spec](v, own, null, omega) if guided else outside
             assert float(factors.data * v + factors.labeled * own + factors.null * null) == pytest.approx(expected)
             assert float(sum(factors)) == pytest.approx(1)  # equal velocities are left as they are

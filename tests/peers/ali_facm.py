@@ -1,4 +1,4 @@
-"""ali-vilab/FACM: clipped consistency anchored by flow matching, one time for the point and for r."""
+"""ali-vilab/FACM without its teacher: one time for the point and for r, guidance by its average velocity."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from interception import Batch, pulled, returning
 from torch import Tensor, nn
 
 REPOSITORY, CODE, CARD = "ali-vilab+FACM", "", "facm"
-SHAPE, CLASSES, DIM = (4, 8, 8), 10, 256
+SHAPE, CLASSES, DIM = (4, 8, 8), 1000, 256  # its guidance knows the null label 1000 alone
 SIZES = {"input_size": 8, "patch_size": 2, "in_channels": 4, "depth": 2, "hidden_size": 32, "num_heads": 2}
 SMALL = {
     "network": {"arguments": {"size": "LightningDiT", "num_classes": CLASSES, **SIZES}},
     "conditioning": {"classes": CLASSES, "null": CLASSES},
     "data": {"shape": list(SHAPE)},
+    "guidance": "facm:1.75,0,0.875,0",
 }
 DTYPES = (torch.float32,)  # its time features are float32
 UNUSED = ("torch_fidelity", "accelerate", "accelerate.utils", "ldit.vavae", "ldit.img_latent_dataset", "sampler")
@@ -48,7 +49,7 @@ def theirs(model: nn.Module, batch: Batch, weighted: bool) -> tuple[None, Tensor
         from losses import FACMLoss
 
     net, objective = model["model"], FACMLoss()
-    args = SimpleNamespace(t_type="default", cfgw=1.0, distill=False, glow=0.0, ghigh=1.0, p=0.5)
+    args = SimpleNamespace(t_type="default", cfgw=1.75, distill=False, glow=0.125, ghigh=1.0, p=0.5)
     states = {"get_rng_state": lambda: None, "set_rng_state": lambda state: None}  # of a GPU
     with (
         mock.patch.multiple(torch.cuda, **states),
