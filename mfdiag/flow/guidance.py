@@ -41,8 +41,8 @@ GUIDANCES: dict[str, str] = {
     "r = t (the setting of improved MeanFlow): improved_power:[scale=7],[drop=0.1]",
     "improved_uniform": "as improved at all t, with omega uniform in [least, most] for a fraction share of the samples "
     "and 1 for the rest and for null labels: improved_uniform:[least=1],[most=5],[share=0.75],[drop=0.1]",
-    "facm": "omega v_c + (1 - omega) u(x_t,0,t,null) if low <= t <= high, else omega v_c + (1 - omega) u(x_t,0,t,y) (the "
-    "code of FACM without its teacher): facm:omega,[low=0],[high=1],[drop=0]",
+    "facm": "omega v_c + (1 - omega) u(x_t,0,t,null) if low <= t <= high, else omega v_c + (1 - omega) u(x_t,0,t,y) "
+    "(the code of FACM without its teacher): facm:omega,[low=0],[high=1],[drop=0]",
     "teacher": "v(x_t,t,null) + omega (v(x_t,t,y) - v(x_t,t,null)) of a teacher if low <= t <= high, else v(x_t,t,y): "
     "teacher:omega,[low=0],[high=1],[drop=0]",
 }
