@@ -39,7 +39,7 @@ from mfdiag.tables.doctor import DOCTOR
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "faults"))
 
-from cases import NETWORKS, Case, train_case  # noqa: E402
+from cases import NETWORKS, Case, place_of, train_case  # noqa: E402
 from healthy import HEALTHY  # noqa: E402
 from planted import FAULTS  # noqa: E402
 
@@ -49,22 +49,25 @@ PAGE = ROOT / "docs" / "doctor.md"
 TABLE = ROOT / "mfdiag" / "data" / "healthy.csv"
 SAMPLES = 512
 LEARNED = 0.25  # velocity error below which u(x_t, t, t) stands for v, so that identities of targets tell
+LEARNING = ["velocity_error", "skill"]  # what grows with training: bounds come from finished ones alone
 BUDGET = 1000.0  # seconds: more than it takes, so that the load of the machine decides nothing
+BY_LAYER = ("variance_share", "layer_weight_scale")  # of the largest layer
 MARKERS = "<!-- benchmarks/doctor.py: begin -->", "<!-- benchmarks/doctor.py: end -->"
+NAMES = {"mlp": "MLP", "dit": "DiT", "images": "DiT on digits"}
 SPLITS = {"tuning": "tuned on", "held_out": "held out"}
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, repeat: int) -> None:
     """Train what is missing, the small network first, mild faults last."""
     faults = sorted(FAULTS, key=lambda case: case.severity == "mild")
-    for network, cases in (("mlp", faults), ("mlp", HEALTHY), ("dit", HEALTHY), ("dit", faults)):
+    for network, cases in (("mlp", faults), ("mlp", HEALTHY), ("dit", HEALTHY), ("dit", faults), ("images", HEALTHY)):
         for case in cases:
             datasets = NETWORKS[network].datasets
-            places = [folder / "models" / f"{case.name}-{network}-{data}" for data in datasets]
+            places = [folder / place_of(case, network, data, repeat) for data in datasets]
             if network not in case.networks or all((place / "entry.json").exists() for place in places):
                 continue
             start = time.process_time()
-            train_case(case, network, datasets, folder)
+            train_case(case, network, datasets, folder, repeat)
             write_index(folder)
             print(f"{case.name} {network}: {time.process_time() - start:.0f} s of one core", flush=True)
     print(f"{time.process_time():.0f} s of one core in all", flush=True)
@@ -80,9 +83,17 @@ def write_index(folder: Path) -> list[Entry]:
 
 
 def entries_of(folder: Path, split: str) -> list[Entry]:
-    """The models of one half, those of the small network first."""
+    """The models of one half, those of the small network first; healthy ones also at earlier stages of training."""
     entries = [entry for entry in json.loads((folder / "index.json").read_text()) if entry["split"] == split]
+    entries = [entry for entry in entries if entry["data"] in NETWORKS[entry["network"]].datasets]
+    entries += [stage for entry in entries if entry["healthy"] for stage in stages(entry)]
     return sorted(entries, key=lambda entry: (entry["network"] != "mlp", entry["data"], not entry["healthy"]))
+
+
+def stages(entry: Entry) -> Iterator[Entry]:
+    """The earlier checkpoints of a model as models of their own, without a log."""
+    for path in entry["series"]:
+        yield {**entry, "id": f"{entry['id']}-{Path(path).stem}", "path": path, "log": None}
 
 
 def case_of(entry: Entry) -> Case:
@@ -111,9 +122,12 @@ def tables(rows: Sequence[Entry]) -> Iterator[str]:
     yield "| models | right code among the first two findings | healthy without a critical finding |"
     yield "| --- | --- | --- |"
     for split, words in SPLITS.items():
-        faulty, sound = ([r for r in rows if r["split"] == split and r["healthy"] == healthy] for healthy in (0, 1))
-        right, silent = sum(r["right"] for r in faulty), sum(not r["critical"] for r in sound)
-        yield f"| {words} | {interval(right, len(faulty))} | {interval(silent, len(sound))} |"
+        for network, name in NAMES.items():
+            own = [row for row in rows if row["split"] == split and row["network"] == network]
+            faulty, sound = ([row for row in own if row["healthy"] == healthy] for healthy in (0, 1))
+            right, silent = sum(r["right"] for r in faulty), sum(not r["critical"] for r in sound)
+            if own:
+                yield f"| {words}, {name} | {interval(right, len(faulty))} | {interval(silent, len(sound))} |"
     yield from ("", "| fault | right codes | tuned on | held out | first two findings, with counts |")
     yield "| --- | --- | --- | --- | --- |"
     faulty = [row for row in rows if not row["healthy"]]
@@ -171,14 +185,15 @@ def measure(folder: Path, split: str, only: str) -> None:
 
 def evidence_of(folder: Path, entry: Entry) -> Evidence:
     """What `mfdiag doctor CHECKPOINT --log LOG` measures, on fewer samples than it takes in a minute."""
-    path, log, own = folder / entry["path"], folder / entry["log"], entry["options"]
+    path, own = folder / entry["path"], entry["options"]
+    log = folder / entry["log"] if entry["log"] else None
     options = ExaminationOptions(
         budget=BUDGET,
         samples=SAMPLES,
         batch_size=own.get("batch_size"),
         weighting=own.get("weighting"),
         effects=False,
-        log=read_log(log) if len(log.read_text().splitlines()) > 1 else None,
+        log=read_log(log) if log is not None and len(log.read_text().splitlines()) > 1 else None,
     )
     try:
         candidate = load_candidate(path, SubjectOptions(guidance=own.get("guidance")), say=lambda note: None)
@@ -217,7 +232,9 @@ def healthy(folder: Path) -> None:
             values = values_of(evidence.frame)
             if values["velocity_error", ""] > LEARNED:
                 values = values.drop("target_defect_ratio", level=0)
-            models.append(values.rename(lambda name: f"{name}/p1", level=1) if evidence.normalized else values)
+            if entry["log"] is None:
+                values = values.drop(LEARNING, level=0, errors="ignore")
+            models.append(grouped(values, evidence))
     lines = ["quantity,target,models,low,median,high"]
     for (quantity, target), values in pd.concat(models).groupby(level=[0, 1]):
         low, median, high = np.quantile(values, [0.01, 0.5, 0.99])
@@ -226,11 +243,21 @@ def healthy(folder: Path) -> None:
     print("\n".join(lines))
 
 
+def grouped(values: pd.Series, evidence: Evidence) -> pd.Series:
+    """Values with the group of models that they set bounds for: see `Evidence.usual`."""
+    if evidence.normalized:
+        return values.rename(lambda name: f"{name}/p1", level=1)
+    if evidence.facts.guidance is None:
+        return values
+    index = [(quantity, f"{target}/guided" if quantity in LEARNING else target) for quantity, target in values.index]
+    return pd.Series(values.to_numpy(), pd.MultiIndex.from_tuples(index, names=values.index.names))
+
+
 def values_of(frame: pd.DataFrame) -> pd.Series:
     """One value of each quantity and target: of the current weights, over all times, of the largest layer."""
     frame = frame[frame["t_low"].isna() & np.isfinite(frame["value"]) & frame["estimator"].isin([None, "meanflow"])]
     frame = frame[(frame["weights"] != "ema") | (frame["quantity"] == "average_gain")]
-    frame = frame[(frame["layer"] == "all") | (frame["quantity"] == "variance_share")]
+    frame = frame[(frame["layer"] == "all") | frame["quantity"].isin(BY_LAYER)]
     return frame.assign(target=frame["target"].fillna("")).groupby(["quantity", "target"])["value"].max()
 
 
@@ -239,12 +266,13 @@ def main() -> None:
     parser.add_argument("command", choices=["train", "measure", "healthy", "judge"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--held-out", action="store_true", help="measure or judge the held-out half too")
+    parser.add_argument("--repeat", type=int, default=0, help="train models of other seeds: 1, 2, ...")
     parser.add_argument("--only", default="", help="measure models whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
     splits = list(SPLITS) if options.held_out else ["tuning"]
     if options.command == "train":
-        train(options.folder)
+        train(options.folder, options.repeat)
     elif options.command == "measure":
         for split in splits:
             measure(options.folder, split, options.only)

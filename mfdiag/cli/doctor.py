@@ -11,12 +11,12 @@ import typer
 from mfdiag.cli.options import OWN, Options, sharing
 
 if TYPE_CHECKING:
-    from mfdiag.diagnosis.diagnosis import Diagnosis
+    from mfdiag.diagnosis.diagnosis import Diagnosed, Diagnosis
 
 __all__ = ["command"]
 
 _SHOWN = 3  # findings, and changes between checkpoints
-_WIDTH = 80
+_WIDTH, _LINES, _LONGEST = 80, 10, 4  # columns, lines of a verdict, lines of one sentence
 
 
 def _own(help: str, **more: Any) -> Any:
@@ -101,28 +101,46 @@ def command(
         )
         job = DoctorJob(work.checkpoints, SubjectOptions.of(options), examination, progress=work.progress, say=work.say)
         outcome = run(job, options.out, work.mode, say=work.say)
-    lines = [line for diagnosis in job.diagnoses.values() for line in _lines(diagnosis, len(job.diagnoses) > 1)]
-    lines += [change.sentence() for change in job.course[:_SHOWN]]
-    for line in lines:
-        print(textwrap.fill(line, _WIDTH, subsequent_indent="   "))
+    if len(job.diagnoses) == 1:
+        print("\n".join(_verdict(*job.diagnoses.values())))
+    else:
+        lines = [f"{diagnosis.checkpoint}: {diagnosis.verdict}" for diagnosis in job.diagnoses.values()]
+        lines += [change.sentence() for change in job.course[:_SHOWN]]
+        print("\n".join(line for sentence in lines for line in _wrapped(sentence)))
     work.console.print(f"tables: {', '.join(map(str, outcome.tables))}, {options.out / 'doctor.json'}", markup=False)
 
 
-def _lines(diagnosis: Diagnosis, brief: bool) -> list[str]:
-    """The verdict, and up to three findings with where they show and what to do first; one sentence where brief."""
-    name = f"{diagnosis.checkpoint}: "
-    if brief:
-        return [f"{name}{diagnosis.verdict}"]
-    lines = [f"{name}{diagnosis.verdict}", *([diagnosis.noise] if diagnosis.noise else [])]
-    for number, entry in enumerate(diagnosis.findings[:_SHOWN], 1):
-        detection = entry.detection
-        where = f" At {detection.where}." if detection.where else ""
-        said = "" if number == 1 else f": {entry.title}. {detection.summary}".removesuffix(".")  # the verdict says it
-        lines.append(f"{number}. {detection.severity}, {detection.certainty}{said}.{where}")
-        if entry.remedies:
-            lines.append(f"   Do: {entry.remedies[0].action}.{_effect(entry.remedies[0])}")
-    left = len(diagnosis.findings) - _SHOWN
-    return [*lines, f"{left} more in doctor.json."] if left > 0 else lines
+def _verdict(diagnosis: Diagnosis) -> list[str]:
+    """At most ten lines: the verdict, then as many findings as fit, each with where it shows and what to do first."""
+    lines = _wrapped(f"{diagnosis.checkpoint}: {diagnosis.verdict}")
+    blocks = [_finding(number, entry) for number, entry in enumerate(diagnosis.findings[:_SHOWN], 1)]
+    noise = _wrapped(diagnosis.noise)
+    if len(lines) + len(noise) + sum(map(len, blocks[:1])) < _LINES:
+        lines += noise
+    shown = 0
+    for number, block in enumerate(blocks, 1):
+        last = number == len(diagnosis.findings)  # else a line says how many more there are
+        if len(lines) + len(block) > _LINES - (not last):
+            break
+        lines, shown = lines + block, number
+    left = len(diagnosis.findings) - shown
+    return [*lines, f"{left} more in doctor.json."] if left else lines
+
+
+def _finding(number: int, entry: Diagnosed) -> list[str]:
+    """A finding in lines; the first one's title and summary are in the verdict."""
+    detection = entry.detection
+    where = f" At {detection.where}." if detection.where else ""
+    summary = "" if number == 1 else f": {entry.title}. {detection.summary}".removesuffix(".")
+    lines = _wrapped(f"{number}. {detection.severity}, {detection.certainty}{summary}.{where}")
+    if entry.remedies:
+        lines += _wrapped(f"   Do: {entry.remedies[0].action}.{_effect(entry.remedies[0])}")
+    return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of 80 columns, at most four."""
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="   ", max_lines=_LONGEST, placeholder=" ...")
 
 
 def _effect(remedy: object) -> str:

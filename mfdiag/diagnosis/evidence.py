@@ -168,7 +168,9 @@ class Evidence:
         return (power is not None and power >= _NORMALIZING) or (self.log is not None and self.log.pinned() is not None)
 
     def usual(self, quantity: str, target: str = "") -> Healthy:
-        """What healthy models have, with those whose loss is normalized where this one is.
+        """What healthy models have, with those whose loss is normalized, or which are guided, where this one is.
+
+        Under guidance the velocity is that with the null label, which few samples train.
 
         Args:
             quantity: A quantity of table `doctor`.
@@ -180,11 +182,13 @@ class Evidence:
         Raises:
             KeyError: The bundled table has no such row.
         """
-        own = healthy(quantity, target)
-        other = _healthy_table().get((quantity, f"{target}/p1")) if self.normalized else None
-        if other is None:
-            return own
-        return own._replace(low=min(own.low, other.low), high=max(own.high, other.high))
+        usual = healthy(quantity, target)
+        groups = {"p1": self.normalized, "guided": self.facts.guidance is not None}
+        for group in (name for name, own in groups.items() if own):
+            other = _healthy_table().get((quantity, f"{target}/{group}"))
+            if other is not None:
+                usual = usual._replace(low=min(usual.low, other.low), high=max(usual.high, other.high))
+        return usual
 
     def values(self, quantity: str, *, by: str | None = None, **keys: Any) -> list[Value]:
         """Rows of a quantity.

@@ -22,7 +22,7 @@ from mfdiag.diagnosis.measured import Measured
 from mfdiag.diagnosis.sampled_scale import sampled_scale
 from mfdiag.diagnosis.spike import Spike, examine_batch, stored_batch
 from mfdiag.diagnosis.training_log import TrainingLog
-from mfdiag.diagnosis.weight_probe import narrowest_type, parameters_by_layer, weight_distances, weight_scale
+from mfdiag.diagnosis.weight_probe import narrowest_type, parameters_by_layer, weight_distances, weight_scales
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
 from mfdiag.flow.conditions import move_condition
@@ -133,7 +133,7 @@ def _forward_passes(
     networks = _networks(candidate, facts)
     many = _affordable(_FIELD_SHARE * budget, _FIELD_CALLS * seconds * len(networks), (128, 1024))
     measured = list(probe_field(subject.draws(options.seed), networks, many, _POSTERIOR, options.dtype))
-    return verdict, [*measured, *weight_distances(networks), weight_scale(subject.module)]
+    return verdict, [*measured, *weight_distances(networks), *weight_scales(subject.module)]
 
 
 def _verdict(candidate: Candidate, options: ExaminationOptions, evaluations: float) -> Verdict | None:

@@ -8,7 +8,7 @@ so tells which (docs/doctor.md#targets). This needs no posterior over the data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,22 @@ class _Network:
             step,
         )
 
+    def exchanged(self) -> _Network:
+        """The network with r and t in the other order."""
+        return replace(self, own=_Exchanged(self.own), precise=_Exchanged(self.precise))
+
+
+class _Exchanged(nn.Module):
+    """A network whose times are passed in the other order."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        output: Tensor = self.network(x, t, r, condition)
+        return output
+
 
 def _call(network: nn.Module, dtype: torch.dtype, x: Tensor, r: Tensor, t: Tensor, condition: Condition) -> Tensor:
     cast = x.to(dtype), r.to(dtype), t.to(dtype)
@@ -101,7 +117,7 @@ def probe_field(
         errors[weights] = squares(u - v)
         yield from _velocity(u, observations, keys)
         if observations.exact:
-            yield from _coefficients(u, observations, keys)
+            yield from _coefficients(network, u, observations, keys)
         yield from _identity(network, observations, keys)
         yield from probe_labels(network, draws, samples, keys, exact=observations.exact)
     if {"raw", "ema"} <= errors.keys() and observations.exact:
@@ -162,6 +178,9 @@ def _identity(network: _Network, observations: Observations, keys: Mapping[str, 
         name: squares(u - w + sum(factor * part for factor, part in zip(factors, parts, strict=True)))
         for name, factors in TARGETS.items()
     }
+    other = network.exchanged()
+    swapped = other(x, r, t, condition) - w + gap * other.derivative(x, r, t, condition, (w, 0, 1))
+    yield Measured("swapped_defect", ratio(squares(swapped), speed), keys=keys)
     for name, defect in defects.items():
         yield Measured("target_defect", ratio(defect, speed), keys={**keys, "target": name})
         if name != "meanflow":
@@ -174,24 +193,40 @@ def _identity(network: _Network, observations: Observations, keys: Mapping[str, 
     yield Measured("jacobian_size", ratio(squares(shrunk), squares(probe)), keys=keys)
 
 
-def _coefficients(u: Tensor, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:
-    """Least squares of u = a alpha' E[x_0 given x_t] + b sigma' E[x_1 given x_t]; a = b = 1 for the velocity."""
-    x, t, _, _ = observations.points(1.0, 0.0)
+def _coefficients(
+    network: _Network, u: Tensor, observations: Observations, keys: Mapping[str, Any]
+) -> Iterator[Measured]:
+    """Least squares of u = a alpha' E[x_0 given x_t] + b sigma' E[x_1 given x_t], and with a term c (du/dx v + du/dt).
+
+    a = b = 1 and c = 0 for the velocity.
+    """
+    x, t, v, _ = observations.points(1.0, 0.0)
     column = (-1, *[1] * (x.ndim - 1))
     alpha, sigma = (value.view(column) for value in (observations.path.alpha(t), observations.path.sigma(t)))
     d_alpha, d_sigma = (value.view(column) for value in observations.path.rates(t))
     mean = observations.mean
-    parts = torch.stack([d_alpha * mean, d_sigma * (x - alpha * mean) / sigma, u]).flatten(2)
-    products = torch.einsum("ind,jnd->nij", parts, parts).numpy().reshape(-1, 9)
+    along = network.derivative(x, t, t, observations.condition, (v, 0, 1))
+    parts = torch.stack([d_alpha * mean, d_sigma * (x - alpha * mean) / sigma, along, u]).flatten(2)
+    products = torch.einsum("ind,jnd->nij", parts, parts).numpy().reshape(-1, 16)
     gram, count = scalar_replicates(products, *blocks(len(products)))
-    gram = gram.reshape(-1, 3, 3)
-    fitted = np.linalg.lstsq(gram[0, :2, :2], gram[0, :2, 2], rcond=None)[0]
-    replicates = np.linalg.pinv(gram[:, :2, :2]) @ gram[:, :2, 2:]
-    for name, values in zip(("data_coefficient", "noise_coefficient"), replicates[:, :, 0].T, strict=True):
+    gram = gram.reshape(-1, 4, 4)
+    (data, noise), left = _fit(gram[:, [0, 1, 3]][:, :, [0, 1, 3]])
+    (*_, derivative), _ = _fit(gram)
+    for name, values in (
+        ("data_coefficient", data),
+        ("noise_coefficient", noise),
+        ("derivative_coefficient", derivative),
+    ):
         yield Measured(name, jackknife(values, count), keys=keys)
-    left = gram[:, 2, 2] - 2 * gram[:, 2, :2] @ fitted + fitted @ gram[:, :2, :2] @ fitted
-    size = np.maximum(gram[:, 2, 2], 1e-300)
-    yield Measured("unexplained_output", skewed_jackknife(left / size, count, nonnegative=True), keys=keys)
+    yield Measured("unexplained_output", skewed_jackknife(left, count, nonnegative=True), keys=keys)
+
+
+def _fit(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares of the last part on the others: coefficients [parts, R] and the fraction left [R], by replicate."""
+    inner, cross, square = gram[:, :-1, :-1], gram[:, :-1, -1:], gram[:, -1, -1]
+    coefficients = np.linalg.pinv(inner) @ cross
+    explained = (np.swapaxes(cross, 1, 2) @ coefficients)[:, 0, 0]
+    return coefficients[:, :, 0].T, 1 - explained / np.maximum(square, 1e-300)
 
 
 def _bounded(q: Tensor) -> np.ndarray:

@@ -264,6 +264,9 @@ _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
     ),
     "declare_guidance": _plain("Declare the guidance of the training", mfdiag="--guidance meanflow:OMEGA"),
     "check_labels": _plain("Check that each label belongs to its sample, and that it reaches the network"),
+    "initialize_layer": _plain(
+        "Initialize this layer like the others, or check the factor on its weights where it is loaded"
+    ),
     "unfreeze": _plain("Check that these parameters require gradients and reach the output"),
     "watch_unweighted": _plain(
         "Log the unweighted residual E|u - u_tgt|^2 beside the loss, or the value of `mfdiag doctor` over checkpoints"

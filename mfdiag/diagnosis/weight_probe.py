@@ -12,7 +12,7 @@ from mfdiag.diagnosis.measured import Measured, exactly
 from mfdiag.gradients.accumulate import layer_of
 from mfdiag.models.wrapper import prefix_of
 
-__all__ = ["narrowest_type", "parameters_by_layer", "weight_distances", "weight_scale"]
+__all__ = ["narrowest_type", "parameters_by_layer", "weight_distances", "weight_scales"]
 
 
 def narrowest_type(module: nn.Module) -> str:
@@ -66,19 +66,36 @@ def parameters_by_layer(module: nn.Module) -> dict[str, list[Tensor]]:
     return layers
 
 
-def weight_scale(module: nn.Module) -> Measured:
+def weight_scales(module: nn.Module) -> list[Measured]:
     """Measure the size of the weights.
 
     Args:
         module: The network.
 
     Returns:
-        It, relative to that which keeps the size of activations.
+        It over all matrices, relative to that which keeps the size of activations, and that of each layer that
+        multiplies activations, relative to all of these.
     """
-    weights = [p.detach().flatten(1).double() for p in module.parameters() if p.ndim > 1]
-    sizes = [float(w.square().mean().sqrt().clamp_min(1e-300)) * w.shape[1] ** 0.5 for w in weights]
-    value = float(np.exp(np.mean(np.log(sizes)))) if sizes else np.nan
-    return Measured("weight_scale", exactly(value, sum(w.numel() for w in weights)))
+    weights = [p for p in module.parameters() if p.ndim > 1]
+    whole = float(np.exp(np.mean([_log_size(w) for w in weights]))) if weights else np.nan
+    n = sum(w.numel() for w in weights)
+    measured = [Measured("weight_scale", exactly(whole, n))]
+    tables = {id(p) for layer in module.modules() if isinstance(layer, nn.Embedding) for p in layer.parameters()}
+    prefix, layers = prefix_of(module), dict[str, float]()
+    for name, parameter in module.named_parameters():
+        if name.endswith("weight") and parameter.ndim > 1 and id(parameter) not in tables:
+            layers[layer_of(name.removeprefix(prefix))] = _log_size(parameter)
+    middle = float(np.mean(list(layers.values()))) if layers else 0.0
+    for layer, size in layers.items():
+        relative = float(np.exp(size - middle))
+        measured.append(Measured("layer_weight_scale", exactly(relative, n), keys={"layer": layer}))
+    return measured
+
+
+def _log_size(weight: Tensor) -> float:
+    """Logarithm of rms(W) sqrt(inputs)."""
+    matrix = weight.detach().flatten(1).double()
+    return float((matrix.square().mean().sqrt() * matrix.shape[1] ** 0.5).clamp_min(1e-300).log())
 
 
 def _relative_distance(raw: Sequence[Tensor], average: Sequence[Tensor]) -> float:

@@ -60,6 +60,13 @@ DOCTOR = gradient_table(
         kind="nonnegative",
     ),
     Quantity(
+        "swapped_defect",
+        "target_defect of MeanFlow's target, for the network with r and t exchanged",
+        "1",
+        "Small where the network takes its times in the other order.",
+        kind="nonnegative",
+    ),
+    Quantity(
         "derivative_size",
         "E|(t-r) (du/dx w + du/dt)|^2 / E|w|^2",
         "1",
@@ -110,6 +117,13 @@ DOCTOR = gradient_table(
         kind="nonnegative",
     ),
     Quantity(
+        "derivative_coefficient",
+        "c of u(x_t,t,t) = the same two parts + c (du/dx v + du/dt)",
+        "1",
+        "How much of its own derivative the network returns at r = t: 0 for the velocity, -1 for a target without the "
+        "factor t - r. Needs a posterior over the data.",
+    ),
+    Quantity(
         "target_preference",
         "E[(d_0 - d) / (d_0 + d)], d and d_0 the squared defects of a target and of MeanFlow's",
         "1",
@@ -137,6 +151,13 @@ DOCTOR = gradient_table(
         "1",
         "Size of the weights, relative to that which keeps the size of activations; near 0.6 after PyTorch's "
         "initialization. Computed from the file, so it has no error.",
+    ),
+    Quantity(
+        "layer_weight_scale",
+        "rms(W) sqrt(inputs) of a layer, over the geometric mean of all layers",
+        "1",
+        "Whether a layer has larger weights than the others; embeddings, which multiply no activations, do not count.",
+        kind="nonnegative",
     ),
     Quantity(
         "average_gain",

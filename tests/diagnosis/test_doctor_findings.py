@@ -51,7 +51,8 @@ def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> d
     needs_weights = quantity in (
         "velocity_error", "interval_defect", "derivative_size", "null_label_error", "skill", "target_defect",
         "target_defect_ratio", "target_preference", "jacobian_size", "label_effect", "label_explained",
-        "guidance_scale", "data_coefficient", "noise_coefficient", "unexplained_output",
+        "guidance_scale", "data_coefficient", "noise_coefficient", "unexplained_output", "derivative_coefficient",
+        "swapped_defect",
     )  # fmt: skip
     half = abs(value) * width
     estimator = {"estimator": "meanflow"} if quantity in ("top1_share", "tail_index", "interval_moment") else {}
@@ -110,7 +111,9 @@ def test_a_wrong_tangent_hides_what_follows_from_it() -> None:
     rows = [
         measured("target_defect", 10 * healthy("target_defect", "meanflow").high, target="meanflow"),
         measured("target_defect_ratio", 0.02, target="tangents_swapped"),
+        measured("target_preference", 0.95, target="tangents_swapped"),
         measured("target_defect_ratio", 2.0, target="velocity_left_out"),
+        measured("target_preference", -0.3, target="velocity_left_out"),
         measured("velocity_error", healthy("velocity_error").median),
         measured("interval_defect", far("interval_defect", "", True)),
     ]
@@ -131,6 +134,51 @@ def test_a_network_that_satisfies_another_target_is_not_read_with_swapped_times(
     assert codes(evidence(*rows(-0.8))) == []  # a few samples alone
 
 
+def wrong_target(name: str, ratio: float, **defects: float) -> list[dict[str, Any]]:
+    return [
+        measured("target_defect_ratio", ratio, target=name),
+        measured("target_preference", 0.95, target=name),
+        measured("velocity_error", healthy("velocity_error").low),
+        *(measured("target_defect", value, target=target) for target, value in defects.items()),
+    ]
+
+
+def test_half_of_the_derivative_is_no_other_target() -> None:
+    # |a - c b|^2 with <a, b> = c* |b|^2 is least at c*: these are the defects at c = 0, 1, -1 of c* = 1/2 and c* = 0
+    half = wrong_target("derivative_left_out", 0.3, derivative_left_out=0.6, meanflow=2.0, sign_reversed=3.2)
+    assert codes(evidence(*half)) == ["wrong_tangent"]  # the defect at 1/2 is 0.8: more than 0.6
+    half = wrong_target("derivative_left_out", 0.3, derivative_left_out=0.6, meanflow=2.0, sign_reversed=7.2)
+    assert codes(evidence(*half)) == []  # it is 0.3
+
+
+def test_targets_of_networks_that_hardly_depend_on_r_count_once_the_velocity_is_learned() -> None:
+    rows = wrong_target("derivative_left_out", 0.02, meanflow=2.0)
+    assert codes(evidence(*rows)) == ["wrong_tangent"]
+    assert "no pair with r < t was trained" in diagnose(evidence(*rows)).verdict
+    early = [row for row in rows if row["quantity"] != "velocity_error"] + [measured("velocity_error", 0.4)]
+    assert "wrong_tangent" not in codes(evidence(*early))
+
+
+def test_a_derivative_in_the_velocity_at_equal_times_lacks_its_factor() -> None:
+    rows = [
+        measured("derivative_coefficient", -0.7),
+        measured("velocity_error", 1.2),
+        measured("noise_coefficient", 0.8),
+        measured("data_coefficient", 0.9),
+    ]
+    assert codes(evidence(*rows)) == ["interval_factor_missing"]
+    assert "interval_factor_missing" not in codes(evidence(*rows[:2]))  # before training
+    assert "interval_factor_missing" not in codes(evidence(*rows[1:], measured("derivative_coefficient", 0.1)))
+
+
+def test_a_layer_of_far_larger_weights() -> None:
+    usual = healthy("layer_weight_scale").high
+    rows = [measured("layer_weight_scale", value, layer=f"layers.{k}") for k, value in enumerate((0.9, 4 * usual))]
+    assert codes(evidence(*rows)) == ["layer_too_large"]
+    assert diagnose(evidence(*rows)).findings[0].detection.where == "layer layers.1"
+    assert codes(evidence(rows[0])) == []
+
+
 def test_a_small_jacobian_and_a_failing_identity_mean_a_missing_stop_gradient() -> None:
     rows = [
         measured("jacobian_size", 0.7 * healthy("jacobian_size").low),
@@ -149,7 +197,7 @@ def test_labels() -> None:
     assert codes(evidence(measured("label_effect", 0.02))) == ["labels_ignored"]
     rows = [
         measured("null_label_error", healthy("null_label_error").median),
-        measured("skill", far("skill", "", False)),
+        measured("skill", -0.5),
         measured("label_explained", healthy("label_explained").median),
     ]
     assert codes(evidence(*rows, **guided)) == ["label_dropout_missing"]

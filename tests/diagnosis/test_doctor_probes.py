@@ -84,6 +84,40 @@ def test_a_network_satisfies_the_identity_of_its_own_target_alone(network: nn.Mo
     assert values(measured, "velocity_error")[""] < 1e-12
 
 
+def test_a_network_whose_times_are_exchanged_satisfies_the_identity_in_the_other_order() -> None:
+    class Exchanged(Instantaneous):
+        def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            value: Tensor = self.exact(x, t, r)
+            return value
+
+    def defect(network: nn.Module) -> float:
+        return values(list(probe_field(DRAWS, {"raw": network}, 256, 1e9, torch.float64)), "swapped_defect")[""]
+
+    assert defect(Exchanged(exact())) < 1e-6
+    assert defect(exact()) > 1e-3
+
+
+def test_coefficients_of_the_output_agree_with_least_squares() -> None:
+    torch.manual_seed(4)
+    network = MLP(DIM, 8, 2).double()
+    measured = list(probe_field(DRAWS, {"raw": network}, 256, 1e9, torch.float64))
+    observations = observe(DRAWS, 256, cost=1e9)
+    x, t, v, _ = observations.points(1.0, 0.0)
+    with torch.no_grad():
+        u = network(x, t, t)
+    du = torch.func.jvp(lambda x, t_end: network(x, t, t_end), (x, t), (v, torch.ones_like(t)))[1].detach()
+    mean = observations.mean
+    noise = (x - (1 - t)[:, None] * mean) / t[:, None]
+    parts = [value.flatten().numpy() for value in (-mean, noise, du)]
+    for count, names in ((2, ["data_coefficient", "noise_coefficient"]), (3, [None, None, "derivative_coefficient"])):
+        fitted, squares, *_ = np.linalg.lstsq(np.stack(parts[:count], 1), u.flatten().numpy(), rcond=None)
+        for name, value in zip(names, fitted, strict=True):
+            assert name is None or values(measured, name)[""] == pytest.approx(value, rel=1e-4)
+        if count == 2:
+            left = float(squares[0]) / float(u.square().sum())
+            assert values(measured, "unexplained_output")[""] == pytest.approx(left, rel=1e-6)
+
+
 def test_interval_defect_is_zero_for_averages_that_compose() -> None:
     measured = list(probe_field(DRAWS, {"raw": exact()}, 256, 1e9, torch.float64))
     assert values(measured, "interval_defect")[""] < 1e-12

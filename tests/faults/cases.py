@@ -45,6 +45,13 @@ NETWORKS = {
         Recipe(rate=6e-3, steps=500, batch=128),
         ("two_moons", "pinwheel"),  # a step takes four times as long
     ),
+    "images": Network(
+        "dit",
+        {"channels": 1, "size": 8, "patch": 2, "width": 48, "depth": 2, "heads": 4, "mlp_ratio": 2.0},
+        (1, 8, 8),
+        Recipe(rate=2e-3, steps=1200, batch=128),
+        ("digits",),
+    ),
 }
 
 
@@ -88,21 +95,39 @@ class Case:
 
 
 def points_of(dataset: str, case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Points [8192, 2] and labels of a case's data set: those of the plain one, unless the case changes the data."""
+    """Points and labels of a case's data set: those of the plain one, unless the case changes the data."""
     stored = np.asarray(load_data(dataset).points, dtype=np.float64)  # type: ignore[attr-defined]
-    points = stored[:: len(stored) // POINTS][:POINTS]
+    points = stored.reshape(len(stored), -1)[:: max(len(stored) // POINTS, 1)][:POINTS]
     labels = (points[:, 0] > 0).astype(np.int64) + 2 * (points[:, 1] > 0)
     return (points if case.data is None else case.data(points)), labels
 
 
-def train_case(case: Case, network: str, datasets: tuple[str, ...], folder: Path) -> list[dict[str, Any]]:
-    """Train one model per data set, store them below `folder`, and return an entry of the index for each."""
+def place_of(case: Case, network: str, dataset: str, repeat: int = 0) -> Path:
+    """Where a model is stored, below the folder of all."""
+    return Path("models") / (f"{case.name}-{network}-{dataset}" + (f"-seed{repeat}" if repeat else ""))
+
+
+def train_case(
+    case: Case, network: str, datasets: tuple[str, ...], folder: Path, repeat: int = 0
+) -> list[dict[str, Any]]:
+    """Train one model per data set, store them below `folder`, and return an entry of the index for each.
+
+    Args:
+        case: How the models are trained.
+        network: Name of the network.
+        datasets: Names of the data sets.
+        folder: The folder of all models.
+        repeat: Number of the repetition; each has seeds of its own.
+
+    Returns:
+        The entries.
+    """
     own = NETWORKS[network]
     changes = dict(case.changes)
     steps = int(changes.pop("steps", case.factor * own.recipe.steps))
     recipe = replace(own.recipe, steps=steps, **changes)
     arguments = own.arguments | dict(recipe.architecture) | ({"num_classes": CLASSES} if case.labeled else {})
-    seeds = [zlib.crc32(f"{case.name}-{name}".encode()) for name in datasets]
+    seeds = [zlib.crc32((f"{case.name}-{name}" + (f"-{repeat}" if repeat else "")).encode()) for name in datasets]
     modules, data, specs = [], [], []
     for name, seed in zip(datasets, seeds, strict=True):
         torch.manual_seed(seed)
@@ -122,7 +147,7 @@ def train_case(case: Case, network: str, datasets: tuple[str, ...], folder: Path
             ema_decay=case.ema_decay,
             seed=seed,
         )
-        place = Path("models") / f"{case.name}-{network}-{name}"
+        place = place_of(case, network, name, repeat)
         entries.append(
             {
                 "id": place.name,
@@ -130,9 +155,10 @@ def train_case(case: Case, network: str, datasets: tuple[str, ...], folder: Path
                 "severity": case.severity,
                 "healthy": not case.expected,
                 "expected": list(case.expected),
-                "split": "tuning" if name in TUNING else "held_out",
+                "split": "held_out" if name in HELD_OUT else "tuning",
                 "data": name,
                 "network": network,
+                "repeat": repeat,
                 "steps": steps,
                 "seed": seed,
                 "options": case.options or {},

@@ -46,16 +46,17 @@ def _uniform(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return both.min(0).values, both.max(0).values
 
 
+_ALL = {"networks": ("mlp", "dit", "images")}
 _LABELS = {"labeled": True, "options": {"guidance": "meanflow:1,drop=0.1"}}
 
 HEALTHY = [
-    Case("plain", {}, save_at=(0.3, 0.6)),
+    Case("plain", {}, save_at=(0.3, 0.6), **_ALL),
     Case("long", {}, factor=3.0, ema_decay=0.999, networks=("mlp",)),
     Case("weighted", {"power": 1.0}, severity="p1", options={"weighting": "adaptive:1,0.001"}),
-    Case("weighted", {"power": 0.5}, severity="p05", options={"weighting": "adaptive:0.5,0.001"}),
+    Case("weighted", {"power": 0.5}, severity="p05", options={"weighting": "adaptive:0.5,0.001"}, **_ALL),
     Case("ema_tangent", {"tangent": partial(_mixed, 0.5)}, severity="half"),
     Case("ema_tangent", {"tangent": partial(_mixed, 1.0)}, severity="whole", networks=("mlp",)),
-    Case("self_tangent", {"tangent": lambda s: s.u_of(s.x, s.t, s.t).detach()}),
+    Case("self_tangent", {"tangent": lambda s: s.u_of(s.x, s.t, s.t).detach()}, **_ALL),
     Case("labels", {"dropout": 0.1}, **_LABELS),
     Case("guided", {"guided": partial(guided, 2.0), "dropout": 0.1}, labeled=True,
          options={"guidance": "meanflow:2,drop=0.1"}),
@@ -65,7 +66,7 @@ HEALTHY = [
     Case("uniform_times", {"times": _uniform}, times="uniform", networks=("mlp",)),
     Case("few_apart", {"times": partial(sorted_pairs, share=0.25)}, times="logit_normal:-0.4,1,r_ne_t=0.25",
          networks=("mlp",)),
-    Case("short", {}, factor=0.4),
+    Case("short", {}, factor=0.4, **_ALL),
     Case("annealed", {"schedule": lambda p: 0.5 + 0.5 * math.cos(math.pi * p), "clip": 1.0,
                       "optimizer": partial(torch.optim.AdamW, weight_decay=0.01)}),
     Case("small", {"architecture": {"hidden": 32, "depth": 2}}, networks=("mlp",)),

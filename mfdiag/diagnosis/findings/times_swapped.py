@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.findings._convention import convention_finding
-from mfdiag.diagnosis.findings._targets import closest_target
+from mfdiag.diagnosis.findings._targets import least_defect
 
 __all__ = ["FINDING"]
 
-_RATIO = 0.1  # of the defects of another target's identity and MeanFlow's
-
 
 def _other_target(evidence: Evidence) -> bool:
-    """Whether the network, as declared, satisfies the identity of another target: then its intervals are wrong too."""
-    closest = closest_target(evidence)
-    error = evidence.of_weights("velocity_error")
-    known = error is None or error.below(evidence.usual("velocity_error").high)
-    return known and closest is not None and closest.below(_RATIO)
+    """Whether the network satisfies another target's identity, as declared, better than MeanFlow's with swapped times.
+
+    Either explains intervals that are wrong although the velocity at r = t is right.
+    """
+    closest, swapped = least_defect(evidence), evidence.of_weights("swapped_defect")
+    return closest is not None and swapped is not None and closest.value < swapped.value
 
 
 FINDING = convention_finding(

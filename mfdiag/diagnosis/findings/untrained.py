@@ -11,8 +11,9 @@ _EARLY = 500  # steps
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    skill, usual = evidence.of_weights("skill"), evidence.usual("skill")
-    if skill is None or not skill.below(usual.low):
+    skill = evidence.of_weights("skill")
+    bound = min(evidence.usual("skill").low, 0.0)  # 0 is the best linear map
+    if skill is None or not skill.below(bound):
         return None
     step = evidence.facts.step
     early = step is not None and step < _EARLY
@@ -20,8 +21,8 @@ def _rule(evidence: Evidence) -> Detection | None:
         "warning" if early else "critical",
         f"It denoises worse than a linear map by {-skill.value:.0%}" + (f" after {step:,} steps." if step else "."),
         [skill],
-        {"skill": f"above {usual.low:.2g}"},
-        strength=1 + (usual.low - skill.high),
+        {"skill": f"above {bound:.2g}"},
+        strength=1 + (bound - skill.high),
     )
 
 

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
-from mfdiag.diagnosis.findings._targets import SENTENCES, closest_target
+from mfdiag.diagnosis.findings._targets import SENTENCES, closest_target, halved_defect
 
 __all__ = ["FINDING"]
 
-_FRACTION, _MOST = 0.65, 0.35  # of the least ratio of defects among healthy models, and the greatest bound
-_LEARNED = {0.25: 1.0, 0.6: 0.5}  # velocity error -> factor on the bound: u(x_t, t, t) stands for v less and less
-_PREFERENCE = 0.35  # so that the ratio is not that of a few samples
+_CLEARLY = 1 / 3  # of MeanFlow's defect
+_UNTRAINED = ("velocity_left_out", "derivative_left_out")  # what intervals that were not trained yet look like too
+_LEARNED = 0.6, 0.25  # velocity error up to which u(x_t, t, t) stands for v, and intervals should be trained
 
 
 def _rule(evidence: Evidence) -> Detection | None:
     usual = evidence.usual("target_defect", "meanflow")
-    own = evidence.of_weights("target_defect", target="meanflow")
-    best = closest_target(evidence)
-    if own is None or best is None or not own.above(usual.median):
+    own, best = evidence.of_weights("target_defect", target="meanflow"), closest_target(evidence)
+    error, halved = evidence.of_weights("velocity_error"), halved_defect(evidence)
+    if own is None or best is None or not own.above(usual.median) or not best.below(_CLEARLY):
+        return None
+    if halved is not None and halved < best.value * own.value:  # not another derivative, but less of it
         return None
     name = str(best.keys["target"])
-    error, preference = evidence.of_weights("velocity_error"), evidence.of_weights("target_preference", target=name)
-    factor = max((f for most, f in _LEARNED.items() if error is None or error.below(most)), default=0.0)
-    bound = factor * min(_MOST, _FRACTION * evidence.usual("target_defect_ratio", name).low)
-    if not best.below(bound) or (preference is not None and not preference.above(_PREFERENCE)):
+    if error is not None and not error.below(_LEARNED[name in _UNTRAINED]):
         return None
+    also = ", or no pair with r < t was trained" if name in _UNTRAINED else ""
     return Detection(
         "critical",
-        f"The network fits such a target {1 / best.value:.0f} times better than MeanFlow's, whose defect is "
+        f"The network fits such a target {1 / max(best.value, 1e-6):.0f} times better than MeanFlow's, whose defect is "
         f"{own.value:.2g}.",
         [own, best],
-        {"target_defect_ratio": f"above {bound:.2g}"},
-        strength=1 + bound / max(best.value, 1e-6),
-        title=f"In the derivative of the target, {SENTENCES[name]}",
+        {"target_defect": f"about {usual.median:.2g}"},
+        strength=1 / max(best.high, 1e-6),
+        title=f"In the derivative of the target, {SENTENCES[name]}{also}",
     )
 
 
 FINDING = Finding(
     "wrong_tangent",
     "The derivative in the target is wrong",
-    ("target_defect", "target_defect_ratio"),
+    ("target_defect", "target_defect_ratio", "target_preference"),
     _rule,
     "The network learns averages of another field, so one step from noise misses the data. Velocity and loss at r = t "
     "are right all the same.",

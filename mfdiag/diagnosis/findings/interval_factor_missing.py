@@ -1,0 +1,44 @@
+"""A target whose derivative lacks the factor t - r."""
+
+from __future__ import annotations
+
+from mfdiag.diagnosis.evidence import Evidence
+from mfdiag.diagnosis.finding import Detection, Finding
+
+__all__ = ["FINDING"]
+
+
+_LEARNED = 0.5  # of one part of the velocity, so that the output is not that of a network before training
+
+
+def _rule(evidence: Evidence) -> Detection | None:
+    if evidence.facts.guidance is not None:  # the velocity is that with the null label, which may be untrained
+        return None
+    coefficient, usual = evidence.of_weights("derivative_coefficient"), evidence.usual("derivative_coefficient")
+    error, normal = evidence.of_weights("velocity_error"), evidence.usual("velocity_error").high
+    if coefficient is None or error is None or not coefficient.below(usual.low) or not error.above(normal):
+        return None
+    parts = [evidence.of_weights(name) for name in ("data_coefficient", "noise_coefficient")]
+    if not any(part is not None and part.above(_LEARNED) for part in parts):
+        return None
+    return Detection(
+        "critical",
+        f"At r = t the network returns {coefficient.value:.2g} times its own derivative beside the velocity, whose "
+        f"error is {error.value:.2g}.",
+        [coefficient, error],
+        {"derivative_coefficient": "0", "velocity_error": f"below {normal:.2g}"},
+        strength=abs(coefficient.high / usual.low),
+    )
+
+
+FINDING = Finding(
+    "interval_factor_missing",
+    "The derivative in the target lacks the factor t - r",
+    ("derivative_coefficient", "velocity_error"),
+    _rule,
+    "The target is v - (t - r) du/dt, which is v at r = t. Without the factor the network learns another field "
+    "everywhere.",
+    "docs/theory.md#targets",
+    remedies=("tangent_code",),
+    explains=("untrained", "underfit", "wrong_tangent", "step_size_too_large", "times_not_covered"),
+)
