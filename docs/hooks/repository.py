@@ -21,6 +21,7 @@ PAGES = {  # file of the repository -> page of the site
     "reports/synthetic/README.md": "reports/synthetic.md",
     "reports/question/README.md": "reports/question.md",
     "reports/family/README.md": "reports/family.md",
+    "reports/transformer/README.md": "reports/transformer.md",
 }
 FENCE = re.compile(r"(^(?:```|~~~).*?^(?:```|~~~)[ \t]*$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
