@@ -114,7 +114,9 @@ class LossSpec(_Strict):
             return None
         _require_parsable(trainable_estimator, value)
         if any(info.data.get(name) for name in ("beta", "gamma", "anchor", "beta_by")) or info.data["proxy"] != "ema":
-            raise ValueError("estimator excludes beta, gamma, anchor, proxy and beta_by, which belong to the plane")
+            raise ValueError(
+                "estimator excludes beta, gamma and anchor, as well as proxy and beta_by: they belong to the plane"
+            )
         return value
 
     @field_validator("weighting")

@@ -120,7 +120,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValidationError):
             spec_of(loss=loss)
     for loss in ({"estimator": "soflow", "proxy": "self"}, {"estimator": "soflow", "beta_by": {}}):
-        with pytest.raises(ValidationError, match="belong to the plane"):
+        with pytest.raises(ValidationError, match="they belong to the plane"):
             spec_of(loss=loss)
     reflow = spec_of(loss={"proxy": "exact"}, coupling="minibatch_ot:4")
     with pytest.raises(InputError, match="exact posterior"):
