@@ -26,7 +26,7 @@ def _own(help: str, **more: Any) -> Any:
 Budget = Annotated[
     float | None,
     _own(
-        "Seconds to spend on each checkpoint. [default: 60, or up to 180 where 512 samples need that]",
+        "Seconds to spend on each checkpoint. [default: 60, or up to 165 where 512 samples need that]",
         min=1,
         metavar="SECONDS",
     ),

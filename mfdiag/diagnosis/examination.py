@@ -40,7 +40,7 @@ from mfdiag.tables.check import conform
 
 __all__ = ["ExaminationOptions", "doctor_frame", "examine"]
 
-_BUDGET = (60.0, 180.0)  # seconds: usual, and the most where so many are needed for the fewest samples
+_BUDGET = (60.0, 165.0)  # seconds: usual, and the most where so many are needed for the fewest samples
 _FEWEST, _MOST, _PILOT = 512, 4096, 128
 _SLOW = 10.0  # seconds of the forward passes from which on the pilot takes a quarter of its samples
 _POSTERIOR = 1e11  # samples x data points x coordinates: minutes
@@ -57,7 +57,7 @@ class ExaminationOptions:
     """How a checkpoint is examined.
 
     Attributes:
-        budget: Seconds; None for 60, or as many as 512 samples need up to 180.
+        budget: Seconds; None for 60, or as many as 512 samples need up to 165.
         samples: Samples of the gradient pass; None for as many as the budget allows.
         batch_size: Samples per training step; None for what the file says.
         weighting: Weight of each sample in the loss; None for what the file says.
