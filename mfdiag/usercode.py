@@ -147,11 +147,20 @@ def _execute(path: Path, location: str) -> ModuleType:
 
 def _note_modules(module: ModuleType, path: Path | None) -> None:
     """Records the files of the user's own modules: the module, unless its `path` is recorded, and those beside it."""
+    if _is_own(module):
+        return
     own = Path(path or getattr(module, "__file__", None) or "").resolve()
     folder = own.parents[0 if path is not None else min(module.__name__.count("."), len(own.parents) - 1)]
     for other in list(sys.modules.values()):
         file = getattr(other, "__file__", None)
         if not isinstance(file, str) or not file.startswith(f"{folder}{os.sep}") or "site-packages" in file:
             continue
+        if _is_own(other):
+            continue
         if path is None or Path(file).resolve() != own:
             note_read(Path(file), kind="code")
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module is one of mfdiag, whose version is recorded."""
+    return module.__name__.partition(".")[0] == __package__

@@ -186,3 +186,17 @@ def test_intervals_of_the_experiments_page_are_in_its_tables() -> None:
 
     for triple in triples:
         assert any(all(map(rounds_to, row, triple)) for row in rows), triple
+
+
+def test_the_readme_repeats_what_the_reports_say() -> None:
+    """Every "value [low, high]" of the README's findings is on the page that the finding links to."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    findings = text.partition("Three findings of trainings")[2].partition("\nTo compare")[0].split("\n- ")[1:]
+    pages = [re.search(r"\]\((reports/[\w/]+\.md)\)", finding) for finding in findings]
+    assert len(findings) == 3 and all(pages)
+    assert "[0.08, 0.60]" in findings[0]
+    for finding, page in zip(findings, pages, strict=True):
+        assert page is not None
+        linked = (ROOT / page[1]).read_text(encoding="utf-8")
+        for interval in re.findall(r"-?[\d.]+ \[[^\]]*\d, [^\]]*\d\]", finding):
+            assert interval in linked, (page[1], interval)

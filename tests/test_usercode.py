@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mfdiag.errors import InputError
-from mfdiag.usercode import call_user_factory, is_user_code
+from mfdiag.inputs import recording
+from mfdiag.usercode import call_user_factory, is_user_code, load_user_object
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,17 @@ def test_what_the_callable_returns(tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("number = 3")
     (tmp_path / "own.py").write_text("from beside import number\ndef make():\n    return number\n")
     assert call_user_factory(f"{tmp_path / 'own.py'}:make", "--path") == 3
+
+
+def test_the_code_of_mfdiag_is_no_code_of_the_user(tmp_path: Path) -> None:
+    with recording() as inputs:
+        assert load_user_object("mfdiag.numbers:percent", "--features")(0.5).startswith("50")
+    assert not inputs.entries()
+    (tmp_path / "neighbor.py").write_text("number = 3")
+    (tmp_path / "own.py").write_text("from neighbor import number\nfrom mfdiag import numbers\n")
+    with recording() as inputs:
+        load_user_object(f"{tmp_path / 'own.py'}:number", "--features")
+    assert {Path(entry["path"]).name for entry in inputs.entries()} == {"own.py", "neighbor.py"}
 
 
 @pytest.mark.parametrize(
