@@ -110,7 +110,7 @@ def _places(module: nn.Module, containers: Sequence[tuple[str, Any]]) -> Iterato
     for name, container in containers:
         if isinstance(container, dict) and id(container) not in attributes:
             for key, value in container.items():
-                if any(True for _ in stored_tensors(value)):
+                if any(True for _ in stored_tensors(value, depth=1)):  # containers within are listed themselves
                     yield _StoredTensor(name, container, key, value)
         elif isinstance(container, list) and any(isinstance(value, Tensor) for value in container):
             yield _StoredTensor(name, container, None, [*container])
