@@ -54,14 +54,10 @@ def copy_network(module: nn.Module) -> nn.Module:
                 "shards them: pass the network as it is before it is sharded, with its gathered weights."
             )
     _refuse_views(module)
-    stored = [value for part in module.modules() for value in part.__dict__.values()]
-    stored += [container for _, container in reachable_containers(module) if isinstance(container, dict | list)]
-    computed = {
-        id(tensor): tensor.detach().clone()
-        for value in stored
-        for tensor in stored_tensors(value)
-        if not tensor.is_leaf
-    }
+    stored = [t for part in module.modules() for value in part.__dict__.values() for t in stored_tensors(value)]
+    for _, container in reachable_containers(module):  # those within are listed themselves
+        stored += stored_tensors(container, depth=1) if isinstance(container, dict | list) else ()
+    computed = {id(tensor): tensor.detach().clone() for tensor in stored if not tensor.is_leaf}
     return deepcopy_with_closures(module, computed)
 
 
