@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from mfdiag.cli.options import OWN, Options, sharing
+from mfdiag.cli.options import Options, grouped_option, sharing
 
 if TYPE_CHECKING:
     from mfdiag.diagnosis.diagnosis import Diagnosed, Diagnosis
@@ -19,9 +18,7 @@ _SHOWN = 3  # findings, and changes between checkpoints
 _WIDTH, _LINES, _LONGEST = 80, 10, 4  # columns, lines of a verdict, lines of one sentence
 
 
-def _own(help: str, **more: Any) -> Any:
-    return typer.Option(help=help, rich_help_panel=OWN, show_default=False, **more)
-
+_own = partial(grouped_option, show_default=False)  # the help says it in words
 
 Budget = Annotated[
     float | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mfdiag.cli.options import OWN, Options, sharing
+from mfdiag.cli.options import Options, grouped_option, sharing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,9 +40,7 @@ _SHOWN = 8  # readings
 )
 def command(
     options: Options,
-    samples: Annotated[
-        int, typer.Option(help="Number of samples (x_0, x_1, r, t).", rich_help_panel=OWN, min=32)
-    ] = 512,
+    samples: Annotated[int, grouped_option("Number of samples (x_0, x_1, r, t).", min=32)] = 512,
 ) -> None:
     """Find the convention that a checkpoint was trained in, by measurement, and write a model card for it.
 

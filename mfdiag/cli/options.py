@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from mfdiag.measures.run.table import MeasuredTable
 
-__all__ = ["OUTPUT", "OWN", "GroupedCommand", "Options", "measuring", "sharing"]
+__all__ = ["OUTPUT", "OWN", "GroupedCommand", "Options", "grouped_option", "measuring", "sharing"]
 
 OWN, OUTPUT = "This command", "Output"
 _MODEL, _DATA, _MEASUREMENT = "Model", "Data and objective", "Measurement"
@@ -21,10 +21,25 @@ _LAUNCH = "Cluster"
 _GROUPS = (OWN, _MODEL, _DATA, _MEASUREMENT, _LAUNCH, OUTPUT, "Options")
 
 
+def grouped_option(help: str, *names: str, group: str = OWN, **more: Any) -> Any:
+    """An option that stands in a group of the help.
+
+    Args:
+        help: What it does.
+        *names: Names on the command line, where they do not follow from that of the parameter.
+        group: The group; by default that of the command's own options.
+        **more: Further arguments of typer.Option.
+
+    Returns:
+        The option, for an annotation.
+    """
+    return typer.Option(*names, help=help, rich_help_panel=group, **more)
+
+
 def _option(default: Any, group: str, help: str, **more: Any) -> Any:
     """A shared option; `more` goes to typer.Option."""
-    declared = more.pop("names", ())
-    return field(default=default, metadata={"typer": typer.Option(*declared, help=help, rich_help_panel=group, **more)})
+    option = grouped_option(help, *more.pop("names", ()), group=group, **more)
+    return field(default=default, metadata={"typer": option})
 
 
 _CHECKPOINTS = typer.Argument(metavar="CHECKPOINT", help="Saved models; the bundled one if none is given.")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from mfdiag.cli.options import OWN, Options, sharing
+from mfdiag.cli.options import Options, grouped_option, sharing
 from mfdiag.errors import InputError
 from mfdiag.measures.quality import QualityRequest, summary
 
@@ -15,19 +13,30 @@ __all__ = ["command"]
 
 Metrics = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="Metric to measure, see `mfdiag list metrics`; repeatable. [default: all but many_step_distance; "
+    grouped_option(
+        "Metric to measure, see `mfdiag list metrics`; repeatable. [default: all but many_step_distance; "
         "memorization with --held-out]",
-        rich_help_panel=OWN,
+        metavar="NAME",
     ),
 ]
+Steps = Annotated[str, grouped_option("Numbers of steps, from t = 1 to 0 on an equal grid.", metavar="LIST")]
+Weights = Annotated[str, grouped_option("Which weights to measure: ema, raw or a key, or several.", metavar="LIST")]
+Samples = Annotated[
+    int, grouped_option("Samples for sliced Wasserstein and Frechet distances, in 32 replicates of equal size.")
+]
+Subsample = Annotated[int, grouped_option("Points on each side for the other metrics, in each of 32 replicates.")]
 HeldOut = Annotated[
     str | None,
-    typer.Option(
+    grouped_option(
+        "Data of the same distribution that no model was trained on, as --data takes them; for memorization.",
         metavar="DATA",
-        help="Data of the same distribution that no model was trained on, as --data takes them; for memorization.",
-        rich_help_panel=OWN,
+    ),
+]
+FeatureCode = Annotated[
+    str | None,
+    grouped_option(
+        "Code that builds a map from samples to features (it is run); metrics are computed on features.",
+        metavar="FILE.py:factory|pkg.module:factory",
     ),
 ]
 
@@ -56,36 +65,12 @@ HeldOut = Annotated[
 def command(
     options: Options,
     metric: Metrics = None,
-    nfe: Annotated[
-        str,
-        typer.Option(metavar="LIST", help="Numbers of steps, from t = 1 to 0 on an equal grid.", rich_help_panel=OWN),
-    ] = "1,2,4",
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="LIST", help="Which weights to measure: ema, raw or a key, or several.", rich_help_panel=OWN
-        ),
-    ] = "raw",
-    samples: Annotated[
-        int,
-        typer.Option(
-            help="Samples for sliced Wasserstein and Frechet distances, in 32 replicates of equal size.",
-            rich_help_panel=OWN,
-        ),
-    ] = 32768,
-    subsample: Annotated[
-        int,
-        typer.Option(help="Points on each side for the other metrics, in each of 32 replicates.", rich_help_panel=OWN),
-    ] = 512,
+    nfe: Steps = "1,2,4",
+    weights: Weights = "raw",
+    samples: Samples = 32768,
+    subsample: Subsample = 512,
     held_out: HeldOut = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.py:factory|pkg.module:factory",
-            help="Code that builds a map from samples to features (it is run); metrics are computed on features.",
-            rich_help_panel=OWN,
-        ),
-    ] = None,
+    features: FeatureCode = None,
 ) -> None:
     """Measure sample quality: distances between samples of the model and the data, at 1, 2, ... steps.
 
@@ -98,11 +83,16 @@ def command(
     from mfdiag.measures.run.choice import code_record
     from mfdiag.measures.run.subject import SubjectOptions
 
-    own = {"nfe": _steps(nfe), "weights": [key.strip() for key in weights.split(",")], "samples": samples}
-    own["held_out"] = held_out
+    own = {
+        "nfe": _steps(nfe),
+        "weights": [key.strip() for key in weights.split(",")],
+        "samples": samples,
+        "subsample": subsample,
+        "held_out": held_out,
+    }
     read = {name: getattr(options, name) for name in ("model", "data", "source", "path", "prediction")}
     with session(options) as work:
-        request = _request(options, metric, features, subsample=subsample, **own)
+        request = _request(options, metric, features, **own)
         subject, recorded = SubjectOptions(proxy="self", **read), {**read, **code_record(options.model, options.data)}
         job = QualityJob(work.checkpoints, subject, request, recorded=recorded, progress=work.progress, say=work.say)
         outcome = work.run(job)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mfdiag.cli.options import OUTPUT, OWN, Options, sharing
+from mfdiag.cli.options import OUTPUT, Options, grouped_option, sharing
 from mfdiag.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-def _own(help: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=more.pop("group", OWN), **more)
-
-
 Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="What to train.")]
-Out = Annotated[Path, _own("Folder of the checkpoints.", group=OUTPUT, metavar="DIR")]
-TrustCode = Annotated[bool, _own("Run the code (FILE.py:factory) that the specification names.", "--trust-code")]
-DryRun = Annotated[bool, _own("Only print the models of the grid and the time they would take.", "--dry-run")]
-Device = Annotated[str, _own("Where the networks are trained: cpu, cuda or cuda:N.")]
+Out = Annotated[Path, grouped_option("Folder of the checkpoints.", group=OUTPUT, metavar="DIR")]
+TrustCode = Annotated[
+    bool, grouped_option("Run the code (FILE.py:factory) that the specification names.", "--trust-code")
+]
+DryRun = Annotated[bool, grouped_option("Only print the models of the grid and the time they would take.", "--dry-run")]
+Device = Annotated[str, grouped_option("Where the networks are trained: cpu, cuda or cuda:N.")]
 Compile = Annotated[
     Literal["auto", "on", "off"],
-    _own("Compile the training step; auto does so for 2,000 steps or more.", "--compile"),
+    grouped_option("Compile the training step; auto does so for 2,000 steps or more.", "--compile"),
 ]
-Overwrite = Annotated[bool, _own("Start again; without it, an earlier run resumes.", "--overwrite", group=OUTPUT)]
+Overwrite = Annotated[
+    bool, grouped_option("Start again; without it, an earlier run resumes.", "--overwrite", group=OUTPUT)
+]
 
 
 @sharing("launcher", "address", "fail_fast", "quiet")
