@@ -69,7 +69,7 @@ def _interval(row: Mapping[Any, Any]) -> list[str]:
 def _status(row: Mapping[Any, Any]) -> str:
     """Why the number should not be trusted; an interval that says nothing is marked whatever its status."""
     if row["status"] == "ok":
-        return "" if is_measurable(pd.Series(row)) else "not measurable"
+        return "" if is_measurable(row) else "not measurable"
     return str(row["status"])
 
 

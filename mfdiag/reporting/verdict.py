@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from mfdiag.errors import InputError, plain_validation
@@ -38,7 +37,7 @@ class DoctorEffect(BaseModel):
     @property
     def text(self) -> str:
         """The value and its interval, or that it is not measurable."""
-        if self.ci_low is not None and not is_measurable(pd.Series({"status": "ok", **self.model_dump()})):
+        if self.ci_low is not None and not is_measurable({"status": "ok", **self.model_dump()}):
             return "not measurable"
         value, low, high = (float("nan") if x is None else x for x in (self.value, self.ci_low, self.ci_high))
         return with_interval(value, low, high)
