@@ -153,11 +153,10 @@ def _note_modules(module: ModuleType, path: Path | None) -> None:
     folder = own.parents[0 if path is not None else min(module.__name__.count("."), len(own.parents) - 1)]
     for other in list(sys.modules.values()):
         file = getattr(other, "__file__", None)
-        if not isinstance(file, str) or not file.startswith(f"{folder}{os.sep}") or "site-packages" in file:
+        if not isinstance(file, str) or _is_own(other):
             continue
-        if _is_own(other):
-            continue
-        if path is None or Path(file).resolve() != own:
+        beside = file.startswith(f"{folder}{os.sep}") and "site-packages" not in file
+        if beside and (path is None or Path(file).resolve() != own):
             note_read(Path(file), kind="code")
 
 

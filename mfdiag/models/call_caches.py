@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["OF_MODULES", "CallCaches", "Snapshot", "containers_restored", "reachable_containers", "stored_tensors"]
+__all__ = [
+    "OF_MODULES",
+    "CallCaches",
+    "Snapshot",
+    "containers_restored",
+    "holds_tensor",
+    "reachable_containers",
+    "stored_tensors",
+]
 
 OF_MODULES = frozenset(nn.Module().__dict__)
 """Attributes of every module: parameters, buffers, hooks."""
@@ -41,7 +49,7 @@ class _Container(NamedTuple):
         if isinstance(self.container, _LRU):
             return bool(self.container.cache_info().currsize > self.entries)
         before = {id(value) for value in _values(self.entries)}
-        return any(id(value) not in before and _holds_tensor(value) for value in _values(self.container))
+        return any(id(value) not in before and holds_tensor(value) for value in _values(self.container))
 
     def restore(self) -> None:
         """Give the container its entries before."""
@@ -252,5 +260,6 @@ def stored_tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
             yield from stored_tensors(entry, depth - 1)
 
 
-def _holds_tensor(value: Any) -> bool:
-    return next(stored_tensors(value), None) is not None
+def holds_tensor(value: Any, depth: int = 4) -> bool:
+    """Whether `stored_tensors` yields any."""
+    return next(stored_tensors(value, depth), None) is not None

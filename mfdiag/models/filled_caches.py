@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.errors import NETWORK_ERRORS
-from mfdiag.models.call_caches import OF_MODULES, CallCaches, reachable_containers, stored_tensors
+from mfdiag.models.call_caches import OF_MODULES, CallCaches, holds_tensor, reachable_containers, stored_tensors
 
 __all__ = ["forget_filled_caches"]
 
 _MOST_GROUPS = 32  # of stored tensors that are tried, each with up to two calls
-
-_ABSENT = object()
 
 
 class _StoredTensor(NamedTuple):
@@ -110,7 +108,7 @@ def _places(module: nn.Module, containers: Sequence[tuple[str, Any]]) -> Iterato
     for name, container in containers:
         if isinstance(container, dict) and id(container) not in attributes:
             for key, value in container.items():
-                if any(True for _ in stored_tensors(value, depth=1)):  # containers within are listed themselves
+                if holds_tensor(value, depth=1):  # containers within are listed themselves
                     yield _StoredTensor(name, container, key, value)
         elif isinstance(container, list) and any(isinstance(value, Tensor) for value in container):
             yield _StoredTensor(name, container, None, [*container])
