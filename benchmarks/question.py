@@ -31,8 +31,10 @@ from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws, posterior_of
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.run.quality_api import Prepared
+from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.description import Description
 from mfdiag.quality.flow_map import exact_flow_map
+from mfdiag.training.spec import BetaSpec
 from mfdiag.training.trainable import is_trainable
 
 GAPS = (0, 0.1, 0.25, 0.5, 0.75, 1)
@@ -144,7 +146,7 @@ def settings_of(description: Description) -> dict[str, Any]:
     spec = description.specification
     loss = spec["loss"]
     rule = loss.get("beta_by") or {}
-    default = {"gap": [0, 1], "t": [0, 1], "cells": None, "end": 1}
+    default = BetaSpec().model_dump(mode="json")
     changed = {name: value for name, value in rule.items() if value != default[name]}
     return {
         "data": spec["data"],
@@ -184,6 +186,17 @@ def _resumed(out: Path) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in pd.read_parquet(out).to_dict("records")]
 
 
+def _remaining(grid: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, LoadedModel, dict[str, Any]]]:
+    """Name, model and settings of every checkpoint of a grid that has no row yet."""
+    done = {row["file"] for row in rows}
+    for path in checkpoints(grid):
+        name = str(path.relative_to(grid).parent)
+        if name not in done:
+            loaded = mfdiag.load_model(path)
+            assert loaded.description is not None
+            yield name, loaded, settings_of(loaded.description)
+
+
 def measure(grid: Path, out: Path, *, final: bool) -> None:
     """Write a row for each set of weights of finished models, and unless `final`, for averaged weights on the way."""
     rows = _resumed(out)
@@ -216,18 +229,8 @@ def measure(grid: Path, out: Path, *, final: bool) -> None:
 def bias(grid: Path, out: Path) -> None:
     """Write bias2 of e at beta = 1 by cell of (r, t), for the finished models trained at beta = 0."""
     rows = _resumed(out)
-    done = {row["file"] for row in rows}
-    for path in checkpoints(grid):
-        name = str(path.relative_to(grid).parent)
-        loaded = mfdiag.load_model(path)
-        assert loaded.description is not None
-        settings = settings_of(loaded.description)
-        if (
-            name in done
-            or settings["beta"] != 0
-            or settings["batch_size"] != 512
-            or settings["step"] < settings["steps"]
-        ):
+    for name, loaded, settings in _remaining(grid, rows):
+        if settings["beta"] != 0 or settings["batch_size"] != 512 or settings["step"] < settings["steps"]:
             continue
         options: dict[str, Any] = {"bins": (4, 4), "by_layer": False, "samples": 2 * _GRADIENTS, "beta": [1.0]}
         frame = mfdiag.measure(loaded, tables=["sweep"], proxy="ema", posterior="exact", **options)["sweep"]
@@ -240,13 +243,8 @@ def bias(grid: Path, out: Path) -> None:
 def optimum(grid: Path, out: Path) -> None:
     """Write beta*_0 and n0 of the gradient, and bias2 of the proxy, for the models trained at beta = 0."""
     rows = _resumed(out)
-    done = {row["file"] for row in rows}
-    for path in checkpoints(grid):
-        name = str(path.relative_to(grid).parent)
-        loaded = mfdiag.load_model(path)
-        assert loaded.description is not None
-        settings = settings_of(loaded.description)
-        if name in done or settings["beta"] != 0 or settings["estimator"] or _eighths(settings) not in _EIGHTHS:
+    for name, loaded, settings in _remaining(grid, rows):
+        if settings["beta"] != 0 or settings["estimator"] or _eighths(settings) not in _EIGHTHS:
             continue
         table = mfdiag.measure(
             loaded, tables=["coefficient"], proxy="ema", posterior="exact", bins=None, samples=_GRADIENTS
@@ -265,15 +263,10 @@ def optimum(grid: Path, out: Path) -> None:
 def predict(grid: Path, out: Path) -> None:
     """Write variance, bias2, cost and mse of each trainable method on MeanFlow's checkpoints at 20 % of training."""
     rows = _resumed(out)
-    done = {row["file"] for row in rows}
     names = [name for name in estimators() if is_trainable(name)] + list(POINTS)
-    for path in checkpoints(grid):
-        name = str(path.relative_to(grid).parent)
-        loaded = mfdiag.load_model(path)
-        assert loaded.description is not None
-        settings = settings_of(loaded.description)
+    for name, loaded, settings in _remaining(grid, rows):
         is_meanflow = settings["beta"] == 0 and settings["gamma"] == 0 and not settings["estimator"]
-        if name in done or not is_meanflow or settings["step"] != settings["steps"] // 5:
+        if not is_meanflow or settings["step"] != settings["steps"] // 5:
             continue
         options: dict[str, Any] = {"bins": None, "by_layer": False, "samples": _GRADIENTS // 4, "batch_sizes": BATCHES}
         frame = mfdiag.measure(loaded, tables=["compare"], estimators=names, **options)["compare"]
