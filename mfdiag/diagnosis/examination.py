@@ -47,7 +47,7 @@ _POSTERIOR = 1e11  # samples x data points x coordinates: minutes
 _FIELD_SHARE, _FIELD_CALLS = 0.15, 40  # of the budget for forward passes; evaluations of a sample
 _IDENTIFY_SHARE, _IDENTIFY_CALLS, _IDENTIFY_SAMPLES = 0.25, 1000, (64, 512)
 _SUSPICIOUS = 0.7  # ratio of target defects from which on the gradient without stop-gradient is measured
-_GAP_SAMPLES = 512
+_GAP_SHARE, _GAP_CALLS, _GAP_SAMPLES = 0.5, 60, (128, 512)  # of the budget; evaluations that a sample takes as long as
 _ALTERNATIVES_UNTIL, _ALTERNATIVES_SAMPLES = 0.5, 1024  # share of the budget that is still free then; samples
 _TRIALS = 8
 
@@ -110,7 +110,7 @@ def examine(
     estimators = [find_estimator(name) for name in ("meanflow", facts.tangent)]
     measurement = Measurement("variance", subject, request, draws, estimators, None, say)
     if _suspicious(measured, facts.weights):
-        measured += _gap(measurement, options, say)
+        measured += _gap(measurement, candidate, options, say)
     settings = replace(request.settings, samples=_samples(measurement, options, start, say))
     measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
     own, frames = probe_gradient(measurement, facts.batch_size)
@@ -160,9 +160,14 @@ def _identified(candidate: Candidate, options: ExaminationOptions, samples: int)
     return second if second.refuted else first
 
 
-def _gap(measurement: Measurement, options: ExaminationOptions, say: Callable[[str], None]) -> list[Measured]:
+def _gap(
+    measurement: Measurement, candidate: Candidate, options: ExaminationOptions, say: Callable[[str], None]
+) -> list[Measured]:
     """The gradient without stop-gradient, on few samples; a network without second derivatives leaves it out."""
-    samples = min(options.samples or _GAP_SAMPLES, _GAP_SAMPLES)
+    samples = min(options.samples or _MOST, _GAP_SAMPLES[1])
+    if options.samples is None:
+        each = _GAP_CALLS * _seconds_per_evaluation(measurement.subject.module, candidate, options)
+        samples = _affordable(_GAP_SHARE * (options.budget or _BUDGET[0]), each, _GAP_SAMPLES)
     request = measurement.request
     settings = replace(request.settings, samples=samples, bins=None)
     alone = replace(measurement, request=replace(request, settings=settings), estimators=measurement.estimators[:1])
