@@ -83,14 +83,17 @@ def _variances(models: pd.DataFrame, sweep: pd.DataFrame | None) -> Iterator[pd.
 
 
 def _qualities(models: pd.DataFrame, quality: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
-    """Sample quality at each trained beta, its ratio to that at 0, and the beta with the lowest distance."""
+    """Sample quality at each trained beta, its ratio to that at 0, and the beta with the lowest distance to the data.
+
+    Distances between a model's own samples order no betas: a model that maps all noise to one point has the lowest.
+    """
     if quality is None:
         return
     values = quality[(quality["quantity"] == "value") & quality["features"].isna()]
     qualities = _with_models(models, values).rename(columns={"trained_beta": "beta"})
     yield _means(qualities, "quality", _QUALITY_KEYS)
     yield _ratios(qualities, "quality_ratio", _QUALITY_KEYS)
-    distances = [name for name, metric in metrics().items() if metric.best == 0]
+    distances = [name for name, metric in metrics().items() if metric.best == 0 and metric.stepwise is None]
     lower_is_better = qualities[qualities["metric"].isin(distances)]
     rows = [
         {"dataset": dataset, **dict(zip(_QUALITY_KEYS, keys, strict=True)), **_best_beta(part)}

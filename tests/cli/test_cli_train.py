@@ -130,7 +130,8 @@ def test_the_transformer_of_newcomers_trains(cli: Run, tmp_path: Path) -> None:
     steps = [out / "beta=0.25" / folder / "model.safetensors" for folder in ("step=2", ".")]
     options = ["--metric", "frechet_distance", "--samples", "64", "--nfe", "1", "--out", tmp_path / "m", "--quiet"]
     assert cli("quality", *steps, *options).code == 0
-    assert list(read_table("quality", tmp_path / "m")["step"]) == [2, 4]
+    table = read_table("quality", tmp_path / "m")
+    assert list(table["step"]) == [2, 4] and set(table["run"]) == {"beta=0.25"}
 
 
 def test_mnist_is_written_from_a_file(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_the_best_beta_and_those_that_do_not_differ_from_it(tables: dict[str, pd
     assert tuple(rows.loc["pinwheel", ["value", "ci_low", "ci_high"]]) == (1.0, 0.5, 1.0)
 
 
+def test_the_best_beta_is_by_distances_to_the_data_alone(tables: dict[str, pd.DataFrame]) -> None:
+    quality = tables["quality"]
+    names = ["many_step_distance", "energy_distance", "precision"]
+    tables["quality"] = pd.concat([quality, *(quality.assign(metric=name) for name in names)], ignore_index=True)
+    frame = grid_table(tables)
+    assert set(picked(frame, "best_beta")["metric"]) == {"sliced_wasserstein", "energy_distance"}
+    assert set(picked(frame, "quality")["metric"]) == {"sliced_wasserstein", *names}
+
+
 def test_prediction_errors(tables: dict[str, pd.DataFrame]) -> None:
     frame = grid_table(tables)
     assert list(picked(frame, "optimum", batch_size=1)["value"]) == pytest.approx([1.4 / 1.001] * 2), "beta = 0 alone"

@@ -252,7 +252,7 @@ def subject_of(
     kind, proxy_name, networks = _proxy(options, loaded, axes, path, data, say)
     classes = _classes(checkpoint, loaded, data)
     require_fitting_arrays((loaded.module, *networks.values()), data)
-    run, name = _run_and_name(checkpoint)
+    run, name = _run_and_name(checkpoint, loaded.step)
     return Subject(
         as_average_velocity(loaded.module, axes["prediction"], path),
         data,
@@ -298,11 +298,14 @@ def _classes(checkpoint: FilePath, loaded: LoadedModel, data: Data) -> int:
     return classes
 
 
-def _run_and_name(checkpoint: FilePath) -> tuple[str, str]:
-    """The run's and the checkpoint's name in tables."""
+def _run_and_name(checkpoint: FilePath, step: int | None) -> tuple[str, str]:
+    """The run's and the checkpoint's name in tables; a run keeps its earlier checkpoints in folders `step=N`."""
     if checkpoint == bundled():
         return "bundled", _BUNDLED
-    return checkpoint.stem if checkpoint.parent.name in ("", ".") else checkpoint.parent.name, str(checkpoint)
+    folder = checkpoint.parent
+    if folder.name == f"step={step}" and folder.parent.name:
+        folder = folder.parent
+    return folder.name or checkpoint.stem, str(checkpoint)
 
 
 def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) -> str:
