@@ -1,20 +1,21 @@
 """Why does the coefficient of least gradient error not give the best samples? Measures of trained grids.
 
     python benchmarks/question.py measure GRID OUT.parquet [--final]
-    python benchmarks/question.py optimum|bias|predict GRID OUT.parquet
+    python benchmarks/question.py optimum|bias|predict|defects GRID OUT.parquet
 
 `measure` writes a row for each checkpoint of a grid that `mfdiag train` made, and each set of weights: distances to
 the exact one-step map and to the data, velocity error, interval defect, and the squared error of u by t - r. `optimum`
 writes the gradient's optimal coefficient and critical batch of the models trained at beta = 0, `bias` where their bias
 at beta = 1 is. `predict` writes what
-`mfdiag compare` says of every method on the checkpoints that MeanFlow keeps early in training. All resume.
+`mfdiag compare` says of every method on the checkpoints that MeanFlow keeps early in training. `defects` writes the
+interval defect alone, for data without an exact map. All resume.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 import mfdiag
 from mfdiag.estimators import estimators
 from mfdiag.flow.data.datasets import load_data
-from mfdiag.flow.draw import Draws, posterior_of
+from mfdiag.flow.draw import Batch, Draws, posterior_of
 from mfdiag.flow.times import parse_times
 from mfdiag.measures.run.quality_api import Prepared
 from mfdiag.models.checkpoint import LoadedModel
@@ -48,6 +49,7 @@ BATCHES = (128, 12_800)
 
 _SAMPLES, _QUALITY, _SUBSAMPLE = 4096, 8192, 256
 _GRADIENTS = 8192  # samples of gradients; twice as many where cells are measured
+_DEFECTS = 1024  # samples of D_s for images
 _EIGHTHS = (1, 3, 8)  # of training, at which models on the way are measured
 _TIMES = "uniform:1"
 
@@ -105,6 +107,31 @@ def quality_of(module: nn.Module, data: str, metric: str) -> float:
     return float(metrics_of(data, metric).measure(module, nfe=[1])["value"].iloc[0])
 
 
+def square(values: Tensor) -> Tensor:
+    """Squared norms [n] of values [n, *shape]."""
+    return values.flatten(1).square().sum(1)
+
+
+@torch.no_grad()
+def interval_defect(u: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, r: Tensor, s: Tensor, t: Tensor) -> float:
+    """D_s (docs/theory.md#conventions): how far one step over [r, t] is from two steps, over [s, t] and [r, s].
+
+    Args:
+        u: The average velocity at (x, r, t).
+        x: Points at t [n, *shape].
+        r: Start times [n].
+        s: Times in between [n].
+        t: End times [n].
+
+    Returns:
+        The mean squared difference, in parts of the mean square.
+    """
+    gap, first, second = ((b - a).view(-1, *[1] * (x.ndim - 1)) for a, b in ((r, t), (s, t), (r, s)))
+    half = first * u(x, s, t)
+    both = half + second * u(x - half, r, s)
+    return float(square(gap * u(x, r, t) - both).mean() / square(both).mean())
+
+
 @torch.no_grad()
 def numbers(module: nn.Module, truth: Truth) -> dict[str, float]:
     """What `measure` writes for one model u(x, r, t).
@@ -117,28 +144,48 @@ def numbers(module: nn.Module, truth: Truth) -> dict[str, float]:
         `map_distance`, the root mean square distance to the exact one-step map; `velocity_error` D_v and
         `interval_defect` D_s (docs/theory.md#conventions); `error_GAP`, the mean of |u - exact|^2 in bins of t - r.
     """
-
-    def square(values: Tensor) -> Tensor:
-        return values.square().sum(1)
-
     noise, ends, x, r, s, t, v, u = truth
     zero, one = torch.zeros(len(noise)), torch.ones(len(noise))
     error = square(noise - module(noise, zero, one) - ends)
     velocity = square(module(x, t, t) - v).mean() / square(v).mean()
-    gap, first, second = ((b - a)[:, None] for a, b in ((r, t), (s, t), (r, s)))
-    whole, half = module(x, r, t), first * module(x, s, t)
-    both = half + second * module(x - half, r, s)
-    defect = square(gap * whole - both).mean() / square(both).mean()
-    of_u = square(whole - u)
+    of_u = square(module(x, r, t) - u)
     values = {
         "map_distance": float(error.mean().sqrt()),
         "velocity_error": float(velocity),
-        "interval_defect": float(defect),
+        "interval_defect": interval_defect(module, x, r, s, t),
     }
     for low, high in pairwise(GAPS):
         inside = (t - r >= low) & (t - r < high)
         values[f"error_{low:g}_{high:g}"] = float(of_u[inside].mean())
     return values
+
+
+@cache
+def intervals_of(name: str) -> tuple[Batch, Tensor]:
+    """Points of the path of a data set, and times s between r and t."""
+    batch = Draws(load_data(name), parse_times(_TIMES), 7, conditional=True).batch(np.arange(_DEFECTS))
+    generator = torch.Generator().manual_seed(7)
+    return batch, batch.r + torch.rand(_DEFECTS, generator=generator) * (batch.t - batch.r)
+
+
+def defects(grid: Path, out: Path) -> None:
+    """Write D_s of averaged and raw weights, for the models at 1/8, 3/8 and the end of training."""
+    rows = _resumed(out)
+    for name, loaded, settings in _remaining(grid, rows):
+        if _eighths(settings) not in _EIGHTHS:
+            continue
+        batch, s = intervals_of(str(settings["data"]))
+        for weights in ("ema", "raw"):
+            module = mfdiag.load_model(loaded.path, weights=weights).module
+            labels = batch.labels if getattr(module, "num_classes", 0) else None
+
+            def u(x: Tensor, r: Tensor, t: Tensor, module: nn.Module = module, labels: Any = labels) -> Tensor:
+                return module(x, r, t, labels)  # type: ignore[no-any-return]
+
+            defect = interval_defect(u, batch.x_t.float(), *(time.float() for time in (batch.r, s, batch.t)))
+            kept = {key: settings[key] for key in ("beta", "seed", "step")}
+            rows.append({"file": name, **kept, "weights": weights, "interval_defect": defect})
+        _write(rows, out)
 
 
 def settings_of(description: Description) -> dict[str, Any]:
@@ -279,7 +326,7 @@ def predict(grid: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"optimum": optimum, "bias": bias, "predict": predict}
+    commands = {"optimum": optimum, "bias": bias, "predict": predict, "defects": defects}
     parser.add_argument("command", choices=["measure", *commands])
     parser.add_argument("grid", type=Path)
     parser.add_argument("out", type=Path)

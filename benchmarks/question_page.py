@@ -1,6 +1,6 @@
 """Pages reports/question and reports/family, written from their tables: no number in them is typed by hand.
 
-    python benchmarks/question_page.py
+    mfdiag report reports/question reports/family --page benchmarks/question_page.py:write
 
 `question_text` and `family_text` return the pages; a test compares them with the files. Tables are those that
 `benchmarks/question.py` writes.
@@ -85,6 +85,7 @@ def read(report: str, name: str) -> pd.DataFrame:
 # The question: four explanations.
 
 CELL = ["batch_size", "ema_decay", "learning_rate", "weights"]
+SETTING = ["batch_size", "learning_rate", "ema_decay"]
 
 
 def horizon(batch_size: float, ema_decay: float, weights: str) -> float:
@@ -178,15 +179,15 @@ def averaging_table(cells: Sequence[AveragingCell]) -> str:
 
 
 def optimum_table() -> str:
-    """beta*_0 and n0 over training."""
+    """beta*_0 and n0 by batch, rate and decay, over training where it was measured."""
     optima = read("question", "optimum")
+    optima = optima.assign(share=optima["step"] / optima["steps"])
     rows = []
-    for batch, group in optima.groupby("batch_size"):
-        for share, part in group.groupby(group["step"] / group["steps"]):
-            n0 = Interval(*np.exp(student(np.log(part["critical_batch"]))))
-            text = f"{n0.value:,.0f} [{n0.low:,.0f}, {n0.high:,.0f}]"
-            rows.append([f"{batch:,}", f"{share:g}", student(part["optimum"]).text(), text])
-    return table(["batch", "share of training", "beta*_0", "n0"], rows)
+    for (batch, rate, decay, share), part in optima.groupby([*SETTING, "share"]):
+        n0 = Interval(*np.exp(student(np.log(part["critical_batch"]))))
+        text = f"{n0.value:,.0f} [{n0.low:,.0f}, {n0.high:,.0f}]"
+        rows.append([f"{batch:,}", f"{rate:g}", f"{decay:g}", f"{share:g}", student(part["optimum"]).text(), text])
+    return table(["batch", "rate", "decay", "share of training", "beta*_0", "n0"], rows)
 
 
 @cache
@@ -442,10 +443,13 @@ FIGURES: dict[str, tuple[Callable[[Sequence[Axes]], None], tuple[float, float]]]
 """Place below reports/ -> what draws two axes, and the size in inches."""
 
 
-def draw() -> None:
+def draw(report: str) -> None:
+    """Draw the figures of a report."""
     import matplotlib.pyplot as plt
 
     for place, (draw_axes, size) in FIGURES.items():
+        if not place.startswith(f"{report}/"):
+            continue
         figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
         draw_axes(axes)
         figure.savefig(REPORTS / f"{place}.png", dpi=130, metadata={"Software": None})
@@ -638,11 +642,17 @@ def filled(page: str, values: dict[str, str]) -> str:
     return template.format(**values)
 
 
-def main() -> None:
-    for report, text in (("question", question_text), ("family", family_text)):
-        (REPORTS / report / "README.md").write_text(text(), encoding="utf-8")
-    draw()
+PAGES = {"question": question_text, "family": family_text}
 
 
-if __name__ == "__main__":
-    main()
+def write(folder: Path) -> None:
+    """Write the page and the figures of a report from its tables.
+
+    Args:
+        folder: The report's folder below reports/.
+    """
+    report = folder.resolve().name
+    if folder.resolve().parent != REPORTS.resolve() or report not in PAGES:
+        raise ValueError(f"expected {' or '.join(f'reports/{name}' for name in PAGES)}, got {folder}")
+    (folder / "README.md").write_text(PAGES[report](), encoding="utf-8")
+    draw(report)

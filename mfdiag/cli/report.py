@@ -16,17 +16,26 @@ Folders = Annotated[list[Path], typer.Argument(help="Folders of tables.", metava
 Format = Annotated[
     Literal["html", "md", "tex"], typer.Option(help="One page, Markdown, or LaTeX with booktabs and PDF figures.")
 ]
+Page = Annotated[
+    str | None,
+    typer.Option(
+        help="Code that writes a page of its own from the tables of a folder, a function with the argument folder "
+        "(it is run).",
+        metavar="FILE.py:function|pkg.module:function",
+    ),
+]
 Preset = Annotated[
     Literal["paper"] | None,
     typer.Option(help="paper: also one document with the counterparts of the paper's tables and figures."),
 ]
 
 
-def command(folders: Folders, format: Format = "html", preset: Preset = None) -> None:
+def command(folders: Folders, format: Format = "html", preset: Preset = None, page: Page = None) -> None:
     """Summarize folders of tables in sentences, draw their figures and write one page, report.html.
 
     It reads the tables alone, and doctor.json if the folder has one. For a folder without tables, it reports the
-    folders inside. Figures are written as SVG, PDF and PNG.
+    folders inside. Figures are written as SVG, PDF and PNG. With --page, a folder may hold other tables, which your
+    code reads.
 
     Example: mfdiag report results
     """
@@ -34,13 +43,21 @@ def command(folders: Folders, format: Format = "html", preset: Preset = None) ->
     from mfdiag.reporting.folder import report_folder, tables_below
     from mfdiag.reporting.paper import write_paper
     from mfdiag.tables.schema import TABLES
+    from mfdiag.usercode import call_user_factory
 
     folders_below = {folder: tables_below(folder) for folder in folders}
     for folder, inside in folders_below.items():
-        if not inside:
-            raise InputError(f"{folder} holds no table: expected one of {', '.join(f'{t}.parquet' for t in TABLES)}.")
+        if not inside and page is None:
+            raise InputError(
+                f"{folder} holds no table: expected one of {', '.join(f'{t}.parquet' for t in TABLES)}. Pass --page "
+                "FILE.py:function where code of yours reads others."
+            )
     for folder in dict.fromkeys(folder for inside in folders_below.values() for folder in inside):
         print(printable("\n".join(_lines(report_folder(folder, format)))))
+    if page is not None:
+        for folder in folders:
+            call_user_factory(page, "--page", {"folder": folder})
+            print(printable(f"page of {page}: {folder}"))
     if preset == "paper":
         for folder, inside in folders_below.items():
             print(f"paper: {', '.join(map(str, write_paper(inside, folder)))}")

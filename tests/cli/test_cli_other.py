@@ -55,6 +55,18 @@ def test_inspect_proposes_a_card(cli: Run, tmp_path: Path) -> None:
     assert refused.code == 2 and "describes or contains its network" in refused.err
 
 
+def test_report_writes_a_page_of_the_users_own(cli: Run, tmp_path: Path) -> None:
+    """Of a folder without tables of mfdiag; errors of the code are one sentence."""
+    code = tmp_path / "pages.py"
+    code.write_text("def write(folder):\n    (folder / 'README.md').write_text('mine')\n")
+    (tmp_path / "own").mkdir()
+    result = cli("report", tmp_path / "own", "--page", f"{code}:write")
+    assert (result.code, (tmp_path / "own" / "README.md").read_text()) == (0, "mine")
+    assert result.out == f"page of {code}:write: {tmp_path / 'own'}\n"
+    failed = cli("report", tmp_path / "none", "--page", f"{code}:write")
+    assert failed.code == 2 and failed.out == "" and "FileNotFoundError" in failed.err and failed.err.count("\n") == 1
+
+
 def test_report_says_what_tables_show_and_draws_them_again(cli: Run, save: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for table in ("sweep", "variance", "coefficient"):

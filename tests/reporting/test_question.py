@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,5 +111,20 @@ def test_best_beta_and_intervals(scripts: Any) -> None:
 @pytest.mark.parametrize("report", ["question", "family"])
 def test_pages_say_what_their_tables_say(scripts: Any, report: str) -> None:
     _, page = scripts
-    text = {"question": page.question_text, "family": page.family_text}[report]()
-    assert text == (ROOT / "reports" / report / "README.md").read_text(encoding="utf-8")
+    assert page.PAGES[report]() == (ROOT / "reports" / report / "README.md").read_text(encoding="utf-8")
+
+
+def test_report_rebuilds_a_page(scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, page = scripts
+    folder = tmp_path / "family"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="expected reports/question"):
+        page.write(folder)
+    monkeypatch.setattr(page, "REPORTS", tmp_path)
+    page.read.cache_clear()
+    for source in (ROOT / "reports" / "family").glob("*.parquet"):
+        shutil.copy(source, folder)
+    page.write(folder)
+    page.read.cache_clear()
+    assert (folder / "README.md").read_text() == (ROOT / "reports" / "family" / "README.md").read_text()
+    assert (folder / "ranking.png").stat().st_size > 10_000
