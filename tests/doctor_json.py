@@ -9,6 +9,7 @@ DOCTOR: dict[str, Any] = {
     "healthy": False,
     "checkpoint": "eight_gaussians/step_12000.safetensors",
     "seconds": 41.5,
+    "noise": "Noise equals signal at a batch of 407 [248, 668].",
     "findings": [
         {
             "code": "tangent_noise",

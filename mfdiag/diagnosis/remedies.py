@@ -24,6 +24,7 @@ class Remedy:
         effect: What it does to a measured quantity; None where that was not measured.
         meaning: What the effect's value says, in words.
         cost: What it costs per step.
+        measurable: Whether it has an effect that one checkpoint can show; mending a mistake has none.
     """
 
     action: str
@@ -31,6 +32,7 @@ class Remedy:
     effect: Value | None = None
     meaning: str = ""
     cost: str = "none"
+    measurable: bool = True
 
     @property
     def left(self) -> float:
@@ -51,6 +53,9 @@ class Remedy:
 def ranked(names: Sequence[str], evidence: Evidence) -> list[Remedy]:
     """Remedies by what they leave of the noise, those without a measured effect last and in their own order.
 
+    What mends the cause stays first where a finding lists it first: clipping may be measured to help a little, but a
+    step size that is too large stays too large.
+
     Args:
         names: Keys of this file's table.
         evidence: What was measured.
@@ -60,7 +65,9 @@ def ranked(names: Sequence[str], evidence: Evidence) -> list[Remedy]:
     """
     remedies = [remedy(name, evidence) for name in names]
     useful = [entry for entry in remedies if not (entry.effect is not None and entry.effect.above(1.0))]
-    return sorted(useful or remedies, key=lambda entry: entry.left)
+    shown = useful or remedies
+    causes = shown[:1] if shown and not shown[0].measurable else []
+    return causes + sorted(shown[len(causes) :], key=lambda entry: entry.left)
 
 
 def remedy(name: str, evidence: Evidence) -> Remedy:
@@ -156,7 +163,8 @@ def _power(p: float) -> Callable[[Evidence], Remedy]:
 
 def _plain(action: str, cost: str = "none", **option: str) -> Callable[[Evidence], Remedy]:
     """A remedy without a measured effect."""
-    return lambda evidence: Remedy(action, {name.replace("_", "-"): line for name, line in option.items()}, cost=cost)
+    lines = {name.replace("_", "-"): line for name, line in option.items()}
+    return lambda evidence: Remedy(action, lines, cost=cost, measurable=False)
 
 
 _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {

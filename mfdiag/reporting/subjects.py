@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -59,7 +59,7 @@ def overview(tables: Mapping[str, pd.DataFrame], *, settings: bool = False) -> T
     keys = [*_SUBJECT]
     if settings:
         keys += [name for name in _SETTINGS if any(frame[name].nunique() > 1 for frame in tables.values())]
-    subjects = pd.concat([overall(frame)[[*keys, "checkpoint_sha256"]] for frame in tables.values()])
+    subjects = pd.concat([overall(frame)[[*keys, "checkpoint_sha256"]] for frame in _of_checkpoints(tables)])
     subjects = subjects.drop_duplicates(keys).sort_values(["dataset", "step"], kind="stable", na_position="first")
     names = _names(subjects, keys)
     columns = {_heading(key): [name[k] for name in names] for k, key in enumerate(keys)}
@@ -74,6 +74,16 @@ def overview(tables: Mapping[str, pd.DataFrame], *, settings: bool = False) -> T
     doubtful = any("~" in text for row in rows for text in row)
     note = CAUTION if doubtful else ""
     return TextTable("subjects", title, note, list(filled), rows, len(keys))
+
+
+def _of_checkpoints(tables: Mapping[str, pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The tables without rows that are no checkpoint: of logged steps the last, and no summary of a grid."""
+    for name, frame in tables.items():
+        if name == "training":
+            last = frame.groupby(["dataset", "checkpoint"], dropna=False)["step"].transform("max")
+            yield frame[frame["step"] == last]
+        elif name != "grid" or len(tables) == 1:
+            yield frame
 
 
 def _heading(key: str) -> str:

@@ -14,6 +14,7 @@ from mfdiag.tables.store import read_json
 
 __all__ = [
     "DOCTOR",
+    "DoctorChange",
     "DoctorEffect",
     "DoctorEvidence",
     "DoctorFinding",
@@ -79,6 +80,12 @@ class NotChecked(BaseModel):
     reason: str
 
 
+class DoctorChange(BaseModel):
+    """What changed between two checkpoints of a run."""
+
+    sentence: str
+
+
 class DoctorVerdict(BaseModel):
     """The contents of doctor.json: of one checkpoint, or of the worst one, with all of them in `checkpoints`."""
 
@@ -86,9 +93,17 @@ class DoctorVerdict(BaseModel):
     healthy: bool
     checkpoint: str | list[str] | None = None
     seconds: float | None = None
+    noise: str = ""
     findings: list[DoctorFinding] = []
     not_checked: list[NotChecked] = []
     checkpoints: list[DoctorVerdict] = []
+    course: list[DoctorChange] = []
+
+    @property
+    def severity(self) -> str:
+        """The worst severity of the findings; empty for a healthy checkpoint."""
+        worst = [name for name in ("critical", "warning", "note") if name in {one.severity for one in self.findings}]
+        return "" if self.healthy else next(iter(worst), "critical")
 
 
 def read_verdict(folder: Path) -> DoctorVerdict | None:

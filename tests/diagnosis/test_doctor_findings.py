@@ -13,7 +13,7 @@ import pytest
 from mfdiag.diagnosis.diagnosis import diagnose
 from mfdiag.diagnosis.evidence import Evidence, Facts, healthy
 from mfdiag.diagnosis.finding import all_findings
-from mfdiag.diagnosis.remedies import remedy
+from mfdiag.diagnosis.remedies import ranked, remedy
 from mfdiag.tables.check import conform
 from mfdiag.tables.schema import TABLES
 
@@ -272,6 +272,16 @@ def test_every_finding_is_complete_and_short() -> None:
         for name in finding.remedies:
             record = remedy(name, evidence()).record()
             assert record["action"] and json.dumps(record)
+
+
+def test_what_mends_the_cause_comes_before_what_is_measured_to_help() -> None:
+    helps = evidence(measured("clipped_moment", 0.9, 0.01), measured("weight_moment", 0.3, 0.01, target="p0.5"))
+    steps = ranked(("smaller_step", "earlier_checkpoint", "clip"), helps)
+    assert [step.action for step in steps] == [
+        remedy(name, helps).action for name in ("smaller_step", "clip", "earlier_checkpoint")
+    ]
+    noise = ranked(("clip", "smaller_step", "weight_half"), helps)
+    assert [step.left for step in noise] == [0.3, 0.9, 1.0]
 
 
 def test_the_record_of_a_diagnosis_has_the_fields_of_the_contract() -> None:

@@ -77,10 +77,12 @@ def test_the_verdict_of_the_doctor_stands_before_the_questions(tables: dict[str,
         text.index(part) for part in (DOCTOR["verdict"], "&lt;causes&gt;", "700 [640, 760]", '<section id="noise">')
     ]
     assert places == sorted(places)
+    assert DOCTOR["noise"] in text and 'class="box verdict critical"' in text
     several = {**DOCTOR, "checkpoints": [DOCTOR, {"verdict": "It is fine.", "healthy": True, "checkpoint": "b.pt"}]}
+    several["course"] = [{"quantity": "velocity_error", "sentence": "The velocity error rises between steps 1 and 2."}]
     (tmp_path / "doctor.json").write_text(json.dumps(several), encoding="utf-8")
     text = write_page(tables, [], tmp_path).read_text(encoding="utf-8")
-    assert "All 2 checkpoints" in text and "It is fine." in text
+    assert "All 2 checkpoints" in text and "It is fine." in text and several["course"][0]["sentence"] in text
     assert "not measurable" in text, "an effect that spans orders of magnitude"
     least = {"verdict": "Nothing to do.", "healthy": True, "findings": [], "not_checked": []}
     (tmp_path / "doctor.json").write_text(json.dumps(least), encoding="utf-8")
@@ -116,6 +118,32 @@ def test_a_question_without_an_answer_has_the_command_that_answers_it(
 ) -> None:
     text = write_page({"variance": tables["variance"]}, [], tmp_path).read_text(encoding="utf-8")
     assert "mfdiag quality CHECKPOINT --out DIR" in text and "mfdiag variance CHECKPOINT" not in text
+    assert 'id="samples"' not in text, "one section holds all questions without an answer"
+    answered = write_page({name: make() for name, make in TABLES.items() if name != "grid"}, [], tmp_path)
+    assert 'id="open"' not in answered.read_text(encoding="utf-8")
+
+
+def test_logged_steps_and_the_summary_of_a_grid_are_no_checkpoints(tmp_path: Path) -> None:
+    made = {"training": TABLES["training"](tuple(range(1000, 51_000, 1000))), "grid": TABLES["grid"]()}
+    text = write_page(made, [], tmp_path).read_text(encoding="utf-8")
+    overview = text.partition('id="subjects"')[2].partition("</table>")[0]
+    assert overview.count("<tr>") == 1 + 2 and overview.count("50,000") == 2, "a model of each data set"
+
+
+def test_a_long_command_is_folded(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+    models = [f"data=two_moons,seed={seed}/model.safetensors" for seed in range(40)]
+    entry = {
+        "command": ["mfdiag", "variance", *models],
+        "finished": "2026-01-01T00:00:00",
+        "seconds": 1.0,
+        "hardware": {},
+        "versions": {},
+        "specification": {},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps({"variance": entry}), encoding="utf-8")
+    text = write_page(tables, [], tmp_path).read_text(encoding="utf-8")
+    command = text.partition('id="command-variance"')[2]
+    assert "<details><summary>" in command and models[-1] in command.partition("</summary>")[2]
 
 
 def test_many_checkpoints_are_one_table_and_a_course(tmp_path: Path) -> None:
