@@ -33,7 +33,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """
     variances = nonempty(rows(frame))
     series = {label: variances[variances["quantity"] == quantity] for quantity, label in _LABELS.items()}
-    return draw_by_dataset(series, "variance, (loss/parameter)²", "Gradient variance against β")
+    return draw_by_dataset(series, "variance,\n(loss/parameter)²", "Gradient variance against β")
 
 
 FIGURE = FigureSpec(
