@@ -32,6 +32,7 @@ from mfdiag.diagnosis.diagnosis import diagnose
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.examination import ExaminationOptions, examine
 from mfdiag.diagnosis.training_log import read_log
+from mfdiag.errors import InputError
 from mfdiag.measures.run.subject import SubjectOptions
 from mfdiag.models.weights import NonfiniteWeightsError
 from mfdiag.tables.doctor import DOCTOR
@@ -54,7 +55,9 @@ BUDGET = 1000.0  # seconds: more than it takes, so that the load of the machine 
 BY_LAYER = ("variance_share", "layer_weight_scale")  # of the largest layer
 MARKERS = "<!-- benchmarks/doctor.py: begin -->", "<!-- benchmarks/doctor.py: end -->"
 NAMES = {"mlp": "MLP", "dit": "DiT", "images": "DiT on digits"}
-SPLITS = {"tuning": "tuned on", "held_out": "held out"}
+SPLITS = ("tuning", "held_out")
+HALVES = {"tuning": "tuned on", "seen": "held out, seen before", "clean": "held out, clean"}
+SEEN = {("mlp", 0)}  # network and repeat of held-out models whose judgment changed a rule
 
 
 def train(folder: Path, repeat: int) -> None:
@@ -114,28 +117,35 @@ def judged(entry: Entry, findings: Sequence[tuple[str, str]]) -> Entry:
     codes = [code for code, _ in findings]
     right = bool(set(codes[:2]) & set(case_of(entry).expected))
     critical = any(severity == "critical" for _, severity in findings)
-    return {**entry, "codes": codes, "right": right, "critical": critical}
+    return {**entry, "half": half(entry), "codes": codes, "right": right, "critical": critical}
+
+
+def half(entry: Entry) -> str:
+    """Whether rules were tuned on a model, its judgment was seen before they were final, or neither."""
+    if entry["split"] == "tuning":
+        return "tuning"
+    return "seen" if (entry["network"], entry.get("repeat", 0)) in SEEN else "clean"
 
 
 def tables(rows: Sequence[Entry]) -> Iterator[str]:
     """Markdown of docs/doctor.md: totals, faults by kind, healthy models."""
     yield "| models | right code among the first two findings | healthy without a critical finding |"
     yield "| --- | --- | --- |"
-    for split, words in SPLITS.items():
+    for part, words in HALVES.items():
         for network, name in NAMES.items():
-            own = [row for row in rows if row["split"] == split and row["network"] == network]
+            own = [row for row in rows if row["half"] == part and row["network"] == network]
             faulty, sound = ([row for row in own if row["healthy"] == healthy] for healthy in (0, 1))
             right, silent = sum(r["right"] for r in faulty), sum(not r["critical"] for r in sound)
             if own:
                 yield f"| {words}, {name} | {interval(right, len(faulty))} | {interval(silent, len(sound))} |"
-    yield from ("", "| fault | right codes | tuned on | held out | first two findings, with counts |")
-    yield "| --- | --- | --- | --- | --- |"
+    yield from ("", f"| fault | right codes | {' | '.join(HALVES.values())} | first two findings, with counts |")
+    yield "| --- " * 6 + "|"
     faulty = [row for row in rows if not row["healthy"]]
     for name in dict.fromkeys((r["kind"], r["severity"]) for r in faulty):
         own = [r for r in faulty if (r["kind"], r["severity"]) == name]
         expected = dict.fromkeys(code for r in own for code in case_of(r).expected)
         yield f"| {label(*name)} | {', '.join(expected)} | {shares(own, 'right')} | {leading(own)} |"
-    yield from ("", "| healthy models | tuned on | held out | critical findings |", "| --- | --- | --- | --- |")
+    yield from ("", f"| healthy models | {' | '.join(HALVES.values())} | critical findings |", "| --- " * 5 + "|")
     sound = [{**row, "silent": not row["critical"]} for row in rows if row["healthy"]]
     for name in dict.fromkeys((r["kind"], r["severity"]) for r in sound):
         own = [r for r in sound if (r["kind"], r["severity"]) == name]
@@ -148,9 +158,9 @@ def label(kind: str, severity: str) -> str:
 
 
 def shares(rows: Sequence[Entry], key: str) -> str:
-    """Two cells: how many of each half have a property."""
-    halves = [[row[key] for row in rows if row["split"] == split] for split in SPLITS]
-    return " | ".join(f"{sum(half)}/{len(half)}" if half else "" for half in halves)
+    """Three cells: how many of the models that rules were tuned on, of those seen before, and of the others."""
+    parts = [[row[key] for row in rows if row["half"] == part] for part in HALVES]
+    return " | ".join(f"{sum(part)}/{len(part)}" if part else "" for part in parts)
 
 
 def leading(rows: Sequence[Entry]) -> str:
@@ -183,8 +193,8 @@ def measure(folder: Path, split: str, only: str) -> None:
         print(f"{entry['id']}: {time.process_time() - start:.1f} s of one core", flush=True)
 
 
-def evidence_of(folder: Path, entry: Entry) -> Evidence:
-    """What `mfdiag doctor CHECKPOINT --log LOG` measures, on fewer samples than it takes in a minute."""
+def evidence_of(folder: Path, entry: Entry) -> Evidence | None:
+    """What `mfdiag doctor CHECKPOINT --log LOG` measures, on fewer samples than in a minute; None for an error."""
     path, own = folder / entry["path"], entry["options"]
     log = folder / entry["log"] if entry["log"] else None
     options = ExaminationOptions(
@@ -200,7 +210,11 @@ def evidence_of(folder: Path, entry: Entry) -> Evidence:
     except NonfiniteWeightsError as error:
         nothing = pd.DataFrame(columns=[column.name for column in DOCTOR.columns])
         return Evidence(Facts(str(path), nonfinite=error.names), nothing, log=options.log)
-    return examine(candidate, options, say=lambda note: None)
+    try:
+        return examine(candidate, options, say=lambda note: None)
+    except InputError as error:
+        print(f"{entry['id']}: {error}", flush=True)
+        return None
 
 
 def judge(folder: Path, splits: Sequence[str]) -> None:
@@ -211,8 +225,11 @@ def judge(folder: Path, splits: Sequence[str]) -> None:
             path = folder / "evidence" / f"{entry['id']}.pkl"
             if not path.exists():
                 continue
-            diagnosis = diagnose(pickle.loads(path.read_bytes()))
-            findings = [(each.finding.code, each.detection.severity) for each in diagnosis.findings]
+            evidence = pickle.loads(path.read_bytes())
+            findings = [("error", "critical")]  # which is wrong of a healthy model too
+            if evidence is not None:
+                diagnosed = diagnose(evidence).findings
+                findings = [(each.finding.code, each.detection.severity) for each in diagnosed]
             rows.append(judged(entry, findings))
             wrong = rows[-1]["critical"] if entry["healthy"] else not rows[-1]["right"]
             if wrong and split == "tuning":
@@ -270,7 +287,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measure models whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    splits = list(SPLITS) if options.held_out else ["tuning"]
+    splits = SPLITS if options.held_out else SPLITS[:1]
     if options.command == "train":
         train(options.folder, options.repeat)
     elif options.command == "measure":
