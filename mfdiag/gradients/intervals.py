@@ -118,7 +118,7 @@ def skewed_jackknife(
     if len(count) < 2:
         return plain
     deviation, h = deviations(replicates, count)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore"):
         square, cube = (deviation**2 / h).sum(0), (deviation**3 / h).sum(0)
         low, high = _hall(plain, cube / square**1.5 / np.sqrt(len(count)), quantile(len(count), level))
     return plain._replace(low=np.maximum(low, 0) if nonnegative else low, high=high)
@@ -168,11 +168,10 @@ def cosine_jackknife(replicates: np.ndarray, count: np.ndarray, level: float = _
         interval are NaN.
     """
     plain = jackknife(replicates, count, level)
-    with np.errstate(invalid="ignore"):
-        inside = (np.abs(replicates) <= 1 + _ROUNDING).all(0)
-        cosines = np.clip(np.where(inside, replicates, np.nan), _ROUNDING - 1, 1 - _ROUNDING)
-        scale = jackknife(np.arctanh(cosines), count, level)
-        low, high = np.minimum(np.tanh(scale.low), plain.value), np.maximum(np.tanh(scale.high), plain.value)
+    inside = (np.abs(replicates) <= 1 + _ROUNDING).all(0)
+    cosines = np.clip(np.where(inside, replicates, np.nan), _ROUNDING - 1, 1 - _ROUNDING)
+    scale = jackknife(np.arctanh(cosines), count, level)
+    low, high = np.minimum(np.tanh(scale.low), plain.value), np.maximum(np.tanh(scale.high), plain.value)
     return plain._replace(std_error=np.where(inside, plain.std_error, np.nan), low=low, high=high)
 
 

@@ -132,5 +132,5 @@ def scalar_replicates(values: np.ndarray, block: np.ndarray, blocks: int) -> tup
     filled = count > 0
     n = replicate_sizes(count[filled])
     totals = np.concatenate([sums.sum(0)[None], sums.sum(0) - sums[filled]])
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0 without the only block
         return totals / n.reshape(-1, *[1] * (values.ndim - 1)), count[filled]

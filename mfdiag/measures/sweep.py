@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mfdiag.coefficients.plane import ColumnLayout, Quadratic
+    from mfdiag.gradients.accumulate import Accumulator
     from mfdiag.gradients.cells import Box
     from mfdiag.gradients.intervals import SquaredMean
     from mfdiag.gradients.moments import Moments
@@ -131,8 +132,10 @@ def rows(
         if isinstance(plan, PlanePlan) and plan.target:
             _add_optima(rows, place, form, request.batch_sizes)
     if result.output is not None:
+        tails = _tails_of_plane(result.output, plan.layout, points)
         for box, _, moments in moments_by_cell(result, result.output):
-            form, place = output_quadratic(moments, plan.layout), _Place("output", "all", box, points, moments.count)
+            form = output_quadratic(moments, plan.layout)
+            place = _Place("output", "all", box, points, moments.count, tails)
             curves = _curves(form, moments, plan.layout, points)
             if form.B is not None:
                 curves["bias2"] = form.at(form.B, *points)
@@ -141,7 +144,7 @@ def rows(
                 # n draws repeat at the same x_t, so that only the conditional noise is averaged
                 error = curves["conditional_variance"] / n + curves["bias2"]
                 estimate = skewed_jackknife(error, moments.count, nonnegative=True)
-                rows.add("mse", estimate, box, **place.keys, batch_size=n)
+                rows.add("mse", estimate, box, **place.keys, batch_size=n, tail=tails)
     return {"sweep": rows.frame()}
 
 
@@ -153,7 +156,7 @@ class _Place(NamedTuple):
     box: Box
     points: np.ndarray
     block_sizes: np.ndarray
-    tails: np.ndarray | None = None
+    tails: np.ndarray
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -162,21 +165,29 @@ class _Place(NamedTuple):
 
 
 def _tails(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.ndarray) -> np.ndarray:
-    """Why heavy tails leave no interval of the variance to trust at each point [P]; None where they do.
-
-    They are the tails of each sample's squared norm at the point.
-    """
-    import numpy as np
-
-    from mfdiag.measures.parts.concentration import tail_status
+    """Why heavy tails leave no interval of the gradient's variance to trust at each point [P]; None where they do."""
     from mfdiag.measures.parts.plane_plans import PlanePlan
 
     if isinstance(plan, PlanePlan):
-        assert result.gradient.sample_gram is not None
-        weights = _weights(points) @ plan.layout.value
-        norms = np.einsum("pk,nkl,pl->np", weights, result.gradient.sample_gram[:, 0].numpy(), weights)
-    else:
-        norms = result.gradient.diagonal[:, :, 0].numpy()
+        return _tails_of_plane(result.gradient, plan.layout, points)
+    return _statuses(result.gradient.diagonal[:, :, 0].numpy())
+
+
+def _tails_of_plane(moments: Accumulator, layout: ColumnLayout, points: np.ndarray) -> np.ndarray:
+    """The same of what the plane's cotangents span, by the squared norm of each sample at the point."""
+    import numpy as np
+
+    assert moments.sample_gram is not None
+    weights = _weights(points) @ layout.value
+    return _statuses(np.einsum("pk,nkl,pl->np", weights, moments.sample_gram[:, 0].numpy(), weights))
+
+
+def _statuses(norms: np.ndarray) -> np.ndarray:
+    """`tail_status` [P] of squared norms [N, P]."""
+    import numpy as np
+
+    from mfdiag.measures.parts.concentration import tail_status
+
     return np.array([tail_status(point) for point in norms.T], dtype=object)
 
 
@@ -248,7 +259,7 @@ def _add_optima(rows: Rows, place: _Place, form: Quadratic, batch_sizes: Sequenc
             place.box,
             degenerate=constant,
             negative=unresolved,
-            tail=next(filter(None, place.tails if place.tails is not None else ()), None),
+            tail=next(filter(None, place.tails), None),
             space="gradient",
             layer=place.layer,
             beta=None,

@@ -336,13 +336,15 @@ def _add_guidance(
     """Quantities that exist only under guidance."""
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.concentration import heaviest_tail
     from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
 
     assert result.output is not None
+    velocity_tail = heaviest_tail(result.output.diagonal[:, 0].numpy())
     for box, _, moments in moments_by_cell(result, result.output):
         for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
             estimate = skewed_jackknife(replicates, moments.count, nonnegative=quantity not in SIGNED)
-            rows.add(quantity, estimate, box, layer="all", estimator=None)
+            rows.add(quantity, estimate, box, layer="all", estimator=None, tail=velocity_tail)
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, (estimator, plain) in enumerate(zip(plan.estimators, plan.unguided, strict=True)):
             own = plan.column(k)

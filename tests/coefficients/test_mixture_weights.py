@@ -57,9 +57,17 @@ def test_copies_share_their_weight() -> None:
     copied = pair[np.ix_([0, 1, 1], [0, 1, 1])]
     alone, shared = mixture_weights(pair, 0 * pair, 0), mixture_weights(copied, 0 * copied, 0)
     np.testing.assert_allclose(shared, [alone[0], alone[1] / 2, alone[1] / 2])
+    rounded = copied + np.diag([0, 0, 1e-8 * copied[1, 1]])  # moments of float32
+    np.testing.assert_allclose(mixture_weights(rounded, 0 * copied, 0), shared, rtol=1e-6)
 
 
 def test_a_negative_estimate_of_a_bias_is_no_reward() -> None:
     covariance, bias = np.diag([1.0, 2.0]), np.diag([0.0, -0.1])
     np.testing.assert_allclose(mixture_weights(covariance, bias, 1e6), mixture_weights(covariance, 0 * bias, 0))
     assert np.isnan(mixture_weights(covariance, bias * np.nan, 1.0)).all()
+    for spoiled in range(2):  # one replicate of two, its covariance or its bias
+        stacked = [np.stack([covariance] * 2), np.stack([0 * bias] * 2)]
+        stacked[spoiled][1, 1, 1] = np.nan
+        weights = mixture_weights(*stacked, 1.0)
+        assert np.isnan(weights[1]).all()
+        np.testing.assert_allclose(weights[0], mixture_weights(covariance, 0 * bias, 1.0))

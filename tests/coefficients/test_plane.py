@@ -9,7 +9,14 @@ from helpers import accumulated, one_cell
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mfdiag.coefficients.plane import ColumnLayout, Quadratic, gradient_quadratic, output_quadratic
+from mfdiag.coefficients.plane import (
+    DEGENERATE,
+    ColumnLayout,
+    Quadratic,
+    gradient_quadratic,
+    is_degenerate,
+    output_quadratic,
+)
 from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
 from mfdiag.gradients.intervals import jackknife
 
@@ -202,3 +209,16 @@ def test_isotropic_form_minimises_its_error(kappa: float, s2: float, b2: float, 
 
 def test_the_isotropic_form_has_a_pole() -> None:
     assert not np.isfinite(isotropic_optimum(np.array([-1.0]), np.array([2.0]), np.array([0.0]))).any()
+
+
+def test_nothing_to_control_has_no_optimum() -> None:
+    zero, one = np.zeros(1), np.ones(1)
+    assert np.isnan(isotropic_optimum(one, zero, zero)).all() and np.isnan(diagonal_optimum(zero, zero)).all()
+    assert np.isinf(diagonal_optimum(one, zero)).all()
+
+
+def test_a_control_is_constant_up_to_rounding() -> None:
+    """By its variance on the full sample, in parts of that without control."""
+    noise = np.stack([np.diag([4.0, 4.1 * DEGENERATE, 3.9 * DEGENERATE]), np.diag([1.0, 0, 1])])
+    assert not is_degenerate(noise, 1) and is_degenerate(noise, 2)
+    assert is_degenerate(np.diag([4.0, 4 * DEGENERATE, 0])[None], 1) and is_degenerate(np.zeros((1, 3, 3)), 1)

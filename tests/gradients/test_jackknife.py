@@ -10,7 +10,14 @@ import torch
 from helpers import accumulated, one_cell
 from scipy import stats
 
-from mfdiag.gradients.intervals import Estimate, SquaredMean, cosine_jackknife, jackknife, skewed_jackknife
+from mfdiag.gradients.intervals import (
+    Estimate,
+    SquaredMean,
+    cosine_jackknife,
+    jackknife,
+    skewed_interval,
+    skewed_jackknife,
+)
 from mfdiag.gradients.moments import Moments, scalar_replicates
 
 REPEATS = 800
@@ -55,16 +62,33 @@ def test_empty_blocks_do_not_count() -> None:
 def test_one_block_has_no_error() -> None:
     actual = jackknife(np.array([[2.0], [np.nan]]), np.array([5]))
     assert actual.value == 2 and np.isnan([actual.std_error, actual.low, actual.high]).all()
+    replicates, count = scalar_replicates(np.arange(3.0), np.zeros(3, int), 1)
+    assert replicates[0] == 1 and np.isnan(replicates[1]) and count.tolist() == [3]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"), [(2.0, 4.0, (0.25, 0.5)), (-1.0, 4.0, (0.25, np.inf)), (-4.0, -2.0, (-0.5, -0.25))]
+    ("low", "high", "expected"),
+    [
+        (2.0, 4.0, (0.25, 0.5)),
+        (-1.0, 4.0, (0.25, np.inf)),
+        (-1.0, 0.5, (2.0, np.inf)),
+        (-4.0, -2.0, (-0.5, -0.25)),
+        (0.0, 4.0, (0.25, np.inf)),
+        (-4.0, 0.0, (-np.inf, np.inf)),
+    ],
 )
 def test_inverse_turns_the_interval_around(low: float, high: float, expected: tuple[float, float]) -> None:
     middle = (low + high) / 2
     actual = Estimate(*map(np.array, (middle, 0.5, low, high)), 9).inverse()
     assert actual.value == 1 / middle and (actual.low, actual.high) == expected and actual.n_samples == 9
     assert actual.std_error == pytest.approx(0.5 / middle**2)
+
+
+def test_the_inverse_of_zero_is_without_bounds() -> None:
+    zero = np.zeros(2)
+    actual = Estimate(zero, np.array([0.5, 0.0]), np.array([-1.0, 0.0]), np.array([1.0, 0.0]), 9).inverse()
+    assert np.isinf(actual.value).all() and actual.std_error[0] == np.inf and np.isnan(actual.std_error[1])
+    assert actual.low.tolist() == [1, -np.inf] and (actual.high == np.inf).all()
 
 
 def moments_of(values: np.ndarray, groups: int = REPEATS) -> Moments:
@@ -145,6 +169,39 @@ def test_a_nonnegative_quantity_has_no_negative_end() -> None:
     assert skewed_jackknife(replicates, count, nonnegative=True).low == 0
 
 
+def test_two_blocks_have_no_skewness_but_an_end() -> None:
+    replicates, count = np.array([[1.0], [-9.0], [11.0]]), np.full(2, 4)
+    plain, actual = jackknife(replicates, count), skewed_jackknife(replicates, count, nonnegative=True)
+    assert plain.low < 0 and actual.low == 0 and actual.high == pytest.approx(plain.high)
+    alone = skewed_jackknife(replicates[:2], count[:1], nonnegative=True)
+    assert alone.value == 1 and np.isnan(alone.low)
+
+
+@pytest.mark.parametrize("spread", [jackknife, skewed_jackknife, cosine_jackknife])
+def test_every_interval_has_the_level_that_is_asked_for(spread: Callable[..., Estimate]) -> None:
+    """Those of 50 % and 95 % of the same replicates: on the scale on which it is symmetric, by Student's quantiles."""
+    values = np.random.default_rng(2).uniform(0.2, 0.4, (32, 1)) + np.array([0.0, 0.1])
+    replicates, count = scalar_replicates(values, np.arange(32) // 2, 16)
+    scale = np.arctanh if spread is cosine_jackknife else np.asarray
+    widths = [scale(e.high) - scale(e.low) for e in (spread(replicates, count, 0.5), spread(replicates, count))]
+    expected = stats.t.ppf(0.75, 15) / stats.t.ppf(0.975, 15)
+    np.testing.assert_allclose(widths[0] / widths[1], expected, rtol=0.02 if spread is skewed_jackknife else 1e-9)
+    wide = spread(replicates, count)
+    assert (wide.low < wide.value).all() and (wide.value < wide.high).all()
+    np.testing.assert_array_equal(wide.std_error, jackknife(replicates, count).std_error)
+
+
+def test_known_influences_give_the_interval_of_the_jackknife_of_single_samples() -> None:
+    values = np.random.default_rng(5).lognormal(size=60)
+    replicates, count = scalar_replicates(values[:, None], np.arange(60), 60)
+    expected, actual = skewed_jackknife(replicates, count), skewed_interval(values.mean(), 3 + values - values.mean())
+    for name in ("value", "std_error", "low", "high"):
+        assert float(getattr(actual, name)) == pytest.approx(float(getattr(expected, name)[0]))
+    assert actual.n_samples == 60 and actual.high - actual.value > actual.value - actual.low
+    constant = skewed_interval(2.0, np.zeros(5))
+    assert (constant.low, constant.high) == (2, 2)
+
+
 def squared_mean(moments: Moments) -> SquaredMean:
     """|E G|^2 of each group's only gradient."""
     pairs = moments.products[..., 0, 0]
@@ -214,6 +271,18 @@ def test_a_cosine_beyond_one_has_no_interval() -> None:
     replicates, count = np.array([[0.99], [0.9], [1.1], [0.97], [0.98]]), np.full(4, 4)
     actual = cosine_jackknife(replicates, count)
     assert actual.value == 0.99 and np.isnan([actual.std_error, actual.low, actual.high]).all()
+    both = cosine_jackknife(np.concatenate([replicates, replicates / 2], 1), count)
+    assert np.isnan(both.low).tolist() == [True, False] == np.isnan(both.std_error).tolist(), "each by itself"
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_cosine_of_one_up_to_rounding_has_no_width(sign: int) -> None:
+    count = np.full(4, 4)
+    for cosine in (1.0, 1 + 1e-9):
+        actual = cosine_jackknife(np.full((5, 1), sign * cosine), count)
+        assert [float(actual.low[0]), float(actual.high[0])] == pytest.approx([sign, sign], abs=1e-8)
+        assert actual.std_error == 0
+    assert np.isnan(cosine_jackknife(np.full((5, 1), sign * (1 + 3e-9)), count).low)
 
 
 def test_coverage_of_a_coefficient() -> None:

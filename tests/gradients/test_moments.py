@@ -134,7 +134,8 @@ def test_layers_add_up_and_parameters_share_their_layer() -> None:
     for actual, names in ((layers["a"], ["a.weight", "a.bias"]), (sum_layers(layers), list(parts))):
         together = torch.cat([values[name] for name in names], 2)
         expected = accumulated(together, 1, one_cell(n)).moments[0]["w"].replicates()
-        for which in ("S", "M", "Q"):
+        np.testing.assert_array_equal(actual.replicates().sizes, expected.sizes)
+        for which in ("S", "M", "Q", "products"):
             np.testing.assert_allclose(getattr(actual.replicates(), which), getattr(expected, which), rtol=1e-10)
     norms = torch.cat(list(values.values()), 2).square().sum(2).T
     torch.testing.assert_close(accumulator.diagonal[:, 0], norms)

@@ -23,7 +23,6 @@ from helpers import (
     samples_of,
     velocity_of,
 )
-from scipy import stats
 from torch import nn
 
 from mfdiag import load_data, measure
@@ -33,7 +32,7 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.intervals import jackknife
-from mfdiag.measures.parts.concentration import largest_samples, tail_index, tail_status, top_share, top_share_status
+from mfdiag.measures.parts.concentration import largest_samples, top_share
 from mfdiag.measures.variance import conflict_cosine
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
 from mfdiag.models.networks.mlp import MLP
@@ -241,59 +240,6 @@ def test_worst_samples_are_the_largest_with_their_share() -> None:
         found = rows(worst, estimator=name)
         assert list(zip(found["index"], found["value"], strict=True)) == largest
         assert found["share"].tolist() == pytest.approx([value / norms.sum() for _, value in largest])
-
-
-def test_top_share() -> None:
-    for values, expected in (
-        (np.ones(1000), 0.01),
-        (np.r_[np.zeros(99), 5.0], 1),
-        (np.r_[np.ones(199), 201.0], (201 + 1) / 400),
-        (np.r_[np.ones(149), 2.0], (2 + 0.5) / 151),
-        (np.r_[np.ones(9), 11.0], 0.1 * 11 / 20),
-    ):
-        assert top_share(values).value == pytest.approx(expected)
-
-
-REPEATS = 400
-LEAST, MOST = (stats.binom.ppf(q, REPEATS, p) / REPEATS for q, p in ((0.001, 0.93), (0.999, 0.97)))
-
-
-@pytest.mark.parametrize("statistic", ["share", "index"])
-@pytest.mark.parametrize("degrees", [5, 30])
-def test_intervals_of_concentration_cover(degrees: float, statistic: str) -> None:
-    """Squared norms of Student t vectors; the truth is that of a sample 1,000 times as large."""
-    rng = np.random.default_rng(degrees)
-
-    def norms(n: int) -> np.ndarray:
-        return (rng.standard_t(degrees, (n, 4)) ** 2).sum(1)
-
-    function = top_share if statistic == "share" else tail_index
-    truth = float(function(norms(2_000_000)).value)
-    estimates = [function(norms(2000)) for _ in range(REPEATS)]
-    covered = np.mean([e.low <= truth <= e.high for e in estimates])
-    print(f"covers {covered:.1%}")
-    assert LEAST <= covered <= MOST
-
-
-def test_heavy_tails_are_not_ok() -> None:
-    """Squared norms with the tail index that is given: at 1 never ok, at 4 always; too few do not tell."""
-    rng = np.random.default_rng(0)
-    for n in (512, 4096):
-        heavy = [tail_status(1 + rng.pareto(1.0, n)) for _ in range(100)]
-        light = [tail_status(1 + rng.pareto(4.0, n)) for _ in range(100)]
-        assert set(heavy) == {"heavy_tail"} and set(light) == {None}
-    assert tail_status(1 + rng.pareto(4.0, 256)) == "too_few_samples"
-    assert tail_status(np.zeros(256)) is None  # no gradient at all has no tail
-    assert top_share_status(1 + rng.pareto(4.0, 1000)) == "too_few_samples"
-    assert top_share_status(1 + rng.pareto(4.0, 4000)) is None
-
-
-@pytest.mark.parametrize("alpha", [1.5, 3.0])
-def test_hill_finds_the_index_of_a_pareto_tail(alpha: float) -> None:
-    """Each estimate has relative error 1 / sqrt(k), with k the largest 5 %."""
-    values = 1 + np.random.default_rng(0).pareto(alpha, size=(100, 4000))
-    found = np.mean([1 / tail_index(one).value for one in values])
-    assert found == pytest.approx(1 / alpha, rel=4 / (200 * 100) ** 0.5)
 
 
 @pytest.mark.parametrize(

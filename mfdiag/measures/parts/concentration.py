@@ -52,12 +52,12 @@ def tail_status(norms: np.ndarray) -> str | None:
     """Why a variance of gradients with these squared norms [N] has no interval to trust, or None.
 
     Returns:
-        heavy_tail if the interval of the tail index reaches below 1.3, too_few_samples if there are too few to tell,
-        else None.
+        heavy_tail if the interval of the tail index reaches below 1.3, too_few_samples if there are too few to tell, or
+        too few that are not zero, else None.
     """
     if not norms.any():
         return None
-    if _TAIL * len(norms) < _FEWEST_TAIL:
+    if _TAIL * len(norms) < _FEWEST_TAIL or np.count_nonzero(norms) <= int(_TAIL * len(norms)):
         return "too_few_samples"
     return "heavy_tail" if tail_index(norms).low < _LIGHT else None
 
