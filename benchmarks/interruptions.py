@@ -404,7 +404,8 @@ def limits(references: References) -> Iterator[dict[str, Any]]:
 
                 def prepare(kind: str = kind, value: int = value) -> None:
                     if kind == "open files":
-                        resource.setrlimit(resource.RLIMIT_NOFILE, (value, resource.RLIM_INFINITY))
+                        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+                        resource.setrlimit(resource.RLIMIT_NOFILE, (value, most))
                         return
                     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
                     resource.setrlimit(resource.RLIMIT_AS, (used + value * 2**20, resource.RLIM_INFINITY))

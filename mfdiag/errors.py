@@ -73,7 +73,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-_NO_MEMORY = ("not enough memory", "allocate memory", "bad_alloc", "out of memory", "Unable to allocate")
+_NO_MEMORY = (
+    *("not enough memory", "allocate memory", "bad_alloc", "out of memory", "Unable to allocate"),
+    *("failed to map segment", "can't start new thread"),  # of a library that is loaded late; of the system
+)
 _NO_FILES = "Too many open files"
 _FULL = "No space left on device"
 

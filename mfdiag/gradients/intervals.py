@@ -136,7 +136,7 @@ def skewed_interval(value: float, influence: np.ndarray) -> Estimate:
     """
     n = len(influence)
     deviation = influence - influence.mean()
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore"):
         std_error = deviation.std(ddof=1) / n**0.5
         missing = np.asarray(np.nan)
         plain = Estimate(np.asarray(value), np.asarray(std_error), missing, missing, n)
@@ -147,7 +147,7 @@ def skewed_interval(value: float, influence: np.ndarray) -> Estimate:
 
 def _hall(plain: Estimate, skew: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the interval whose transformed statistic lies within the quantile t."""
-    skew = np.nan_to_num(skew, posinf=0, neginf=0)
+    skew = np.nan_to_num(skew)  # of a constant
     safe = np.where(np.abs(skew) < _NO_SKEW, _NO_SKEW, skew)
     low, high = (
         plain.value - plain.std_error * (np.cbrt(1 + safe * (end - safe / 6)) - 1) * 3 / safe for end in (t, -t)

@@ -129,9 +129,9 @@ def _add_gradient_form(
     from mfdiag.coefficients.batch_optimum import batch_optimum
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
     from mfdiag.gradients.intervals import jackknife
-    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
 
-    tails = _tails(result)
+    tails, few = _tails(result), few_with_a_derivative(result)
     # docs/theory.md#gradient-optimum and #batch-aware
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         form = gradient_quadratic(moments, layout)
@@ -153,7 +153,8 @@ def _add_gradient_form(
                     "conditional_optimum", optimum, box, **keys, degenerate=constant_within, tail=tails["both", role]
                 )
             critical = bias.estimate(denominator=variance).inverse()  # M / S has a finite variance, S / M has none
-            rows.add("critical_batch", critical, box, **keys, degenerate=constant, tail=tails["control", role])
+            tail = tails["control", role] or (few[box] if role == "tangent" else None)
+            rows.add("critical_batch", critical, box, **keys, degenerate=constant, tail=tail)
 
 
 def _tails(result: PassResult) -> dict[tuple[str, str], str | None]:

@@ -110,7 +110,7 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
     import numpy as np
 
     from mfdiag.gradients.intervals import Estimate, cosine_jackknife, skewed_jackknife
-    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
     from mfdiag.measures.parts.method_statistics import cosines, heaviest_tails, method_statistics, squared_bias
 
     rows, request = measurement.rows(), measurement.request
@@ -119,6 +119,7 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
     shown = [k for k, name in enumerate(names) if name in requested]
     column: dict[str, Any] = {"estimator": np.array(names, object)[shown]}
     tails = heaviest_tails(result.gradient.diagonal[:, 0].numpy(), plan.maps)[shown]
+    few = few_with_a_derivative(result)
     for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         if layer != "all" and any(edge is not None for edge in box):
             continue  # single layers are measured over all times only
@@ -127,8 +128,8 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
             estimate = skewed_jackknife(replicates[:, shown], moments.count, nonnegative=True)
             rows.add(quantity, estimate, box, layer=layer, batch_size=None, tail=tails, **column)
         cosine = cosine_jackknife(cosines(moments, plan.maps)[:, shown], moments.count)
-        for quantity, estimate in (("bias2", bias.estimate()), ("cosine", cosine)):
-            rows.add(quantity, estimate, box, layer=layer, batch_size=None, **column)
+        for quantity, estimate, tail in (("bias2", bias.estimate(), few[box]), ("cosine", cosine, None)):
+            rows.add(quantity, estimate, box, layer=layer, batch_size=None, tail=tail, **column)
         for n in request.batch_sizes:
             # docs/theory.md#mse: MSE_n = Var/n + bias2, relative to MeanFlow's, which has no bias
             noise = statistics["variance"][:, shown] / n

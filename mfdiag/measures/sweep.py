@@ -110,13 +110,13 @@ def rows(
 
     from mfdiag.coefficients.plane import gradient_quadratic, output_quadratic
     from mfdiag.gradients.intervals import skewed_jackknife
-    from mfdiag.measures.parts.cells import moments_by_cell
+    from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
     from mfdiag.measures.parts.plane_plans import PlanePlan
 
     request = measurement.request
     rows = measurement.rows(estimator="plane")
     points = np.array(list(product(request.betas, request.gammas)), dtype=float).T
-    tails = _tails(plan, result, points)
+    tails, few = _tails(plan, result, points), few_with_a_derivative(result)
     for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         place = _Place("gradient", layer, box, points, moments.count, tails)
         if isinstance(plan, PlanePlan):
@@ -125,14 +125,17 @@ def rows(
         else:
             curves, bias = _weighted_curves(moments, plan.posterior_known), _weighted_bias(moments)
         _add_curves(rows, place, curves)
-        rows.add("bias2", bias.estimate(), box, **place.keys, batch_size=1)
+        # without gamma, the bias is beta A b
+        few_at = np.array([few[box] if beta != 0 and gamma == 0 else None for beta, gamma in points.T], object)
+        rows.add("bias2", bias.estimate(), box, **place.keys, batch_size=1, tail=few_at)
+        unreliable = np.array([one or other for one, other in zip(tails, few_at, strict=True)], object)
         for n in request.batch_sizes:  # docs/theory.md#mse: MSE_n(c) = Var(c)/n + bias2(c)
             error = bias.estimate(added=curves["variance"] / n)
-            rows.add("mse", error, box, **place.keys, batch_size=n, tail=tails)
+            rows.add("mse", error, box, **place.keys, batch_size=n, tail=unreliable)
         if isinstance(plan, PlanePlan) and plan.target:
             _add_optima(rows, place, form, request.batch_sizes)
     if result.output is not None:
-        tails = _tails_of_plane(result.output, plan.layout, points)
+        tails = _output_tails(result.output, plan.layout, points)
         for box, _, moments in moments_by_cell(result, result.output):
             form = output_quadratic(moments, plan.layout)
             place = _Place("output", "all", box, points, moments.count, tails)
@@ -166,29 +169,35 @@ class _Place(NamedTuple):
 
 def _tails(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.ndarray) -> np.ndarray:
     """Why heavy tails leave no interval of the gradient's variance to trust at each point [P]; None where they do."""
-    from mfdiag.measures.parts.plane_plans import PlanePlan
-
-    if isinstance(plan, PlanePlan):
-        return _tails_of_plane(result.gradient, plan.layout, points)
-    return _statuses(result.gradient.diagonal[:, :, 0].numpy())
-
-
-def _tails_of_plane(moments: Accumulator, layout: ColumnLayout, points: np.ndarray) -> np.ndarray:
-    """The same of what the plane's cotangents span, by the squared norm of each sample at the point."""
-    import numpy as np
-
-    assert moments.sample_gram is not None
-    weights = _weights(points) @ layout.value
-    return _statuses(np.einsum("pk,nkl,pl->np", weights, moments.sample_gram[:, 0].numpy(), weights))
-
-
-def _statuses(norms: np.ndarray) -> np.ndarray:
-    """`tail_status` [P] of squared norms [N, P]."""
     import numpy as np
 
     from mfdiag.measures.parts.concentration import tail_status
+    from mfdiag.measures.parts.plane_plans import PlanePlan
 
+    if isinstance(plan, PlanePlan):
+        norms = _squared_norms(result.gradient, plan.layout, points)
+    else:
+        norms = result.gradient.diagonal[:, :, 0].numpy()
     return np.array([tail_status(point) for point in norms.T], dtype=object)
+
+
+def _output_tails(output: Accumulator, layout: ColumnLayout, points: np.ndarray) -> np.ndarray:
+    """The same of the residual's variance."""
+    import numpy as np
+
+    from mfdiag.measures.parts.concentration import FINITE_ERROR, tail_status
+
+    norms = _squared_norms(output, layout, points)
+    return np.array([tail_status(point, FINITE_ERROR) for point in norms.T], dtype=object)
+
+
+def _squared_norms(accumulator: Accumulator, layout: ColumnLayout, points: np.ndarray) -> np.ndarray:
+    """Of each sample at each point, [N, P]."""
+    import numpy as np
+
+    assert accumulator.sample_gram is not None
+    weights = _weights(points) @ layout.value
+    return np.einsum("pk,nkl,pl->np", weights, accumulator.sample_gram[:, 0].numpy(), weights)
 
 
 def _curves(form: Quadratic, moments: Moments, layout: ColumnLayout, points: np.ndarray) -> dict[str, np.ndarray]:

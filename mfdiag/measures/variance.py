@@ -336,11 +336,11 @@ def _add_guidance(
     """Quantities that exist only under guidance."""
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.concentration import heaviest_tail
+    from mfdiag.measures.parts.concentration import FINITE_ERROR, heaviest_tail
     from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
 
     assert result.output is not None
-    velocity_tail = heaviest_tail(result.output.diagonal[:, 0].numpy())
+    velocity_tail = heaviest_tail(result.output.diagonal[:, 0].numpy(), FINITE_ERROR)
     for box, _, moments in moments_by_cell(result, result.output):
         for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
             estimate = skewed_jackknife(replicates, moments.count, nonnegative=quantity not in SIGNED)

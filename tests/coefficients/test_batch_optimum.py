@@ -88,3 +88,20 @@ def test_the_ends_are_those_of_a_fine_grid(mean: float) -> None:
     held = grid[(a[0] - grid * d[0]) ** 2 <= t**2 * np.maximum(total, 0)]
     actual, step = estimate(m, n), grid[1] - grid[0]
     assert (float(actual.low), float(actual.high)) == pytest.approx((held[0], held[-1]), abs=1.01 * step)
+
+
+def test_the_standard_error_is_that_of_the_ratio() -> None:
+    m = moments(np.random.default_rng(2), 640, 0.3)
+    bias = m.squared_mean(np.array([0.0, 1.0]))
+    for n in (1, 300):
+        expected = jackknife(-m.S[:, 0, 0, 1] / (m.S[:, 0, 1, 1] + n * bias.replicates), m.count)
+        assert float(estimate(m, n).std_error) == pytest.approx(float(expected.std_error))
+
+
+def test_a_control_without_variance_has_the_interval_of_the_jackknife() -> None:
+    m = moments(np.random.default_rng(2), 640, 0.3)
+    bias = m.squared_mean(np.array([0.0, 1.0]))
+    with np.errstate(all="ignore"):
+        actual = batch_optimum(m.S[:, 0, 0, 1], np.zeros(len(m.S)), bias, 10)
+    expected = jackknife(-m.S[:, 0, 0, 1] / (10 * bias.replicates), m.count)
+    np.testing.assert_allclose(np.array(actual, float), np.array(expected, float))

@@ -222,3 +222,21 @@ def test_a_control_is_constant_up_to_rounding() -> None:
     noise = np.stack([np.diag([4.0, 4.1 * DEGENERATE, 3.9 * DEGENERATE]), np.diag([1.0, 0, 1])])
     assert not is_degenerate(noise, 1) and is_degenerate(noise, 2)
     assert is_degenerate(np.diag([4.0, 4 * DEGENERATE, 0])[None], 1) and is_degenerate(np.zeros((1, 3, 3)), 1)
+
+
+def test_without_a_known_bias_the_batch_does_not_matter() -> None:
+    form = Quadratic(quadratic(3).S, None, None)
+    for free in ((1,), (2,), (1, 2)):
+        np.testing.assert_allclose(form.optimum(form.S, 50, free), form.optimum(form.S, 0, free))
+    np.testing.assert_allclose(form.optimum(form.S, 50, (1,))[:, 0], -form.S[:, 0, 1] / form.S[:, 1, 1])
+
+
+def test_which_pairs_of_controls_have_an_optimum() -> None:
+    """Small numbers do; a second control that is the first one times a factor, up to rounding, does not."""
+    form = quadratic(5)
+    small = Quadratic(1e-9 * form.S, None, None)
+    np.testing.assert_allclose(small.optimum(small.S, 0, (1, 2)), form.optimum(form.S, 0, (1, 2)))
+    copy = np.array([[[1.0, 0.5, 0.5], [0.5, 1, 1e-3], [0.5, 1e-3, 1e-6 * (1 + 5e-13)]]])
+    assert np.isnan(Quadratic(copy, None, None).optimum(copy, 0, (1, 2))).all()
+    nothing = np.array([[[1.0, 0.5, 0], [0.5, 0, 0], [0, 0, 1]]])
+    assert Quadratic(nothing, None, None).optimum(nothing, 0, (1,)) == -np.inf

@@ -246,6 +246,35 @@ def test_nothing_added_and_no_denominator_is_the_squared_mean_itself() -> None:
         np.testing.assert_allclose(getattr(moved, name), getattr(plain, name) + 7)
 
 
+@pytest.mark.parametrize("added", [0.0, 0.02])
+@pytest.mark.parametrize("mean", [0.0, 0.3])
+def test_the_ends_of_a_squared_mean_solve_the_score_equation(mean: float, added: float) -> None:
+    """(estimate - x)^2 = t^2 (slope theta + noise + rest), each written out, for a ratio whose parts both vary."""
+    moments = moments_of(np.random.default_rng(3).normal(size=(1, 1, 640, 3)) * [1.0, 2.0, 0.5] + mean, groups=1)
+    M, S, n = moments.M[:, 0, 0, 0], moments.S[:, 0, 0, 0], 640
+    square = squared_mean(moments)
+    more = added * S**2 if added else 0.0
+    actual = square.estimate(denominator=S[:, None], added=more if np.isscalar(more) else more[:, None])
+    alone, plain = jackknife(M / S, moments.count), jackknife((M + more) / S, moments.count)
+    slope = (alone.std_error * S[0]) ** 2 / (max(M[0], 0) + S[0] / n) / S[0]
+    noise, rest = float(square.noise()[0]) / S[0] ** 2, max(plain.std_error**2 - alone.std_error**2, 0)
+    for end in (float(actual.low[0]), float(actual.high[0])):
+        theta = end - (plain.value - alone.value)
+        expected = stats.t.ppf(0.975, 63) ** 2 * (slope * theta + noise + rest)
+        assert (plain.value - end) ** 2 == pytest.approx(expected)
+    assert actual.low < actual.value < actual.high
+    assert float(actual.std_error[0]) == pytest.approx(float(plain.std_error))
+
+
+def test_a_squared_mean_over_nothing_is_not_a_number() -> None:
+    zero, one = np.zeros((3, 1)), np.ones((3, 1))
+    square = SquaredMean(zero, zero[0], np.zeros((2, 2, 1)), np.full(2, 4), np.full(2, 4))
+    assert np.isnan(square.estimate(denominator=zero).value).all()
+    assert np.isinf(square.estimate(denominator=zero, added=one).value).all()
+    some = SquaredMean(one * [[2.0], [1.0], [3.0]], one[0], np.ones((2, 2, 1)), np.full(2, 4), np.full(2, 4))
+    assert np.isfinite([some.estimate().low, some.estimate().high]).all(), "two blocks are enough"
+
+
 def test_coverage_of_an_mse() -> None:
     """variance / n + |mean|^2 where either part decides, and where both do."""
     mean = np.array([0.2, -0.1, 0.05])

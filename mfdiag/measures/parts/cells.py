@@ -11,7 +11,11 @@ from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, scalar_replicates
 from mfdiag.gradients.sample_pass import PassResult
 
-__all__ = ["moments_by_cell", "scalars_by_cell"]
+__all__ = ["few_with_a_derivative", "moments_by_cell", "scalars_by_cell"]
+
+_FEWEST_WITH_A_DERIVATIVE = (
+    200  # with 64 of 256 samples, intervals of a squared bias cover 86 %, with 256 of 1,024 93 %
+)
 
 
 def moments_by_cell(
@@ -45,3 +49,16 @@ def scalars_by_cell(
             inside = result.cells.members(cell)
             means, count = scalar_replicates(stacked[inside], result.cells.block[inside], result.cells.blocks)
             yield result.cells.boxes[cell], dict(zip(values, means.T, strict=True)), count
+
+
+def few_with_a_derivative(result: PassResult) -> dict[Box, str | None]:
+    """Why a squared bias that comes from the derivative alone has no interval to trust in a cell, or None.
+
+    Where r = t, the factor t - r of that bias is 0. If most samples are of this kind, the few others carry the mean.
+    """
+    derivative = {"share": (result.t > result.r).astype(float)}
+    statuses: dict[Box, str | None] = {}
+    for box, means, count in scalars_by_cell(result, derivative):
+        some, every = round(float(means["share"][0]) * count.sum()), int(count.sum())
+        statuses[box] = "too_few_samples" if 0 < some < min(every, _FEWEST_WITH_A_DERIVATIVE) else None
+    return statuses

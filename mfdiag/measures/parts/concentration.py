@@ -8,12 +8,26 @@ from scipy.special import stdtrit
 
 from mfdiag.gradients.intervals import Estimate, skewed_interval
 
-__all__ = ["heaviest_tail", "largest_samples", "tail_index", "tail_status", "top_share", "top_share_status"]
+__all__ = [
+    "FINITE_ERROR",
+    "heaviest_tail",
+    "largest_samples",
+    "tail_index",
+    "tail_status",
+    "top_share",
+    "top_share_status",
+]
 
 _TOP = 0.01  # "the largest 1 % of samples"
 _FEWEST_TOP = 20  # of these samples: with fewer, the interval of their share covers too little
 _TAIL = 0.05  # Hill's estimator over the largest 5 %: enough order statistics for its error, few enough to be the tail
 _FEWEST_TAIL = 25  # of these samples: with fewer, tail indices of 1 and 2 look alike
+FINITE_ERROR = 2.0
+"""The tail index of squared norms above which the estimate of their mean has a finite standard error.
+
+Residuals of data with light tails have a larger one, so that their variance is held to it. Gradients come close to it.
+"""
+
 _LIGHT = 1.3  # if the tail index may lie below, no interval of a variance covers (docs/theory.md#intervals)
 
 
@@ -48,23 +62,27 @@ def tail_index(norms: np.ndarray) -> Estimate:
         return Estimate(index, index * error, index / spread, index * spread, len(norms))
 
 
-def tail_status(norms: np.ndarray) -> str | None:
-    """Why a variance of gradients with these squared norms [N] has no interval to trust, or None.
+def tail_status(norms: np.ndarray, light: float = _LIGHT) -> str | None:
+    """Why a variance of vectors with these squared norms [N] has no interval to trust, or None.
+
+    Args:
+        norms: Squared norms, [N].
+        light: The tail index above which an interval covers.
 
     Returns:
-        heavy_tail if the interval of the tail index reaches below 1.3, too_few_samples if there are too few to tell, or
-        too few that are not zero, else None.
+        heavy_tail if the interval of the tail index reaches below `light`, too_few_samples if too few samples, or too
+        few that are not zero, are there to tell, else None.
     """
     if not norms.any():
         return None
     if _TAIL * len(norms) < _FEWEST_TAIL or np.count_nonzero(norms) <= int(_TAIL * len(norms)):
         return "too_few_samples"
-    return "heavy_tail" if tail_index(norms).low < _LIGHT else None
+    return "heavy_tail" if tail_index(norms).low < light else None
 
 
-def heaviest_tail(norms: np.ndarray) -> str | None:
-    """`tail_status` of the worst of several gradients, squared norms [N, K]."""
-    return next(filter(None, map(tail_status, norms.T)), None)
+def heaviest_tail(norms: np.ndarray, light: float = _LIGHT) -> str | None:
+    """`tail_status` of the worst of several vectors, squared norms [N, K]."""
+    return next(filter(None, (tail_status(one, light) for one in norms.T)), None)
 
 
 def largest_samples(samples: pd.DataFrame, count: int = 5) -> pd.DataFrame:
