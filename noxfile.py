@@ -37,6 +37,14 @@ def older_torch(session: nox.Session, version: str) -> None:
     run_tests(session, constraints)
 
 
+@nox.session(python="3.11")
+def mutants(session: nox.Session) -> None:
+    """Changes of single operators in the estimators; some test must notice each: `nox -s mutants -- "*.moments*"`."""
+    session.install("-c", str(ROOT / "constraints.txt"), "-e", ".[dev]", "mutmut==3.8.1")
+    session.run("mutmut", "run", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("mutmut", "results")
+
+
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """What `make lint` checks, in the .venv that make sets up."""

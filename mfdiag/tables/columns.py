@@ -78,15 +78,16 @@ STATUSES = {
         Status(
             "too_few_samples",
             "There are fewer samples than the interval needs: 64 in the cell; 500 in all for a variance, a loss "
-            "variance and what is computed from them, because fewer do not show the tail; 2,000 in all for top1_share. "
-            "In table quality, the bias of a metric of all samples exceeds its noise.",
+            "variance and what is computed from them, because fewer do not show the tail; 2,000 in all for top1_share; "
+            "200 with r < t in the cell for bias2 and critical_batch where others have r = t, and so no bias. In table "
+            "quality, the bias of a metric of all samples exceeds its noise.",
             "Raise --samples, or use fewer --bins.",
         ),
         Status(
             "heavy_tail",
             "A few samples carry so much of the gradient, or of the loss, that its variance may not exist: the "
-            "interval of the tail index reaches below 1.3. The value grows with the number of samples, and its "
-            "interval covers less than it claims.",
+            "interval of the tail index reaches below 1.3, or below 2 for the residual's. The value grows with the "
+            "number of samples, and its interval covers less than it claims.",
             "Read tail_index, top1_share and the largest rows of table samples. Do not act on this number; more "
             "samples alone may not help.",
         ),

@@ -103,6 +103,7 @@ def test_the_worst_of_several_gradients_decides() -> None:
     light, heavy = 1 + rng.pareto(4.0, (2, 1000)), 1 + rng.pareto(1.0, 1000)
     assert heaviest_tail(light.T) is None
     assert heaviest_tail(np.stack([light[0], heavy, light[1]], 1)) == "heavy_tail"
+    assert heaviest_tail(light.T, light=5.0) == "heavy_tail", "held to a larger index"
 
 
 def test_the_largest_samples_of_each_model() -> None:
@@ -125,7 +126,8 @@ def test_the_largest_samples_of_each_model() -> None:
         [2, "x", 0, 7.0, 7 / 10],
         [2, "x", 2, 3.0, 3 / 10],
     ]
-    assert len(largest_samples(pd.DataFrame(rows))) == 9, "five of each unless told"
+    many = pd.concat([pd.DataFrame(rows).assign(value=float(k)) for k in range(3)], ignore_index=True)
+    assert len(largest_samples(many)) == 15, "five of each unless told"
 
 
 def test_values_that_are_equal_or_zero_have_no_tail_to_fit() -> None:
