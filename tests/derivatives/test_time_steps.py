@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -150,7 +152,16 @@ class PartlyRounded(Timed):
         (lambda x, t: (torch.linspace(0, 1, 50).to(t) - t[:, None]).abs().argmin(1), 1),
         (lambda x, t: (-(torch.linspace(0, 1, 20).to(t) - t[:, None]).square()).max(1).indices, 1),
         (lambda x, t: (t[:, None] > torch.linspace(0, 1, 30).to(t)).sum(1), 1),
+        (lambda x, t: (4 * t).round().long(), 1),
+        (lambda x, t: (5 * t).long(), 1),
+        (lambda x, t: torch.bucketize(t, torch.tensor([0.3, 0.6]).to(t)), 1),
+        (lambda x, t: torch.tensor([int(1000 * v) for v in t.tolist()]), 1),
+        (lambda x, t: torch.tensor([int(4 * v.item()) for v in t]), 1),
+        (lambda x, t: torch.tensor([int(50 * v) for v in t]), 1),
+        (lambda x, t: torch.from_numpy((20 * t.detach().numpy()).astype(int)), 1),
+        (lambda x, t: torch.tensor([int(f"{v:.2f}"[2:]) for v in t]), 1),
         (lambda x, t: (t > 0.5).long(), 0),  # a jump in one place
+        (lambda x, t: torch.tensor([int(v > 0.3) for v in t.tolist()]), 0),
         (lambda x, t: ((x[:, 0] + t).abs() * 10).long(), 0),  # not of the time alone, as in quantized activations
         (lambda x, t: 0 * (1000 * t).long(), 0),
     ],
@@ -186,7 +197,35 @@ def no_derivative(net: Beside, t: Tensor) -> Tensor:
         return net.embed(t)[:, :2]
 
 
+class Sine(torch.autograd.Function):
+    """sin(3 t) with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        ctx.save_for_backward(t)
+        return torch.sin(3 * t)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (t,) = ctx.saved_tensors
+        return 3 * gradient * torch.cos(3 * t)
+
+
+def wide(values: Tensor) -> Tensor:
+    return values[:, None].expand(-1, 2)
+
+
 PARTS: list[tuple[Callable[[Beside, Tensor], Tensor], str]] = [
+    (lambda net, t: wide(Sine.apply(t)), ""),
+    (lambda net, t: wide(torch.sin(2 * torch.pi * (50 * t - torch.floor(50 * t)))), ""),  # u has no jump
+    (lambda net, t: wide((t[:, None] - torch.linspace(0, 1, 9).to(t)).relu().sum(1)), ""),  # piecewise linear
+    (lambda net, t: interpolated(net, t, 3), ""),
+    (lambda net, t: wide(torch.sin(30000 * t)), ""),
+    (lambda net, t: net.embed(torch.round(4 * t) / 4)[:, :2], "rounds"),
+    (lambda net, t: net.embed(torch.div(t, 0.2, rounding_mode="floor"))[:, :2], "rounds"),
+    (lambda net, t: net.embed(t.clone().mul_(5).floor_())[:, :2], "rounds"),
+    (lambda net, t: wide(torch.tensor([math.sin(v) for v in t.tolist()])), "takes t without a derivative"),
+    (lambda net, t: wide(torch.tensor([math.sin(3 * v.item()) for v in t])), "takes t without a derivative"),
     (lambda net, t: interpolated(net, t, 10), ""),  # continuous, and du/dt is right but at the nodes
     (lambda net, t: interpolated(net, t, 1000), ""),
     (lambda net, t: straight_through(t)[:, None].sin().expand(-1, 2), ""),  # right over visible differences
