@@ -257,3 +257,23 @@ def test_without_ema_weights_nothing_is_called_ema_tangent(proxy: str, tangent: 
     np.testing.assert_array_equal(values, expected)
     with pytest.raises(InputError, match="ema_tangent cannot be measured: the checkpoint has no EMA weights"):
         measure(network(), KNOWN, estimators=["ema_tangent"], **options)
+
+
+class Backwards(nn.Module):
+    """Calls its layers in another order than it declares them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.middle, self.first = nn.Linear(4, 2), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: torch.Tensor, r: torch.Tensor, t: torch.Tensor, y: None = None) -> torch.Tensor:
+        h = self.first(torch.cat([x, r[:, None], t[:, None]], 1))
+        return self.scale * self.last(self.middle(h.sin()).sin())
+
+
+def test_layers_are_in_the_order_of_the_parameters_whatever_the_engine() -> None:
+    torch.manual_seed(0)
+    for engine in ("fast", "reference"):
+        table = measure(Backwards(), KNOWN, tables=("variance",), samples=16, engine=engine)["variance"]
+        assert list(dict.fromkeys(table["layer"])) == ["all", "scale", "last", "middle", "first"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mfdiag.gradients.accumulate import Accumulator, sum_layers
+from mfdiag.gradients.accumulate import Accumulator, layer_of, sum_layers
 from mfdiag.gradients.cells import Box
 from mfdiag.gradients.moments import Moments, scalar_replicates
 from mfdiag.gradients.sample_pass import PassResult
@@ -29,14 +29,16 @@ def moments_by_cell(
         by_layer: Whether single layers follow all of them together.
 
     Yields:
-        The cell's bounds, the layer's name ("all" for all together), and its replicates.
+        The cell's bounds, the layer's name ("all" for all together), and its replicates. Layers are in the order of the
+        network's parameters, whatever order an engine computes them in.
     """
+    order = list(dict.fromkeys(map(layer_of, accumulator.parameters)))
     for cell, layers in sorted(accumulator.moments.items(), reverse=True):
         if result.reported(cell):
             box = result.cells.boxes[cell]
             yield box, "all", sum_layers(layers).replicates()
-            for layer, moments in layers.items() if by_layer else ():
-                yield box, layer, moments.replicates()
+            for layer in order if by_layer else ():
+                yield box, layer, layers[layer].replicates()
 
 
 def scalars_by_cell(
