@@ -279,12 +279,29 @@ def in_double(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
 
 
 def time_of(inputs: Inputs, name: str) -> Tensor:
-    """The time r or t of inputs, [n]."""
+    """The times r or t of inputs.
+
+    Args:
+        inputs: The inputs.
+        name: Which of the two.
+
+    Returns:
+        The times [n].
+    """
     _, r, t, _ = inputs
     return r if name == "r" else t
 
 
 def with_time(inputs: Inputs, name: str, times: Tensor) -> Inputs:
-    """The inputs with other times r or t, [n]."""
+    """Inputs with other times r or t.
+
+    Args:
+        inputs: The inputs.
+        name: Which of the two.
+        times: The other times [n].
+
+    Returns:
+        The inputs with them.
+    """
     x, r, t, condition = inputs
     return (x, times, t, condition) if name == "r" else (x, r, times, condition)
