@@ -210,7 +210,7 @@ def report(population: Population) -> str:
 
 def _short(number: float) -> str:
     """Three digits, without an exponent."""
-    return f"{float(f'{number:.3g}'):,.10g}"
+    return f"{number:.3g}" if number < 100 else f"{float(f'{number:.3g}'):,.0f}"
 
 
 def main() -> None:
