@@ -193,6 +193,8 @@ def _absent(quantity: str, evidence: Evidence) -> str:
         return "the file has one set of weights, or the posterior over the data is unknown"
     if quantity == "velocity_error":
         return "the posterior over the data is unknown"
+    if evidence.facts.no_gradient and quantity not in ("label_effect", "guidance_scale"):
+        return evidence.facts.no_gradient
     return "it does not exist for this objective"
 
 

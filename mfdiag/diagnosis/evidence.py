@@ -123,6 +123,7 @@ class Facts:
         precision: The narrowest type that holds every weight exactly.
         guidance_scale: How far the declared guidance takes the velocity with a label; None without guidance.
         exact: Whether the exact posterior over the data was computed.
+        no_gradient: Why no gradient was measured; empty where one was.
     """
 
     checkpoint: str
@@ -139,6 +140,7 @@ class Facts:
     precision: str = "float32"
     guidance_scale: float | None = None
     exact: bool = False
+    no_gradient: str = ""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ _IDENTIFY_SHARE, _IDENTIFY_CALLS, _IDENTIFY_SAMPLES = 0.25, 1000, (64, 512)
 _SUSPICIOUS = 0.7  # ratio of target defects from which on the gradient without stop-gradient is measured
 _GAP_SHARE, _GAP_CALLS, _GAP_SAMPLES = 0.5, 60, (128, 512)  # of the budget; evaluations that a sample takes as long as
 _ALTERNATIVES_UNTIL, _ALTERNATIVES_SAMPLES = 0.5, 1024  # share of the budget that is still free then; samples
-_TRIALS = 8
+_TRIALS, _ROUNDING = 8, 1e-3  # samples of a trial; relative difference that no precision explains
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,33 @@ def examine(
     measurement = Measurement("variance", subject, request, draws, estimators, None, say)
     if _suspicious(measured, facts.weights):
         measured += _gap(measurement, candidate, options, say)
-    settings = replace(request.settings, samples=_samples(measurement, options, start, say))
-    measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
-    own, frames = probe_gradient(measurement, facts.batch_size)
-    early = time.perf_counter() - start < _ALTERNATIVES_UNTIL * (options.budget or _BUDGET[0])
-    if options.effects and (options.samples is not None or early):
-        few = replace(settings, samples=min(settings.samples, _ALTERNATIVES_SAMPLES))
-        fewer = replace(measurement, request=replace(measurement.request, settings=few))
-        own += probe_alternatives(fewer, frames["variance"], say)
-    frame = doctor_frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
-    return Evidence(replace(facts, exact=exact), frame, frames["samples"], verdict, options.log, _spike(candidate))
+    samples = None
+    try:
+        settings = replace(request.settings, samples=_samples(measurement, options, start, say))
+        measurement = replace(measurement, request=replace(request, settings=settings), progress=progress)
+        own, frames = probe_gradient(measurement, facts.batch_size)
+        early = time.perf_counter() - start < _ALTERNATIVES_UNTIL * (options.budget or _BUDGET[0])
+        if options.effects and (options.samples is not None or early):
+            few = replace(settings, samples=min(settings.samples, _ALTERNATIVES_SAMPLES))
+            fewer = replace(measurement, request=replace(measurement.request, settings=few))
+            own += probe_alternatives(fewer, frames["variance"], say)
+        frame = doctor_frame(replace(measurement, name="doctor"), [*measured, *own], frames["variance"])
+        samples = frames["samples"]
+    except InputError as error:  # huge weights, whose gradients overflow or do not sum in this precision
+        if _mixes_samples(candidate, options):
+            raise
+        facts = replace(facts, no_gradient=first_line(error))
+        say(f"no gradient was measured: {facts.no_gradient}")
+        frame = doctor_frame(replace(measurement, name="doctor"), measured)
+    return Evidence(replace(facts, exact=exact), frame, samples, verdict, options.log, _spike(candidate))
+
+
+def _mixes_samples(candidate: Candidate, options: ExaminationOptions) -> bool:
+    """Whether the output for a sample depends on the others in its batch."""
+    network, inputs = _trial(candidate.subject.module, candidate, options)
+    with torch.no_grad():
+        whole, part = network(*inputs), network(*(None if value is None else value[:1] for value in inputs))
+    return not torch.allclose(whole[:1], part, rtol=0, atol=_ROUNDING * float(whole.abs().max()))
 
 
 def _forward_passes(
@@ -243,15 +260,20 @@ def _networks(candidate: Candidate, facts: Facts) -> dict[str, nn.Module]:
 
 def _seconds_per_evaluation(module: nn.Module, candidate: Candidate, options: ExaminationOptions) -> float:
     """Time of one sample's forward pass."""
+    network, inputs = _trial(module, candidate, options)
+    with torch.no_grad():
+        network(*inputs)
+        start = time.perf_counter()
+        network(*inputs)
+    return (time.perf_counter() - start) / _TRIALS
+
+
+def _trial(module: nn.Module, candidate: Candidate, options: ExaminationOptions) -> tuple[nn.Module, list[Any]]:
+    """The network in the precision of measurement, with a few samples."""
     batch = candidate.subject.draws(options.seed, exact_posterior=False).batch(np.arange(_TRIALS))
     network = PassSettings(dtype=options.dtype).cast_network(module)
     values = [value.to(options.dtype) for value in (batch.x_t, batch.r, batch.t)]
-    condition = move_condition(batch.condition, values[0])
-    with torch.no_grad():
-        network(*values, condition)
-        start = time.perf_counter()
-        network(*values, condition)
-    return (time.perf_counter() - start) / _TRIALS
+    return network, [*values, move_condition(batch.condition, values[0])]
 
 
 def _affordable(seconds: float, each: float, limits: tuple[int, int]) -> int:
@@ -289,13 +311,15 @@ def _samples(measurement: Measurement, options: ExaminationOptions, start: float
     return min(max(samples, _PILOT), _MOST)
 
 
-def doctor_frame(measurement: Measurement, measured: Sequence[Measured], variance: pd.DataFrame) -> pd.DataFrame:
+def doctor_frame(
+    measurement: Measurement, measured: Sequence[Measured], variance: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Write measurements as rows.
 
     Args:
         measurement: What they are about.
         measured: Measurements of the doctor.
-        variance: Table `variance` of the same pass.
+        variance: Table `variance` of the same pass; None without one.
 
     Returns:
         Table `doctor`.
@@ -305,6 +329,8 @@ def doctor_frame(measurement: Measurement, measured: Sequence[Measured], varianc
         keys = {"layer": "all", "weights": None, "target": None, "batch_size": None, "estimator": None, **entry.keys}
         rows.add(entry.quantity, entry.estimate, entry.box, tail=entry.tail, **keys)
     own = rows.frame()
+    if variance is None:
+        return conform("doctor", own)
     copied = variance[variance["quantity"].isin(COPIED) & variance["r_low"].isna()]
     copied = copied[[name for name in own if name in copied]]
     return conform("doctor", pd.concat([own, copied], ignore_index=True))
