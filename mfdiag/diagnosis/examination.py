@@ -126,7 +126,7 @@ def examine(
     except InputError as error:  # huge weights, whose gradients overflow or do not sum in this precision
         if _mixes_samples(candidate, options):
             raise
-        facts = replace(facts, no_gradient=first_line(error))
+        facts = replace(facts, no_gradient=first_line(error).partition(": ")[0])  # not the cause that it supposes
         say(f"no gradient was measured: {facts.no_gradient}")
         frame = doctor_frame(replace(measurement, name="doctor"), measured)
     return Evidence(replace(facts, exact=exact), frame, samples, verdict, options.log, _spike(candidate))
