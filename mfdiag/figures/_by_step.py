@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,12 +50,13 @@ def draw_by_step(rows: pd.DataFrame, labels: Mapping[str, str], title: str) -> F
     runs = [part for _, part in rows.groupby(differing, dropna=False, sort=False)] if differing else [rows]
     quantities = [name for name in labels if name in set(rows["quantity"])]
     columns = min(_COLUMNS, len(quantities))
-    figure, axes = grid_of_axes(-(-len(quantities) // columns), columns, 3.1, 2.4, least=4.2)
+    names = [", ".join(shortened(str(run[name].iloc[0])) for name in differing) for run in runs[: len(LINES)]]
+    least = _title_and_legend(title, names) if differing else 4.2
+    figure, axes = grid_of_axes(-(-len(quantities) // columns), columns, 3.1, 2.4, least=least)
     for panel, quantity in zip(axes.flat, quantities, strict=False):
-        for run, line in zip(runs, LINES, strict=False):
+        for run, name, line in zip(runs, names, LINES, strict=False):
             curve = run[run["quantity"] == quantity].sort_values("step")
-            label = ", ".join(shortened(str(run[name].iloc[0])) for name in differing)
-            estimate(panel, curve["step"].astype(float), curve, line, label or quantity.replace("_", " "))
+            estimate(panel, curve["step"].astype(float), curve, line, name or quantity.replace("_", " "))
         panel.set(xlabel="step", ylabel=labels[quantity])
         panel.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         panel.yaxis.set_major_formatter(lambda value, _: significant(value, 4))
@@ -66,7 +67,11 @@ def draw_by_step(rows: pd.DataFrame, labels: Mapping[str, str], title: str) -> F
     for panel in axes.flat[len(quantities) :]:
         panel.set_visible(False)
     if differing:
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper right", ncols=2)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     more = f"Showing {len(LINES)} of {len(runs)} runs" if len(runs) > len(LINES) else ""
     return finish(figure, title, "Points: checkpoints. Bands: 95 % intervals", more)
+
+
+def _title_and_legend(title: str, names: Sequence[str]) -> float:
+    """Width in inches of a title beside a legend of two columns."""
+    return 0.3 + 0.09 * len(title) + min(2, len(names)) * (0.5 + 0.08 * max(map(len, names)))

@@ -99,6 +99,8 @@ def _phrase(setting: str, value: object) -> str:
         return f"step {int(str(value)):,}"
     if setting in ("dataset", "checkpoint"):
         path = Path(str(value))
-        name = path.parent.name if path.stem == "model" and path.parent.name else path.stem  # a folder for each model
-        return shortened(name)
+        folder = path.parent  # each model has one, and in it another for each earlier checkpoint
+        if folder.name.startswith("step=") and folder.parent.name:
+            folder = folder.parent
+        return shortened(folder.name if path.stem == "model" and folder.name else path.stem)
     return str(value) if setting in ("run", "estimator") else f"{setting} {value}"

@@ -19,6 +19,7 @@ from mfdiag.figures import (
     batch_optimum,
     beta_map,
     bias_variance,
+    coefficient_course,
     compare,
     concentration,
     figures,
@@ -461,6 +462,27 @@ def test_training_course_shows_the_first_data_set_with_means_over_seeds(training
     many = training_course.draw(training(betas=tuple(np.linspace(0, 1, 11))))
     assert [found.get_label() for found in many.axes[0].lines] == ["β = 0", "β = 0.3", "β = 0.7", "β = 1"]
     assert "Showing 8 of 44 models" in caption(many)
+
+
+def kept(frame: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Rows as those of a model whose earlier checkpoints were kept."""
+    names = f"grid/{model}/step=" + frame["step"].astype(str) + "/model.safetensors"
+    return frame.assign(run=model, checkpoint=names)
+
+
+def test_figures_tell_models_apart_at_their_kept_checkpoints(request: pytest.FixtureRequest) -> None:
+    models = ["beta=0,seed=0", "beta=0,seed=1", "beta=1,seed=0"]
+    rows = request.getfixturevalue("coefficient")(steps=(1000, 2000, 3000))
+    figure = coefficient_course.draw(pd.concat([kept(rows, model) for model in models]))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == models
+    figure.draw_without_rendering()
+    assert figure._suptitle is not None
+    assert not figure._suptitle.get_window_extent().overlaps(legend.get_window_extent())
+    rows = request.getfixturevalue("quality")(steps=(1000, 2000))
+    figure = quality.draw(pd.concat([kept(rows, model) for model in models]))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(set(labels)) == len(labels) == 12 and "step 1,000, beta=0,seed=1, raw" in labels
 
 
 def test_grid_figures_have_a_panel_for_each_data_set(grid: Make) -> None:
