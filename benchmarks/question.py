@@ -169,10 +169,10 @@ def intervals_of(name: str) -> tuple[Batch, Tensor]:
 
 
 def defects(grid: Path, out: Path) -> None:
-    """Write D_s of averaged and raw weights, for the models at 1/8, 3/8 and the end of training."""
+    """Write D_s of averaged and raw weights, for the finished models."""
     rows = _resumed(out)
     for name, loaded, settings in _remaining(grid, rows):
-        if _eighths(settings) not in _EIGHTHS:
+        if settings["step"] < settings["steps"]:
             continue
         batch, s = intervals_of(str(settings["data"]))
         for weights in ("ema", "raw"):

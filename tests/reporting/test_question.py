@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ keep_every: 3
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[Any]:
-    """`question` and `question_page` of benchmarks/, with few samples."""
+    """`question` and the pages of benchmarks/, with few samples."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import question
@@ -106,6 +107,56 @@ def test_best_beta_and_intervals(scripts: Any) -> None:
     np.testing.assert_allclose(page.predicted_beta(optima, 100), [0.5, 1])
     interval = page.student([1.0, 2.0, 3.0])
     assert interval.text() == "2.00 [-0.48, 4.48]" and interval.excludes(5) and not interval.excludes(0)
+
+
+def test_the_page_of_the_transformer_says_what_its_tables_say(scripts: Any) -> None:
+    import transformer_page
+
+    written = ROOT / "reports" / "transformer" / "README.md"
+    assert transformer_page.transformer_text() == written.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="expected reports/transformer"):
+        transformer_page.write(ROOT)
+
+
+def test_beta_matters_where_n0_is_smallest(scripts: Any) -> None:
+    """A sentence of reports/question about the cells whose distance changes by more than 4 %."""
+    _, page = scripts
+    optima = pd.concat([page.read("question", name) for name in ("optimum", "rates_optimum")])
+    n0 = np.log(optima[optima["step"] == optima["steps"]].set_index(page.SETTING)["critical_batch"])
+    smallest = n0.groupby(level=page.SETTING).mean().nsmallest(3).index
+    for cell in page.averaging_cells("map_distance"):
+        batch, decay, rate, _ = cell.key
+        if abs((cell.logs[1] - cell.logs[0]).mean()) > np.log(1.04):
+            assert (batch, rate, decay) in smallest
+
+
+def test_orders_of_a_distance(scripts: Any) -> None:
+    """Steps at which the mean over models rises, or falls, with each beta; ratios are paired."""
+    import transformer_page as page
+
+    columns = pd.MultiIndex.from_product([page.BETAS, [0.0, 1.0, 2.0]], names=["beta", "model"])
+    noise = np.tile([1.0, 2.0, 3.0], 4)
+    rising, falling = np.repeat([1.0, 1.1, 1.2, 1.3], 3) * noise, np.repeat([1.3, 1.2, 1.1, 1.0], 3) * noise
+    frame = pd.DataFrame([rising, falling, np.ones(12)], index=[10, 20, 30], columns=columns)
+    order = page.Order("pixels, raw, 1", frame)
+    assert order.steps() == [10] and order.steps(-1) == [20] and page.listed(order.steps()) == "10"
+    assert page.ratio_at(frame.loc[10], 1.0) == pytest.approx((1.3, 1.3, 1.3))
+    assert page.verdict([order]) == "not recovered, not even in the means"
+    last_rises = page.Order("pixels, raw, 1", frame.iloc[:1])
+    assert (
+        page.verdict([last_rises, order])
+        == "recovered, beyond the noise at beta = 1, in 1 of 2 (space, weights, NFE): pixels, raw, 1"
+    )
+
+
+def test_findings_of_the_readme_stand_on_the_pages() -> None:
+    """Every interval of the three findings."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = text[text.index("Three findings of trainings") :]
+    for finding in text[: text.index("\n\n", text.index("\n\n") + 2)].split("\n- ")[1:]:
+        page = (ROOT / re.findall(r"\((reports/\w+/README.md)\)", finding)[0]).read_text(encoding="utf-8")
+        intervals = re.findall(r"-?\d+\.\d+ \[[^]]+\]", finding)
+        assert intervals and all(interval in page for interval in intervals), finding
 
 
 @pytest.mark.parametrize("report", ["question", "family"])
