@@ -121,6 +121,7 @@ class AveragingCell(NamedTuple):
 
 AVERAGING = {
     "mixture:2,8": (("models", "rates"), ("optimum", "rates_optimum")),
+    "mixture:16,8": (("dimensions", "dimensions_batch"), ("dimensions_optimum",)),
 }
 """Data set -> tables of models, and of their optima."""
 
@@ -581,6 +582,8 @@ def question_text() -> str:
     found = evidence()
     names = winners()
     cells, energies = averaging_cells("map_distance"), averaging_cells("energy_distance")
+    deep_cells = averaging_cells("map_distance", "mixture:16,8")
+    slope_deep, rank_deep = regression([cell for cell in deep_cells if len(cell.logs.columns) > 2])
     penalties = [student(cell.logs[1] - cell.logs[0]) for cell in cells]
     slope_energy, rank_energy = regression(energies)
     batches = sorted(int(batch) for batch in read("question", "rates")["batch_size"].unique())
@@ -600,6 +603,10 @@ def question_text() -> str:
         "explanations": explanations_table(found),
         "averaging": averaging_table(cells),
         "averaging_energy": averaging_table(energies),
+        "slope_16d": slope_deep.text(),
+        "rank_16d": rank_deep.text(),
+        "averaging_16d": averaging_table(deep_cells),
+        "penalty_16d": judged(penalty_slope(deep_cells), 0),
         "predicted_below": f"{sum(cell.predicted.mean() < 0.9 for cell in cells)}",
         "optimum": optimum_table(),
         "variants": variants_table(512),
