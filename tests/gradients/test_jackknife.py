@@ -271,6 +271,10 @@ def test_a_squared_mean_over_nothing_is_not_a_number() -> None:
     square = SquaredMean(zero, zero[0], np.zeros((2, 2, 1)), np.full(2, 4), np.full(2, 4))
     assert np.isnan(square.estimate(denominator=zero).value).all()
     assert np.isinf(square.estimate(denominator=zero, added=one).value).all()
+    slope, noise = square.variance_law(zero[0])
+    assert slope == 0 == noise, "no gradient at all has no variance"
+    four = SquaredMean(zero, zero[0], np.zeros((4, 4, 1)), np.full(4, 2), np.full(2, 4))
+    assert np.isnan(square.noise()) and four.noise() == 0, "four groups leave two degrees of freedom"
     some = SquaredMean(one * [[2.0], [1.0], [3.0]], one[0], np.ones((2, 2, 1)), np.full(2, 4), np.full(2, 4))
     assert np.isfinite([some.estimate().low, some.estimate().high]).all(), "two blocks are enough"
 
