@@ -230,6 +230,20 @@ def test_the_noise_of_a_squared_mean() -> None:
         assert noise.mean() == pytest.approx(2 * (scale**4).sum() / (480 * 479), rel=0.03)
 
 
+def test_the_noise_is_what_an_additive_fit_leaves() -> None:
+    """The twin: least squares of c + x_a + x_b to the products of five unequal groups, on 5 (5 - 3) / 2 degrees."""
+    sizes, groups = np.array([3, 4, 5, 6, 7]), 5
+    products = np.random.default_rng(0).normal(size=(groups, groups))
+    products += products.T
+    first, second = np.triu_indices(groups, 1)
+    design = np.eye(groups)[first] + np.eye(groups)[second]  # spans the constant too
+    pairs = products[first, second]
+    left_over = pairs - design @ np.linalg.lstsq(design, pairs, rcond=None)[0]
+    square = (left_over**2 * sizes[first] * sizes[second]).sum() / (groups * (groups - 3) / 2)
+    actual = SquaredMean(np.zeros(9), np.array(0.0), products, sizes, np.full(8, 4)).noise()
+    assert float(actual) == pytest.approx(2 * square / (25 * 24))
+
+
 def test_a_squared_mean_of_few_blocks_has_an_interval() -> None:
     moments = moments_of(np.random.default_rng(0).normal(size=(4, 1, 3, 2)), groups=4)
     mean = squared_mean(moments)
@@ -277,6 +291,7 @@ def test_a_squared_mean_over_nothing_is_not_a_number() -> None:
     assert np.isnan(square.noise()) and four.noise() == 0, "four groups leave two degrees of freedom"
     some = SquaredMean(one * [[2.0], [1.0], [3.0]], one[0], np.ones((2, 2, 1)), np.full(2, 4), np.full(2, 4))
     assert np.isfinite([some.estimate().low, some.estimate().high]).all(), "two blocks are enough"
+    assert some.variance_law(np.array([3.0]))[1] == 3**2 / 2, "without four groups, half the squared error"
 
 
 def test_coverage_of_an_mse() -> None:

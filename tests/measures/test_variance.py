@@ -23,6 +23,7 @@ from helpers import (
     samples_of,
     velocity_of,
 )
+from scipy import stats
 from torch import nn
 
 from mfdiag import load_data, measure
@@ -31,7 +32,7 @@ from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.accumulate import sum_layers
-from mfdiag.gradients.intervals import jackknife
+from mfdiag.gradients.intervals import cosine_jackknife
 from mfdiag.measures.parts.concentration import largest_samples, top_share
 from mfdiag.measures.variance import conflict_cosine
 from mfdiag.models.networks.gaussian import GaussianAverageVelocity
@@ -160,22 +161,25 @@ def test_no_conflict_where_r_equals_t() -> None:
 
 @pytest.mark.parametrize("cosine", [-0.8, 0.0, 0.5])
 def test_intervals_of_the_conflict_cover(cosine: float) -> None:
-    """Normal gradients in 12 dimensions, whose parts' means meet at a given angle; nominal level 95 %."""
+    """Normal gradients in 12 dimensions, whose parts' means meet at a given angle: between 93 and 97 % of what has an
+    interval, at the binomial limits of 99.9 %; noise takes some cosines of -0.8 out of [-1, 1]."""
     runs, n, cells = 200, 256, one_cell(256)
     generator = torch.Generator().manual_seed(0)
     noise = 2 * torch.randn(2, n, runs, 12, generator=generator, dtype=torch.float64)
     means = torch.zeros(2, 12, dtype=torch.float64)
     means[0, 0], means[1, 0], means[1, 1] = 1, cosine, (1 - cosine**2) ** 0.5
     matching, consistency = noise + means[:, None, None]
-    hits, values = 0, []
+    hits, values, ok = 0, [], 0
     for k in range(runs):
         gradients = torch.stack([(matching + consistency)[:, k], consistency[:, k]])
         moments = sum_layers(accumulated(gradients, 1, cells).moments[0]).replicates()
-        estimate = jackknife(conflict_cosine(moments, 0, 1), moments.count)
+        estimate = cosine_jackknife(conflict_cosine(moments, 0, 1), moments.count)
+        ok += bool(np.isfinite(estimate.low))
         hits += bool(estimate.low <= cosine <= estimate.high)
         values.append(float(estimate.value))
     assert np.mean(values) == pytest.approx(cosine, abs=4 * np.std(values) / runs**0.5 + 0.01)
-    assert 0.90 <= hits / runs <= 0.99
+    assert ok >= 0.8 * runs
+    assert max(stats.binom.ppf(0.001, ok, 0.93), 0.90 * ok) <= hits <= stats.binom.ppf(0.999, ok, 0.97)
 
 
 def test_numbers_of_the_jacobian() -> None:
