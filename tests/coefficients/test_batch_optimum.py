@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,14 @@ def test_a_control_without_variance_has_the_interval_of_the_jackknife() -> None:
         actual = batch_optimum(m.S[:, 0, 0, 1], np.zeros(len(m.S)), bias, 10)
     expected = jackknife(-m.S[:, 0, 0, 1] / (10 * bias.replicates), m.count)
     np.testing.assert_allclose(np.array(actual, float), np.array(expected, float))
+
+
+def test_the_interval_does_not_depend_on_the_unit_of_the_gradients() -> None:
+    m = moments(np.random.default_rng(4), 640, 0.3)
+    bias, S = m.squared_mean(np.array([0.0, 1.0])), m.S[:, 0]
+    for unit in (1e-8, 1e8):
+        scaled = replace(
+            bias, replicates=unit * bias.replicates, trace=unit * bias.trace, products=unit * bias.products
+        )
+        actual = batch_optimum(unit * S[:, 0, 1], unit * S[:, 1, 1], scaled, 300)
+        np.testing.assert_allclose(np.array(actual, float), np.array(estimate(m, 300), float))
