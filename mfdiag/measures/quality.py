@@ -191,6 +191,7 @@ class QualityJob(Job[WeightsSubject]):
             seed=request.seed,
             dtype=request.dtype or torch.float32,
             device=request.device,
+            say=self.say,
         )
 
     def measure(self, subject: WeightsSubject, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:

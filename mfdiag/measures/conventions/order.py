@@ -22,7 +22,7 @@ from mfdiag.measures.conventions.scores import Scores
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, votes
 from mfdiag.models.cards.readings import Reading
 
-__all__ = ["DRAWN", "EVALUATIONS", "LEARNED", "RATIO", "Order", "judge_order", "order_of", "swap_of"]
+__all__ = ["DRAWN", "EVALUATIONS", "LEARNED", "RATIO", "Order", "is_confirmed", "judge_order", "order_of", "swap_of"]
 
 EVALUATIONS = 8
 """Evaluations of the network for each interval."""
@@ -35,6 +35,9 @@ RATIO = 0.25
 
 LEARNED = 0.15
 """Least skill of a network of which anything is said."""
+
+_SCREENED = 0.25  # of the intervals, the longest: they show whether the others are worth their evaluations
+_DOUBTFUL = 0.75  # greatest defect of the swap, over that of the declared order, of an order that is in doubt
 
 _EFFECTS = {LEAST_SKILL: 0.1, LEARNED: 1.0}  # by skill, the least difference over the defect without r
 _LEVEL = 1 - 1e-3
@@ -107,6 +110,31 @@ def order_of(scores: Scores, reading: Reading) -> Order | None:
     return Order(scores.interval(reading), scores.interval(swap), scores.interval(ignoring))
 
 
+def is_confirmed(long: Scores, reading: Reading) -> bool:
+    """Whether the longest intervals speak for the order of a reading: the swap has clearly more defect.
+
+    Args:
+        long: Evaluates readings on intervals, the longest first.
+        reading: The reading, which has a swap.
+
+    Returns:
+        Whether they do.
+    """
+    return _screened_ratio(long, reading) * _DOUBTFUL >= 1
+
+
+def _screened_ratio(long: Scores, reading: Reading) -> float:
+    """Defect of the swap over that of a reading, on the longest intervals alone; 1 where there are none."""
+    swap = swap_of(reading)
+    if swap is None or long.observations.pairs is None:
+        return 1.0
+    if reading not in long.screened:
+        first = slice(max(int(_SCREENED * len(long.observations)), 1))
+        declared, swapped = (float(long.interval(one, first).mean()) for one in (reading, swap))
+        long.screened[reading] = swapped / max(declared, 1e-300)
+    return long.screened[reading]
+
+
 def judge_order(verdict: Verdict, scores: Scores, long: Scores, candidates: Sequence[Reading]) -> Verdict:
     """Refute a declared reading that explains the velocity, but whose swap explains the intervals better.
 
@@ -122,6 +150,8 @@ def judge_order(verdict: Verdict, scores: Scores, long: Scores, candidates: Sequ
     declared = verdict.declared
     swap = swap_of(declared.reading)
     if verdict.refuted or declared.skill < LEARNED or swap is None or swap not in candidates:
+        return verdict
+    if _screened_ratio(long, declared.reading) > _DOUBTFUL:
         return verdict
     order = order_of(long, declared.reading)
     if order is None or not order.refuted(declared.skill):

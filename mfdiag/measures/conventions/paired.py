@@ -51,9 +51,7 @@ def judge_by_samples(exact: Scores, candidates: Sequence[Reading], keep: int) ->
         The verdict, by scores of v_c; the ranking holds readings that denoise better than the linear denoiser.
     """
     linear = linear_misfit(exact.observations)
-    paired = Scores(
-        exact.declared, exact.observations.paired, exact.networks, exact.dtype, exact.device, scales=exact.scales
-    )
+    paired = exact.paired
     fitting = race(paired, candidates, keep=keep, skill=-np.inf, ceiling=float(linear.mean()))
     ranking = [misfit for misfit in fitting if beats_linear(misfit, linear)]
     return Judged(paired, judge_paired(misfit_of(paired, paired.declared.reading), ranking, linear), ranking)

@@ -69,7 +69,7 @@ def race(
     """
     n = len(scores.observations)
     # where calls are shared, few parts save time; where each costs a forward pass, small ones save evaluations
-    parts = list(_parts(n, n // 4 if scores.scales else _FIRST))
+    parts = list(_parts(n, n // 8 if scores.scales else _FIRST))
     heap = [(0.0, number, 0) for number in range(len(readings))]
     collected: dict[int, list[np.ndarray]] = {}
     best: list[Misfit] = []

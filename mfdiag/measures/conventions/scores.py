@@ -33,6 +33,7 @@ from mfdiag.models.prediction import PredictionAdapter, as_average_velocity
 __all__ = ["Errors", "Scores", "linear_misfit", "posterior_misfit"]
 
 _REMEMBERED = 2**25  # numbers of outputs that are kept for readings with the same call
+_SHARED = 2**22  # the same for readings that are scored twice
 
 
 class Errors(NamedTuple):
@@ -63,7 +64,9 @@ class Scores:
         device: Where they run.
         scales: Scales of the data (factor, shift) that share a call of the network. A call with many samples costs a
             small network hardly more than one with few.
+        budget: Samples that a check may evaluate.
         evaluations: Samples evaluated so far.
+        screened: By reading, what a part of the intervals says of the order of its times.
     """
 
     declared: Declared
@@ -72,8 +75,12 @@ class Scores:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     scales: Sequence[tuple[float, float]] = ()
+    budget: float = np.inf
     evaluations: int = 0
+    screened: dict[Reading, float] = field(default_factory=dict, repr=False)
     _losses: dict[object, np.ndarray] = field(default_factory=dict, repr=False)
+    _outputs: dict[object, Tensor] = field(default_factory=dict, repr=False)  # of calls with all samples
+    _intervals: dict[Reading, np.ndarray] = field(default_factory=dict, repr=False)  # the same
     _silent: dict[object, float] = field(default_factory=dict, repr=False)
     _placed: dict[object, VelocityPoints] = field(default_factory=dict, repr=False)
     _adapters: dict[object, CardAdapter] = field(default_factory=dict, repr=False)
@@ -101,7 +108,7 @@ class Scores:
         at_scale = [replace(reading, factor=factor, shift=shift) for factor, shift in scales]
         points = [self._points(scaled, rows) for scaled in at_scale]
         x, t, v, weight = (torch.cat(parts) for parts in zip(*points, strict=True))
-        output = self._output(reading, x, t, t, rows, len(scales))
+        output = self._output_at_equal_times(reading, x, t, rows, scales)
         losses: dict[object, np.ndarray] = {}
         predictions = {reading.prediction} if reading.denoised else {*PREDICTIONS, reading.prediction}
         for prediction, sign in product(predictions, (1, -1)):
@@ -112,6 +119,28 @@ class Scores:
             for (factor, shift), part in zip(scales, loss.reshape(len(scales), -1), strict=True):
                 losses[(_call_of(reading), prediction, sign, factor, shift, rows.start, rows.stop)] = part
         return losses
+
+    def _output_at_equal_times(
+        self, reading: Reading, x: Tensor, t: Tensor, rows: slice, scales: Sequence[tuple[float, float]]
+    ) -> Tensor | None:
+        """What the network returns at r = t for each scale; those of a call with all samples are not computed again."""
+        key = (_call_of(reading), *scales)
+        if key in self._outputs:
+            return self._outputs[key].unflatten(0, (len(scales), -1))[:, rows].flatten(0, 1)
+        output = self._output(reading, x, t, t, rows, len(scales))
+        whole = output is not None and len(output) == len(scales) * len(self.observations)
+        if output is not None and whole and (len(self._outputs) + 1) * output.numel() <= _SHARED:
+            self._outputs[key] = output
+        return output
+
+    @property
+    def paired(self) -> Scores:
+        """The same network on `Observations.paired`, without calling it again where it was called with all samples."""
+        other = Scores(
+            self.declared, self.observations.paired, self.networks, self.dtype, self.device, scales=self.scales
+        )
+        other._outputs, other._intervals, other._adapters = self._outputs, self._intervals, self._adapters
+        return other
 
     def silent(self, reading: Reading) -> float:
         """Mean of q_v / (1 + q_v) if the network returned zero: what a reading explains without the network."""
@@ -127,11 +156,16 @@ class Scores:
         length = len(range(*rows.indices(len(self.observations))))
         if self.observations.pairs is None:
             return np.zeros(length)
+        if reading in self._intervals:
+            return self._intervals[reading][rows]
         parts = self._defect(reading, rows)
         if parts is None:
             return np.ones(length)
         defect, _ = parts
-        return _bounded(defect / self.observations.intervals(reading.factor, reading.shift, rows).length2)
+        bounded = _bounded(defect / self.observations.intervals(reading.factor, reading.shift, rows).length2)
+        if length == len(self.observations):
+            self._intervals[reading] = bounded
+        return bounded
 
     def errors(self, reading: Reading) -> Errors | None:
         """The errors that D_v and D_s are made of; None where the network fails in this reading."""

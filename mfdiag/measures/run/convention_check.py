@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mfdiag.gradients.pass_types import PassSettings
 from mfdiag.measures.conventions.data_scales import data_scales
 from mfdiag.measures.conventions.observations import observe
-from mfdiag.measures.conventions.order import DRAWN, EVALUATIONS, LEARNED, judge_order, swap_of
+from mfdiag.measures.conventions.order import DRAWN, EVALUATIONS, LEARNED, is_confirmed, judge_order, swap_of
 from mfdiag.measures.conventions.paired import judge_by_samples, memorizes
-from mfdiag.measures.conventions.race import Misfit, misfit_of, race
+from mfdiag.measures.conventions.race import misfit_of, race
 from mfdiag.measures.conventions.scores import Scores
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, RATIO, Verdict, axes_in_words, judge
 from mfdiag.measures.run.subject import Subject
@@ -39,8 +39,11 @@ _SHARE = 0.03  # of the measurement
 EVALUATIONS_PER_SAMPLE = _SHARE * _EVALUATIONS_PER_SAMPLE
 """Evaluations of a large network that the check takes for each sample of a measurement."""
 
-_WORK = 4e9  # parameters x positions x samples that take less than a second
+_WORK = 6e9  # multiplications that take less than a second
 _CALLS = 4000  # calls x modules of the network that take less than a second
+_PIECES = 6  # calls for a reading, which is evaluated on few samples first
+_READINGS = 2500  # most that are compared, those of fewest changes
+_SCORING = 100  # operations for each number that a network returns, as readings turn it into errors
 _POSTERIOR = 3e8  # samples x data points x coordinates that take less than a second
 _KEPT = 4
 
@@ -58,11 +61,17 @@ class Doubt(NamedTuple):
 
 
 def check_convention(
-    subject: Subject, samples: int, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    subject: Subject,
+    samples: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    say: Callable[[str], None] | None = None,
 ) -> Doubt | None:
     """Compare the declared convention with others on a few samples, by forward passes.
 
-    It takes at most 3 % of the measurement or a second, by the size of the network, so that it does not depend on the
+    It takes at most 3 % of the measurement or a second, by the work of the network, so that it does not depend on the
     machine what is tried.
 
     Args:
@@ -71,12 +80,22 @@ def check_convention(
         seed: Seed of the samples.
         dtype: Precision of the network.
         device: Where it runs.
+        say: Receives a note where these samples neither confirm nor refute the declared convention.
 
     Returns:
         The doubt; None where the declared convention is not refuted.
     """
-    checked = declared_verdict(subject, samples, seed=seed, dtype=dtype, device=device)
-    return None if checked is None or not checked[0].refuted else _doubt(subject, *checked)
+    checked = _checked(subject, samples, seed=seed, dtype=dtype, device=device)
+    if checked is None:
+        return None
+    if checked.verdict.refuted:
+        return _doubt(subject, checked.verdict, checked.samples)
+    if checked.unknown and say is not None:
+        say(
+            f"{checked.samples} samples cannot tell whether {subject.checkpoint} was trained in the convention that it "
+            f"is read in: {checked.unknown}. `mfdiag identify` compares more."
+        )
+    return None
 
 
 def declared_verdict(
@@ -94,28 +113,61 @@ def declared_verdict(
     Returns:
         The verdict, and the number of samples; None where the network returns nothing finite at r = t.
     """
+    checked = _checked(subject, samples, seed=seed, dtype=dtype, device=device)
+    return None if checked is None else checked[:2]
+
+
+class _Checked(NamedTuple):
+    """A verdict, the number of samples, and why they do not confirm the declared convention; "" where they do."""
+
+    verdict: Verdict
+    samples: int
+    unknown: str
+
+
+def _checked(subject: Subject, samples: int, *, seed: int, dtype: torch.dtype, device: str) -> _Checked | None:
     scores, plausible = declared_scores(subject, samples, seed=seed, dtype=dtype, device=device)
-    own = misfit_of(scores, scores.declared.reading)
-    if own.velocity.min() >= 1:  # no finite output where r = t: a network such as (x_t - x_r) / (t - r) tells nothing
+    reading = scores.declared.reading
+    if scores.velocity(reading).min() >= 1:  # nothing finite where r = t: as (x_t - x_r) / (t - r), it tells nothing
         return None
-    verdict = _judged(scores, own, plausible)
-    if not verdict.refuted and own.skill >= LEARNED and swap_of(own.reading) in plausible:
-        count = _intervals(scores.networks[own.reading.weights], subject.data.shape, samples)
-        verdict = judge_order(verdict, scores, long_intervals(scores, subject, count, seed), plausible)
-    return verdict, len(scores.observations)
+    verdict, unknown = _judged(scores, reading, plausible)
+    if not verdict.refuted and verdict.declared.skill >= LEARNED and swap_of(reading) in plausible:
+        long = long_intervals(scores, subject, _intervals(scores.budget), seed)
+        verdict = judge_order(verdict, scores, long, plausible)
+        if long.observations.pairs is not None and not is_confirmed(long, reading):
+            unknown = unknown or "with r and t exchanged its intervals compose about as well"
+    return _Checked(verdict, len(scores.observations), unknown)
 
 
-def _judged(scores: Scores, own: Misfit, plausible: Sequence[Reading]) -> Verdict:
-    """The verdict on the declared reading, without the order of its times.
+def _judged(scores: Scores, reading: Reading, plausible: Sequence[Reading]) -> tuple[Verdict, str]:
+    """The verdict on the declared reading, without the order of its times, and why that reading is not confirmed.
 
     Each network call serves one comparison: that by the samples where the posterior memorizes them, else that by it.
     """
+    own = misfit_of(scores, reading)
+    untrained = f"as declared, it explains too little of the velocity (skill {own.skill:.2g})"
     if not memorizes(scores):
         ranking = race(scores, plausible[1:], keep=_KEPT, skill=LEAST_SKILL, ceiling=RATIO * own.total)
         if ranking or scores.observations.exact:
-            return judge(own, ranking)
-    by_samples = judge_by_samples(scores, plausible, _KEPT).verdict
-    return by_samples if by_samples.refuted else Verdict(own, None, (), False)
+            verdict = judge(own, ranking)
+            return verdict, _better(verdict) or ("" if own.skill >= LEAST_SKILL else untrained)
+    swap = swap_of(reading)  # its velocity is the same, and intervals decide later
+    by_samples = judge_by_samples(scores, [other for other in plausible if other != swap], _KEPT)
+    if by_samples.verdict.refuted:
+        return by_samples.verdict, ""
+    confirmed = any(misfit.reading == reading for misfit in by_samples.ranking)
+    unknown = _better(by_samples.verdict) or (
+        "" if confirmed else "as declared, it denoises no better than a linear map"
+    )
+    return Verdict(own, None, (), False), unknown
+
+
+def _better(verdict: Verdict) -> str:
+    """That another reading is better, in words; "" where none is."""
+    if verdict.best is None or not verdict.best.reading.changes(verdict.declared.reading):
+        return ""
+    words = axes_in_words(verdict.best.reading, verdict.declared.reading)
+    return f"{words} fits better, but not beyond doubt"
 
 
 def long_intervals(scores: Scores, subject: Subject, count: int, seed: int) -> Scores:
@@ -154,38 +206,71 @@ def declared_scores(
     """
     declared = declared_reading(subject.module, subject.path)
     network = PassSettings(dtype=dtype, device=device).cast_network(declared.network)
-    evaluations = _budget(network, subject.data.shape, samples)
+    networks = {declared.reading.weights: network}
+    one = Scores(declared, observe(subject.draws(seed), 1, cost=0), networks, dtype, device)
+    evaluations, calls = _budget(network, one, samples)
     fewest, most = _SAMPLES
     count = int(min(max(evaluations / 16, fewest), most, max(samples, 2 * fewest)))
     observations = observe(subject.draws(seed), count, cost=_POSTERIOR)
     scales = data_scales(subject.data, observations.z.numpy())
     labeled = observations.condition is not None and subject.guidance is None
-    candidates = readings(declared, scales, labeled=labeled, safe=device != "cpu")
-    calls = 2 * (1 - _INTERVALS_SHARE) * evaluations / count  # half of the samples refute most readings
-    affordable = _affordable(candidates, calls)
-    everything = len(affordable) == len(candidates)
+    candidates = readings(declared, scales, labeled=labeled, safe=device != "cpu")[:_READINGS]
+    shared = len({_same_call(replace(reading, factor=1.0, shift=0.0)) for reading in candidates})
+    everything = shared * len(scales) * count / 4 <= evaluations and shared * _PIECES / 2 <= calls
+    single = min(2 * (1 - _INTERVALS_SHARE) * evaluations / count, calls / _PIECES)  # half refute most readings
+    affordable = candidates if everything else _affordable(candidates, single)
     scores = Scores(
         declared,
         observations,
-        {declared.reading.weights: network},
+        networks,
         dtype,
         device,
         scales=scales if everything else (),
+        budget=evaluations,
     )
     return scores, affordable
 
 
-def _budget(network: nn.Module, shape: Sequence[int], samples: int) -> float:
-    """Evaluations of the network that the check may take, for samples of a shape with channels first."""
-    size = sum(parameter.numel() for parameter in network.parameters()) * math.prod(shape[1:])
-    calls = _CALLS / sum(1 for _ in network.modules())
-    return max(min(_WORK / max(size, 1), calls * _SAMPLES[1]), _SHARE * _EVALUATIONS_PER_SAMPLE * samples)
+class _Budget(NamedTuple):
+    """What the check may take: evaluations of single samples, and calls of the network."""
+
+    evaluations: float
+    calls: float
 
 
-def _intervals(network: nn.Module, shape: Sequence[int], samples: int) -> int:
+def _budget(network: nn.Module, one: Scores, samples: int) -> _Budget:
+    """The budget, from a call of the network with one observation.
+
+    Work is counted, not timed, so that what is tried does not depend on the machine.
+    """
+    work = _multiplications(network, one) + _SCORING * one.observations.z.numel()
+    share = _SHARE * _EVALUATIONS_PER_SAMPLE * samples
+    return _Budget(max(_WORK / work, share), max(_CALLS / sum(1 for _ in network.modules()), share))
+
+
+def _multiplications(network: nn.Module, one: Scores) -> float:
+    """Multiplications by weights in an evaluation; of a network of convolutions where no layer can be watched."""
+    counts: list[float] = []
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1 and isinstance(output, Tensor):
+            counts.append(output.numel() / len(weight) * weight.numel())
+
+    handles = [module.register_forward_hook(count) for module in network.modules()]
+    try:
+        one.velocity(one.declared.reading)
+    finally:
+        for handle in handles:
+            handle.remove()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return max(sum(counts) or parameters * math.prod(one.observations.z.shape[2:]), parameters)
+
+
+def _intervals(evaluations: float) -> int:
     """Intervals that decide the order of the times."""
     fewest, most = _INTERVALS
-    return int(min(max(_INTERVALS_SHARE * _budget(network, shape, samples) / EVALUATIONS, fewest), most))
+    return int(min(max(_INTERVALS_SHARE * evaluations / EVALUATIONS, fewest), most))
 
 
 def _affordable(candidates: Sequence[Reading], calls: float) -> list[Reading]:

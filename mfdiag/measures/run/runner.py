@@ -249,7 +249,12 @@ class TableJob(Job[Subject]):
         """See `check_convention`."""
         settings = self.request.settings
         return check_convention(
-            subject, settings.samples, seed=self.request.seed, dtype=settings.dtype, device=settings.device
+            subject,
+            settings.samples,
+            seed=self.request.seed,
+            dtype=settings.dtype,
+            device=settings.device,
+            say=self.say,
         )
 
     def measure(self, subject: Subject, checkpoint: PassCheckpoint) -> Mapping[str, pd.DataFrame]:
