@@ -472,7 +472,7 @@ def run_one(arguments: list[str]) -> tuple[int, str, float, int]:
 def judged(code: int, said: str, seconds: float, grown: int) -> list[str]:
     """What is wrong with a trial."""
     wrong = []
-    if code not in (0, 2) or "Traceback" in said or "Unexpected" in said:
+    if code not in (0, 2) or "Traceback" in said or "mfdiag: Unexpected" in said:
         wrong.append(f"code {code}")
     if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said):
         wrong.append("control characters")
