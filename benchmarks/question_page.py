@@ -99,10 +99,19 @@ def by_beta(models: pd.DataFrame, quality: str) -> pd.DataFrame:
     return np.log(values.where(values > 0))  # an estimate without bias may be below 0
 
 
+BETA_GRID = np.linspace(0, 1, 101)
+
+
+@cache
+def parabola(betas: tuple[float, ...]) -> np.ndarray:
+    """Values at `betas` -> values of the parabola through them on BETA_GRID, as a matrix."""
+    matrix: np.ndarray = np.vander(BETA_GRID, 3) @ np.linalg.pinv(np.vander(betas, 3))
+    return matrix
+
+
 def best_beta(logs: np.ndarray, betas: np.ndarray) -> float:
     """Where the parabola through the mean over seeds [seeds, betas] is lowest on [0, 1]."""
-    grid = np.linspace(0, 1, 101)
-    return float(grid[np.polyval(np.polyfit(betas, logs.mean(0), 2), grid).argmin()])
+    return float(BETA_GRID[(parabola(tuple(betas)) @ logs.mean(0)).argmin()])
 
 
 def predicted_beta(optima: pd.DataFrame, n: float) -> np.ndarray:
