@@ -29,7 +29,7 @@ from scipy.stats import binomtest
 
 from mfdiag.diagnosis.candidate import load_candidate
 from mfdiag.diagnosis.diagnosis import diagnose
-from mfdiag.diagnosis.evidence import Evidence, Facts
+from mfdiag.diagnosis.evidence import Evidence, Facts, time_words
 from mfdiag.diagnosis.examination import ExaminationOptions, examine
 from mfdiag.diagnosis.training_log import read_log
 from mfdiag.errors import InputError
@@ -50,8 +50,14 @@ PAGE = ROOT / "docs" / "doctor.md"
 TABLE = ROOT / "mfdiag" / "data" / "healthy.csv"
 SAMPLES = 512
 LEARNED = 0.25  # velocity error below which u(x_t, t, t) stands for v, so that identities of targets tell
-LEARNING = ["velocity_error", "skill"]  # what grows with training: bounds come from finished ones alone
+LEARNING = [
+    "velocity_error",
+    "skill",
+    "learned_share",
+]  # what grows with training: bounds come from finished ones alone
 BUDGET = 1000.0  # seconds: more than it takes, so that the load of the machine decides nothing
+KEYS = ["quantity", "target"]
+BY_TIME = ("velocity_error",)
 BY_LAYER = ("variance_share", "layer_weight_scale")  # of the largest layer
 MARKERS = "<!-- benchmarks/doctor.py: begin -->", "<!-- benchmarks/doctor.py: end -->"
 NAMES = {"mlp": "MLP", "dit": "DiT", "images": "DiT on digits"}
@@ -252,12 +258,11 @@ def healthy(folder: Path) -> None:
             if entry["log"] is None:
                 values = values.drop(LEARNING, level=0, errors="ignore")
             models.append(grouped(values, evidence))
-    lines = ["quantity,target,models,low,median,high"]
-    for (quantity, target), values in pd.concat(models).groupby(level=[0, 1]):
-        low, median, high = np.quantile(values, [0.01, 0.5, 0.99])
-        lines.append(f"{quantity},{target},{len(values)},{low:.4g},{median:.4g},{high:.4g}")
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    values = pd.concat(models).groupby(level=[0, 1])
+    table = values.quantile([0.01, 0.5, 0.99]).unstack().set_axis(["low", "median", "high"], axis=1)
+    table.insert(0, "models", values.size())
+    table.rename_axis(KEYS).to_csv(TABLE, float_format="%.4g", lineterminator="\n")
+    print(TABLE.read_text(encoding="utf-8"))
 
 
 def grouped(values: pd.Series, evidence: Evidence) -> pd.Series:
@@ -271,11 +276,13 @@ def grouped(values: pd.Series, evidence: Evidence) -> pd.Series:
 
 
 def values_of(frame: pd.DataFrame) -> pd.Series:
-    """One value of each quantity and target: of the current weights, over all times, of the largest layer."""
-    frame = frame[frame["t_low"].isna() & np.isfinite(frame["value"]) & frame["estimator"].isin([None, "meanflow"])]
+    """One value of each quantity and target: of the current weights, of the largest layer; of some also by time."""
+    frame = frame[np.isfinite(frame["value"]) & frame["estimator"].isin([None, "meanflow"])]
     frame = frame[(frame["weights"] != "ema") | (frame["quantity"] == "average_gain")]
     frame = frame[(frame["layer"] == "all") | frame["quantity"].isin(BY_LAYER)]
-    return frame.assign(target=frame["target"].fillna("")).groupby(["quantity", "target"])["value"].max()
+    frame = frame[frame["t_low"].isna() | frame["quantity"].isin(BY_TIME)]
+    times = [time_words(*bounds) for bounds in zip(frame["t_low"], frame["t_high"], strict=True)]
+    return frame.assign(target=frame["target"].fillna(pd.Series(times, frame.index))).groupby(KEYS)["value"].max()
 
 
 def main() -> None:

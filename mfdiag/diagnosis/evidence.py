@@ -16,7 +16,7 @@ from mfdiag.diagnosis.spike import Spike
 from mfdiag.diagnosis.training_log import TrainingLog
 from mfdiag.measures.conventions.verdict import Verdict
 
-__all__ = ["TRUSTED", "Evidence", "Facts", "Healthy", "Value", "healthy"]
+__all__ = ["TRUSTED", "Evidence", "Facts", "Healthy", "Value", "healthy", "time_words"]
 
 TRUSTED = ("ok", "outside_unit_interval")
 """Statuses of numbers whose interval can be relied on."""
@@ -56,7 +56,7 @@ def healthy(quantity: str, target: str = "") -> Healthy:
 
     Args:
         quantity: A quantity of table `doctor`.
-        target: Its key `target`, empty where that is null.
+        target: Its key `target`, empty where that is null; or times in words, for a bin of t.
 
     Returns:
         The distribution.
@@ -169,6 +169,16 @@ class Evidence:
         power = self.facts.weighting_power
         return (power is not None and power >= _NORMALIZING) or (self.log is not None and self.log.pinned() is not None)
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the network denoises worse than a linear map, and has learned less than half as much as healthy ones.
+
+        The first alone says little where the best denoiser is nearly linear, the second where the data have outliers.
+        """
+        skill, learned = self.of_weights("skill"), self.of_weights("learned_share")
+        worse = skill is not None and skill.below(0.0)
+        return worse and learned is not None and learned.below(self.usual("learned_share").low / 2)
+
     def usual(self, quantity: str, target: str = "") -> Healthy:
         """What healthy models have, with those whose loss is normalized, or which are guided, where this one is.
 
@@ -237,11 +247,16 @@ class Evidence:
         return f"samples {', '.join(names)}" if names else ""
 
 
+def time_words(low: float, high: float) -> str:
+    """Which times a row is about, as `healthy` names them; empty for all."""
+    return "" if math.isnan(low) else f"t in [{low:g}, {high:g}]"
+
+
 def _value(row: Mapping[Any, Any]) -> Value:
     keys = {name: row[name] for name in ("weights", "target", "estimator", "batch_size") if not pd.isna(row[name])}
     parts = [] if row["layer"] == "all" else [f"layer {row['layer']}"]
     if not pd.isna(row["t_low"]):
-        parts.append(f"t in [{row['t_low']:g}, {row['t_high']:g}]")
+        parts.append(time_words(row["t_low"], row["t_high"]))
     value, low, high = (float(row[name]) for name in ("value", "ci_low", "ci_high"))
     keys |= {} if row["layer"] == "all" else {"layer": row["layer"]}
     return Value(row["quantity"], value, low, high, row["status"], int(row["n_samples"]), ", ".join(parts), keys)

@@ -141,7 +141,7 @@ def _prepared(module: nn.Module, observations: Observations, dtype: torch.dtype)
 
 
 def _velocity(u: Tensor, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:
-    """Velocity error, over all times and by time, and skill."""
+    """Velocity error, over all times and by time, skill, and what is learned of a linear map."""
     t, v = observations.points(1.0, 0.0)[1:3]
     if observations.exact:
         square, speed = squares(u - v), squares(v)
@@ -151,8 +151,10 @@ def _velocity(u: Tensor, observations: Observations, keys: Mapping[str, Any]) ->
     # against v_c, whatever is known of v: the posterior over few data in many dimensions memorizes them, and no network
     # that generalizes comes near it
     plain = observations.paired.points(1.0, 0.0)
-    error = plain.weight * torch.as_tensor(squares(u - plain.v))
-    yield Measured("skill", one_minus(ratio(_bounded(error), _bounded(observations.linear_error()))), keys=keys)
+    own, zero = (_bounded(plain.weight * torch.as_tensor(squares(w - plain.v))) for w in (u, torch.zeros_like(u)))
+    linear = _bounded(observations.linear_error())
+    yield Measured("skill", one_minus(ratio(own, linear)), keys=keys)
+    yield Measured("learned_share", ratio(zero - own, zero - linear, nonnegative=False), keys=keys)
 
 
 def _identity(network: _Network, observations: Observations, keys: Mapping[str, Any]) -> Iterator[Measured]:

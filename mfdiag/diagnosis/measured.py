@@ -36,12 +36,12 @@ class Measured(NamedTuple):
     tail: str | None = None
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Estimate:
+def ratio(numerator: np.ndarray, denominator: np.ndarray, *, nonnegative: bool = True) -> Estimate:
     """The ratio of two means of numbers per sample [n], with a block jackknife interval."""
     above, count = scalar_replicates(numerator, *blocks(len(numerator)))
     below, _ = scalar_replicates(denominator, *blocks(len(denominator)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return skewed_jackknife(above / below, count, nonnegative=True)
+        return skewed_jackknife(above / below, count, nonnegative=nonnegative)
 
 
 def blocks(n: int) -> tuple[np.ndarray, int]:

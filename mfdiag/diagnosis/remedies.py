@@ -264,7 +264,10 @@ _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
         py_meanflow="net.float()",
         zhuyu_cs="--mixed-precision bf16, which keeps weights in float32",
     ),
-    "cover_times": _plain("Draw t from all of (0, 1): check scaling, clamping and rounding of the times"),
+    "cover_times": _plain(
+        "Check that the training draws these times: scaling, clamping and rounding of t. If it does, train longer, or "
+        "with a larger network"
+    ),
     "target_code": _plain(
         "Use the same data and noise in x_t and in v: x_t = (1 - t) x + t e, v = e - x",
         py_meanflow="z = (1 - t) * x + t * e; v = e - x",
@@ -277,7 +280,8 @@ _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
     ),
     "unfreeze": _plain("Check that these parameters require gradients and reach the output"),
     "watch_unweighted": _plain(
-        "Log the unweighted residual E|u - u_tgt|^2 beside the loss, or the value of `mfdiag doctor` over checkpoints"
+        "Log the unweighted residual E|u - u_tgt|^2 beside the loss, or compare checkpoints of the run",
+        mfdiag="mfdiag doctor EARLY.pt LATE.pt",
     ),
     "earlier_checkpoint": _plain("Go back to the last checkpoint without them, and lower the learning rate"),
     "more_samples": _plain("Measure more samples", mfdiag="--samples N or --budget SECONDS"),

@@ -36,7 +36,14 @@ DOCTOR = gradient_table(
         "1 - E[q / (1 + q)] / E[q_lin / (1 + q_lin)]",
         "1",
         "How much better the network denoises than the best linear map, which has 0. q is the squared error over its "
-        "mean for the linear map. Below 0 before training.",
+        "mean for the linear map.",
+    ),
+    Quantity(
+        "learned_share",
+        "(s_0 - s) / (s_0 - s_lin), s = E[q / (1 + q)]; s_0 for the velocity 0",
+        "1",
+        "How much of the best linear map the network has learned: 0 if it returns 0, 1 for the linear map, more for a "
+        "better one.",
     ),
     Quantity(
         "interval_defect",

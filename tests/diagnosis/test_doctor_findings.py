@@ -28,7 +28,10 @@ ABOVE = {
     ("top1_share", ""): {"few_samples_dominate"},
     ("interval_moment", ""): {"derivative_noise"},
 }
-BELOW = {("skill", ""): {"untrained"}, ("weight_distance", ""): {"short_ema"}, ("tail_index", ""): {"heavy_tail"}}
+BELOW = {
+    ("weight_distance", ""): {"short_ema"},
+    ("tail_index", ""): {"heavy_tail"},
+}
 
 
 def evidence(*rows: dict[str, Any], **facts: Any) -> Evidence:
@@ -49,7 +52,8 @@ def evidence(*rows: dict[str, Any], **facts: Any) -> Evidence:
 
 def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> dict[str, Any]:
     needs_weights = quantity in (
-        "velocity_error", "interval_defect", "derivative_size", "null_label_error", "skill", "target_defect",
+        "velocity_error", "interval_defect", "derivative_size", "null_label_error", "learned_share", "skill",
+        "target_defect",
         "target_defect_ratio", "target_preference", "jacobian_size", "label_effect", "label_explained",
         "guidance_scale", "data_coefficient", "noise_coefficient", "unexplained_output", "derivative_coefficient",
         "swapped_defect",
@@ -65,6 +69,11 @@ def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> d
         **estimator,
         **keys,
     }
+
+
+def untrained(share: float = 0.1, skill: float = -0.1) -> list[dict[str, Any]]:
+    """What says that a network is untrained: worse than a linear map, of which it has learned little."""
+    return [measured("learned_share", share), measured("skill", skill)]
 
 
 def codes(of: Evidence) -> list[str]:
@@ -179,6 +188,13 @@ def test_a_layer_of_far_larger_weights() -> None:
     assert codes(evidence(rows[0])) == []
 
 
+def test_a_network_is_untrained_where_it_is_worse_than_a_linear_map_and_has_learned_little_of_it() -> None:
+    assert codes(evidence(*untrained())) == ["untrained"]
+    assert codes(evidence(*untrained(share=0.9))) == []  # the best denoiser of these data is nearly linear
+    assert codes(evidence(*untrained(skill=0.1))) == []  # the data have outliers, which no linear map explains
+    assert codes(evidence(measured("learned_share", 0.1))) == []
+
+
 def test_a_small_jacobian_and_a_failing_identity_mean_a_missing_stop_gradient() -> None:
     rows = [
         measured("jacobian_size", 0.7 * healthy("jacobian_size").low),
@@ -197,11 +213,11 @@ def test_labels() -> None:
     assert codes(evidence(measured("label_effect", 0.02))) == ["labels_ignored"]
     rows = [
         measured("null_label_error", healthy("null_label_error").median),
-        measured("skill", -0.5),
+        *untrained(),
         measured("label_explained", healthy("label_explained").median),
     ]
     assert codes(evidence(*rows, **guided)) == ["label_dropout_missing"]
-    assert codes(evidence(*rows)) == ["untrained"]  # then the skill is that with labels
+    assert codes(evidence(*rows)) == ["untrained"]  # then what is learned is that with labels
 
 
 def test_what_the_network_returns_at_equal_times() -> None:
@@ -216,9 +232,8 @@ def test_what_the_network_returns_at_equal_times() -> None:
 
 
 def test_weights_that_are_too_large_or_too_coarse() -> None:
-    untrained = measured("skill", far("skill", "", False))
     large = measured("weight_scale", 5 * healthy("weight_scale").high)
-    assert codes(evidence(untrained, large)) == ["diverged"]
+    assert codes(evidence(*untrained(), large)) == ["diverged"]
     assert codes(evidence(large)) == []
     assert codes(evidence(precision="bfloat16")) == ["reduced_precision"]
     assert diagnose(evidence(precision="bfloat16")).healthy  # nothing says that it is a training's checkpoint

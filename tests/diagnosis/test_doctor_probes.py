@@ -131,9 +131,13 @@ def test_skill_is_zero_for_gaussian_data_and_below_for_a_network_that_is_zero() 
             return torch.zeros_like(x)
 
     measured = list(probe_field(DRAWS, {"raw": exact(), "ema": Zero()}, 1024, 1e9, torch.float64))
-    skill = {entry.keys["weights"]: entry.estimate for entry in measured if entry.quantity == "skill"}
+    over_everything = [entry for entry in measured if entry.box.t_low is None]
+    skill = {entry.keys["weights"]: entry.estimate for entry in over_everything if entry.quantity == "skill"}
     assert skill["raw"].low < 0.02 and skill["raw"].high > -0.02  # the best linear denoiser is the best one
     assert skill["ema"].high < -0.1
+    share = {entry.keys["weights"]: entry.estimate for entry in over_everything if entry.quantity == "learned_share"}
+    assert share["raw"].low < 1.02 and share["raw"].high > 0.98
+    assert float(share["ema"].value) == 0
     errors = {
         entry.keys["weights"]: float(entry.estimate.value)
         for entry in measured

@@ -21,7 +21,7 @@ from mfdiag.models.networks.registry import build_model
 
 CLASSES = 4  # the quadrant of a point is its label
 POINTS = 8192
-TUNING, HELD_OUT = ("two_moons", "eight_gaussians"), ("checkerboard", "pinwheel")
+TUNING, HELD_OUT = ("two_moons", "eight_gaussians", "two_spirals"), ("checkerboard", "pinwheel")
 _TIMES = "logit_normal:-0.4,1,r_ne_t=0.5"  # training_loop.sorted_pairs
 
 

@@ -13,16 +13,14 @@ _FACTOR = 2.0  # times the largest of healthy models
 
 def _rule(evidence: Evidence) -> Detection | None:
     size, usual = evidence.get("weight_scale"), evidence.usual("weight_scale")
-    error, skill = (evidence.of_weights(name) for name in ("velocity_error", "skill"))
-    wrong = (error is not None and error.above(evidence.usual("velocity_error").high)) or (
-        skill is not None and skill.below(evidence.usual("skill").low)
-    )
+    error, learned = (evidence.of_weights(name) for name in ("velocity_error", "learned_share"))
+    wrong = evidence.untrained or (error is not None and error.above(evidence.usual("velocity_error").high))
     if size is None or not wrong or not size.above(_FACTOR * usual.high):
         return None
     return Detection(
         "critical",
         f"The weights are {size.value:.2g} times as large as activations need, and the velocity is wrong.",
-        [value for value in (size, error, skill) if value is not None],
+        [value for value in (size, error, learned) if value is not None],
         {"weight_scale": f"below {usual.high:.2g}"},
         strength=2 * size.value / usual.high,
     )
@@ -31,7 +29,7 @@ def _rule(evidence: Evidence) -> Detection | None:
 FINDING = Finding(
     "diverged",
     "The steps were too large to settle",
-    ("weight_scale", "skill"),
+    ("weight_scale", "learned_share"),
     _rule,
     "Weights of this size come from steps that overshot, not from slow learning. Units are saturated, so smaller "
     "steps from here on do not bring them back.",

@@ -10,19 +10,22 @@ __all__ = ["FINDING"]
 
 def _rule(evidence: Evidence) -> Detection | None:
     ratio, usual = evidence.of_weights("null_label_error"), evidence.usual("null_label_error")
-    explained, skill = evidence.of_weights("label_explained"), evidence.of_weights("skill")
-    # under guidance the skill is that with the null label
-    untrained = evidence.facts.guidance is not None and skill is not None and skill.below(evidence.usual("skill").low)
+    explained, learned = evidence.of_weights("label_explained"), evidence.of_weights("learned_share")
+    # under guidance the velocity is that with the null label
+    untrained = evidence.facts.guidance is not None and evidence.untrained
     known = explained is not None and explained.above(evidence.usual("label_explained").low / 2)
     if ratio is None or not (ratio.above(usual.high) or (untrained and known)):
         return None
-    measured = [ratio, *(value for value in (skill, explained) if value is not None)]
+    measured = [ratio, *(value for value in (learned, explained) if value is not None)]
     return Detection(
         "critical" if evidence.facts.guidance is not None else "warning",
         f"Without a label the network leaves {ratio.value:.2g} times as much of v_c unexplained as with it"
-        + (", and denoises worse than a linear map." if untrained else "."),
+        + (", and explains less than a linear map." if untrained else "."),
         measured,
-        {"null_label_error": f"below {usual.high:.2g}", "skill": f"above {evidence.usual('skill').low:.2g}"},
+        {
+            "null_label_error": f"below {usual.high:.2g}",
+            "learned_share": f"above {evidence.usual('learned_share').low:.2g}",
+        },
         strength=max(ratio.low / usual.high, 2.0 if untrained else 0.0),
     )
 

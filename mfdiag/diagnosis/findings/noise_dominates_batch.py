@@ -14,14 +14,13 @@ _RATIO = 3.0  # noise scale over batch
 def _rule(evidence: Evidence) -> Detection | None:
     noise, n = evidence.get("noise_scale", estimator="meanflow"), evidence.facts.batch_size
     error, usual = evidence.of_weights("velocity_error"), evidence.usual("velocity_error")
-    skill = evidence.of_weights("skill")
     # a heavy tail makes the interval of the noise unreliable, but only downwards
     if noise is None or not evidence.facts.batch_size_known or not noise.low > _RATIO * n:
         return None
     if error is None or not error.above(usual.high):
         return None
     return Detection(
-        "critical" if skill is not None and skill.below(evidence.usual("skill").low) else "warning",
+        "critical" if evidence.untrained else "warning",
         f"Noise and signal are equal at a batch of {noise.value:,.0f}; the batch has {n:,}, and the velocity error is "
         f"{error.value:.2g}.",
         [noise, error],

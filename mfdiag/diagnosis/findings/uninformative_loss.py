@@ -19,8 +19,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     summary = "With p = 1, each sample's loss is its residual divided by itself." if by_weight else ""
     if pinned is not None:
         summary = f"The logged loss stays at {pinned:.3g}. {summary}".strip()
-    skill = evidence.of_weights("skill")
-    failed = pinned is not None and skill is not None and skill.below(evidence.usual("skill").low)
+    failed = pinned is not None and evidence.untrained
     if failed:
         summary += " The network has not learned: a weight that is not detached leaves no gradient."
     return Detection(

@@ -11,25 +11,26 @@ _EARLY = 500  # steps
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    skill = evidence.of_weights("skill")
-    bound = min(evidence.usual("skill").low, 0.0)  # 0 is the best linear map
-    if skill is None or not skill.below(bound):
+    learned = evidence.of_weights("learned_share")
+    if learned is None or not evidence.untrained:
         return None
+    bound = evidence.usual("learned_share").low / 2
     step = evidence.facts.step
     early = step is not None and step < _EARLY
     return Detection(
         "warning" if early else "critical",
-        f"It denoises worse than a linear map by {-skill.value:.0%}" + (f" after {step:,} steps." if step else "."),
-        [skill],
-        {"skill": f"above {bound:.2g}"},
-        strength=1 + (bound - skill.high),
+        f"It has learned {max(learned.value, 0):.0%} of what a linear map explains"
+        + (f" after {step:,} steps." if step else "."),
+        [learned],
+        {"learned_share": f"above {bound:.2g}"},
+        strength=1 + (bound - learned.high),
     )
 
 
 FINDING = Finding(
     "untrained",
     "The network has not learned the data",
-    ("skill",),
+    ("learned_share",),
     _rule,
     "It explains less than a linear denoiser in every convention that was tried. Its gradients say little about a "
     "trained model's.",
