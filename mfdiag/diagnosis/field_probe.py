@@ -172,6 +172,7 @@ def _identity(network: _Network, observations: Observations, keys: Mapping[str, 
         gap * network.derivative(x, r, t, condition, tangent) for tangent in ((w, 0, 0), (None, 0, 1), (None, 1, 0))
     ]
     speed = squares(w)
+    yield Measured("interval_effect", ratio(squares(u - w), speed), keys=keys)
     size = squares(parts[0] + parts[1])
     yield Measured("derivative_size", ratio(size, speed), keys=keys)
     for box, inside in bins(t.numpy()):

@@ -264,6 +264,7 @@ _REMEDIES: Mapping[str, Callable[[Evidence], Remedy]] = {
         py_meanflow="net.float()",
         zhuyu_cs="--mixed-precision bf16, which keeps weights in float32",
     ),
+    "pass_interval": _plain("Embed r or t - r beside t, and check that the embedding receives it"),
     "cover_times": _plain(
         "Check that the training draws these times: scaling, clamping and rounding of t. If it does, train longer, or "
         "with a larger network"

@@ -53,6 +53,13 @@ DOCTOR = gradient_table(
         kind="nonnegative",
     ),
     Quantity(
+        "interval_effect",
+        "E|u(x_t,r,t) - u(x_t,t,t)|^2 / E|u(x_t,t,t)|^2",
+        "1",
+        "How much the output depends on r; 0 for a network that does not use it.",
+        kind="nonnegative",
+    ),
+    Quantity(
         "target_defect",
         "E|u - w + (t-r) D u|^2 / E|w|^2, w = u(x_t,t,t)",
         "1",

@@ -156,6 +156,33 @@ def network():
 """
 
 
+VELOCITY = """
+import torch
+from torch import nn
+
+
+class Velocity(nn.Linear):
+    def forward(self, x, t):
+        return super().forward(torch.cat([x, t[:, None]], dim=1))
+
+
+def network():
+    return Velocity(3, 2)
+"""
+
+
+def test_a_network_without_r_is_measured_at_r_equal_to_t(cli: Run, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "velocity.pt")
+    (tmp_path / "network.py").write_text(VELOCITY)
+    card = "network: {factory: network.py:network}\ncall: {arguments: [x, t]}\noutput: {average: false}\n"
+    (tmp_path / "card.yaml").write_text(card)
+    options = ("--model", tmp_path / "card.yaml", "--data", "two_moons", "--samples", 64, "--out", tmp_path / "out")
+    result = cli("variance", tmp_path / "velocity.pt", *options)
+    assert result.code == 0 and "using r = t, since the network has no r, --times restricted:0" in result.err
+    samples = read_table("samples", tmp_path / "out")
+    assert (samples["r"] == samples["t"]).all()
+
+
 def test_a_foreign_checkpoint_with_its_own_data(cli: Run, tmp_path: Path) -> None:
     from mfdiag.models.networks.mlp import MLP
 

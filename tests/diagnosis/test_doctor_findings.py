@@ -52,7 +52,7 @@ def evidence(*rows: dict[str, Any], **facts: Any) -> Evidence:
 
 def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> dict[str, Any]:
     needs_weights = quantity in (
-        "velocity_error", "interval_defect", "derivative_size", "null_label_error", "learned_share", "skill",
+        "velocity_error", "interval_defect", "interval_effect", "derivative_size", "null_label_error", "learned_share", "skill",
         "target_defect",
         "target_defect_ratio", "target_preference", "jacobian_size", "label_effect", "label_explained",
         "guidance_scale", "data_coefficient", "noise_coefficient", "unexplained_output", "derivative_coefficient",
@@ -193,6 +193,13 @@ def test_a_network_is_untrained_where_it_is_worse_than_a_linear_map_and_has_lear
     assert codes(evidence(*untrained(share=0.9))) == []  # the best denoiser of these data is nearly linear
     assert codes(evidence(*untrained(skill=0.1))) == []  # the data have outliers, which no linear map explains
     assert codes(evidence(measured("learned_share", 0.1))) == []
+
+
+def test_a_network_that_does_not_use_r() -> None:
+    rows = [measured("interval_effect", 0.0), measured("interval_defect", far("interval_defect", "", True))]
+    assert codes(evidence(*rows)) == ["interval_ignored"]  # the defect of its intervals follows
+    assert codes(evidence(measured("interval_effect", 1e-4))) == []
+    assert codes(evidence(*untrained(), *rows)) == ["untrained"]  # a zero embedding is how trainings begin
 
 
 def test_a_small_jacobian_and_a_failing_identity_mean_a_missing_stop_gradient() -> None:

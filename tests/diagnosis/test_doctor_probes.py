@@ -118,11 +118,12 @@ def test_coefficients_of_the_output_agree_with_least_squares() -> None:
             assert values(measured, "unexplained_output")[""] == pytest.approx(left, rel=1e-6)
 
 
-def test_interval_defect_is_zero_for_averages_that_compose() -> None:
+def test_averages_that_compose_have_no_interval_defect_and_instantaneous_ones_no_effect_of_r() -> None:
     measured = list(probe_field(DRAWS, {"raw": exact()}, 256, 1e9, torch.float64))
     assert values(measured, "interval_defect")[""] < 1e-12
     wrong = list(probe_field(DRAWS, {"raw": Instantaneous(exact())}, 256, 1e9, torch.float64))
     assert values(wrong, "interval_defect")[""] > 1e-3
+    assert values(wrong, "interval_effect")[""] == 0 < values(measured, "interval_effect")[""]
 
 
 def test_skill_is_zero_for_gaussian_data_and_below_for_a_network_that_is_zero() -> None:

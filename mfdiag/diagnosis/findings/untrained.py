@@ -36,5 +36,12 @@ FINDING = Finding(
     "trained model's.",
     "docs/theory.md#conventions",
     remedies=("train_longer", "convention"),
-    explains=("underfit", "intervals_not_learned", "short_ema", "one_layer_dominates", "layer_not_trained"),
+    explains=(
+        "underfit",
+        "interval_ignored",
+        "intervals_not_learned",
+        "short_ema",
+        "one_layer_dominates",
+        "layer_not_trained",
+    ),
 )

@@ -35,6 +35,7 @@ __all__ = ["Subject", "SubjectOptions", "data_of", "load_subject", "subject_of",
 
 _BUNDLED = "bundled:eight_gaussians"  # name of the bundled checkpoint in tables: its path is the installation's
 _DEFAULTS = {"source": "gaussian", "coupling": "independent", "path": "linear", "prediction": "u"}
+_EQUAL_TIMES = "restricted:0"
 _DEFAULT_TIMES = "logit_normal"  # MeanFlow's own
 
 
@@ -381,14 +382,15 @@ def _times(
 
 
 def _times_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel, say: Callable[[str], None]) -> str:
-    """The sampler's specification: the user's, the checkpoint's, or MeanFlow's own, with a note."""
+    """The sampler's specification: the user's, the checkpoint's, or the method's own, with a note."""
     if options.times is not None:
         return options.times
     if loaded.description is not None:
         return loaded.description.times
-    name = parse_times(_DEFAULT_TIMES).name
-    say(f"{checkpoint} does not say how (r, t) were drawn: using MeanFlow's default, --times {name}.")
-    return _DEFAULT_TIMES
+    has_r = loaded.card is None or loaded.card.output.average
+    spec, whose = (_DEFAULT_TIMES, "MeanFlow's default") if has_r else (_EQUAL_TIMES, "r = t, since the network has no r")
+    say(f"{checkpoint} does not say how (r, t) were drawn: using {whose}, --times {parse_times(spec).name}.")
+    return spec
 
 
 def _axes(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) -> dict[str, str]:

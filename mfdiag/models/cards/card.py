@@ -255,7 +255,7 @@ class Output(_Section):
     average: bool = Field(
         default=True,
         description="true: an average over [r, t]. false: an instantaneous velocity that does not depend on r, as in "
-        "flow matching",
+        "flow matching; without --times, pairs then have r = t",
     )
     sign: Literal[1, -1] = Field(
         default=1,
