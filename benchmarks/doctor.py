@@ -50,11 +50,8 @@ PAGE = ROOT / "docs" / "doctor.md"
 TABLE = ROOT / "mfdiag" / "data" / "healthy.csv"
 SAMPLES = 512
 LEARNED = 0.25  # velocity error below which u(x_t, t, t) stands for v, so that identities of targets tell
-LEARNING = [
-    "velocity_error",
-    "skill",
-    "learned_share",
-]  # what grows with training: bounds come from finished ones alone
+# what grows with training: bounds come from finished ones alone
+LEARNING = ["velocity_error", "skill", "learned_share"]
 BUDGET = 1000.0  # seconds: more than it takes, so that the load of the machine decides nothing
 KEYS = ["quantity", "target"]
 BY_TIME = ("velocity_error",)
@@ -63,7 +60,11 @@ MARKERS = "<!-- benchmarks/doctor.py: begin -->", "<!-- benchmarks/doctor.py: en
 NAMES = {"mlp": "MLP", "dit": "DiT", "images": "DiT on digits"}
 SPLITS = ("tuning", "held_out")
 HALVES = {"tuning": "tuned on", "seen": "held out, seen before", "clean": "held out, clean"}
-SEEN = {("mlp", 0)}  # network and repeat of held-out models whose judgment changed a rule
+SEEN = {
+    ("mlp", 0),
+    ("mlp", 1),
+    ("dit", 0),
+}  # network and repeat of held-out models that were judged before a rule changed
 
 
 def train(folder: Path, repeat: int) -> None:

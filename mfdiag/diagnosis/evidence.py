@@ -21,6 +21,7 @@ __all__ = ["TRUSTED", "Evidence", "Facts", "Healthy", "Value", "healthy", "time_
 TRUSTED = ("ok", "outside_unit_interval")
 """Statuses of numbers whose interval can be relied on."""
 
+_LEAST_LEARNED = 0.75  # of what healthy models have learned of a linear map
 _NORMALIZING = 0.75  # power of the adaptive weight
 
 
@@ -170,14 +171,19 @@ class Evidence:
         return (power is not None and power >= _NORMALIZING) or (self.log is not None and self.log.pinned() is not None)
 
     @property
+    def least_learned(self) -> float:
+        """The share of a linear map below which a network counts as untrained."""
+        return _LEAST_LEARNED * self.usual("learned_share").low
+
+    @property
     def untrained(self) -> bool:
-        """Whether the network denoises worse than a linear map, and has learned less than half as much as healthy ones.
+        """Whether the network denoises worse than a linear map, and has learned clearly less of that map than healthy ones.
 
         The first alone says little where the best denoiser is nearly linear, the second where the data have outliers.
         """
         skill, learned = self.of_weights("skill"), self.of_weights("learned_share")
         worse = skill is not None and skill.below(0.0)
-        return worse and learned is not None and learned.below(self.usual("learned_share").low / 2)
+        return worse and learned is not None and learned.below(self.least_learned)
 
     def usual(self, quantity: str, target: str = "") -> Healthy:
         """What healthy models have, with those whose loss is normalized, or which are guided, where this one is.

@@ -24,7 +24,7 @@ def _rule(evidence: Evidence) -> Detection | None:
         measured,
         {
             "null_label_error": f"below {usual.high:.2g}",
-            "learned_share": f"above {evidence.usual('learned_share').low:.2g}",
+            "learned_share": f"above {evidence.least_learned:.2g}",
         },
         strength=max(ratio.low / usual.high, 2.0 if untrained else 0.0),
     )

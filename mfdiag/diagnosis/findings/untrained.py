@@ -14,7 +14,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     learned = evidence.of_weights("learned_share")
     if learned is None or not evidence.untrained:
         return None
-    bound = evidence.usual("learned_share").low / 2
+    bound = evidence.least_learned
     step = evidence.facts.step
     early = step is not None and step < _EARLY
     return Detection(
