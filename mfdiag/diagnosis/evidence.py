@@ -177,7 +177,7 @@ class Evidence:
 
     @property
     def untrained(self) -> bool:
-        """Whether the network denoises worse than a linear map, and has learned clearly less of that map than healthy ones.
+        """Whether the network denoises worse than a linear map, and has learned clearly less of it than healthy ones.
 
         The first alone says little where the best denoiser is nearly linear, the second where the data have outliers.
         """

@@ -52,9 +52,9 @@ def evidence(*rows: dict[str, Any], **facts: Any) -> Evidence:
 
 def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> dict[str, Any]:
     needs_weights = quantity in (
-        "velocity_error", "interval_defect", "interval_effect", "derivative_size", "null_label_error", "learned_share", "skill",
-        "target_defect",
-        "target_defect_ratio", "target_preference", "jacobian_size", "label_effect", "label_explained",
+        "velocity_error", "interval_defect", "interval_effect", "derivative_size", "null_label_error", "learned_share",
+        "skill", "target_defect", "target_defect_ratio", "target_preference", "jacobian_size", "label_effect",
+        "label_explained",
         "guidance_scale", "data_coefficient", "noise_coefficient", "unexplained_output", "derivative_coefficient",
         "swapped_defect",
     )  # fmt: skip
