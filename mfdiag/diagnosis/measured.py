@@ -37,7 +37,16 @@ class Measured(NamedTuple):
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray, *, nonnegative: bool = True) -> Estimate:
-    """The ratio of two means of numbers per sample [n], with a block jackknife interval."""
+    """The ratio of two means, with a block jackknife interval.
+
+    Args:
+        numerator: One number per sample [n].
+        denominator: The same for the mean below.
+        nonnegative: Whether the ratio cannot be negative in truth.
+
+    Returns:
+        The ratio.
+    """
     above, count = scalar_replicates(numerator, *blocks(len(numerator)))
     below, _ = scalar_replicates(denominator, *blocks(len(denominator)))
     with np.errstate(divide="ignore", invalid="ignore"):
