@@ -53,7 +53,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_mutations(kind: str, hostile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ALL_FIGURES, lambda tables, out: [])
     for number in range(6):
-        arguments = hostile.trial(kind, number, 1, Path())
+        arguments = hostile.trial(kind, number, 1)
         code, said, seconds, grown = hostile.run_one(arguments)
         assert hostile.judged(code, said, seconds, grown) == [], (arguments, said)
 
