@@ -68,9 +68,13 @@ def abbreviated(names: Sequence[str], count: int = 3, separator: str = ", ") -> 
     return separator.join([*names[:count], *(["..."] if len(names) > count else [])])
 
 
+_LONGEST = 400  # characters of a message of another library
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, or the name of its class if it has none; only the start of a long one."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if isinstance(error, InputError) or len(line) <= _LONGEST else f"{line[:_LONGEST].rstrip()} ..."
 
 
 _NO_MEMORY = (

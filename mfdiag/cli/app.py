@@ -58,10 +58,13 @@ class _Commands(TyperGroup):
             raise
         except KeyboardInterrupt as error:
             _end("; ".join(["interrupted", *map(str, error.args)]) + ".", 3)
-        except BrokenPipeError:  # stdout was closed, as by `| head`: keep Python from flushing it again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except (Exception, SystemExit) as error:
+            if isinstance(error, BrokenPipeError) or isinstance(
+                error.__context__, BrokenPipeError
+            ):  # which rich ends by
+                # stdout was closed, as by `| head`: keep Python from flushing it again at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(0)
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort):  # typer's own
                 raise
             _show_traceback(ctx)

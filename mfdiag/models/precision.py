@@ -90,6 +90,9 @@ def measured_copy(module: nn.Module, device: str | torch.device, dtype: torch.dt
     """
     trained_in = frozenset(p.dtype for p in module.parameters() if p.is_floating_point())
     copied = in_precision(copy_network(module).to(device), dtype)
+    for layer in copied.modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            layer.sparse = False  # the same gradient, in a layout that has norms and sums
     return make_calls_plain(copied.eval().requires_grad_(False), dtype, trained_in)
 
 

@@ -53,6 +53,16 @@ def tables() -> dict[str, pd.DataFrame]:
     return tables_of()
 
 
+def test_sparse_gradients_of_embeddings_are_the_dense_ones(tables: dict[str, pd.DataFrame]) -> None:
+    model = network()
+    embeddings = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    assert embeddings
+    for layer in embeddings:
+        layer.sparse = True
+    assert_same(tables_of(model=model), tables, 1e-12)
+    assert all(layer.sparse for layer in embeddings)  # the user's network is left as it was
+
+
 def test_the_same_seed_gives_the_same_frames(tables: dict[str, pd.DataFrame]) -> None:
     again = tables_of()
     for name, frame in tables.items():
