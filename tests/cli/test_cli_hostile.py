@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from mfdiag.yamlfile import read_yaml
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ALL_FIGURES = "mfdiag.figures.save_figures"
+importlib.import_module("mfdiag.reporting.folder")  # takes save_figures by name: not while a test replaces it
 
 
 @pytest.fixture(scope="module")
