@@ -59,9 +59,7 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as error:
             _end("; ".join(["interrupted", *map(str, error.args)]) + ".", 3)
         except (Exception, SystemExit) as error:
-            if isinstance(error, BrokenPipeError) or isinstance(
-                error.__context__, BrokenPipeError
-            ):  # which rich ends by
+            if any(isinstance(cause, BrokenPipeError) for cause in (error, error.__context__)):  # rich exits on one
                 # stdout was closed, as by `| head`: keep Python from flushing it again at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(0)

@@ -13,9 +13,7 @@ from mfdiag.gradients.sample_pass import PassResult
 
 __all__ = ["few_with_a_derivative", "moments_by_cell", "scalars_by_cell"]
 
-_FEWEST_WITH_A_DERIVATIVE = (
-    200  # with 64 of 256 samples, intervals of a squared bias cover 86 %, with 256 of 1,024 93 %
-)
+_FEWEST_APART = 200  # samples with r < t: with 64 of 256, intervals of a squared bias cover 86 %; with 256, 93 %
 
 
 def moments_by_cell(
@@ -62,5 +60,5 @@ def few_with_a_derivative(result: PassResult) -> dict[Box, str | None]:
     statuses: dict[Box, str | None] = {}
     for box, means, count in scalars_by_cell(result, derivative):
         some, every = round(float(means["share"][0]) * count.sum()), int(count.sum())
-        statuses[box] = "too_few_samples" if 0 < some < min(every, _FEWEST_WITH_A_DERIVATIVE) else None
+        statuses[box] = "too_few_samples" if 0 < some < min(every, _FEWEST_APART) else None
     return statuses

@@ -387,10 +387,9 @@ def _times_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedMod
         return options.times
     if loaded.description is not None:
         return loaded.description.times
-    has_r = loaded.card is None or loaded.card.output.average
-    spec, whose = (
-        (_DEFAULT_TIMES, "MeanFlow's default") if has_r else (_EQUAL_TIMES, "r = t, since the network has no r")
-    )
+    spec, whose = _DEFAULT_TIMES, "MeanFlow's default"
+    if loaded.card is not None and not loaded.card.output.average:
+        spec, whose = _EQUAL_TIMES, "r = t, since the network has no r"
     say(f"{checkpoint} does not say how (r, t) were drawn: using {whose}, --times {parse_times(spec).name}.")
     return spec
 
