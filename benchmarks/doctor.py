@@ -60,11 +60,8 @@ MARKERS = "<!-- benchmarks/doctor.py: begin -->", "<!-- benchmarks/doctor.py: en
 NAMES = {"mlp": "MLP", "dit": "DiT", "images": "DiT on digits"}
 SPLITS = ("tuning", "held_out")
 HALVES = {"tuning": "tuned on", "seen": "held out, seen before", "clean": "held out, clean"}
-SEEN = {
-    ("mlp", 0),
-    ("mlp", 1),
-    ("dit", 0),
-}  # network and repeat of held-out models that were judged before a rule changed
+# network and repeat of held-out models that were judged before a rule changed
+SEEN = {("mlp", 0), ("mlp", 1), ("dit", 0)}
 
 
 def train(folder: Path, repeat: int) -> None:

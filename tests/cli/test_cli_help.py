@@ -131,10 +131,9 @@ def mfdiag(*arguments: object, **options: Any) -> subprocess.CompletedProcess[st
 def test_as_a_program(checkpoint: Path, tmp_path: Path) -> None:
     done = mfdiag("sweep", checkpoint, "--samples", 64, "--format", "json", cwd=tmp_path)
     assert done.returncode == 0 and len(json.loads(done.stdout)) > 100
-    assert done.stderr.splitlines() == [
-        "tables: mfdiag-results/sweep.parquet",
-        "figures: mfdiag-results/figures",
-    ]
+    note, *places = done.stderr.splitlines()
+    assert note.startswith("note: 64 samples cannot tell whether ")  # the network is untrained
+    assert places == ["tables: mfdiag-results/sweep.parquet", "figures: mfdiag-results/figures"]
     failed = mfdiag("inspect", tmp_path / "mfdiag-results")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.count("\n") == 1 and failed.stderr.startswith("mfdiag: Expected a checkpoint file")
