@@ -25,6 +25,7 @@ from mfdiag.diagnosis.training_log import TrainingLog
 from mfdiag.diagnosis.weight_probe import narrowest_type, parameters_by_layer, weight_distances, weight_scales
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
+from mfdiag.fields.inputs import Inputs, select_samples
 from mfdiag.flow.conditions import move_condition
 from mfdiag.flow.guidance import Guidance, GuidanceScale
 from mfdiag.flow.weighting import Weighting, parse_weighting
@@ -136,7 +137,7 @@ def _mixes_samples(candidate: Candidate, options: ExaminationOptions) -> bool:
     """Whether the output for a sample depends on the others in its batch."""
     network, inputs = _trial(candidate.subject.module, candidate, options)
     with torch.no_grad():
-        whole, part = network(*inputs), network(*(None if value is None else value[:1] for value in inputs))
+        whole, part = network(*inputs), network(*select_samples(inputs, slice(1)))
     return not torch.allclose(whole[:1], part, rtol=0, atol=_ROUNDING * float(whole.abs().max()))
 
 
@@ -268,12 +269,12 @@ def _seconds_per_evaluation(module: nn.Module, candidate: Candidate, options: Ex
     return (time.perf_counter() - start) / _TRIALS
 
 
-def _trial(module: nn.Module, candidate: Candidate, options: ExaminationOptions) -> tuple[nn.Module, list[Any]]:
+def _trial(module: nn.Module, candidate: Candidate, options: ExaminationOptions) -> tuple[nn.Module, Inputs]:
     """The network in the precision of measurement, with a few samples."""
     batch = candidate.subject.draws(options.seed, exact_posterior=False).batch(np.arange(_TRIALS))
     network = PassSettings(dtype=options.dtype).cast_network(module)
-    values = [value.to(options.dtype) for value in (batch.x_t, batch.r, batch.t)]
-    return network, [*values, move_condition(batch.condition, values[0])]
+    x, r, t = (value.to(options.dtype) for value in (batch.x_t, batch.r, batch.t))
+    return network, (x, r, t, move_condition(batch.condition, x))
 
 
 def _affordable(seconds: float, each: float, limits: tuple[int, int]) -> int:
