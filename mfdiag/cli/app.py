@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
@@ -45,7 +46,9 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with recording():
+            with recording(), warnings.catch_warnings():
+                if not (ctx.meta[_DEBUG] or sys.warnoptions):  # those of libraries: users cannot act on them
+                    warnings.simplefilter("ignore")
                 result = super().invoke(ctx)
             sys.stdout.flush()  # here, where a closed pipe can still be handled, not when Python exits
             return result

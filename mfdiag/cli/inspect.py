@@ -111,9 +111,8 @@ def _print_proposal(proposal: Proposal, path: Path, console: Console) -> None:
     for candidate in proposal.candidates:
         console.print(f"  the tensors also fit {candidate}")
     if proposal.averages:
-        console.print(
-            f"  the card takes one average; the file also has {printable(', '.join(proposal.averages[:_MAX_LINES]))}"
-        )
+        others = printable(", ".join(proposal.averages[:_MAX_LINES]))
+        console.print(f"  the card's weights.ema names one average; the file also has {others}")
     if proposal.unconfirmed:
         fields = ", ".join(f"{field} {value}" for field, value in proposal.unconfirmed.items())
         console.print(f"  not confirmed by the file, so check them: {fields}")

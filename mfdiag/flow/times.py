@@ -341,10 +341,10 @@ def same_times_note(times: TimeSampler) -> str | None:
     r, t = times.sample(uniforms(0, "times", numbers, times.width), numbers)
     if (r < t).any():
         return None
-    return (
-        f"--times {times.name} draws r = t for every pair, which is flow matching: no derivative enters the gradient. "
-        "The argument r_ne_t is the fraction of pairs with r != t."
+    note = (
+        f"--times {times.name} draws r = t for every pair, which is flow matching: no derivative enters the gradient."
     )
+    return note + " The argument r_ne_t is the fraction of pairs with r != t." * hasattr(times, "r_ne_t")
 
 
 _SAMPLERS: dict[str, Any] = {

@@ -255,7 +255,8 @@ class Accumulator:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             outer = factors.outer if isinstance(factors, Concatenated) else factors
             if isinstance(outer, Outer):
-                sizes = [(outer.cotangents.shape[-1], self.width), (outer.inputs.shape[-1], self.width)]
+                rows, columns = outer.sides
+                sizes = [(rows.shape[-1], self.width), (columns.shape[-1], self.width)]
             else:
                 size = factors.total(0, 1).shape[-1]
                 sizes = [(1, 1), (size, self.width**2)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer, slices
+from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer, folded_dense, slices
 
 __all__ = ["Concatenated", "sum_over_uses"]
 
@@ -81,8 +81,7 @@ class Concatenated(Factors):
         if self.outer is not None:
             return Concatenated(tuple(part.folded(left, right) for part in self.parts), self.samples, self.entries)
         cotangents = sum(len(part.total(0, 1)) for part in self.parts)
-        runs = slices(self.samples, 4 * self.entries * cotangents)
-        return Dense(torch.cat([right(self.dense(*run)) for run in runs], 1))
+        return folded_dense(self, left, right, self.samples, 4 * self.entries * cotangents)
 
     def _cross(self, left: Factors, right: Factors) -> Tensor:
         """<G_k, G_l> for k in the left part and l in the right part: [n, C_left, C_right], float64."""

@@ -15,7 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "Factors", "Fold", "Mixed", "NoGradient", "Outer", "PulledBack", "gram_of", "pulled_back", "slices"]
+__all__ = [
+    "Dense",
+    "Factors",
+    "Fold",
+    "Mixed",
+    "NoGradient",
+    "Outer",
+    "PulledBack",
+    "folded_dense",
+    "gram_of",
+    "pulled_back",
+    "slices",
+]
 
 _DENSE_BYTES = 64 << 20  # memory of the samples that are multiplied out at a time
 _MATRIX_ENTRIES = 1 << 20  # size up to which a fold is a matrix product
@@ -82,7 +94,7 @@ class Factors(Protocol):
         ...
 
     def folded(self, left: Fold, right: Fold) -> Factors:
-        """Sketches of the gradients: `left` folds rows and `right` columns, or `right` alone the flat gradient."""
+        """Sketches of the gradients: `left` folds rows and `right` columns; `right` alone, where `left` has size 1."""
         ...
 
 
@@ -111,7 +123,10 @@ class Dense(Factors):
         return torch.einsum("cn,cnp->p", weights, self.values[:, selection])
 
     def folded(self, left: Fold, right: Fold) -> Dense:
-        return Dense(right(self.values))
+        if left.size == 1:
+            return Dense(right(self.values))
+        columns = right(self.values.unflatten(-1, (left.size, right.size)))
+        return Dense(left(columns.transpose(-1, -2)).transpose(-1, -2).flatten(-2))
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,11 @@ class Outer(Factors):
     def __post_init__(self) -> None:
         if self.inputs.shape[1] != self.cotangents.shape[2]:
             raise ValueError("inputs and cotangents must have the same tokens")
+
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """What has the rows of the parameter as its last axis, and what has the columns."""
+        return (self.inputs, self.cotangents) if self.inputs_first else (self.cotangents, self.inputs)
 
     def gram(self, groups: int) -> Tensor:
         a, g = self.inputs, self.cotangents
@@ -193,8 +213,13 @@ class Outer(Factors):
         g = torch.einsum("cn,cntq->ntq", weights, self.cotangents[:, selection]).flatten(0, 1)
         return (a.to(g).T @ g if self.inputs_first else g.T @ a).flatten()
 
-    def folded(self, left: Fold, right: Fold) -> Outer:
-        return Outer(right(self.inputs), left(self.cotangents), self.inputs_first)
+    def folded(self, left: Fold, right: Fold) -> Factors:
+        rows, columns = self.sides
+        if (left.size, right.size) == (rows.shape[-1], columns.shape[-1]):
+            rows, columns = left(rows), right(columns)
+            return Outer(*((rows, columns) if self.inputs_first else (columns, rows)), self.inputs_first)
+        entries = len(self.cotangents) * rows.shape[-1] * columns.shape[-1]
+        return folded_dense(self, left, right, len(self.inputs), self.cotangents.element_size() * entries)
 
 
 @dataclass(frozen=True)
@@ -227,7 +252,7 @@ class Mixed(Factors):
         return torch.stack([part.combination(selection, weights) for part in self.parts]).sum(0)
 
     def folded(self, left: Fold, right: Fold) -> Factors:
-        return Dense(torch.cat([right(self.dense(*part)) for part in slices(self.samples, self.sample_bytes)], 1))
+        return folded_dense(self, left, right, self.samples, self.sample_bytes)
 
 
 @dataclass(frozen=True)
@@ -265,7 +290,7 @@ class PulledBack(Factors):
         return self.pull(self.inner.combination(selection, weights))
 
     def folded(self, left: Fold, right: Fold) -> Factors:
-        return Dense(torch.cat([right(self.dense(*part)) for part in slices(self.samples, self.sample_bytes)], 1))
+        return folded_dense(self, left, right, self.samples, self.sample_bytes)
 
 
 def pulled_back(factors: Factors, tensor: Tensor, parameter: Tensor, samples: int, cotangents: int) -> Factors:
@@ -318,7 +343,7 @@ class NoGradient(Factors):
         return self.like.new_zeros(self.samples, groups, k, k, dtype=torch.float64)
 
     def total(self, start: int, stop: int) -> Tensor:
-        return self._zeros(self.cotangents, self.entries)
+        return self.like.new_zeros(self.cotangents, self.entries)  # others are added to it in place
 
     def totals(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
         return self._zeros(len(bounds), self.cotangents, self.entries)
@@ -330,7 +355,7 @@ class NoGradient(Factors):
         return self._zeros(self.entries)
 
     def folded(self, left: Fold, right: Fold) -> NoGradient:
-        return NoGradient(self.cotangents, self.samples, right.width, self.like)
+        return NoGradient(self.cotangents, self.samples, left.width * right.width, self.like)
 
 
 def _common_length(bounds: Sequence[tuple[int, int]]) -> int | None:
@@ -347,6 +372,12 @@ def slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:
     """Half-open runs of as many samples as may be multiplied out at a time."""
     step = max(1, _DENSE_BYTES // sample_bytes)
     return [(start, min(start + step, samples)) for start in range(0, samples, step)]
+
+
+def folded_dense(factors: Factors, left: Fold, right: Fold, samples: int, sample_bytes: int) -> Dense:
+    """Folded gradients by multiplying out a few samples at a time."""
+    runs = [Dense(factors.dense(*run)).folded(left, right) for run in slices(samples, sample_bytes)]
+    return Dense(torch.cat([run.values for run in runs], 1))
 
 
 def _sliced_gram(factors: Factors, groups: int, samples: int, sample_bytes: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from command_line import Result, Run
 from mfdiag.models.factory import call_factory
 
 CODE = """
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +56,11 @@ class Pair(Net):
 class Breaks(Net):
     def forward(self, x, r, t, y=None):
         return {"u": 1}["v"]
+
+class Deprecated(Net):
+    def forward(self, x, r, t, y=None):
+        warnings.warn("an old name", FutureWarning)
+        return super().forward(x, r, t)
 
 class Late(Net):
     def forward(self, x, r, t, y=None):
@@ -106,3 +115,14 @@ def test_what_a_network_raises_is_one_sentence(cli: Run, checkpoint_file: Path, 
     assert result.code == 2 and expected in result.err and "Traceback" not in result.err
     shown = run_sweep(cli, checkpoint_file, factory, "--debug")
     assert shown.code == 2 and "Traceback" in shown.err and shown.err.splitlines()[-1] == result.err.splitlines()[-1]
+
+
+def test_warnings_of_libraries_are_for_debug(cli: Run, checkpoint_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", [])
+    shown = []
+    for more in ([], ["--overwrite", "--debug"]):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert run_sweep(cli, checkpoint_file, "Deprecated", *more).code == 0
+        shown.append([str(warning.message) for warning in caught].count("an old name"))
+    assert shown[0] == 0 < shown[1]

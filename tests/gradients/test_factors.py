@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, Outer, gram_of
+from mfdiag.gradients.factors import Dense, Factors, Fold, Mixed, NoGradient, Outer, PulledBack, gram_of
 
 SMALL = st.integers(1, 5)
 
@@ -86,16 +86,32 @@ def test_folding_is_linear_and_keeps_what_fits(sizes: tuple[int, int], inputs_fi
     q, p = sizes
     a, g = torch.randn(4, 6, p, dtype=torch.float64), torch.randn(2, 4, 6, q, dtype=torch.float64)
     outer = Outer(a, g, inputs_first)
-    left, right = Fold(q, 4, generator), Fold(p, 4, generator)
+    rows, columns = (p, q) if inputs_first else (q, p)
+    left, right = Fold(rows, 4, generator), Fold(columns, 4, generator)
     actual = outer.folded(left, right).dense(0, 4)
-    shaped = outer.dense(0, 4).unflatten(2, (p, q) if inputs_first else (q, p))
-    if inputs_first:
-        shaped = shaped.transpose(-1, -2)
-    expected = left(right(shaped).transpose(-1, -2))
-    expected = expected if inputs_first else expected.transpose(-1, -2)
+    shaped = outer.dense(0, 4).unflatten(2, (rows, columns))
+    expected = left(right(shaped).transpose(-1, -2)).transpose(-1, -2)
     torch.testing.assert_close(actual, expected.flatten(2))
     if max(sizes) <= 4:
         assert torch.equal(actual, outer.dense(0, 4))
+
+
+@pytest.mark.parametrize("inputs_first", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_gradient_folds_alike_in_every_form(inputs_first: bool, flat: bool) -> None:
+    """A pass may meet a parameter in several forms: its sketches add up only if they do not depend on the form."""
+    generator = torch.Generator().manual_seed(0)
+    a, g = torch.randn(4, 6, 9, dtype=torch.float64), torch.randn(2, 4, 6, 14, dtype=torch.float64)
+    outer = Outer(a, g, inputs_first)
+    rows, columns = (1, 126) if flat else (9, 14) if inputs_first else (14, 9)
+    left, right = Fold(rows, 4, generator), Fold(columns, 8, generator)
+    dense = Dense(outer.dense(0, 4))
+    expected = dense.folded(left, right).dense(0, 4)
+    halves = Outer(a[:, :2], g[:, :, :2], inputs_first), Dense(Outer(a[:, 2:], g[:, :, 2:], inputs_first).dense(0, 4))
+    for form in (outer, Mixed(halves, 4, 8 * 126), PulledBack(outer, lambda x: x, 4, 8 * 126)):
+        torch.testing.assert_close(form.folded(left, right).dense(0, 4), expected)
+    nothing = NoGradient(2, 4, 126, a)
+    assert nothing.folded(left, right).dense(0, 4).shape == expected.shape
 
 
 @pytest.mark.parametrize("size", [7, 8, 12, 29])

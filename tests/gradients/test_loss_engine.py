@@ -162,23 +162,27 @@ def test_joined_factors_are_those_of_the_whole(first: str, kinds: list[tuple[str
     torch.testing.assert_close(joined.total(1, 3), whole[:, 1:3].sum(1))
     bounds = [(0, 2), (2, 3), (3, 4)]
     torch.testing.assert_close(joined.totals(bounds), Dense(whole).totals(bounds))
-    same = Fold(6, 6, generator), Fold(6, 6, generator)
+    same = Fold(1, 1, generator), Fold(6, 6, generator)
     torch.testing.assert_close(joined.folded(*same).dense(0, 4), whole)
 
 
 def test_joined_factors_fold_as_one() -> None:
-    """Outer products of the same inputs fold as they would together; with a dense part among them, as dense ones."""
+    """Parts fold as they would together, whatever their form."""
     generator = torch.Generator().manual_seed(0)
     whole = some_factors("outer", 5, 2, generator)
     assert isinstance(whole, Outer)
     halves = tuple(Outer(whole.inputs, whole.cotangents[part]) for part in (slice(0, 2), slice(2, 5)))
-    left, right, flat = Fold(3, 2, generator), Fold(2, 1, generator), Fold(6, 4, generator)
+    left, right = Fold(3, 2, generator), Fold(2, 1, generator)
+    expected = whole.folded(left, right).total(0, 4)
     joined = Concatenated(halves, 4, 6)
     assert joined.outer is not None
-    torch.testing.assert_close(joined.folded(left, right).total(0, 4), whole.folded(left, right).total(0, 4))
+    torch.testing.assert_close(joined.folded(left, right).total(0, 4), expected)
     mixed = Concatenated((halves[0], Dense(halves[1].dense(0, 4))), 4, 6)
     assert mixed.outer is None
-    torch.testing.assert_close(mixed.folded(left, flat).total(0, 4), flat(whole.dense(0, 4)).sum(1))
+    torch.testing.assert_close(mixed.folded(left, right).total(0, 4), expected)
+    one, flat = Fold(1, 1, generator), Fold(6, 4, generator)
+    for parts in (joined, mixed):
+        torch.testing.assert_close(parts.folded(one, flat).total(0, 4), flat(whole.dense(0, 4)).sum(1))
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mfdiag.gradients.accumulate import Accumulator, layer_of, sum_layers
 from mfdiag.gradients.cells import Cells, make_cells
-from mfdiag.gradients.factors import Dense, Outer
+from mfdiag.gradients.factors import Dense, Factors, NoGradient, Outer
 from mfdiag.gradients.intervals import jackknife
 from mfdiag.gradients.moments import BlockMoments
 
@@ -191,6 +191,37 @@ def test_folded_blocks_keep_the_moments_and_do_not_narrow_the_errors() -> None:
     assert not np.array_equal(*errors["M"]), "nothing was folded"
     np.testing.assert_allclose(*errors["S"], rtol=0.05)
     assert (errors["M"][0] >= 0.8 * errors["M"][1]).all()
+
+
+@pytest.mark.parametrize("forms", ["oooo", "noon", "onno", "nddd", "oodd", "dood", "nnnn"])
+@pytest.mark.parametrize("others", [0, 600])
+def test_a_parameter_may_change_its_form_from_chunk_to_chunk(others: int, forms: str) -> None:
+    """Chunks may not use a parameter, or leave it to the reference, also where block sums are folded."""
+    n, q, p = 64, 24, 40
+    generator = torch.Generator().manual_seed(0)
+    a, g = torch.randn(n, 2, p, generator=generator), torch.randn(2, n, 2, q, generator=generator)
+    times, chunks = np.linspace(0.05, 0.95, n), len(forms)
+    sizes = {"w": q * p} | {f"other{k}": 1 << 16 for k in range(others)}
+    moments = []
+    for form_of_chunk in (forms, "o" * chunks):
+        cells = make_cells(times * 0, times, (1, 3))
+        accumulator = Accumulator(cells, sizes, 1, 2)
+        assert accumulator.folding == (others > 0)
+        for k, rows in enumerate(np.split(cells.order, chunks)):
+            outer = Outer(a[rows] * (forms[k] != "n"), g[:, rows])
+            forms_of_factors: dict[str, Factors] = {
+                "o": outer,
+                "d": Dense(outer.dense(0, len(rows))),
+                "n": NoGradient(2, len(rows), q * p, a),
+            }
+            accumulator.add(rows, [("w", forms_of_factors[form_of_chunk[k]])])
+            accumulator.advance((k + 1) * len(rows))
+        moments.append(accumulator.moments)
+    assert moments[0].keys() == moments[1].keys()
+    for cell, layers in moments[1].items():
+        actual, expected = moments[0][cell]["w"].replicates(), layers["w"].replicates()
+        for which in ("S", "M", "Q"):
+            np.testing.assert_allclose(getattr(actual, which)[0], getattr(expected, which)[0], rtol=1e-4, atol=1e-3)
 
 
 def test_cells_of_one_sample_do_not_pretend_to_an_error() -> None:

@@ -135,7 +135,7 @@ def _other_averages(places: Mapping[str, Tensors], chosen: str | None) -> list[s
     """The averages beside the one that a card names."""
     if chosen is None:
         return []
-    return [place for place in places if is_average(place, places) and place != chosen]
+    return [place for place in places if is_average(place, places) and not f"{chosen}.".startswith(f"{place}.")]
 
 
 def _with_candidates(proposal: Proposal, candidates: list[str], averages: list[str]) -> Proposal:
@@ -231,8 +231,8 @@ def _extension_of_shipped(
     about = shipped_fields.get("about", "")
     unconfirmed = {}
     for field, default in _CONVENTIONS.items():
-        if field not in in_file:
-            value = _value_at(shipped, field)
+        value = _value_at(shipped, field)
+        if field not in in_file and value != []:  # arguments that the card passes by name
             unconfirmed[field] = _inline(default if value is None else value)
     return Proposal(
         recognised=card, about=about, differs=bool(fields), unknown=unknown, unconfirmed=unconfirmed, text=text

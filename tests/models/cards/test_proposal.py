@@ -333,6 +333,15 @@ def test_each_repositorys_files_are_recognised(name: str, tmp_path: Path) -> Non
     assert proposal.recognised == f"{name}.yaml" and proposal.unknown == {} and proposal.about
     card, shipped = as_card(proposal, tmp_path), load_card(f"{name}.yaml")
     assert (card.weights, card.network, card.conditioning) == (shipped.weights, shipped.network, shipped.conditioning)
+    assert proposal.averages == OTHER_AVERAGES.get(name, [])
+    assert ("call.arguments" in proposal.unconfirmed) == (card.call.arguments != [])
+
+
+OTHER_AVERAGES = {
+    "py-meanflow": ["model.net_ema1"],
+    "facm": ["emas.ema_models.0"],
+    "meanaudio": ["ema.ema_models.0"],
+}
 
 
 def test_a_file_with_the_shipped_sizes_needs_no_own_card() -> None:
