@@ -92,6 +92,8 @@ def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | Non
     with _importable(Path(spec.rpartition(":")[0]).resolve().parent if ".py:" in spec else Path.cwd()):
         try:
             return factory(**arguments or {})
+        except ModuleNotFoundError as error:
+            raise _missing(error, spec, option) from error
         except (Exception, SystemExit) as error:
             call = f"with {', '.join(arguments)}" if arguments else "without arguments"
             raise InputError(
@@ -119,6 +121,8 @@ def _import(location: str, option: str) -> ModuleType:
         note_read(path, kind="code")
     try:
         module = _execute(path, location)
+    except ModuleNotFoundError as error:
+        raise _missing(error, location, option) from error
     except (Exception, SystemExit) as error:
         raise InputError(
             f"Importing {location} for {option} failed with {_reason(error)}. Correct the code or the path."
@@ -130,6 +134,13 @@ def _import(location: str, option: str) -> ModuleType:
 def _reason(error: BaseException) -> str:
     """The class of an error, and its message if it has one."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _missing(error: ModuleNotFoundError, spec: str, option: str) -> InputError:
+    return InputError(
+        f"Expected to import what {spec} for {option} needs, but there is no module {error.name or error}. Install it, "
+        "or put the folder that contains it on PYTHONPATH."
+    )
 
 
 def _execute(path: Path, location: str) -> ModuleType:

@@ -49,7 +49,8 @@ def test_the_code_of_mfdiag_is_no_code_of_the_user(tmp_path: Path) -> None:
     [
         ("def make(): pass", "maek", "to define 'maek', but it defines make"),
         ("def make(): raise ValueError('no')", "make", "build a value for --path .* raised ValueError: no"),
-        ("import nothing_of_this_name", "make", "for --path failed with ModuleNotFoundError"),
+        ("import absent.part", "make", "for --path needs, but there is no module absent. Install it, or put the"),
+        ("def make():\n    from absent import x", "make", "for --path needs, but there is no module absent. Install"),
         ("def make(:", "make", "for --path failed with SyntaxError"),
     ],
 )

@@ -275,7 +275,7 @@ def test_bad_factories(tmp_path: Path, saved: Path, factory: str) -> None:
         (f"{file}:broken", "raised ValueError: no such width"),
         (f"{file}:not_a_network", "returned int"),
         (f"{file}:number", "raised TypeError"),
-        ("no_such_package.models:make", "failed with ModuleNotFoundError"),
+        ("no_such_package.models:make", "but there is no module no_such_package. Install it"),
         (f"{tmp_path}/syntax.py:make", "failed with SyntaxError"),
     ]:
         assert expected in refusal(saved, model=factory_name)

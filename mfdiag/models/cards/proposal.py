@@ -104,7 +104,7 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
     fitting, excluded = [], []
     for card, (fields, rule) in _rules().items():
         from_card = _weights_of_card(fields.get("weights", {}), sets)
-        options = (from_card,) if from_card else (guess, *_without_common_prefix(guess))
+        options = (*([from_card] if from_card else []), guess, *_without_common_prefix(guess))
         weights = next((weights for weights in options if rule.fits(weights.tensors, entries)), None)
         if weights is None:
             continue

@@ -344,6 +344,17 @@ OTHER_AVERAGES = {
 }
 
 
+@pytest.mark.parametrize("name", ["mp1", "dit", "zhuyu-meanflow"])
+def test_a_repositorys_weights_are_recognised_one_level_deeper(name: str, tmp_path: Path) -> None:
+    """As its trainer may nest them, beside what the released code exports."""
+    sets, entries = FILES[name]
+    proposal = proposed({f"state_dicts.{key}": tensors for key, tensors in sets.items()}, entries)
+    assert proposal.recognised == f"{name}.yaml" and proposal.differs
+    weights = as_card(proposal, tmp_path).weights
+    assert weights.raw is not None and weights.raw.startswith("state_dicts.")
+    assert weights.ema is not None and weights.ema.startswith("state_dicts.")
+
+
 def test_a_file_with_the_shipped_sizes_needs_no_own_card() -> None:
     proposal = proposed(*FILES["zhuyu-meanflow"])
     assert not proposal.differs and yaml.safe_load(proposal.text) == {"extends": "zhuyu-meanflow.yaml"}
