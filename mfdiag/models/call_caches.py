@@ -34,6 +34,7 @@ OF_MODULES = frozenset(nn.Module().__dict__)
 _HOLDERS = frozenset({"collections", "threading", "types", "weakref"})  # whose objects hold what others put there
 _LIBRARIES = frozenset({"torch", "numpy", "mfdiag", *sys.stdlib_module_names})
 _LRU = type(functools.lru_cache(lambda: None))
+_STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
 _MOST = 20_000  # containers and entries that are looked through; larger ones hold data rather than a cache
 
 
@@ -214,7 +215,7 @@ def _inside_function(function: FunctionType) -> list[tuple[str, Any]]:
 def _has_global_statement(code: CodeType) -> bool:
     """Whether a function, or one within it, assigns to a global name."""
     inner = any(_has_global_statement(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return inner or any(step.opname == "STORE_GLOBAL" for step in dis.get_instructions(code))
+    return inner or _STORE_GLOBAL in code.co_code[::2]  # an instruction has an even position, an argument an odd one
 
 
 def _names(code: CodeType) -> set[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import copy
+import dis
 import functools
 import types
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,7 @@ from mfdiag.derivatives.choice import choose_derivative
 from mfdiag.errors import InputError
 from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.engine import prepare_engine
+from mfdiag.models.call_caches import _has_global_statement
 from mfdiag.models.plain_calls import plain_calls
 from mfdiag.models.precision import copy_network, measured_copy
 
@@ -490,3 +493,13 @@ def test_a_view_that_was_taken_once_is_refused(dtype: torch.dtype) -> None:
     """The copy's gradient would not reach the parameter."""
     with pytest.raises(InputError, match=r"part is a view of layer\.weight .* take it in forward"):
         measured_copy(ViewOfAParameter(), "cpu", dtype)
+
+
+def test_assignments_to_global_names_are_those_that_dis_lists() -> None:
+    functions = [
+        value for space in (vars(collections), vars(copy), vars(warnings), globals()) for value in space.values()
+    ]
+    codes = [value.__code__ for value in functions if isinstance(value, types.FunctionType)]
+    codes = [code for code in codes if not any(isinstance(constant, types.CodeType) for constant in code.co_consts)]
+    listed = [any(step.opname == "STORE_GLOBAL" for step in dis.get_instructions(code)) for code in codes]
+    assert [_has_global_statement(code) for code in codes] == listed and 0 < sum(listed) < len(listed)
