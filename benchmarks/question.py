@@ -1,20 +1,21 @@
 """Why does the coefficient of least gradient error not give the best samples? Measures of trained grids.
 
     python benchmarks/question.py measure GRID OUT.parquet [--final]
-    python benchmarks/question.py optimum|bias|predict|defects GRID OUT.parquet
+    python benchmarks/question.py optimum|bias|cells|predict|defects GRID OUT.parquet
 
 `measure` writes a row for each checkpoint of a grid that `mfdiag train` made, and each set of weights: distances to
 the exact one-step map and to the data, velocity error, interval defect, and the squared error of u by t - r. `optimum`
 writes the gradient's optimal coefficient and critical batch of the models trained at beta = 0, `bias` where their bias
-at beta = 1 is. `predict` writes what
-`mfdiag compare` says of every method on the checkpoints that MeanFlow keeps early in training. `defects` writes the
-interval defect alone, for data without an exact map. All resume.
+at beta = 1 is, `cells` their optimal coefficient by cell of (r, t). `predict` writes what `mfdiag compare` says of
+every method on the checkpoints that MeanFlow keeps early in training. `defects` writes the interval defect alone, for
+data without an exact map. All resume.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
@@ -200,7 +201,7 @@ def settings_of(description: Description) -> dict[str, Any]:
         "batch_size": spec["batch_size"],
         "learning_rate": spec["learning_rate"],
         "ema_decay": spec["ema_decay"],
-        "times": spec["times"],
+        "times": re.sub(r"density:.*/", "density:", spec["times"]),  # a path on this machine
         "steps": spec["steps"],
         "beta": loss["beta"],
         "gamma": loss["gamma"],
@@ -287,6 +288,27 @@ def bias(grid: Path, out: Path) -> None:
     _write(rows, out)
 
 
+def cells(grid: Path, out: Path) -> None:
+    """Write beta*_0 and beta*_n of the gradient by cell of (r, t), for the finished models trained at beta = 0.
+
+    n is the number of samples that the averaged weights see.
+    """
+    rows = _resumed(out)
+    for name, loaded, settings in _remaining(grid, rows):
+        if settings["beta"] != 0 or settings["estimator"] or settings["step"] < settings["steps"]:
+            continue
+        horizon = round(settings["batch_size"] / (1 - settings["ema_decay"]))
+        options: dict[str, Any] = {"bins": (4, 4), "by_layer": False, "samples": _GRADIENTS, "batch_sizes": (horizon,)}
+        frame = mfdiag.measure(loaded, tables=["coefficient"], proxy="ema", posterior="exact", **options)["coefficient"]
+        frame = frame[(frame["role"] == "tangent") & (frame["form"] == "gradient") & (frame["quantity"] == "optimum")]
+        frame = frame[frame["r_low"].notna()]
+        columns = ["r_low", "t_low", "value", "ci_low", "ci_high", "status"]
+        kept = {key: settings[key] for key in ("data", "batch_size", "seed")}
+        parts = [(0, frame[frame["batch_size"].isna()]), (horizon, frame[frame["batch_size"].notna()])]
+        rows += [{"file": name, **kept, "n": n, **row} for n, part in parts for row in part[columns].to_dict("records")]
+    _write(rows, out)
+
+
 def optimum(grid: Path, out: Path) -> None:
     """Write beta*_0 and n0 of the gradient, and bias2 of the proxy, for the models trained at beta = 0."""
     rows = _resumed(out)
@@ -326,7 +348,7 @@ def predict(grid: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"optimum": optimum, "bias": bias, "predict": predict, "defects": defects}
+    commands = {"optimum": optimum, "bias": bias, "cells": cells, "predict": predict, "defects": defects}
     parser.add_argument("command", choices=["measure", *commands])
     parser.add_argument("grid", type=Path)
     parser.add_argument("out", type=Path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -128,6 +129,45 @@ def test_beta_matters_where_n0_is_smallest(scripts: Any) -> None:
         batch, decay, rate, _ = cell.key
         if abs((cell.logs[1] - cell.logs[0]).mean()) > np.log(1.04):
             assert (batch, rate, decay) in smallest
+
+
+def test_words_about_the_recipe(scripts: Any) -> None:
+    """Sentences of reports/question about what beats beta = 0 in equal steps and in equal time."""
+    import transformer_page
+
+    _, page = scripts
+    for place in (page.DEEP, page.AGAIN):
+        assert page.against("map_distance", page.ANNEALED, page.ZERO, place).high < 1
+    assert page.ANNEALED in page.winners(page.AGAIN).split("; ") and page.winners(page.PLANE) == "none"
+    assert not any(name in page.winners(place) for name in page.CELLS for place in (page.PLANE, page.DEEP))
+    for quality in page.QUALITIES:
+        assert not page.in_equal_time(quality).excludes(1)
+        assert not page.against(quality, page.ANNEALED, page.ZERO).excludes(1)
+        assert page.against(quality, page.RISING, page.ZERO, page.AGAIN).low > 1
+    digits = transformer_page.annealed().values()
+    assert len(digits) == 8 and not any(all(ratio.high < 1 for ratio in ratios) for ratios in digits)
+    density = page.with_density(page.ZERO)
+    assert density in page.winners(page.DEEP).split("; ") and density not in page.winners(page.AGAIN).split("; ")
+
+
+def test_words_about_the_samples_seen(scripts: Any) -> None:
+    _, page = scripts
+    for names, _ in page.AVERAGING.values():
+        models = pd.concat([page.read("question", name) for name in names])
+        [seen] = (models["batch_size"] * models["steps"]).unique()
+        assert seen == {2: 2_097_152, 16: 786_432}[int(models["data"].iloc[0].split(":")[1].split(",")[0])]
+    [longer] = page.read("question", "dimensions_time")["steps"].unique()
+    [steps] = page.read("question", "dimensions_confirm")["steps"].unique()
+    assert longer / steps == 5 / 4
+
+
+def test_cells_of_the_sweeps_are_those_measured(scripts: Any) -> None:
+    _, page = scripts
+    for name in ("cells", "16d_tangent"):
+        specs = [cell.spec for cell in load_grid(ROOT / "sweeps" / f"question_{name}.yaml")]
+        rules = {json.dumps({"cells": spec.loss.beta_by.cells}) for spec in specs if spec.loss.beta_by}
+        rules = {rule for rule in rules if "null" not in rule}
+        assert rules and rules <= set(page.cell_rules(specs[0].data, specs[0].batch_size))
 
 
 def test_orders_of_a_distance(scripts: Any) -> None:
