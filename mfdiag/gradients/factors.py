@@ -375,7 +375,18 @@ def slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:
 
 
 def folded_dense(factors: Factors, left: Fold, right: Fold, samples: int, sample_bytes: int) -> Dense:
-    """Folded gradients by multiplying out a few samples at a time."""
+    """Folded gradients by multiplying out a few samples at a time.
+
+    Args:
+        factors: What is folded.
+        left: Fold of the rows.
+        right: Fold of the columns.
+        samples: Number of samples.
+        sample_bytes: Size of one sample's gradients for all cotangents, multiplied out.
+
+    Returns:
+        The folded gradients, multiplied out.
+    """
     runs = [Dense(factors.dense(*run)).folded(left, right) for run in slices(samples, sample_bytes)]
     return Dense(torch.cat([run.values for run in runs], 1))
 
