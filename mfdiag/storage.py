@@ -24,6 +24,7 @@ __all__ = [
     "read_text",
     "remedy_of",
     "remove_orphans",
+    "run_folder",
     "save_torch",
     "sha256_of",
     "temporary_path",
@@ -37,6 +38,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Fix permissions, or choose another folder"),
     **dict.fromkeys((errno.ENOENT, errno.ESTALE), "Check that the folder still exists"),
 }
+_KEPT = re.compile(r"step=\d+")
 _mine: set[Path] = set()  # temporary files that this process writes
 
 
@@ -186,3 +188,9 @@ def is_file(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Whether `path` is a folder; False for a name that no folder can have."""
     return os.path.isdir(path)  # noqa: PTH112
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of a checkpoint's run, which keeps its earlier checkpoints in folders `step=N`."""
+    folder = checkpoint.parent
+    return folder.parent if _KEPT.fullmatch(folder.name) and folder.parent.name else folder

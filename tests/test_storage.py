@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mfdiag.errors import InputError
-from mfdiag.storage import atomic_write, sha256_of
+from mfdiag.storage import atomic_write, run_folder, sha256_of
 
 
 def names(folder: Path) -> list[str]:
@@ -73,3 +73,17 @@ def test_sha256(tmp_path: Path) -> None:
 def test_needs_the_standard_library_alone() -> None:
     code = "import sys, mfdiag.storage; sys.exit(any(name in sys.modules for name in ('numpy', 'pandas', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "run"),
+    [
+        ("grid/beta=0/model.safetensors", "grid/beta=0"),
+        ("grid/beta=0/step=500/model.safetensors", "grid/beta=0"),
+        ("grid/step=500,seed=1/model.safetensors", "grid/step=500,seed=1"),
+        ("step=500/model.pt", "step=500"),
+        ("model.pt", "."),
+    ],
+)
+def test_the_folder_of_a_run_has_those_of_earlier_checkpoints(checkpoint: str, run: str) -> None:
+    assert run_folder(Path(checkpoint)) == Path(run)

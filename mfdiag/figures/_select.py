@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from mfdiag.errors import InputError
+from mfdiag.storage import run_folder
 
 __all__ = ["Selection", "nonempty", "select", "shortened"]
 
@@ -99,8 +100,6 @@ def _phrase(setting: str, value: object) -> str:
         return f"step {int(str(value)):,}"
     if setting in ("dataset", "checkpoint"):
         path = Path(str(value))
-        folder = path.parent  # each model has one, and in it another for each earlier checkpoint
-        if folder.name.startswith("step=") and folder.parent.name:
-            folder = folder.parent
-        return shortened(folder.name if path.stem == "model" and folder.name else path.stem)
+        run = run_folder(path).name
+        return shortened(run if path.stem == "model" and run else path.stem)
     return str(value) if setting in ("run", "estimator") else f"{setting} {value}"

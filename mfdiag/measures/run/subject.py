@@ -29,6 +29,7 @@ from mfdiag.models.checkpoint import LoadedModel, bundled, load_model
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import load_teacher, teacher_velocity
 from mfdiag.models.wrapper import conditions_taken, conditions_without_null
+from mfdiag.storage import run_folder
 from mfdiag.usercode import is_user_code
 
 __all__ = ["Subject", "SubjectOptions", "data_of", "load_subject", "subject_of", "velocity_of"]
@@ -253,7 +254,7 @@ def subject_of(
     kind, proxy_name, networks = _proxy(options, loaded, axes, path, data, say)
     classes = _classes(checkpoint, loaded, data)
     require_fitting_arrays((loaded.module, *networks.values()), data)
-    run, name = _run_and_name(checkpoint, loaded.step)
+    run, name = _run_and_name(checkpoint)
     return Subject(
         as_average_velocity(loaded.module, axes["prediction"], path),
         data,
@@ -299,14 +300,11 @@ def _classes(checkpoint: FilePath, loaded: LoadedModel, data: Data) -> int:
     return classes
 
 
-def _run_and_name(checkpoint: FilePath, step: int | None) -> tuple[str, str]:
-    """The run's and the checkpoint's name in tables; a run keeps its earlier checkpoints in folders `step=N`."""
+def _run_and_name(checkpoint: FilePath) -> tuple[str, str]:
+    """The run's and the checkpoint's name in tables."""
     if checkpoint == bundled():
         return "bundled", _BUNDLED
-    folder = checkpoint.parent
-    if folder.name == f"step={step}" and folder.parent.name:
-        folder = folder.parent
-    return folder.name or checkpoint.stem, str(checkpoint)
+    return run_folder(checkpoint).name or checkpoint.stem, str(checkpoint)
 
 
 def _data_spec(checkpoint: FilePath, options: SubjectOptions, loaded: LoadedModel) -> str:
