@@ -426,6 +426,32 @@ def winners(place: Place) -> str:
     return "; ".join(best) or "none"
 
 
+DIAGNOSTICS = ("velocity_error", "interval_defect")
+
+
+@cache
+def ways_correlation(diagnostic: str, quality: str, place: Place) -> Interval:
+    """Rank correlation over all ways of training at a place of a diagnostic and a measure, by bootstrap over seeds."""
+    a, b = (pd.DataFrame(variants(name, place)).to_numpy() for name in (diagnostic, quality))  # [seeds, ways]
+    return bootstrap(len(a), lambda seeds: rank_correlation(a[seeds].mean(0), b[seeds].mean(0)))
+
+
+def ways_table() -> str:
+    """`ways_correlation` by place."""
+    qualities = (*QUALITIES, "energy_distance")
+    rows = []
+    for text, place in (
+        ("16 dimensions", DEEP),
+        ("16 dimensions, new seeds", AGAIN),
+        ("2 dimensions, batch 512", PLANE),
+    ):
+        ways = f"{len(variants('map_distance', place))}"
+        for name in DIAGNOSTICS:
+            texts = (ways_correlation(name, quality, place).text() for quality in qualities)
+            rows.append([text, ways, name.replace("_", " "), *texts])
+    return table(["", "ways", "diagnostic", *(quality.replace("_", " ") for quality in qualities)], rows)
+
+
 def bias_table() -> str:
     """bias2 of e at beta = 1 by t - r: means over cells of (r, t) with the same distance, over seeds."""
     cells = read("question", "bias")
@@ -597,7 +623,8 @@ def evidence() -> Evidence:
 
 def explanations_table(found: Evidence) -> str:
     """The four explanations, what each predicts, and what was measured."""
-    velocity, defect = (found.orders[name, "map_distance"] for name in ("velocity_error", "interval_defect"))
+    velocity, defect = (found.orders[name, "map_distance"] for name in DIAGNOSTICS)
+    deep_velocity, deep_defect = (ways_correlation(name, "map_distance", DEEP) for name in DIAGNOSTICS)
     rows = [
         [
             "(a) batch averaging",
@@ -628,7 +655,9 @@ def explanations_table(found: Evidence) -> str:
         [
             "(d) error at a point, quality along a path",
             "D_v does not order the betas as the distance to the one-step map does; D_s does",
-            f"rank correlation with the map distance: D_v {velocity.text()}, D_s {defect.text()}",
+            f"rank correlation with the map distance: 16 dimensions, {len(variants('map_distance', DEEP))} ways of "
+            f"training: D_v {deep_velocity.text()}, D_s {deep_defect.text()}; 2 dimensions, over five betas: D_v "
+            f"{velocity.text()}, D_s {defect.text()}",
         ],
     ]
     return table(["explanation", "predicts", "measured (map distance)"], rows)
@@ -678,11 +707,18 @@ def gains_table() -> str:
     return table(headings, rows)
 
 
-def interval_numbers() -> dict[str, str]:
-    """What a tangent that is deterministic for long intervals alone, or short ones, costs in 16 dimensions."""
+def deep_numbers() -> dict[str, str]:
+    """In 16 dimensions: the cost of a tangent that is deterministic for long or short intervals alone; D_v, D_s."""
     pairs = {"long_16d": (LONG, ZERO), "short_16d": (SHORT, ZERO), "short_over_long_16d": (SHORT, LONG)}
     in_map = {key: deep(*pair).text(3) for key, pair in pairs.items()}
-    return in_map | {f"{key}_sw": deep(*pair, "sliced_wasserstein").text(3) for key, pair in pairs.items()}
+    in_sw = {f"{key}_sw": deep(*pair, "sliced_wasserstein").text(3) for key, pair in pairs.items()}
+    places = {"16d": DEEP, "again": AGAIN}
+    orders = {
+        f"{name}_{key}": ways_correlation(name, "map_distance", place).text()
+        for key, place in places.items()
+        for name in DIAGNOSTICS
+    }
+    return in_map | in_sw | orders
 
 
 def question_text() -> str:
@@ -727,6 +763,9 @@ def question_text() -> str:
         "tried": f"{len(variants('map_distance', DEEP)) - 2}",
         "gains": gains_table(),
         "recipe": recipe_table(),
+        "ways": ways_table(),
+        "ways_16d": f"{len(variants('map_distance', DEEP))}",
+        "ways_again": f"{len(variants('map_distance', AGAIN))}",
         "quarter_16d": shallow(deep_cells),
         "winners": winners(PLANE),
         "winners_128": winners(SMALL),
@@ -739,7 +778,7 @@ def question_text() -> str:
         if isinstance(interval, Interval)
     }
     values |= {f"{a}_as_{b}": interval.text() for (a, b), interval in found.orders.items()}
-    return filled("question", values | interval_numbers())
+    return filled("question", values | deep_numbers())
 
 
 def method_table() -> str:

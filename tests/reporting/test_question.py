@@ -150,6 +150,22 @@ def test_words_about_the_recipe(scripts: Any) -> None:
     assert density in page.winners(page.DEEP).split("; ") and density not in page.winners(page.AGAIN).split("; ")
 
 
+def test_words_about_the_interval_defect(scripts: Any) -> None:
+    """It orders the ways of training as quality does in 16 dimensions, and rises with beta on digits, not on MNIST."""
+    _, page = scripts
+    import transformer_page
+
+    for place in (page.DEEP, page.AGAIN):
+        velocity, defect = (page.ways_correlation(name, "map_distance", place) for name in page.DIAGNOSTICS)
+        assert velocity.high < defect.low
+    for data, rises in (("digits", True), ("mnist", False)):
+        rows = transformer_page.defects(data)
+        for _, part in rows[rows["step"] == rows["step"].max()].groupby("weights"):
+            last = part.pivot(index="model", columns="beta", values="value")
+            change = page.student(last[1.0] - last[0.0])
+            assert change.low > 0 if rises else not change.excludes(0)
+
+
 def test_words_about_the_samples_seen(scripts: Any) -> None:
     _, page = scripts
     for names, _ in page.AVERAGING.values():
