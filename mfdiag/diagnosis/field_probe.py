@@ -7,7 +7,7 @@ so tells which (docs/doctor.md#targets). This needs no posterior over the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,6 +181,7 @@ def _identity(network: _Network, observations: Observations, keys: Mapping[str, 
         name: squares(u - w + sum(factor * part for factor, part in zip(factors, parts, strict=True)))
         for name, factors in TARGETS.items()
     }
+    yield from _coefficients_of_target(w - u, parts[:2], keys)
     other = network.exchanged()
     swapped = other(x, r, t, condition) - w + gap * other.derivative(x, r, t, condition, (w, 0, 1))
     yield Measured("swapped_defect", ratio(squares(swapped), speed), keys=keys)
@@ -196,10 +197,21 @@ def _identity(network: _Network, observations: Observations, keys: Mapping[str, 
     yield Measured("jacobian_size", ratio(squares(shrunk), squares(probe)), keys=keys)
 
 
+def _coefficients_of_target(change: Tensor, parts: Sequence[Tensor], keys: Mapping[str, Any]) -> Iterator[Measured]:
+    """Least squares of u(x_t, t, t) - u(x_t, r, t) = (t-r) (a du/dx w + b du/dt): both 1 for MeanFlow's target.
+
+    Without a stop-gradient the gradient of the target pushes b below 0 (docs/theory.md#targets).
+    """
+    gram, count = _gram([*parts, change])
+    values, _ = _fit(gram)
+    for name, coefficient in zip(("position", "time"), values, strict=True):
+        yield Measured("target_coefficient", jackknife(coefficient, count), keys={**keys, "target": name})
+
+
 def _coefficients(
     network: _Network, u: Tensor, observations: Observations, keys: Mapping[str, Any]
 ) -> Iterator[Measured]:
-    """Least squares of u = a alpha' E[x_0 given x_t] + b sigma' E[x_1 given x_t], and with a term c (du/dx v + du/dt).
+    """Least squares of u = a alpha' E[x_0 given x_t] + b sigma' E[x_1 given x_t], and of u - v = c (du/dx v + du/dt).
 
     a = b = 1 and c = 0 for the velocity.
     """
@@ -209,19 +221,24 @@ def _coefficients(
     d_alpha, d_sigma = (value.view(column) for value in observations.path.rates(t))
     mean = observations.mean
     along = network.derivative(x, t, t, observations.condition, (v, 0, 1))
-    parts = torch.stack([d_alpha * mean, d_sigma * (x - alpha * mean) / sigma, along, u]).flatten(2)
-    products = torch.einsum("ind,jnd->nij", parts, parts).numpy().reshape(-1, 16)
-    gram, count = scalar_replicates(products, *blocks(len(products)))
-    gram = gram.reshape(-1, 4, 4)
-    (data, noise), left = _fit(gram[:, [0, 1, 3]][:, :, [0, 1, 3]])
-    (*_, derivative), _ = _fit(gram)
-    for name, values in (
-        ("data_coefficient", data),
-        ("noise_coefficient", noise),
-        ("derivative_coefficient", derivative),
-    ):
-        yield Measured(name, jackknife(values, count), keys=keys)
+    gram, count = _gram([d_alpha * mean, d_sigma * (x - alpha * mean) / sigma, u])
+    (data, noise), left = _fit(gram)
+    yield Measured("data_coefficient", jackknife(data, count), keys=keys)
+    yield Measured("noise_coefficient", jackknife(noise, count), keys=keys)
     yield Measured("unexplained_output", skewed_jackknife(left, count, nonnegative=True), keys=keys)
+    gram, count = _gram([along, u - v])
+    (derivative,), left = _fit(gram)
+    yield Measured("derivative_coefficient", jackknife(derivative, count), keys=keys)
+    share = one_minus(skewed_jackknife(left, count, nonnegative=True))
+    yield Measured("derivative_share", share, keys=keys)
+
+
+def _gram(parts: Sequence[Tensor]) -> tuple[np.ndarray, int]:
+    """Mean inner products [R, parts, parts] of vectors [n, *shape] by jackknife replicate, and the number of blocks."""
+    stacked = torch.stack(list(parts)).flatten(2)
+    products = torch.einsum("ind,jnd->nij", stacked, stacked).numpy().reshape(-1, len(parts) ** 2)
+    gram, count = scalar_replicates(products, *blocks(len(products)))
+    return gram.reshape(-1, len(parts), len(parts)), count
 
 
 def _fit(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -132,10 +132,24 @@ DOCTOR = gradient_table(
     ),
     Quantity(
         "derivative_coefficient",
-        "c of u(x_t,t,t) = the same two parts + c (du/dx v + du/dt)",
+        "c of u(x_t,t,t) - v = c (du/dx v + du/dt)",
         "1",
-        "How much of its own derivative the network returns at r = t: 0 for the velocity, -1 for a target without the "
-        "factor t - r. Needs a posterior over the data.",
+        "How much of its own derivative the network returns beside the velocity at r = t: 0 for the velocity, -1 for a "
+        "target without the factor t - r. Needs a posterior over the data.",
+    ),
+    Quantity(
+        "derivative_share",
+        "1 - E|u(x_t,t,t) - v - c (du/dx v + du/dt)|^2 / E|u(x_t,t,t) - v|^2",
+        "1",
+        "Fraction of the velocity's error that this derivative explains.",
+    ),
+    Quantity(
+        "target_coefficient",
+        "a, b of u(x_t,t,t) - u(x_t,r,t) = (t-r) (a du/dx w + b du/dt), w = u(x_t,t,t)",
+        "1",
+        "How much of each part of the derivative the target had, `position` for a and `time` for b: 1 for MeanFlow. A "
+        "fit, so less where the network has not learned intervals; below 0 where a part has the wrong sign, or where "
+        "the gradient flows through the target.",
     ),
     Quantity(
         "target_preference",

@@ -56,7 +56,7 @@ def measured(quantity: str, value: float, width: float = 0.01, **keys: Any) -> d
         "skill", "target_defect", "target_defect_ratio", "target_preference", "jacobian_size", "label_effect",
         "label_explained",
         "guidance_scale", "data_coefficient", "noise_coefficient", "unexplained_output", "derivative_coefficient",
-        "swapped_defect",
+        "swapped_defect", "derivative_share", "target_coefficient",
     )  # fmt: skip
     half = abs(value) * width
     estimator = {"estimator": "meanflow"} if quantity in ("top1_share", "tail_index", "interval_moment") else {}
@@ -177,7 +177,15 @@ def test_a_derivative_in_the_velocity_at_equal_times_lacks_its_factor() -> None:
     ]
     assert codes(evidence(*rows)) == ["interval_factor_missing"]
     assert "interval_factor_missing" not in codes(evidence(*rows[:2]))  # before training
+    assert codes(evidence(*rows[:2], measured("derivative_share", 0.5))) == ["interval_factor_missing"]
+    assert "interval_factor_missing" not in codes(evidence(*rows[1:], measured("derivative_coefficient", -5.0)))
     assert "interval_factor_missing" not in codes(evidence(*rows[1:], measured("derivative_coefficient", 0.1)))
+
+
+def test_weights_that_large_steps_have_grown() -> None:
+    usual, error = healthy("weight_scale").high, measured("velocity_error", 0.9 * healthy("velocity_error").high)
+    assert codes(evidence(measured("weight_scale", 2 * usual), error)) == ["step_size_too_large"]
+    assert codes(evidence(measured("weight_scale", 1.2 * usual), error)) == []
 
 
 def test_a_layer_of_far_larger_weights() -> None:
@@ -210,6 +218,30 @@ def test_a_small_jacobian_and_a_failing_identity_mean_a_missing_stop_gradient() 
     ]
     assert codes(evidence(*rows)) == ["missing_stop_gradient"]
     assert codes(evidence(*rows[:1])) == []
+
+
+def coefficients(position: float, time: float) -> list[dict[str, Any]]:
+    values = {"position": position, "time": time}
+    return [measured("target_coefficient", value, target=target) for target, value in values.items()]
+
+
+def test_a_negative_part_by_time_means_a_missing_stop_gradient_unless_another_target_explains_it() -> None:
+    rows = [
+        measured("jacobian_size", healthy("jacobian_size").median),
+        measured("target_defect", 0.7, target="meanflow"),
+        measured("velocity_error", healthy("velocity_error").median),
+    ]
+    assert codes(evidence(*rows, *coefficients(1.2, -0.8))) == ["missing_stop_gradient"]
+    assert codes(evidence(*rows, *coefficients(1.2, 0.3))) == []
+    assert codes(evidence(*rows, *coefficients(-0.8, -0.8))) == []  # the sign of the whole derivative
+    swapped = wrong_target("tangents_swapped", 0.02)[:2]
+    assert codes(evidence(*rows, *swapped, *coefficients(1.2, -0.8))) == ["wrong_tangent"]
+
+
+def test_a_target_counts_only_if_the_parts_of_its_derivative_are_those_that_enter() -> None:
+    rows = wrong_target("tangents_swapped", 0.02, meanflow=1.0)
+    assert codes(evidence(*rows, *coefficients(1.0, -0.3))) == ["wrong_tangent"]
+    assert codes(evidence(*rows, *coefficients(0.4, 0.3))) == []  # a network that hardly depends on r yet
 
 
 def test_labels() -> None:

@@ -108,14 +108,29 @@ def test_coefficients_of_the_output_agree_with_least_squares() -> None:
     du = torch.func.jvp(lambda x, t_end: network(x, t, t_end), (x, t), (v, torch.ones_like(t)))[1].detach()
     mean = observations.mean
     noise = (x - (1 - t)[:, None] * mean) / t[:, None]
-    parts = [value.flatten().numpy() for value in (-mean, noise, du)]
-    for count, names in ((2, ["data_coefficient", "noise_coefficient"]), (3, [None, None, "derivative_coefficient"])):
-        fitted, squares, *_ = np.linalg.lstsq(np.stack(parts[:count], 1), u.flatten().numpy(), rcond=None)
-        for name, value in zip(names, fitted, strict=True):
-            assert name is None or values(measured, name)[""] == pytest.approx(value, rel=1e-4)
-        if count == 2:
-            left = float(squares[0]) / float(u.square().sum())
-            assert values(measured, "unexplained_output")[""] == pytest.approx(left, rel=1e-6)
+    parts = np.stack([-mean.flatten().numpy(), noise.flatten().numpy()], 1)
+    fitted, squares, *_ = np.linalg.lstsq(parts, u.flatten().numpy(), rcond=None)
+    for name, value in zip(("data_coefficient", "noise_coefficient"), fitted, strict=True):
+        assert values(measured, name)[""] == pytest.approx(value, rel=1e-4)
+    assert values(measured, "unexplained_output")[""] == pytest.approx(
+        float(squares[0]) / float(u.square().sum()), rel=1e-6
+    )
+    error, derivative = (value.flatten().numpy() for value in (u - v, du))
+    coefficient = error @ derivative / (derivative @ derivative)
+    assert values(measured, "derivative_coefficient")[""] == pytest.approx(coefficient, rel=1e-4)
+    share = 1 - np.square(error - coefficient * derivative).sum() / np.square(error).sum()
+    assert values(measured, "derivative_share")[""] == pytest.approx(share, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "coefficients"),
+    [(exact(), (1, 1)), (AtRest(exact()), (0, 1)), (Instantaneous(exact()), (0, 0))],
+    ids=["MeanFlow", "v left out", "derivative left out"],
+)
+def test_the_parts_of_the_target_are_those_that_it_has(network: nn.Module, coefficients: tuple[int, int]) -> None:
+    measured = list(probe_field(DRAWS, {"raw": network}, 256, 1e9, torch.float64))
+    fitted = values(measured, "target_coefficient")
+    assert (fitted["position"], fitted["time"]) == pytest.approx(coefficients, abs=1e-4)
 
 
 def test_averages_that_compose_have_no_interval_defect_and_instantaneous_ones_no_effect_of_r() -> None:

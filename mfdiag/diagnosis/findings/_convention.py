@@ -39,6 +39,10 @@ _FOLLOWS = (
 )  # measured in the wrong convention, these say nothing
 
 
+_EXACTLY = 0.1  # fraction of the output that its two parts leave
+_LITTLE = 0.2  # of a part
+
+
 def convention_finding(
     code: str,
     title: str,
@@ -66,6 +70,8 @@ def convention_finding(
         changes = verdict.best.reading.changes(verdict.declared.reading)
         if not applies(changes, verdict.declared.reading.times) or unless(evidence):
             return None
+        if _data_alone(evidence) or (_labels_are_read_right(evidence) and "sign" not in changes):
+            return None
         declared, best = _misfits(verdict.declared, verdict.best, verdict.defects)
         summary = (
             f"With {axes_in_words(verdict.best.reading, verdict.declared.reading)}, the {declared.quantity} is "
@@ -77,6 +83,26 @@ def convention_finding(
     return Finding(
         code, title, (), rule, why, "docs/theory.md#conventions", remedies=("convention",), explains=_FOLLOWS
     )
+
+
+def _data_alone(evidence: Evidence) -> bool:
+    """Whether the output is the data's part of the velocity: no convention has that, but a target with other noise."""
+    names = ("data_coefficient", "noise_coefficient", "unexplained_output")
+    data, noise, left = (evidence.of_weights(name) for name in names)
+    if data is None or noise is None or left is None or not left.below(_EXACTLY):
+        return False
+    return data.above(0.7) and data.below(1.3) and noise.above(-_LITTLE) and noise.below(_LITTLE)
+
+
+def _labels_are_read_right(evidence: Evidence) -> bool:
+    """Whether the velocity with a label is right up to its sign, so that the null label alone is wrong.
+
+    Under guidance the convention is tried on the null label.
+    """
+    explained = evidence.of_weights("label_explained")
+    if explained is None or evidence.facts.guidance is None or not evidence.untrained:
+        return False
+    return explained.above(evidence.usual("label_explained").low / 2)
 
 
 def _misfits(declared: Misfit, best: Misfit, defects: tuple[float, float] | None) -> tuple[Value, Value]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from mfdiag.diagnosis.evidence import Evidence, Value
 from mfdiag.diagnosis.field_probe import TARGETS
 
-__all__ = ["SENTENCES", "closest_target", "halved_defect", "least_defect"]
+__all__ = [
+    "CLEARLY",
+    "SENTENCES",
+    "also_untrained",
+    "closest_target",
+    "halved_defect",
+    "least_defect",
+    "reversed_time_part",
+]
+
+CLEARLY = 1 / 3
+"""Of MeanFlow's defect: from there on another target explains a network."""
 
 SENTENCES = {
     "tangents_swapped": "the tangents of r and t are swapped",
@@ -17,6 +28,22 @@ SENTENCES = {
     "both_times_move": "r moves along with t",
 }
 
+_UNTRAINED = ("velocity_left_out", "derivative_left_out")
+_LEARNED = 0.6, 0.25  # velocity error up to which u(x_t, t, t) stands for v, and intervals should be trained
+_REVERSED = -0.3  # coefficient of du/dx from which on the whole derivative is reversed
+_MOST = {
+    "tangents_swapped": ("time", 0.0),
+    "time_left_out": ("time", 0.2),
+    "velocity_left_out": ("position", 0.2),
+    "velocity_reversed": ("position", 0.0),
+    "sign_reversed": ("time", 0.0),
+}  # of a part of the derivative that a target lacks, or has reversed; MeanFlow's is near 1
+
+
+def also_untrained(name: str) -> bool:
+    """Whether intervals that were not trained yet look like this target too."""
+    return name in _UNTRAINED
+
 
 def closest_target(evidence: Evidence) -> Value | None:
     """The least ratio of a target's defect and MeanFlow's; its key `target` names it.
@@ -25,14 +52,35 @@ def closest_target(evidence: Evidence) -> Value | None:
     may be that of a few samples.
     """
     ratios = []
+    error = evidence.of_weights("velocity_error")
     for name in TARGETS:
         ratio = evidence.of_weights("target_defect_ratio", target=name)
         preference = evidence.of_weights("target_preference", target=name)
-        if ratio is None or preference is None or not ratio.below(1.0):
+        if ratio is None or preference is None or not ratio.below(1.0) or _refuted(evidence, name):
             continue
-        if preference.above(evidence.usual("target_preference", name).high):
+        learned = error is None or error.below(_LEARNED[also_untrained(name)])
+        if learned and preference.above(evidence.usual("target_preference", name).high):
             ratios.append(ratio)
     return min(ratios, key=lambda value: value.value, default=None)
+
+
+def _refuted(evidence: Evidence, name: str) -> bool:
+    """Whether a part of the derivative enters that a target does not have, or has reversed.
+
+    A network that hardly depends on r yet satisfies several identities by chance.
+    """
+    part, most = _MOST.get(name, ("", 0.0))
+    value = evidence.of_weights("target_coefficient", target=part)
+    return value is not None and not value.low < most
+
+
+def reversed_time_part(evidence: Evidence) -> Value | None:
+    """The coefficient of du/dt, if it is negative, that of du/dx is not much, and no other target explains both."""
+    position, time = (evidence.of_weights("target_coefficient", target=name) for name in ("position", "time"))
+    closest = closest_target(evidence)
+    if position is None or time is None or not time.below(0.0) or position.below(_REVERSED):
+        return None
+    return None if closest is not None and closest.below(CLEARLY) else time
 
 
 def least_defect(evidence: Evidence) -> Value | None:

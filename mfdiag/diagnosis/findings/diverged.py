@@ -35,5 +35,5 @@ FINDING = Finding(
     "steps from here on do not bring them back.",
     "bundled table of healthy models",
     remedies=("smaller_step", "earlier_checkpoint", "clip"),
-    explains=("underfit", "untrained", "intervals_not_learned", "times_not_covered"),
+    explains=("underfit", "untrained", "intervals_not_learned", "times_not_covered", "step_size_too_large"),
 )

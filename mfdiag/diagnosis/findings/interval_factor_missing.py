@@ -7,7 +7,9 @@ from mfdiag.diagnosis.finding import Detection, Finding
 
 __all__ = ["FINDING"]
 
-
+_FACTOR = 2.0  # times the least coefficient of healthy models
+_MOST = -1.5  # a network before training has a larger coefficient: its derivative is almost zero
+_EXPLAINED = 0.15  # of the velocity's error by the derivative, or
 _LEARNED = 0.5  # of one part of the velocity, so that the output is not that of a network before training
 
 
@@ -16,10 +18,14 @@ def _rule(evidence: Evidence) -> Detection | None:
         return None
     coefficient, usual = evidence.of_weights("derivative_coefficient"), evidence.usual("derivative_coefficient")
     error, normal = evidence.of_weights("velocity_error"), evidence.usual("velocity_error").high
-    if coefficient is None or error is None or not coefficient.below(usual.low) or not error.above(normal):
+    if coefficient is None or error is None or not error.above(normal):
         return None
+    if not coefficient.below(_FACTOR * usual.low) or not coefficient.above(_MOST):
+        return None
+    share = evidence.of_weights("derivative_share")
     parts = [evidence.of_weights(name) for name in ("data_coefficient", "noise_coefficient")]
-    if not any(part is not None and part.above(_LEARNED) for part in parts):
+    learned = any(part is not None and part.above(_LEARNED) for part in parts)
+    if not learned and not (share is not None and share.above(_EXPLAINED)):
         return None
     return Detection(
         "critical",

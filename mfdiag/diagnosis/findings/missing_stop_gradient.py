@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.findings._targets import reversed_time_part
 
 __all__ = ["FINDING"]
 
@@ -12,20 +13,31 @@ _SMALLER = 0.95  # of the least Jacobian among healthy models
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    names = ("velocity_error", "jacobian_size", "target_defect")
-    error, size, defect = (evidence.of_weights(name) for name in names)
-    if size is None or defect is None or (error is not None and not error.below(_TRAINED)):
+    error, size = (evidence.of_weights(name) for name in ("velocity_error", "jacobian_size"))
+    defect, full = evidence.of_weights("target_defect", target="meanflow"), evidence.get("full_gradient_ratio")
+    if size is None or defect is None:
         return None
     usual, identity = evidence.usual("jacobian_size"), evidence.usual("target_defect", "meanflow")
-    if not size.below(_SMALLER * usual.low) or not defect.above(identity.high):
+    learned, small = error is None or error.below(_TRAINED), size.below(_SMALLER * usual.low)
+    expected = {"target_coefficient": "above 0", "jacobian_size": f"above {usual.low:.2g}"}
+    time = reversed_time_part(evidence)
+    if time is not None and (learned or (small and evidence.facts.guidance is None)):
+        return Detection(
+            "critical",
+            f"du/dt enters the target with the factor {time.value:.2g}, not 1, which no other tangent explains: the "
+            "training made its own target easy.",
+            [value for value in (time, size, defect, full) if value is not None],
+            expected,
+            strength=3.0 - time.high,
+        )
+    if not learned or not small or not defect.above(identity.high):
         return None
-    full = evidence.get("full_gradient_ratio")
     return Detection(
         "critical",
         f"|(t - r) du/dx - 1|^2, by which the tangent's noise enters the loss, is {size.value:.2g}, and MeanFlow's "
         f"identity fails by {defect.value:.2g}: the training made its own target less noisy.",
         [size, defect] if full is None else [size, defect, full],
-        {"jacobian_size": f"above {usual.low:.2g}", "target_defect": f"below {identity.high:.2g}"},
+        expected | {"target_defect": f"below {identity.high:.2g}"},
         strength=min(usual.low / size.high, defect.low / identity.high),
     )
 

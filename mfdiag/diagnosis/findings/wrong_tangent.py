@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
-from mfdiag.diagnosis.findings._targets import SENTENCES, closest_target, halved_defect
+from mfdiag.diagnosis.findings._targets import CLEARLY, SENTENCES, also_untrained, closest_target, halved_defect
 
 __all__ = ["FINDING"]
-
-_CLEARLY = 1 / 3  # of MeanFlow's defect
-_UNTRAINED = ("velocity_left_out", "derivative_left_out")  # what intervals that were not trained yet look like too
-_LEARNED = 0.6, 0.25  # velocity error up to which u(x_t, t, t) stands for v, and intervals should be trained
 
 
 def _rule(evidence: Evidence) -> Detection | None:
     usual = evidence.usual("target_defect", "meanflow")
     own, best = evidence.of_weights("target_defect", target="meanflow"), closest_target(evidence)
-    error, halved = evidence.of_weights("velocity_error"), halved_defect(evidence)
-    if own is None or best is None or not own.above(usual.median) or not best.below(_CLEARLY):
+    halved = halved_defect(evidence)
+    if own is None or best is None or not own.above(usual.median) or not best.below(CLEARLY):
         return None
     if halved is not None and halved < best.value * own.value:  # not another derivative, but less of it
         return None
     name = str(best.keys["target"])
-    if error is not None and not error.below(_LEARNED[name in _UNTRAINED]):
-        return None
-    also = ", or no pair with r < t was trained" if name in _UNTRAINED else ""
+    also = ", or no pair with r < t was trained" if also_untrained(name) else ""
     return Detection(
         "critical",
         f"The network fits such a target {1 / max(best.value, 1e-6):.0f} times better than MeanFlow's, whose defect is "

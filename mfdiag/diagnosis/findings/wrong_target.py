@@ -40,5 +40,5 @@ FINDING = Finding(
     "data than x_t does, or has a wrong factor.",
     "docs/theory.md#notation",
     remedies=("target_code",),
-    explains=("underfit", "untrained", "step_size_too_large", "intervals_not_learned"),
+    explains=("underfit", "untrained", "step_size_too_large", "intervals_not_learned", "interval_factor_missing"),
 )
