@@ -233,8 +233,8 @@ def _coefficients(
     yield Measured("derivative_share", share, keys=keys)
 
 
-def _gram(parts: Sequence[Tensor]) -> tuple[np.ndarray, int]:
-    """Mean inner products [R, parts, parts] of vectors [n, *shape] by jackknife replicate, and the number of blocks."""
+def _gram(parts: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean inner products [R, parts, parts] of vectors [n, *shape] by jackknife replicate, and its blocks."""
     stacked = torch.stack(list(parts)).flatten(2)
     products = torch.einsum("ind,jnd->nij", stacked, stacked).numpy().reshape(-1, len(parts) ** 2)
     gram, count = scalar_replicates(products, *blocks(len(products)))
