@@ -1,12 +1,13 @@
 """Does mfdiag name the convention that a network was trained in, and does it keep silent where nothing is wrong?
 
     nice -n 10 python benchmarks/conventions.py            # everything, on one core; a killed run resumes
-    nice -n 10 python benchmarks/conventions.py healthy    # or one part: healthy, pairs
+    nice -n 10 python benchmarks/conventions.py healthy    # or one part: healthy, pairs, identify
     python benchmarks/conventions.py cost                  # CPU time of the check
 
 Networks are trained by a plain PyTorch loop, all networks of one shape at once, in conventions that are written out
-here by hand. `pairs` reads each of them in each other convention. `healthy` checks networks as they were trained, at
-every stage of training. Both write one JSON line per network to the folder, and print what docs/conventions.md says.
+here by hand. `healthy` checks networks as they were trained, at every stage of training. `pairs` reads trained ones in
+each other convention, and checks them; `identify` runs the command of that name on the same pairs. Each writes one JSON
+line per network to the folder, and prints what docs/conventions.md says.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
@@ -32,10 +34,12 @@ from mfdiag.flow.data.scaling import ScaledPoints, Scaling
 from mfdiag.flow.guidance import parse_guidance
 from mfdiag.flow.paths import LINEAR
 from mfdiag.flow.times import parse_times
+from mfdiag.measures.conventions.budget import Budget
 from mfdiag.measures.conventions.order import LEARNED, order_of
 from mfdiag.measures.conventions.order import RATIO as ORDER_RATIO
 from mfdiag.measures.conventions.race import misfit_of, race
 from mfdiag.measures.conventions.verdict import LEAST_SKILL
+from mfdiag.measures.run import convention_check
 from mfdiag.measures.run.convention_check import check_convention, declared_scores, long_intervals
 from mfdiag.measures.run.subject import Subject, SubjectOptions, load_subject
 from mfdiag.models.cards.adapter import CardAdapter
@@ -349,27 +353,54 @@ def healthy(folder: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
 
 
 def measure_healthy(training: Training, stage: int, folder: Path) -> Row:
-    """Misfits of a network as it was trained, and of the best other reading."""
+    """What the check says of a network as it was trained, and how near to the bounds it comes."""
     convention = CONVENTIONS[training.convention]
     subject = subject_of(training, loaded(training, folder, stage), convention, data_of(training))
     return {"training": asdict(training), "stage": stage} | numbers(subject)
 
 
 def pairs(folder: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Trained networks read in every convention of as many times: is the right one named?"""
+    """Trained networks read in every convention of as many times: does the check warn?"""
+    for training, read_as in all_pairs():
+        yield f"{training.name} as {read_as.name}", partial(measure_pair, training, read_as, folder)
+
+
+def identified(folder: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """The same pairs: does `identify` name the right convention?"""
+    for training, read_as in all_pairs():
+        yield f"{training.name} as {read_as.name}", partial(identify_pair, training, read_as, folder)
+
+
+def all_pairs() -> Iterator[tuple[Training, Convention]]:
+    """Every (trained in, read as) of as many times."""
     for training in pair_trainings():
         for read_as in CONVENTIONS:
             if len(read_as.slots) == len(CONVENTIONS[training.convention].slots):
-                yield f"{training.name} as {read_as.name}", partial(measure_pair, training, read_as, folder)
+                yield training, read_as
+
+
+def pair_of(training: Training, read_as: Convention, folder: Path) -> tuple[Subject, Row]:
+    """A trained network read in a convention, and the columns that say so."""
+    network = loaded(training, folder, STAGES[-1])
+    subject = subject_of(training, network, read_as, data_of(training, read_as))
+    names = {"trained": CONVENTIONS[training.convention].name, "read": read_as.name, "dataset": training.dataset}
+    return subject, names
 
 
 def measure_pair(training: Training, read_as: Convention, folder: Path) -> Row:
-    """What is said of a trained network that is read in a convention."""
-    convention, network = CONVENTIONS[training.convention], loaded(training, folder, STAGES[-1])
-    subject = subject_of(training, network, read_as, data_of(training, read_as))
-    row = {"trained": convention.name, "read": read_as.name, "dataset": training.dataset}
-    doubt = check_convention(subject, _SAMPLES)
-    return row | {"doubt": doubt and doubt.record["reading"]} | named(subject, convention, read_as)
+    """What the check says of a trained network that is read in a convention, and the CPU time that it takes."""
+    subject, row = pair_of(training, read_as, folder)
+    start = process_time()
+    notes: list[str] = []
+    doubt = check_convention(subject, _SAMPLES, say=notes.append)
+    seconds = process_time() - start
+    return row | {"doubt": doubt and doubt.record["reading"], "noted": bool(notes), "seconds": seconds}
+
+
+def identify_pair(training: Training, read_as: Convention, folder: Path) -> Row:
+    """What `identify` says of the same."""
+    subject, row = pair_of(training, read_as, folder)
+    return row | named(subject, CONVENTIONS[training.convention], read_as)
 
 
 def numbers(subject: Subject) -> Row:
@@ -436,7 +467,7 @@ def show_healthy(rows: list[Row]) -> None:
     print(
         f"networks: {len(rows)}; with skill of at least {LEAST_SKILL}: {sum(r['skill'] >= LEAST_SKILL for r in rows)}"
     )
-    print(f"false alarms: {sum(row['doubt'] is not None for row in rows)}")
+    print(f"false alarms: {share([row['doubt'] is not None for row in rows])}")
     print(f"least misfit of another reading, over the declared one's: {min(near, default=np.nan):.2f}")
     for low, high in ((LEARNED, LEAST_SKILL), (LEAST_SKILL, 1.0)):
         effects = [r["order_effect"] for r in rows if "order_ratio" in r and low <= r["skill"] < high]
@@ -448,14 +479,48 @@ def show_healthy(rows: list[Row]) -> None:
 
 
 def show_pairs(rows: list[Row]) -> None:
-    """How often the check and `identify` name the convention, by the conventions of training."""
-    print("| data | trained in | read as others | warned | identified | identified or tied |")
+    """How often the check warns, by the conventions of training."""
+    print("| data | trained in | read as others | warned |")
+    print("| --- | --- | --- | --- |")
+    for (data, name), wrong in wrong_readings(rows):
+        print(f"| {data} | {name} | {len(wrong)} | {sum(row['doubt'] is not None for row in wrong)} |")
+    for data in dict.fromkeys(row["dataset"] for row in rows):
+        wrong = [row for row in rows if row["dataset"] == data and row["trained"] != row["read"]]
+        right = [row for row in rows if row["dataset"] == data and row["trained"] == row["read"]]
+        print(f"{data}: warned {share([row['doubt'] is not None for row in wrong])}")
+        print(f"{data}: neither warned nor noted {share([not row['doubt'] and not row['noted'] for row in wrong])}")
+        print(f"{data}, as trained: warned {share([row['doubt'] is not None for row in right])}")
+        seconds = sorted(row["seconds"] for row in rows if row["dataset"] == data)
+        print(f"{data}: {np.median(seconds):.2f} s of CPU, at most {seconds[-1]:.2f}")
+
+
+def show_identified(rows: list[Row]) -> None:
+    """How often `identify` names the convention, by the conventions of training."""
+    print("| data | trained in | read as others | refuted | identified | identified or tied |")
     print("| --- | --- | --- | --- | --- | --- |")
+    for (data, name), wrong in wrong_readings(rows):
+        counts = [sum(row[key] for row in wrong) for key in ("refuted", "right", "right_or_tied")]
+        print(f"| {data} | {name} | {len(wrong)} | {' | '.join(map(str, counts))} |")
+    for data in dict.fromkeys(row["dataset"] for row in rows):
+        wrong = [row for row in rows if row["dataset"] == data and row["trained"] != row["read"]]
+        right = [row for row in rows if row["dataset"] == data and row["trained"] == row["read"]]
+        for key, words in (("refuted", "refuted"), ("right", "named"), ("right_or_tied", "named or not distinguished")):
+            print(f"{data}: {words} {share([row[key] for row in wrong])}")
+        print(f"{data}, as trained: refuted {share([row['refuted'] for row in right])}")
+
+
+def wrong_readings(rows: list[Row]) -> Iterator[tuple[tuple[str, str], list[Row]]]:
+    """The rows of each data set and convention of training that are read in another one."""
     for data, name in dict.fromkeys((row["dataset"], row["trained"]) for row in rows):
-        wrong = [r for r in rows if (r["dataset"], r["trained"]) == (data, name) and r["read"] != name]
-        right, tied = (sum(row[key] for row in wrong) for key in ("right", "right_or_tied"))
-        counts = (len(wrong), sum(row["doubt"] is not None for row in wrong), right, tied)
-        print(f"| {data} | {name} | {' | '.join(map(str, counts))} |")
+        yield (data, name), [r for r in rows if (r["dataset"], r["trained"]) == (data, name) and r["read"] != name]
+
+
+def share(answers: list[bool]) -> str:
+    """How many of the answers are yes, with the exact binomial interval of 95 %."""
+    if not answers:
+        return "0 of 0"
+    interval = binomtest(sum(answers), len(answers)).proportion_ci()
+    return f"{sum(answers)} of {len(answers)} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] %"
 
 
 def show_cost() -> None:
@@ -472,23 +537,28 @@ def show_cost() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", nargs="*", default=["healthy", "pairs"])
+    parser.add_argument("part", nargs="*", default=["healthy", "pairs", "identify"])
     parser.add_argument("--folder", type=Path, default=Path("build/conventions"))
+    parser.add_argument(
+        "--evaluations", type=float, help="check as if no more evaluations were affordable; choose another folder"
+    )
     parser.add_argument("--only", default="", help="cases whose name begins with this")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part == ["cost"]:
         show_cost()
         return
+    if options.evaluations:
+        convention_check.budget_of = lambda few, samples, *, stop: Budget(options.evaluations, 0.0, 1.0)
     options.folder.mkdir(parents=True, exist_ok=True)
     everything = trainings()
     for digits in (False, True):
         train([training for training in everything if (training.dataset == "digits") == digits], options.folder)
     for part in options.part:
-        cases = {"healthy": healthy, "pairs": pairs}[part](options.folder)
+        cases = {"healthy": healthy, "pairs": pairs, "identify": identified}[part](options.folder)
         rows = collect(part, (case for case in cases if case[0].startswith(options.only)), options.folder)
         rows = [row for row in rows if row["case"].startswith(options.only)]
-        {"healthy": show_healthy, "pairs": show_pairs}[part](rows)
+        {"healthy": show_healthy, "pairs": show_pairs, "identify": show_identified}[part](rows)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def identify(
     cast = PassSettings(dtype=dtype).cast_network
     cast_networks = {key: cast(network) for key, network in networks.items()}
     scales = [*data_scales(subject.data, observations.z.numpy()), *scales]
-    exact = Scores(declared, observations, cast_networks, dtype, scales=scales)
+    exact = Scores(declared, observations, cast_networks, dtype, scales=tuple(scales))
     labeled = observations.condition is not None and subject.guidance is None
     candidates = readings(declared, scales, tuple(networks), labeled=labeled)
     scores, judged, ranking = _judged(exact, candidates)

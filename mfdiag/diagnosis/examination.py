@@ -30,9 +30,10 @@ from mfdiag.flow.conditions import move_condition
 from mfdiag.flow.guidance import Guidance, GuidanceScale
 from mfdiag.flow.weighting import Weighting, parse_weighting
 from mfdiag.gradients.pass_types import PassSettings
+from mfdiag.measures.conventions.cost import EVALUATIONS_PER_SAMPLE
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict
 from mfdiag.measures.parts.rows import Rows
-from mfdiag.measures.run.convention_check import EVALUATIONS_PER_SAMPLE, declared_verdict
+from mfdiag.measures.run.convention_check import declared_verdict
 from mfdiag.measures.run.measure_subject import why_no_posterior
 from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.run.request import Progress, Request

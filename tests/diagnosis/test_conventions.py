@@ -246,14 +246,14 @@ def test_the_race_ranks_as_the_full_product_does(name: str) -> None:
     everything = readings(scores.declared, ((1.0, 0.0), (0.18215, 0.0), (5.0, 0.1)))
     assert len(everything) == (4 * 2 * 2 * 3 * 4 + 2 * 2) * 3  # a denoiser has order and sign alone
     slow = exhaustive(scores, everything, keep=KEEP, skill=LEAST_SKILL)
-    evaluated = scores.evaluations
+    evaluated = scores.budget.evaluated
     fresh = scores_of(foreign(TRAINED[name]), 48)
     fast = race(fresh, everything, keep=KEEP, skill=LEAST_SKILL)
     assert [m.total for m in fast] == pytest.approx([m.total for m in slow], rel=1e-4)
     assert fast[0].reading == slow[0].reading
     clear = slow[-1].total - 1e-4  # equals to rounding may leave either one out
     assert {m.reading for m in fast if m.total < clear} == {m.reading for m in slow if m.total < clear}
-    assert fresh.evaluations < evaluated / 4
+    assert fresh.budget.evaluated < evaluated / 4
 
 
 def test_the_race_is_exact_for_random_misfits() -> None:
@@ -278,14 +278,19 @@ class _RandomScores(Scores):
     def row(self, reading: Reading) -> np.ndarray:
         return self.table[self.numbers.setdefault(reading, len(self.numbers))]
 
-    def velocity(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
-        return self.row(reading)[0, rows]
+    def losses(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
+        places = np.ones((2 * len(self._predictions), len(range(*rows.indices(30)))))
+        times = reading.times if "h" in reading.times else ("r", "t")  # their order does not show at r = t
+        predictions = (reading.prediction,) if reading.denoised else self._predictions
+        for one in (replace(reading, times=times, prediction=p, sign=s) for p in predictions for s in (1, -1)):
+            places[self.place(one)] = self.row(one)[0, rows]
+        return places
 
     def interval(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
         return self.row(reading)[1, rows]
 
-    def silent(self, reading: Reading) -> float:
-        return 0.3
+    def silents(self, reading: Reading) -> np.ndarray:
+        return np.full(2 * len(self._predictions), 0.3)
 
 
 def test_scores_evaluate_as_the_card_of_the_reading_does() -> None:

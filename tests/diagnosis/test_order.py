@@ -112,15 +112,18 @@ def test_flow_matching_has_no_order(exchanged: bool) -> None:
 
 
 def test_the_longest_intervals_are_drawn_samples() -> None:
-    scores, _ = declared_scores(subject_of(trained(0.5)), 4096)
-    everything = long_intervals(scores, subject_of(trained(0.5)), 64, 0).observations
-    few = everything.longest(10)
-    assert everything.pairs is not None
+    subject = subject_of(trained(0.5))
+    draws = subject.draws(0)
+    scores, _ = declared_scores(subject, 4096)
+    few = long_intervals(scores, subject, 10, 0).observations
     assert few.pairs is not None
-    lengths = (everything.pairs[2] - everything.pairs[0]).sort(descending=True).values
-    assert torch.equal(few.pairs[2] - few.pairs[0], lengths[:10])
-    assert all(bool((row == everything.z).all(1).any()) for row in few.z)
-    assert len(lengths) == 64
+    everything = draws.batch(np.arange(800))
+    apart = torch.nonzero(everything.r < everything.t)[:, 0][: 4 * 10]
+    lengths = (everything.t - everything.r)[apart]
+    order = lengths.argsort(descending=True)[:10]
+    assert torch.equal(few.pairs[2] - few.pairs[0], lengths[order])
+    assert torch.equal(few.z, everything.x0[apart[order]])
+    assert torch.equal(few.x1, everything.x1[apart[order]])
 
 
 def test_bounds_of_an_order_rise_as_the_skill_falls() -> None:

@@ -350,7 +350,32 @@ def test_progress_counts_to_the_end_and_nothing_is_said_for_nothing() -> None:
     said: list[str] = []
     tables_of(progress=lambda *step: seen.append(step), say=said.append, chunk=50, bins=None, tables=("sweep",))
     assert [done for _, done, _ in seen] == [50, 100, 150, 200] and {total for *_, total in seen} == {200}
-    assert said == []
+    note = "128 samples cannot tell whether the model was trained in the convention that it is read in: as declared, "
+    assert [text.startswith(note) for text in said] == [True]  # the network is untrained
+
+
+def test_the_caller_is_told_where_samples_neither_confirm_nor_refute_the_convention() -> None:
+    said: list[str] = []
+
+    class Flow(nn.Module):
+        """The exact velocity of a Gaussian, or nothing."""
+
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = nn.Parameter(torch.tensor(share))
+
+        def forward(self, x: torch.Tensor, r: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            at = [((1 - s) ** 2 + s**2).sqrt() for s in (r, t)]  # of N(0, I) to N(0, I): x_r = x_t sigma_r / sigma_t
+            length = (t - r).clamp_min(1e-4)
+            slope = torch.where(t > r, (1 - at[0] / at[1]) / length, (2 * t - 1) / at[1] ** 2)
+            return self.share * slope[:, None] * x
+
+    for share, notes in ((1.0, 0), (0.0, 1)):
+        said.clear()
+        measure(Flow(share), "gaussian:2,0,1", tables=("sweep",), samples=64, times="uniform", say=said.append)
+        told = [text for text in said if "cannot tell whether the model was trained in the convention" in text]
+        assert len(told) == notes, said
+        assert all("explains too little of the velocity" in text and text.endswith(", from a file.") for text in told)
 
 
 def test_named_data_and_its_own_points_agree() -> None:

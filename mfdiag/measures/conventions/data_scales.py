@@ -41,7 +41,7 @@ def data_scales(data: Data, sample: np.ndarray) -> Sequence[tuple[float, float]]
         Pairs (factor, shift), each once.
     """
     factor, shift = stored_scaling(data)
-    pairs = [(1.0, 0.0), *_images(sample), *((power, 0.0) for power in _POWERS)]
+    pairs = [(1.0, 0.0), *_images(sample)]  # the most frequent ones first
     if factor.size == 1:
         own, offset = float(factor.reshape(())), float(shift.reshape(-1)[0])
         pairs += [(scale / own, -scale * offset / own) for scale in (1.0, *_LATENTS)]
@@ -49,6 +49,7 @@ def data_scales(data: Data, sample: np.ndarray) -> Sequence[tuple[float, float]]
         pairs += [(1 / scale, 0.0) for scale in _LATENTS]  # the stored data include a factor
     else:
         pairs += [(scale, 0.0) for scale in (*_LATENTS, *(1 / scale for scale in _LATENTS))]
+    pairs += [(power, 0.0) for power in _POWERS]
     distinct: list[tuple[float, float]] = []
     for pair in pairs:
         if not any(math.isclose(pair[0], k, rel_tol=1e-9) and abs(pair[1] - b) < 1e-9 for k, b in distinct):

@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfdiag.flow.conditions import Condition, map_condition, null_of
+from mfdiag.flow.conditions import Condition, null_of
 from mfdiag.flow.data.datasets import FiniteData, MomentsData
 from mfdiag.flow.draw import Batch, Draws
 from mfdiag.flow.paths import LINEAR, Path
 
-__all__ = ["Intervals", "Observations", "VelocityPoints", "observe", "time_of"]
+__all__ = ["Intervals", "Observations", "VelocityPoints", "longest_intervals", "observe", "time_of"]
 
 _EDGE = 0.02  # tau is uniform in [0.02, 0.98]: at the ends the path has no noise, or no data
 _INNER = 0.2  # s divides [r, t] at a fraction in [0.2, 0.8]
 _MIDDLE = 2.0**-60  # of the last step of bisection
+_DRAWN = 8  # times to draw for each interval, of which few may have r < t
 _EXPONENTIAL = 12  # cost of one logit of the posterior, in coordinates
 _MOMENTS = 8  # the same for data that are themselves random
 
@@ -154,46 +155,40 @@ class Observations:
         scale = variance * self.rho**2 / (variance + self.rho**2) * self.z[0].numel()
         return (denoised - self.z).flatten(1).square().sum(1) / scale
 
-    def longest(self, count: int) -> Observations:
-        """The observations of the longest intervals.
 
-        Args:
-            count: How many at most.
+def longest_intervals(draws: Draws, count: int, among: int) -> np.ndarray:
+    """Numbers of the samples with the longest intervals; their times are drawn, but not their data.
 
-        Returns:
-            These observations.
-        """
-        assert self.pairs is not None
-        r, s, t = self.pairs
-        rows = (t - r).argsort(descending=True, stable=True)[:count]
-        return replace(
-            self,
-            z=self.z[rows],
-            x1=self.x1[rows],
-            condition=map_condition(self.condition, lambda values: values[rows]),
-            rho=self.rho[rows],
-            mean=self.mean[rows],
-            pairs=(r[rows], s[rows], t[rows]),
-        )
+    Args:
+        draws: The distribution of the samples.
+        count: How many at most.
+        among: Samples with r < t of which these are the longest, if so many are among the first `_DRAWN` times as many.
+
+    Returns:
+        Sample numbers, the longest interval first; none where every pair has r = t.
+    """
+    r, t = draws.times_of(np.arange(_DRAWN * among))
+    apart = np.nonzero(r < t)[0][:among]
+    return apart[np.argsort(r[apart] - t[apart], kind="stable")[:count]]
 
 
-def observe(draws: Draws, samples: int, *, cost: float) -> Observations:
+def observe(draws: Draws, samples: int | np.ndarray, *, cost: float) -> Observations:
     """Draw observations.
 
     Args:
         draws: The distribution of the samples. Under guidance that drops conditions, all are the null condition, whose
             velocity is not guided.
-        samples: Their number.
+        samples: How many, or their numbers.
         cost: Upper limit of samples x data points x coordinates; above it the posterior is not computed.
 
     Returns:
         The observations.
     """
-    batch = draws.batch(np.arange(samples))
+    batch = draws.batch(np.arange(samples) if isinstance(samples, int) else samples)
     condition, dropped = batch.condition, None
     if draws.guidance is not None and condition is not None and draws.guidance.drop > 0:
         condition = null_of(condition, draws.null_label)
-        dropped = torch.ones(samples, dtype=torch.bool)
+        dropped = torch.ones(len(batch.t), dtype=torch.bool)
     u = torch.as_tensor(draws.uniforms("conventions", batch.index, 2))
     std = float((batch.x0 - batch.x0.mean(0)).square().mean().sqrt().clamp_min(1e-12))
     tau = _EDGE + (1 - 2 * _EDGE) * u[:, 0]

@@ -22,10 +22,21 @@ from mfdiag.measures.conventions.scores import Scores
 from mfdiag.measures.conventions.verdict import LEAST_SKILL, Verdict, votes
 from mfdiag.models.cards.readings import Reading
 
-__all__ = ["DRAWN", "EVALUATIONS", "LEARNED", "RATIO", "Order", "is_confirmed", "judge_order", "order_of", "swap_of"]
+__all__ = [
+    "DRAWN",
+    "EVALUATIONS",
+    "LEARNED",
+    "RATIO",
+    "Order",
+    "affords_order",
+    "is_confirmed",
+    "judge_order",
+    "order_of",
+    "swap_of",
+]
 
-EVALUATIONS = 8
-"""Evaluations of the network for each interval."""
+EVALUATIONS = 11
+"""Evaluations of the network for each interval, at most."""
 
 DRAWN = 4
 """Intervals to draw for each that is used."""
@@ -33,7 +44,7 @@ DRAWN = 4
 RATIO = 0.25
 """Greatest defect of the swap, over that of the declared order, that refutes it."""
 
-LEARNED = 0.15
+LEARNED = 0.2
 """Least skill of a network of which anything is said."""
 
 _SCREENED = 0.25  # of the intervals, the longest: they show whether the others are worth their evaluations
@@ -41,6 +52,7 @@ _DOUBTFUL = 0.75  # greatest defect of the swap, over that of the declared order
 
 _EFFECTS = {LEAST_SKILL: 0.1, LEARNED: 1.0}  # by skill, the least difference over the defect without r
 _LEVEL = 1 - 1e-3
+_INTERVAL = 3  # evaluations of an interval
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,22 @@ def order_of(scores: Scores, reading: Reading) -> Order | None:
     return Order(scores.interval(reading), scores.interval(swap), scores.interval(ignoring))
 
 
+def affords_order(long: Scores) -> bool:
+    """Whether the budget lasts for the longest intervals in both orders.
+
+    Args:
+        long: Evaluates readings on intervals, the longest first.
+
+    Returns:
+        Whether it does.
+    """
+    return long.budget.affords(2 * _INTERVAL * _screened(long).stop, 2 * _INTERVAL)
+
+
+def _screened(long: Scores) -> slice:
+    return slice(0, max(int(_SCREENED * len(long.observations)), 1))
+
+
 def is_confirmed(long: Scores, reading: Reading) -> bool:
     """Whether the longest intervals speak for the order of a reading: the swap has clearly more defect.
 
@@ -129,8 +157,7 @@ def _screened_ratio(long: Scores, reading: Reading) -> float:
     if swap is None or long.observations.pairs is None:
         return 1.0
     if reading not in long.screened:
-        first = slice(max(int(_SCREENED * len(long.observations)), 1))
-        declared, swapped = (float(long.interval(one, first).mean()) for one in (reading, swap))
+        declared, swapped = (float(long.interval(one, _screened(long)).mean()) for one in (reading, swap))
         long.screened[reading] = swapped / max(declared, 1e-300)
     return long.screened[reading]
 
@@ -153,7 +180,8 @@ def judge_order(verdict: Verdict, scores: Scores, long: Scores, candidates: Sequ
         return verdict
     if _screened_ratio(long, declared.reading) > _DOUBTFUL:
         return verdict
-    order = order_of(long, declared.reading)
+    count = len(long.observations)
+    order = order_of(long, declared.reading) if long.budget.affords(3 * _INTERVAL * count, 3 * _INTERVAL) else None
     if order is None or not order.refuted(declared.skill):
         return verdict
     defects = float(order.declared.mean()), float(order.swapped.mean())

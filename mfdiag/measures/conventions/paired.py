@@ -9,7 +9,7 @@ import numpy as np
 
 from mfdiag.measures.conventions.race import Misfit, misfit_of, race
 from mfdiag.measures.conventions.scores import Scores, linear_misfit, posterior_misfit
-from mfdiag.measures.conventions.verdict import Verdict, beats_linear, judge_paired
+from mfdiag.measures.conventions.verdict import Verdict, beats_linear, explains_lost, judge_paired
 from mfdiag.models.cards.readings import Reading
 
 __all__ = ["Judged", "judge_by_samples", "memorizes"]
@@ -53,5 +53,6 @@ def judge_by_samples(exact: Scores, candidates: Sequence[Reading], keep: int) ->
     linear = linear_misfit(exact.observations)
     paired = exact.paired
     fitting = race(paired, candidates, keep=keep, skill=-np.inf, ceiling=float(linear.mean()))
-    ranking = [misfit for misfit in fitting if beats_linear(misfit, linear)]
-    return Judged(paired, judge_paired(misfit_of(paired, paired.declared.reading), ranking, linear), ranking)
+    declared = misfit_of(paired, paired.declared.reading)
+    ranking = [m for m in fitting if beats_linear(m, linear) or explains_lost(m, declared, linear)]
+    return Judged(paired, judge_paired(declared, ranking, linear), ranking)

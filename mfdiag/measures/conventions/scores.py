@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from mfdiag.flow.conditions import map_condition, move_condition
-from mfdiag.measures.conventions.observations import Observations, VelocityPoints
+from mfdiag.measures.conventions.budget import Budget
+from mfdiag.measures.conventions.observations import Observations
 from mfdiag.models.cards.adapter import CardAdapter
 from mfdiag.models.cards.readings import Declared, Reading
 from mfdiag.models.networks.registry import PREDICTIONS
@@ -52,6 +53,32 @@ class Errors(NamedTuple):
     step: np.ndarray
 
 
+class _Products(NamedTuple):
+    """Inner products of an output with the point and the velocity, and its squared norm, each [n]."""
+
+    x: Tensor
+    v: Tensor
+    square: Tensor
+
+
+class _Points(NamedTuple):
+    """`VelocityPoints` with the inner products that all readings share."""
+
+    x: Tensor
+    t: Tensor
+    v: Tensor
+    weight: Tensor
+    xx: Tensor
+    xv: Tensor
+    vv: Tensor
+
+    def error(self, point: Tensor, factor: Tensor, output: _Products) -> Tensor:
+        """|u - v|^2 [n] of u = point x + factor output, without an array of the size of u."""
+        of_point = point**2 * self.xx + 2 * point * (factor * output.x - self.xv)
+        of_output = factor**2 * output.square - 2 * factor * output.v
+        return (of_point + of_output + self.vv).clamp_min(0)
+
+
 @dataclass
 class Scores:
     """Misfits of the readings of one network on the same observations.
@@ -64,8 +91,8 @@ class Scores:
         device: Where they run.
         scales: Scales of the data (factor, shift) that share a call of the network. A call with many samples costs a
             small network hardly more than one with few.
-        budget: Samples that a check may evaluate.
-        evaluations: Samples evaluated so far.
+        budget: What may be evaluated; calls are counted there.
+        tried: Readings that the last race compared.
         screened: By reading, what a part of the intervals says of the order of its times.
     """
 
@@ -74,51 +101,80 @@ class Scores:
     networks: Mapping[str, nn.Module]
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
-    scales: Sequence[tuple[float, float]] = ()
-    budget: float = np.inf
-    evaluations: int = 0
+    scales: tuple[tuple[float, float], ...] = ()
+    budget: Budget = field(default_factory=Budget)
+    tried: int = 0
     screened: dict[Reading, float] = field(default_factory=dict, repr=False)
+    _numbers: dict[tuple[float, float], int] = field(default_factory=dict, repr=False)  # of the scales
+    _predictions: tuple[str, ...] = ()
     _losses: dict[object, np.ndarray] = field(default_factory=dict, repr=False)
     _outputs: dict[object, Tensor] = field(default_factory=dict, repr=False)  # of calls with all samples
     _intervals: dict[Reading, np.ndarray] = field(default_factory=dict, repr=False)  # the same
-    _silent: dict[object, float] = field(default_factory=dict, repr=False)
-    _placed: dict[object, VelocityPoints] = field(default_factory=dict, repr=False)
+    _silent: dict[object, np.ndarray] = field(default_factory=dict, repr=False)
+    _placed: dict[object, _Points] = field(default_factory=dict, repr=False)
+    _factors: dict[object, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _adapters: dict[object, CardAdapter] = field(default_factory=dict, repr=False)
     _converters: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        self._numbers = {scale: number for number, scale in enumerate(self.scales)}
+        own = self.declared.reading
+        self._predictions = tuple(PREDICTIONS)
+        if not own.denoised and own.prediction not in self._predictions:  # with an argument
+            self._predictions += (own.prediction,)
+
+    def call(self, rows: slice = slice(None)) -> None:
+        """Call the network as declared with some observations, and forget what it returns."""
+        points, own = self._points(((1.0, 0.0),), rows), self.declared.reading
+        self._output(own, points.x, points.t, points.t, rows)
+
+    def call_of(self, reading: Reading) -> object:
+        """What all readings share whose losses come from the same calls: prediction, sign and scale may differ."""
+        own = (reading.factor, reading.shift)
+        scale = None if own in self._numbers else own
+        return (*_call_of(reading), scale, reading.prediction if reading.denoised else "")
+
+    def place(self, reading: Reading) -> int:
+        """The row of a reading in `losses` and in `silents`."""
+        number = 0 if reading.denoised else self._predictions.index(reading.prediction)
+        own = (reading.factor, reading.shift)
+        row = 2 * number + (reading.sign == -1)
+        return row * len(self.scales) + self._numbers[own] if own in self._numbers else row
+
     def velocity(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
         """q_v / (1 + q_v) of some observations [n]; 1 where the network fails in this reading."""
-        key = (
-            _call_of(reading),
-            reading.prediction,
-            reading.sign,
-            reading.factor,
-            reading.shift,
-            rows.start,
-            rows.stop,
-        )
+        return self.losses(reading, rows)[self.place(reading)]
+
+    def losses(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
+        """The same for all readings that share the calls of one [readings, n]."""
+        key = (self.call_of(reading), rows.start, rows.stop)
         if key not in self._losses:
-            self._losses |= self._velocity_losses(reading, rows)
+            scales = self._scales_of(reading)
+            points = self._points(scales, rows)
+            output = self._output_at_equal_times(reading, points.x, points.t, rows, scales)
+            point, factor = self._all_coefficients(reading, points.t, (scales[0], rows.start, rows.stop))
+            loss = np.ones((len(point) * len(scales), len(points.t) // len(scales)))
+            if output is not None:
+                products = _Products(_dot(points.x, output), _dot(points.v, output), _dot(output, output))
+                loss = _bounded(points.weight * points.error(point, factor, products)).reshape(loss.shape)
+            self._losses[key] = loss
         return self._losses[key]
 
-    def _velocity_losses(self, reading: Reading, rows: slice) -> dict[object, np.ndarray]:
-        """The losses of all readings that share a call of the network: they differ in prediction, sign and scale."""
+    def _scales_of(self, reading: Reading) -> tuple[tuple[float, float], ...]:
+        """The scales of the data in a call for this reading."""
         own = (reading.factor, reading.shift)
-        scales = self.scales if own in self.scales else (own,)
-        at_scale = [replace(reading, factor=factor, shift=shift) for factor, shift in scales]
-        points = [self._points(scaled, rows) for scaled in at_scale]
-        x, t, v, weight = (torch.cat(parts) for parts in zip(*points, strict=True))
-        output = self._output_at_equal_times(reading, x, t, rows, scales)
-        losses: dict[object, np.ndarray] = {}
-        predictions = {reading.prediction} if reading.denoised else {*PREDICTIONS, reading.prediction}
-        for prediction, sign in product(predictions, (1, -1)):
-            converted = replace(reading, prediction=prediction, sign=sign)
-            loss = np.ones(len(t))
-            if output is not None:
-                loss = _bounded(weight * _square(self._average_velocity(converted, x, t, output) - v))
-            for (factor, shift), part in zip(scales, loss.reshape(len(scales), -1), strict=True):
-                losses[(_call_of(reading), prediction, sign, factor, shift, rows.start, rows.stop)] = part
-        return losses
+        return self.scales if own in self._numbers else (own,)
+
+    def _all_coefficients(self, reading: Reading, t: Tensor, points: object) -> tuple[Tensor, Tensor]:
+        """p and q [readings, n] of u = p x + q output, for each prediction and sign."""
+        kind = reading.prediction if reading.denoised else ""
+        key = (reading.direction, kind, points)
+        if key not in self._factors:
+            predictions = (reading.prediction,) if reading.denoised else self._predictions
+            signed = [replace(reading, prediction=name, sign=sign) for name, sign in product(predictions, (1, -1))]
+            parts = zip(*(self._coefficients(one, t) for one in signed), strict=True)
+            self._factors[key] = tuple(map(torch.stack, parts))  # type: ignore[assignment]
+        return self._factors[key]
 
     def _output_at_equal_times(
         self, reading: Reading, x: Tensor, t: Tensor, rows: slice, scales: Sequence[tuple[float, float]]
@@ -136,19 +192,28 @@ class Scores:
     @property
     def paired(self) -> Scores:
         """The same network on `Observations.paired`, without calling it again where it was called with all samples."""
+        if not self.observations.exact:
+            return self
         other = Scores(
-            self.declared, self.observations.paired, self.networks, self.dtype, self.device, scales=self.scales
+            self.declared, self.observations.paired, self.networks, self.dtype, self.device, self.scales, self.budget
         )
         other._outputs, other._intervals, other._adapters = self._outputs, self._intervals, self._adapters
         return other
 
     def silent(self, reading: Reading) -> float:
         """Mean of q_v / (1 + q_v) if the network returned zero: what a reading explains without the network."""
-        key = (reading.prediction, reading.factor, reading.shift)
+        return float(self.silents(reading)[self.place(reading)])
+
+    def silents(self, reading: Reading) -> np.ndarray:
+        """The same for all readings that share the calls of one [readings]."""
+        scales = self._scales_of(reading)
+        key = (reading.direction, reading.prediction if reading.denoised else "", scales[0])
         if key not in self._silent:
-            points = self._points(reading, slice(None))
-            u = self._average_velocity(reading, points.x, points.t, torch.zeros_like(points.x))
-            self._silent[key] = float(_bounded(points.weight * _square(u - points.v)).mean())
+            points = self._points(scales, slice(None))
+            point, factor = self._all_coefficients(reading, points.t, (scales[0], None, None))
+            zero = torch.zeros_like(points.t)
+            loss = _bounded(points.weight * points.error(point, factor, _Products(zero, zero, zero)))
+            self._silent[key] = loss.reshape(len(point) * len(scales), -1).mean(1)
         return self._silent[key]
 
     def interval(self, reading: Reading, rows: slice = slice(None)) -> np.ndarray:
@@ -169,7 +234,7 @@ class Scores:
 
     def errors(self, reading: Reading) -> Errors | None:
         """The errors that D_v and D_s are made of; None where the network fails in this reading."""
-        points = self._points(reading, slice(None))
+        points = self._points(((reading.factor, reading.shift),), slice(None))
         output = self._output(reading, points.x, points.t, points.t, slice(None))
         parts = None if self.observations.pairs is None else self._defect(reading, slice(None))
         if output is None or (parts is None and self.observations.pairs is not None):
@@ -179,13 +244,15 @@ class Scores:
         defect, step = parts or (nothing, nothing)
         return Errors(*(part.numpy() for part in (_square(u - points.v), _square(points.v), defect, step)))
 
-    def _points(self, reading: Reading, rows: slice) -> VelocityPoints:
-        """The observations as points of the reading's path."""
-        key = (reading.factor, reading.shift, rows.start, rows.stop)
+    def _points(self, scales: Sequence[tuple[float, float]], rows: slice) -> _Points:
+        """The observations as points of the paths from data of these scales, one scale after the other."""
+        key = (*scales, rows.start, rows.stop)
         if key not in self._placed:
-            if len(self._placed) * self.observations.z[rows].numel() > _REMEMBERED:
+            if len(self._placed) * self.observations.z[rows].numel() * len(scales) > _REMEMBERED:
                 self._placed.clear()
-            self._placed[key] = self.observations.points(reading.factor, reading.shift, rows)
+            parts = [self.observations.points(factor, shift, rows) for factor, shift in scales]
+            x, t, v, weight = (torch.cat(part) for part in zip(*parts, strict=True))
+            self._placed[key] = _Points(x, t, v, weight, _dot(x, x), _dot(x, v), _dot(v, v))
         return self._placed[key]
 
     def _defect(self, reading: Reading, rows: slice) -> tuple[Tensor, Tensor] | None:
@@ -212,7 +279,7 @@ class Scores:
         cast = [value.to(self.device, self.dtype) for value in (x, r, t)]
         condition = map_condition(self.observations.condition, lambda values: torch.cat([values[rows]] * times))
         condition = move_condition(condition, cast[0])
-        self.evaluations += len(x)
+        self.budget.take(len(x))
         try:
             with torch.no_grad():
                 output = self._adapter(reading)(*cast, condition).detach()  # a network may differentiate itself
@@ -235,6 +302,11 @@ class Scores:
 
     def _average_velocity(self, reading: Reading, x: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """u at the points x and times t from what the network returned; as the adapters of the reading's card."""
+        point, factor = (value.view(-1, *[1] * (x.ndim - 1)) for value in self._coefficients(reading, t))
+        return point * x + factor * output
+
+    def _coefficients(self, reading: Reading, t: Tensor) -> tuple[Tensor, Tensor]:
+        """p and q [n] of u = p x + q output at times t [n]."""
         if reading.prediction not in self._converters:
             prediction = self.declared.card_of(reading).prediction
             self._converters[reading.prediction] = as_average_velocity(
@@ -242,9 +314,10 @@ class Scores:
             )
         converter = self._converters[reading.prediction]
         if not isinstance(converter, PredictionAdapter):
-            return output if (reading.direction == "D1") == (reading.sign == -1) else -output
-        point, factor = (value.view(-1, *[1] * (x.ndim - 1)) for value in converter.factors(t))
-        return point * x + reading.sign * factor * output
+            sign = 1 if (reading.direction == "D1") == (reading.sign == -1) else -1
+            return torch.zeros_like(t), sign * torch.ones_like(t)
+        point, factor = converter.factors(t)
+        return point, reading.sign * factor
 
 
 def linear_misfit(observations: Observations) -> np.ndarray:
@@ -262,6 +335,11 @@ def _call_of(reading: Reading) -> tuple[object, ...]:
     """What decides the network's output at r = t, where the order of the times does not enter."""
     times = reading.times if "h" in reading.times else ("r", "t")
     return times, reading.direction, reading.time_scale, reading.weights, reading.labels, reading.denoised
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products [n] of x and y [n, *shape]."""
+    return torch.linalg.vecdot(x.flatten(1), y.flatten(1))
 
 
 def _square(x: Tensor) -> Tensor:

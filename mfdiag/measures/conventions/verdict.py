@@ -23,6 +23,7 @@ __all__ = [
     "axes_in_words",
     "beats_linear",
     "difference",
+    "explains_lost",
     "judge",
     "judge_paired",
     "votes",
@@ -44,8 +45,14 @@ _BY_CHANCE = 0.95
 _WRONG = 1.25
 """Least velocity part of a declared reading, over the linear denoiser's, that is refuted without the posterior."""
 
+_LOST = -0.1
+"""Greatest skill of a declared reading whose output only adds error. Then another one counts that explains a part."""
+
+_PART = 0.2  # least skill that does, in a reading no worse than the linear denoiser
+
 _MARGIN = 0.015  # least difference that does
 _LEVEL = 1 - 1e-5  # of the interval of the relative difference that must exclude zero
+_TRIED = 4000  # readings that it allows for; where fewer are tried, one of them fits by chance more rarely
 _BLOCKS = 32
 
 
@@ -104,12 +111,13 @@ def votes(a: np.ndarray, b: np.ndarray, level: float) -> Estimate:
     return _estimate((a - b) / np.maximum(a + b, 1e-12), level)
 
 
-def judge(declared: Misfit, ranking: Sequence[Misfit]) -> Verdict:
+def judge(declared: Misfit, ranking: Sequence[Misfit], tried: int = _TRIED) -> Verdict:
     """Judge the declared reading.
 
     Args:
         declared: The declared reading.
         ranking: The readings that explain the network, the best first.
+        tried: How many readings were compared.
 
     Returns:
         The verdict.
@@ -120,7 +128,8 @@ def judge(declared: Misfit, ranking: Sequence[Misfit]) -> Verdict:
     equals = [misfit for misfit in ranking if misfit is least or difference(misfit, least).low <= 0]
     best = min(equals, key=lambda misfit: len(misfit.reading.changes(declared.reading)))
     tied = [misfit for misfit in equals if misfit is not best]
-    return Verdict(declared, best, tied, _refutes(best, declared))
+    level = 1 - (1 - _LEVEL) * max(1.0, _TRIED / max(tried, 1))
+    return Verdict(declared, best, tied, _refutes(best, declared, level))
 
 
 def beats_linear(misfit: Misfit, linear: np.ndarray) -> bool:
@@ -137,6 +146,23 @@ def beats_linear(misfit: Misfit, linear: np.ndarray) -> bool:
     return bool(below and votes(linear, misfit.velocity, _LEVEL).low > 0)
 
 
+def explains_lost(misfit: Misfit, declared: Misfit, linear: np.ndarray) -> bool:
+    """Whether a reading explains a part of what the declared one is worse at than a network that returns zero.
+
+    A network that has not learned to beat the linear denoiser can still show in which convention it was trained.
+
+    Args:
+        misfit: The reading on `Observations.paired`.
+        declared: The declared reading on the same.
+        linear: The linear denoiser's part of each sample [n].
+
+    Returns:
+        Whether it does.
+    """
+    no_worse = misfit.velocity.mean() <= linear.mean()
+    return bool(declared.skill <= _LOST and misfit.skill >= _PART and no_worse)
+
+
 def judge_paired(declared: Misfit, ranking: Sequence[Misfit], linear: np.ndarray) -> Verdict:
     """Judge the declared reading without the posterior, where the data are few and of many dimensions.
 
@@ -145,7 +171,7 @@ def judge_paired(declared: Misfit, ranking: Sequence[Misfit], linear: np.ndarray
 
     Args:
         declared: The declared reading on `Observations.paired`.
-        ranking: Readings that beat the linear denoiser, the best first.
+        ranking: Readings that explain the network by `beats_linear` or `explains_lost`, the best first.
         linear: The linear denoiser's part of each sample [n].
 
     Returns:
@@ -162,7 +188,7 @@ def judge_paired(declared: Misfit, ranking: Sequence[Misfit], linear: np.ndarray
     return verdict._replace(refuted=bool(changed and wrong and better))
 
 
-def _refutes(best: Misfit, declared: Misfit) -> bool:
+def _refutes(best: Misfit, declared: Misfit, level: float) -> bool:
     """Whether a reading explains the network better than the declared one beyond doubt."""
     a, b = declared.velocity + declared.interval, best.velocity + best.interval
     changes = best.reading.changes(declared.reading)
@@ -173,7 +199,7 @@ def _refutes(best: Misfit, declared: Misfit) -> bool:
         changes
         and best.total <= ratio * declared.total
         and declared.total - best.total >= _MARGIN
-        and votes(a, b, _LEVEL).low > 0
+        and votes(a, b, level).low > 0
     )
 
 

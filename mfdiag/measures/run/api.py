@@ -139,7 +139,8 @@ def measure(
         request: Estimators, coefficients, batch sizes and, in its `settings`, how a pass runs. Without it each table's
             default estimators are measured.
         progress: Receives (label, samples done, samples in all).
-        say: Receives one-line notes.
+        say: Receives one-line notes, one of them where the samples do not tell whether the model is read in the
+            convention that it was trained in.
         **options: Single fields of these groups by keyword, which override the groups: `times`, `source`, `coupling`,
             `path`, `prediction`, `guidance`, `weighting`, `proxy`, `proxy_model`; `estimators`, `beta`, `gamma`,
             `batch_sizes`, `by_layer`, `seed`, `posterior`, `extras`, `floor`; `samples`, `bins`, `chunk`, `engine`,
@@ -162,7 +163,7 @@ def measure(
         subject = _loaded_subject(model, data, conditions, complete, stated, say)
     else:
         subject = _subject(model, _with_conditions(_required(data), conditions), complete, say)
-    _check(subject, base)
+    _check(subject, base, say)
     frames: dict[str, pd.DataFrame] = {}
     for name in [tables] if isinstance(tables, str) else tables:
         table = find_table(name)
@@ -243,10 +244,12 @@ def _types() -> dict[str, TypeAdapter[Any]]:
     return {name: TypeAdapter(kind, config=config) for name, kind in get_type_hints(MeasureOptions).items()}
 
 
-def _check(subject: Subject, request: Request) -> None:
+def _check(subject: Subject, request: Request, say: Callable[[str], None] | None) -> None:
     """Warns the caller of `measure` where another convention explains the model better than the declared one."""
     passes = request.settings
-    doubt = check_convention(subject, passes.samples, seed=request.seed, dtype=passes.dtype, device=passes.device)
+    doubt = check_convention(
+        subject, passes.samples, seed=request.seed, dtype=passes.dtype, device=passes.device, say=say
+    )
     if doubt is not None:
         warnings.warn(doubt.text, stacklevel=4)  # `mfdiag.measure` adds a frame
 

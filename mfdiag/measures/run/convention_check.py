@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import thread_time
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from mfdiag.gradients.pass_types import PassSettings
+from mfdiag.measures.conventions.budget import Budget
+from mfdiag.measures.conventions.cost import FEW, affordable_draws, budget_of
 from mfdiag.measures.conventions.data_scales import data_scales
-from mfdiag.measures.conventions.observations import observe
-from mfdiag.measures.conventions.order import DRAWN, EVALUATIONS, LEARNED, is_confirmed, judge_order, swap_of
+from mfdiag.measures.conventions.observations import longest_intervals, observe
+from mfdiag.measures.conventions.order import (
+    DRAWN,
+    EVALUATIONS,
+    LEARNED,
+    affords_order,
+    is_confirmed,
+    judge_order,
+    swap_of,
+)
 from mfdiag.measures.conventions.paired import judge_by_samples, memorizes
 from mfdiag.measures.conventions.race import misfit_of, race
 from mfdiag.measures.conventions.scores import Scores
@@ -22,7 +31,6 @@ from mfdiag.measures.run.subject import Subject
 from mfdiag.models.cards.readings import Reading, declared_reading, readings
 
 __all__ = [
-    "EVALUATIONS_PER_SAMPLE",
     "Doubt",
     "check_convention",
     "declared_scores",
@@ -30,22 +38,17 @@ __all__ = [
     "long_intervals",
 ]
 
-_SAMPLES = (32, 128)  # fewest and most that the check uses
-_EVALUATIONS_PER_SAMPLE = 8  # of a measurement, in forward passes: the least is four forward and backward passes
-_INTERVALS = (32, 256)  # fewest and most that decide the order of the times
-_INTERVALS_SHARE = 0.25  # of the evaluations
-_SHARE = 0.03  # of the measurement
-
-EVALUATIONS_PER_SAMPLE = _SHARE * _EVALUATIONS_PER_SAMPLE
-"""Evaluations of a large network that the check takes for each sample of a measurement."""
-
-_WORK = 6e9  # multiplications that take less than a second
-_CALLS = 4000  # calls x modules of the network that take less than a second
-_PIECES = 6  # calls for a reading, which is evaluated on few samples first
-_READINGS = 2500  # most that are compared, those of fewest changes
-_SCORING = 100  # operations for each number that a network returns, as readings turn it into errors
-_POSTERIOR = 3e8  # samples x data points x coordinates that take less than a second
+_SAMPLES = (12, 128)  # fewest and most that the check uses
+_DECLARED = 10  # evaluations for each sample of the check
+_AT_INTERVALS = 16  # readings that the budget must last for where interval parts are evaluated, of three calls each
+_INTERVALS = (16, 256)  # fewest and most that decide the order of the times
+_INTERVALS_SHARE = 0.25  # of the budget
+_READINGS = 6000  # most that are compared, those of fewest changes
 _KEPT = 4
+
+_CLOCK = 0.9  # seconds after which nothing more is evaluated, beyond 3 % of a measurement
+_PARTS = 1.5  # calls for a reading on the average, where scales share calls
+_POSTERIOR = 3e8  # samples x data points x coordinates that take a fraction of a second
 
 
 class Doubt(NamedTuple):
@@ -71,8 +74,8 @@ def check_convention(
 ) -> Doubt | None:
     """Compare the declared convention with others on a few samples, by forward passes.
 
-    It takes at most 3 % of the measurement or a second, by the work of the network, so that it does not depend on the
-    machine what is tried.
+    It takes at most 3 % of the measurement or a second. Work is counted, so that what is tried does not depend on the
+    machine; a clock stops a network that takes longer than its count says.
 
     Args:
         subject: The network and the distribution of its samples.
@@ -91,9 +94,10 @@ def check_convention(
     if checked.verdict.refuted:
         return _doubt(subject, checked.verdict, checked.samples)
     if checked.unknown and say is not None:
+        where = "" if subject.sha256 else ", from a file"
         say(
-            f"{checked.samples} samples cannot tell whether {subject.checkpoint} was trained in the convention that it "
-            f"is read in: {checked.unknown}. `mfdiag identify` compares more."
+            f"{checked.samples} samples cannot tell whether {_name(subject)} was trained in the convention that it "
+            f"is read in: {checked.unknown}. `mfdiag identify` compares more{where}."
         )
     return None
 
@@ -132,10 +136,14 @@ def _checked(subject: Subject, samples: int, *, seed: int, dtype: torch.dtype, d
         return None
     verdict, unknown = _judged(scores, reading, plausible)
     if not verdict.refuted and verdict.declared.skill >= LEARNED and swap_of(reading) in plausible:
+        scores.budget.held = 0
         long = long_intervals(scores, subject, _intervals(scores.budget), seed)
-        verdict = judge_order(verdict, scores, long, plausible)
-        if long.observations.pairs is not None and not is_confirmed(long, reading):
-            unknown = unknown or "with r and t exchanged its intervals compose about as well"
+        if not affords_order(long):
+            unknown = unknown or "its evaluations cost too much to compare the order of its times"
+        else:
+            verdict = judge_order(verdict, scores, long, plausible)
+            if long.observations.pairs is not None and not is_confirmed(long, reading):
+                unknown = unknown or "with r and t exchanged its intervals compose about as well"
     return _Checked(verdict, len(scores.observations), unknown)
 
 
@@ -149,7 +157,7 @@ def _judged(scores: Scores, reading: Reading, plausible: Sequence[Reading]) -> t
     if not memorizes(scores):
         ranking = race(scores, plausible[1:], keep=_KEPT, skill=LEAST_SKILL, ceiling=RATIO * own.total)
         if ranking or scores.observations.exact:
-            verdict = judge(own, ranking)
+            verdict = judge(own, ranking, scores.tried)
             return verdict, _better(verdict) or ("" if own.skill >= LEAST_SKILL else untrained)
     swap = swap_of(reading)  # its velocity is the same, and intervals decide later
     by_samples = judge_by_samples(scores, [other for other in plausible if other != swap], _KEPT)
@@ -176,16 +184,16 @@ def long_intervals(scores: Scores, subject: Subject, count: int, seed: int) -> S
     Args:
         scores: Evaluates the network.
         subject: The network and the distribution of its samples.
-        count: Number of intervals.
+        count: Number of intervals at most.
         seed: Seed of the samples.
 
     Returns:
         What evaluates readings on these intervals.
     """
-    observations = observe(subject.draws(seed), DRAWN * count, cost=0)
-    if observations.pairs is not None:
-        observations = observations.longest(count)
-    return Scores(scores.declared, observations, scores.networks, scores.dtype, scores.device)
+    draws = subject.draws(seed)
+    chosen = longest_intervals(draws, count, DRAWN * count)
+    observations = observe(draws, chosen if len(chosen) else 1, cost=0)
+    return Scores(scores.declared, observations, scores.networks, scores.dtype, scores.device, budget=scores.budget)
 
 
 def declared_scores(
@@ -204,90 +212,48 @@ def declared_scores(
         The scores of the network, and the readings that are tried, the declared one first: all of them for a small
         network, else those of fewest changes.
     """
+    start = thread_time()
     declared = declared_reading(subject.module, subject.path)
     network = PassSettings(dtype=dtype, device=device).cast_network(declared.network)
     networks = {declared.reading.weights: network}
-    one = Scores(declared, observe(subject.draws(seed), 1, cost=0), networks, dtype, device)
-    evaluations, calls = _budget(network, one, samples)
+    draws = subject.draws(seed)
+    most_drawn = affordable_draws(draws, samples)
+    few = Scores(declared, observe(draws, FEW, cost=0), networks, dtype, device)
+    budget = budget_of(few, samples, stop=start + _CLOCK)
+    budget.draws = most_drawn
+    if budget.samples_left * _INTERVALS_SHARE >= _INTERVALS[0] * EVALUATIONS / 4:  # enough to see a doubt
+        budget.held = _INTERVALS_SHARE * budget.seconds
     fewest, most = _SAMPLES
-    count = int(min(max(evaluations / 16, fewest), most, max(samples, 2 * fewest)))
-    observations = observe(subject.draws(seed), count, cost=_POSTERIOR)
-    scales = data_scales(subject.data, observations.z.numpy())
+    count = int(min(max(min(budget.samples_left / _DECLARED, most_drawn), fewest), most, max(samples, 2 * fewest)))
+    observations = observe(draws, count, cost=_POSTERIOR)
+    calls = 4 * _AT_INTERVALS
+    if budget.cost(calls * count, calls) > budget.left:  # velocities tell most readings apart
+        observations = replace(observations, pairs=None)
+    scales = tuple(data_scales(subject.data, observations.z.numpy()))
     labeled = observations.condition is not None and subject.guidance is None
-    candidates = readings(declared, scales, labeled=labeled, safe=device != "cpu")[:_READINGS]
-    shared = len({_same_call(replace(reading, factor=1.0, shift=0.0)) for reading in candidates})
-    everything = shared * len(scales) * count / 4 <= evaluations and shared * _PIECES / 2 <= calls
-    single = min(2 * (1 - _INTERVALS_SHARE) * evaluations / count, calls / _PIECES)  # half refute most readings
-    affordable = candidates if everything else _affordable(candidates, single)
-    scores = Scores(
-        declared,
-        observations,
-        networks,
-        dtype,
-        device,
-        scales=scales if everything else (),
-        budget=evaluations,
-    )
-    return scores, affordable
+    candidates = readings(declared, scales, labeled=labeled, safe=device != "cpu", most=_READINGS)
+    shared = _shares_scales(candidates, len(scales), count, budget)
+    scores = Scores(declared, observations, networks, dtype, device, scales=scales if shared else (), budget=budget)
+    return scores, candidates
 
 
-class _Budget(NamedTuple):
-    """What the check may take: evaluations of single samples, and calls of the network."""
-
-    evaluations: float
-    calls: float
-
-
-def _budget(network: nn.Module, one: Scores, samples: int) -> _Budget:
-    """The budget, from a call of the network with one observation.
-
-    Work is counted, not timed, so that what is tried does not depend on the machine.
-    """
-    work = _multiplications(network, one) + _SCORING * one.observations.z.numel()
-    share = _SHARE * _EVALUATIONS_PER_SAMPLE * samples
-    return _Budget(max(_WORK / work, share), max(_CALLS / sum(1 for _ in network.modules()), share))
+def _shares_scales(candidates: Sequence[Reading], scales: int, count: int, budget: Budget) -> bool:
+    """Whether all scales of the data share a call: if the budget lasts for everything, or a call hardly costs more."""
+    calls = len({(r.times, r.direction, r.time_scale, r.labels, r.denoised) for r in candidates})
+    everything = budget.cost(calls * scales * count / 4, calls * _PARTS)  # one or two parts of four
+    first = count / 8
+    return everything <= budget.left or budget.cost(scales * first) <= 3 * budget.cost(first)
 
 
-def _multiplications(network: nn.Module, one: Scores) -> float:
-    """Multiplications by weights in an evaluation; of a network of convolutions where no layer can be watched."""
-    counts: list[float] = []
-
-    def count(module: nn.Module, inputs: object, output: object) -> None:
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1 and isinstance(output, Tensor):
-            counts.append(output.numel() / len(weight) * weight.numel())
-
-    handles = [module.register_forward_hook(count) for module in network.modules()]
-    try:
-        one.velocity(one.declared.reading)
-    finally:
-        for handle in handles:
-            handle.remove()
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return max(sum(counts) or parameters * math.prod(one.observations.z.shape[2:]), parameters)
-
-
-def _intervals(evaluations: float) -> int:
+def _intervals(budget: Budget) -> int:
     """Intervals that decide the order of the times."""
     fewest, most = _INTERVALS
-    return int(min(max(_INTERVALS_SHARE * evaluations / EVALUATIONS, fewest), most))
+    return int(min(max(min(budget.samples_left / EVALUATIONS, budget.draws), fewest), most))
 
 
-def _affordable(candidates: Sequence[Reading], calls: float) -> list[Reading]:
-    """The readings of fewest changes that need at most so many different calls of the network."""
-    different: set[object] = set()
-    affordable = []
-    for reading in candidates:
-        different.add(_same_call(reading))
-        if len(different) > calls:
-            break
-        affordable.append(reading)
-    return affordable
-
-
-def _same_call(reading: Reading) -> Reading:
-    """The reading that stands for all that share a call: they differ in sign and in what is not a denoiser."""
-    return replace(reading, prediction=reading.prediction if reading.denoised else "", sign=1)
+def _name(subject: Subject) -> str:
+    """The checkpoint, or words for a model in memory."""
+    return subject.checkpoint if subject.sha256 else "the model"
 
 
 def _doubt(subject: Subject, verdict: Verdict, samples: int) -> Doubt:
@@ -299,7 +265,7 @@ def _doubt(subject: Subject, verdict: Verdict, samples: int) -> Doubt:
         own, other = verdict.defects
         measured = f"the defect of its longest intervals is {other:.2g} instead of {own:.2g}"
     text = (
-        f"Every number may be wrong: {subject.checkpoint} looks trained in another convention than it is read in. With "
+        f"Every number may be wrong: {_name(subject)} looks trained in another convention than it is read in. With "
         f"{changes}, {measured}. Run `mfdiag identify` with the same options, which writes a card, or correct the "
         "options."
     )

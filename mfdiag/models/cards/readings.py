@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import cached_property
+from itertools import combinations, islice, product
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -23,6 +24,8 @@ __all__ = ["Declared", "Reading", "declared_reading", "readings"]
 TIME_SCALES = (1.0, 1000.0, 0.001)
 FORMS = (("r", "t"), ("t", "r"), ("h", "t"), ("t", "h"))
 _LAST_LEVEL = 80 / 81  # time of EDM's greatest noise level, 80 (arXiv 2206.00364)
+_FREQUENT = 4  # scales of the data that are tried first
+_RARE = "rare scales"
 _FACTORY = "unknown.module:network"  # of a network in memory, whose card is never written
 
 
@@ -59,7 +62,7 @@ class Reading:
         scaled = (self.factor, self.shift) != (declared.factor, declared.shift)
         return differing | ({"data": (self.factor, self.shift)} if scaled else {})
 
-    @property
+    @cached_property
     def denoised(self) -> bool:
         """Whether the network is read as a denoiser whose times are noise levels."""
         return self.prediction.partition(":")[0] == DENOISED
@@ -182,6 +185,7 @@ def readings(
     *,
     labeled: bool = False,
     safe: bool = False,
+    most: int | None = None,
 ) -> list[Reading]:
     """Every combination of conventions that a network can have been trained in, those with fewest changes first.
 
@@ -192,6 +196,7 @@ def readings(
         labeled: Whether samples have labels.
         safe: Whether to leave out what a network may look up in a table: other labels and other scales of times. An
             index out of range is an error that a GPU does not recover from.
+        most: How many at most.
 
     Returns:
         The readings, the declared one first.
@@ -200,26 +205,48 @@ def readings(
     words = declared.card.words
     one_interval = len({"r", "h"} & words) == 1
     classes = declared.card.conditioning.classes if labeled else 0
-    axes: dict[str, Sequence[Any]] = {
+    axes: dict[str, Sequence[Any]] = {  # the most frequent mistakes first
         "times": FORMS if one_interval else (),
         "direction": ("D0", "D1"),
+        "prediction": (*PREDICTIONS, DENOISED),
         "sign": (1, -1),
         "time_scale": () if safe else TIME_SCALES,
-        "prediction": (*PREDICTIONS, DENOISED),
+        "labels": () if safe or not classes else (0, *((1, -1) if classes > 1 else ()), None),
         "data": data,
         "weights": weights,
-        "labels": () if safe or not classes else (0, *((1, -1) if classes > 1 else ()), None),
     }
-    values = {name: getattr(own, name) for name in axes if name != "data"} | {"data": (own.factor, own.shift)}
-    combinations = product(*(list(dict.fromkeys([values[name], *options])) for name, options in axes.items()))
-    made = []
-    for combination in combinations:
-        fields = dict(zip(axes, combination, strict=True))
-        factor, shift = fields.pop("data")
-        reading = Reading(**fields, factor=factor, shift=shift)
-        if not reading.denoised or _suits_noise_levels(reading, own):
-            made.append(reading)
-    return sorted(made, key=lambda reading: len(reading.changes(own)))
+    return list(islice(_changed(own, axes), most))
+
+
+def _changed(own: Reading, axes: Mapping[str, Sequence[Any]]) -> Iterator[Reading]:
+    """Every combination of values on the axes, those with fewest changes first; "data" is factor and shift.
+
+    A scale of the data beyond the first few counts as two changes.
+    """
+    fields = {name: getattr(own, name) for name in own.__dataclass_fields__}
+    others = {name: [{name: value} for value in dict.fromkeys(values)] for name, values in axes.items()}
+    scales = [{"factor": factor, "shift": shift} for factor, shift in dict.fromkeys(axes["data"])]
+    others |= {"data": scales[:_FREQUENT], _RARE: scales[_FREQUENT:]}
+    for name, changes in others.items():
+        others[name] = [change for change in changes if any(fields[field] != change[field] for field in change)]
+    for count in range(len(axes) + 2):
+        for names in _axes_of(others, count):
+            for combination in product(*(others[name] for name in names)):
+                merged = fields.copy()
+                for change in combination:
+                    merged |= change
+                reading = Reading(**merged)
+                if not reading.denoised or _suits_noise_levels(reading, own):
+                    yield reading
+
+
+def _axes_of(names: Iterable[str], count: int) -> Iterator[tuple[str, ...]]:
+    """The sets of axes that make so many changes."""
+    frequent = [name for name in names if name != _RARE]
+    yield from combinations(frequent, count)
+    others = [name for name in frequent if name != "data"]
+    if count >= 2:
+        yield from ((*some, _RARE) for some in combinations(others, count - 2))
 
 
 def _suits_noise_levels(reading: Reading, own: Reading) -> bool:
