@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from mfdiag.derivatives.jumps import jump_places
 from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.fields.inputs import Inputs
 from mfdiag.models.precision import measured_copy
@@ -35,6 +36,14 @@ LACKING = {
     "of several of these steps to include it.",
 }
 """By time, what follows where u has no derivative by it."""
+
+_JUMPS = 2  # places of a rounding; one is a branch
+
+_BETWEEN = {
+    "r": "losses with du/dr lack the jumps.",
+    "t": "the residual lacks the jumps, as it does in a training with this network.",
+}
+"""By time, what follows where u jumps."""
 
 _LOST = {
     "rounded": "a part of the network rounds {name}, as an integer index does, and has no derivative by it although u "
@@ -59,7 +68,27 @@ def lost_notes(network: nn.Module, inputs: Inputs, names: Sequence[str]) -> list
         A sentence for each time concerned.
     """
     parts = {name: _lost_part(network, inputs, name) for name in names}
-    return [_LOST[part].format(name=name, lacking=LACKING[name]) for name, part in parts.items() if part is not None]
+    return [note for name, part in parts.items() if (note := _sentence(network, inputs, name, part)) is not None]
+
+
+def _sentence(network: nn.Module, inputs: Inputs, name: str, part: str | None) -> str | None:
+    """What is said of a time; None where nothing is."""
+    if part is not None:
+        return _LOST[part].format(name=name, lacking=LACKING[name])
+    try:
+        if not _may_jump(network, inputs, name):
+            return None
+    except NETWORK_ERRORS:
+        return None
+    places = jump_places(*in_double(network, inputs), name)
+    if len(places) < _JUMPS:
+        return None
+    where = ", ".join(f"{place:.3g}" for place in places[:_JUMPS])
+    more = " and in other places" if len(places) > _JUMPS else ""
+    return (
+        f"u jumps with {name}, as at {where}{more}, as where a time is rounded or wraps around; derivatives are those "
+        f"between the jumps, so {_BETWEEN[name]}"
+    )
 
 
 def _lost_part(network: nn.Module, inputs: Inputs, name: str) -> str | None:
@@ -81,6 +110,15 @@ def _lost_part(network: nn.Module, inputs: Inputs, name: str) -> str | None:
         return None
     except NETWORK_ERRORS:
         return None  # the measurement says what the network refuses
+
+
+def _may_jump(network: nn.Module, inputs: Inputs, name: str) -> bool:
+    """Whether the network calls a function that rounds or wraps around."""
+    with torch.enable_grad():
+        calls = _LostCalls()
+        with calls:
+            network(*with_time(inputs, name, time_of(inputs, name).detach().requires_grad_()))
+    return bool(calls.lost) or calls.wraps
 
 
 def _lost_calls(network: nn.Module, inputs: Inputs, name: str) -> dict[int, frozenset[int]]:
@@ -192,6 +230,9 @@ def _most(samples: Tensor) -> bool:
 _ROUNDING = ("Round", "Floor", "Ceil", "Trunc", "Sign", "Sgn", "Bernoulli", "DivBackward2", "DivBackward3")
 """How torch calls the derivatives of functions whose derivative is zero; of divisions, those with a rounding mode."""
 
+_WRAPPING = ("Remainder", "Fmod", "Frac", "Atan2", "Angle", "Tan")
+"""The same of functions with a derivative that jump."""
+
 _WITHOUT = "torch::autograd::NotImplemented"  # the same of functions that have none, such as floor_divide
 
 _READ = frozenset(
@@ -220,6 +261,7 @@ class _LostCalls(TorchFunctionMode):
         super().__init__()
         self.watched, self.replayed, self.count = watched or {}, replayed, 0
         self.lost: dict[int, frozenset[int]] = {}
+        self.wraps = False
         self.results: dict[tuple[int, int], Any] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -228,6 +270,7 @@ class _LostCalls(TorchFunctionMode):
         leaves, spec = tree_flatten(out)
         if any(isinstance(a, Tensor) and a.requires_grad for a in tree_flatten((args, kwargs))[0]):
             without = [place for place, leaf in enumerate(leaves) if func in _READ or _has_no_derivative(leaf)]
+            self.wraps = self.wraps or any(_wraps_around(leaf) for leaf in leaves)
             if without:
                 self.lost[number] = frozenset(without)
         if number not in self.watched:
@@ -250,6 +293,11 @@ def _has_no_derivative(result: Any) -> bool:
         return not result.requires_grad
     name = result.grad_fn.name()
     return name.startswith(_ROUNDING) or name == _WITHOUT
+
+
+def _wraps_around(result: Any) -> bool:
+    """Whether a result comes from a function that jumps although it has a derivative."""
+    return isinstance(result, Tensor) and result.grad_fn is not None and result.grad_fn.name().startswith(_WRAPPING)
 
 
 def _copied(result: Any) -> Any:

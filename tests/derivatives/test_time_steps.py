@@ -229,6 +229,17 @@ PARTS: list[tuple[Callable[[Beside, Tensor], Tensor], str]] = [
     (lambda net, t: interpolated(net, t, 10), ""),  # continuous, and du/dt is right but at the nodes
     (lambda net, t: interpolated(net, t, 1000), ""),
     (lambda net, t: straight_through(t)[:, None].sin().expand(-1, 2), ""),  # right over visible differences
+    (lambda net, t: wide(8 * t % 1), "u jumps with t"),  # a sawtooth
+    (lambda net, t: wide(torch.frac(3 * t)), "u jumps with t, as at 0.333, 0.667, as where"),
+    (lambda net, t: wide(torch.fmod(t, 0.3)), "u jumps with t"),
+    (lambda net, t: wide(5 * t - torch.floor(5 * t)), "rounds t"),
+    (lambda net, t: wide(torch.round(2 * t)), "u jumps with t, as at 0.25, 0.75,"),
+    (lambda net, t: wide(torch.floor(3 * t) * t), "rounds t"),
+    (lambda net, t: wide(torch.atan2((20 * t).sin(), (20 * t).cos())), "u jumps with t"),
+    (lambda net, t: wide(((t > 0.2) & (t < 0.7)).to(t)), "rounds t"),
+    (lambda net, t: wide((8 * t % 1 - 0.5).abs()), ""),  # a triangle is continuous
+    (lambda net, t: wide((torch.remainder(1000 * t, 1) * 2 * torch.pi).sin()), ""),
+    (lambda net, t: wide(torch.atan2((2 * t).sin(), (2 * t).cos())), ""),
     (lambda net, t: torch.where(t < 0.3, 3 * t, 0.6 + t)[:, None].expand(-1, 2), ""),
     (lambda net, t: net.table(torch.topk(-(torch.linspace(0, 1, 40).to(t) - t[:, None]).abs(), 1)[1][:, 0]), "rounds"),
     (lambda net, t: net.embed(t.detach())[:, :2], "takes t without a derivative"),

@@ -7,6 +7,7 @@ were trained, and on trained networks in other conventions. docs/conventions.md 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ _LOST = -0.1
 
 _PART = 0.2  # least skill that does, in a reading no worse than the linear denoiser
 
+_SCALE = 0.01
 _MARGIN = 0.015  # least difference that does
 _LEVEL = 1 - 1e-5  # of the interval of the relative difference that must exclude zero
 _TRIED = 4000  # readings that it allows for; where fewer are tried, one of them fits by chance more rarely
@@ -125,11 +127,17 @@ def judge(declared: Misfit, ranking: Sequence[Misfit], tried: int = _TRIED) -> V
     if not ranking:
         return Verdict(declared, None, (), False)
     least = ranking[0]
-    equals = [misfit for misfit in ranking if misfit is least or difference(misfit, least).low <= 0]
+    equals = [m for m in ranking if _same_scale(m.reading, least.reading) or difference(m, least).low <= 0]
     best = min(equals, key=lambda misfit: len(misfit.reading.changes(declared.reading)))
     tied = [misfit for misfit in equals if misfit is not best]
     level = 1 - (1 - _LEVEL) * max(1.0, _TRIED / max(tried, 1))
     return Verdict(declared, best, tied, _refutes(best, declared, level))
+
+
+def _same_scale(reading: Reading, other: Reading) -> bool:
+    """Whether readings are equal but for scales of the data that are nearer than a network learns them: one percent."""
+    near = abs(reading.factor - other.factor) <= _SCALE * abs(other.factor)
+    return near and replace(reading, factor=other.factor) == other
 
 
 def beats_linear(misfit: Misfit, linear: np.ndarray) -> bool:

@@ -139,8 +139,7 @@ def measure(
         request: Estimators, coefficients, batch sizes and, in its `settings`, how a pass runs. Without it each table's
             default estimators are measured.
         progress: Receives (label, samples done, samples in all).
-        say: Receives one-line notes, one of them where the samples do not tell whether the model is read in the
-            convention that it was trained in.
+        say: Receives one-line notes, as where the samples neither confirm nor refute the convention.
         **options: Single fields of these groups by keyword, which override the groups: `times`, `source`, `coupling`,
             `path`, `prediction`, `guidance`, `weighting`, `proxy`, `proxy_model`; `estimators`, `beta`, `gamma`,
             `batch_sizes`, `by_layer`, `seed`, `posterior`, `extras`, `floor`; `samples`, `bins`, `chunk`, `engine`,
