@@ -108,7 +108,7 @@ def _print_summaries(parts: Sequence[Summary], room: int, width: int, say: Calla
     room -= sum(map(_head_lines, parts))
     fewest, most = _SECOND_ROWS
     counts = [min(len(part.rows), fewest) for part in parts]
-    counts[0] = max(fewest, min(len(parts[0].rows), _FEWEST_ROWS, room - sum(counts[1:])))
+    counts[0] = min(len(parts[0].rows), max(fewest, min(_FEWEST_ROWS, room - sum(counts[1:]))))
     for k, limit in (*((k, most) for k in range(1, len(parts))), (0, room)):
         counts[k] = max(counts[k], min(len(parts[k].rows), limit, room - sum(counts) + counts[k]))
     rows_left_out, columns_left_out = 0, []

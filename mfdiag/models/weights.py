@@ -12,7 +12,7 @@ from mfdiag.errors import InputError, abbreviated
 from mfdiag.models.cards.card import Card
 from mfdiag.models.factory import PARAMETER_ORDER
 from mfdiag.models.formats.containers import StateDict, tensors_at
-from mfdiag.models.formats.weight_names import NamedWeights, place_of, split_copies, under_names
+from mfdiag.models.formats.weight_names import NamedWeights, is_average, place_of, split_copies, under_names
 from mfdiag.models.post_hoc_ema import Synthesis, is_request, synthesis
 from mfdiag.models.weight_rules import apply_rules
 
@@ -191,6 +191,12 @@ def weight_notes(
             f"{path} also holds weights of {abbreviated(modules)}, which {type(network).__name__} does not have; "
             "they are not used."
         )
+    if key == "raw" and card is None and len(averages := _undecided_averages(state)) > 1:
+        notes.append(
+            f"{path} holds {len(averages)} averages, {abbreviated(averages)}, and no name says which one belongs to the "
+            f"weights, so none is used; pass --model a card with `weights: {{ema: {averages[0]}}}`, or measure one of "
+            f"them by --weights."
+        )
     values = named.tensors if isinstance(named, NamedWeights) else {}
     casts = Counter(
         (_dtype(value), _dtype(own[name]))
@@ -200,6 +206,14 @@ def weight_notes(
     for (stored, used), count in casts.items():
         notes.append(f"{path} stores {count} of {len(own)} tensors as {stored}; they are cast to {used}.")
     return notes
+
+
+def _undecided_averages(state: Mapping[str, StateDict]) -> list[str]:
+    """The averages of a file that does not say which one is meant; none where it does."""
+    places = split_copies(state)
+    if place_of(places, "ema") is not None or place_of(state, "ema") is not None:
+        return []
+    return [place for place in places if is_average(place, places)]
 
 
 def _synthesis_note(average: Synthesis, path: Path) -> str:

@@ -145,3 +145,12 @@ def test_completion_is_printed_for_a_shell() -> None:
     environment = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "PATH": ""}
     shown = subprocess.run([*command, "bash"], text=True, capture_output=True, check=True, env=environment).stdout
     assert "_MFDIAG_COMPLETE" in shown
+
+
+@pytest.mark.parametrize("betas", ["0", "0,1", "0,0.5,1"])
+def test_few_rows_are_all_printed_and_no_note_counts_less_than_none(
+    cli: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, betas: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    done = cli("sweep", checkpoint, "--samples", 64, "--beta", betas, "--out", tmp_path / "out")
+    assert "more row" not in done.err

@@ -278,6 +278,28 @@ def test_what_is_left_out_is_said(factory: str, tmp_path: Path) -> None:
         load_model(path, model=factory)
 
 
+def test_averages_of_which_none_is_known_to_belong_to_the_weights_are_said(factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    path = tmp_path / "file.pt"
+    torch.save({"unet": raw, "ema_0.999": ema, "ema_0.9999": raw}, path)
+    loaded = load_model(path, model=factory)
+    assert same(loaded, raw) and not loaded.has_weights("ema")
+    (note,) = loaded.notes
+    assert "holds 2 averages, ema_0.999, ema_0.9999, and no name says which one" in note
+    assert same(load_model(path, model=factory, weights="ema_0.999"), ema)
+    torch.save({"unet": raw, "ema_0.999": ema}, path)
+    assert load_model(path, model=factory).has_weights("ema")
+
+
+def test_weights_far_inside_a_file_are_loaded(factory: str, tmp_path: Path) -> None:
+    raw, ema = copies()
+    path = tmp_path / "file.pt"
+    torch.save({"state": {"model": {"weights": raw, "ema_weights": {"decay_0.9999": ema}}}, "iteration": 12}, path)
+    loaded = load_model(path, model=factory)
+    assert same(loaded, raw)
+    assert loaded.has_weights("ema")
+
+
 def test_the_form_of_the_call_does_not_change_what_is_loaded(factory: str, tmp_path: Path) -> None:
     raw, ema = copies()
     half = {name: value.half() if value.is_floating_point() else value for name, value in raw.items()}

@@ -45,6 +45,8 @@ _INTERVALS = (16, 256)  # fewest and most that decide the order of the times
 _INTERVALS_SHARE = 0.25  # of the budget
 _READINGS = 6000  # most that are compared, those of fewest changes
 _KEPT = 4
+_MANY = 100  # samples of which no reading explains so much by chance as `LEAST_SKILL`
+_SKILL_OF_FEW = 0.65
 
 _CLOCK = 0.9  # seconds after which nothing more is evaluated, beyond 3 % of a measurement
 _PARTS = 1.5  # calls for a reading on the average, where scales share calls
@@ -155,7 +157,8 @@ def _judged(scores: Scores, reading: Reading, plausible: Sequence[Reading]) -> t
     own = misfit_of(scores, reading)
     untrained = f"as declared, it explains too little of the velocity (skill {own.skill:.2g})"
     if not memorizes(scores):
-        ranking = race(scores, plausible[1:], keep=_KEPT, skill=LEAST_SKILL, ceiling=RATIO * own.total)
+        skill = LEAST_SKILL if len(scores.observations) >= _MANY else _SKILL_OF_FEW
+        ranking = race(scores, plausible[1:], keep=_KEPT, skill=skill, ceiling=RATIO * own.total)
         if ranking or scores.observations.exact:
             verdict = judge(own, ranking, scores.tried)
             return verdict, _better(verdict) or ("" if own.skill >= LEAST_SKILL else untrained)

@@ -45,7 +45,9 @@ StateDict = dict[str, "Tensor"]
 
 _TOO_MANY_STEPS = 2**63  # does not fit a table
 _STEP_KEYS = ("step", "steps", "train_steps", "global_step", "global_steps", "iteration")
-_MAX_DEPTH = 3  # of the mappings that are searched for state dicts
+_MAX_DEPTH = 5  # of the mappings that are searched for state dicts
+_DEEP = 2  # levels of these that are searched outside optimizers alone
+_OPTIMIZER = re.compile(r"(^|\.)opt(im|_|$|\.)", re.I)
 _CALLBACKS = "callbacks"  # where Lightning stores the state of callbacks, an average among them
 _LISTS = re.compile("shadow|ema|averag", re.I)  # names of lists of tensors that are averages
 
@@ -240,7 +242,7 @@ def weight_sets(tree: Mapping[Any, Any], described: bool) -> dict[str, dict[str,
         return {key: tensors for key in ("raw", "ema") if (tensors := tensors_below(tree, key))}
     sets = dict(_state_dicts(tree, "", _MAX_DEPTH))
     callbacks = tree.get(_CALLBACKS)
-    return sets | (dict(_state_dicts(callbacks, _CALLBACKS, _MAX_DEPTH + 1)) if isinstance(callbacks, Mapping) else {})
+    return sets | (dict(_state_dicts(callbacks, _CALLBACKS, _MAX_DEPTH)) if isinstance(callbacks, Mapping) else {})
 
 
 def tensors_at(sets: Mapping[str, dict[str, Any]], place: str) -> dict[str, Any] | None:
@@ -256,6 +258,8 @@ def tensors_at(sets: Mapping[str, dict[str, Any]], place: str) -> dict[str, Any]
 
 def _state_dicts(tree: Mapping[Any, Any], place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
     if not depth or not all(isinstance(name, str) for name in tree):
+        return
+    if depth <= _DEEP and _OPTIMIZER.search(place):
         return
     inner = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
     tensors = {name: value for name, value in tree.items() if is_tensor(value)}
