@@ -193,9 +193,9 @@ def weight_notes(
         )
     if key == "raw" and card is None and len(averages := _undecided_averages(state)) > 1:
         notes.append(
-            f"{path} holds {len(averages)} averages, {abbreviated(averages)}, and no name says which one belongs to the "
-            f"weights, so none is used; pass --model a card with `weights: {{ema: {averages[0]}}}`, or measure one of "
-            f"them by --weights."
+            f"{path} holds {len(averages)} averages, {abbreviated(averages)}, and no name says which one belongs to "
+            f"the weights, so none is used; pass --model a card with `weights: {{ema: {averages[0]}}}`, or measure one "
+            "of them by --weights."
         )
     values = named.tensors if isinstance(named, NamedWeights) else {}
     casts = Counter(
