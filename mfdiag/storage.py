@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ __all__ = [
     "read_text",
     "remedy_of",
     "remove_orphans",
+    "require_headroom",
     "run_folder",
     "save_torch",
     "sha256_of",
@@ -39,6 +41,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOENT, errno.ESTALE), "Check that the folder still exists"),
 }
 _KEPT = re.compile(r"step=\d+")
+_HEADROOM = 32 << 20  # bytes; a table's own buffers are far smaller
 _mine: set[Path] = set()  # temporary files that this process writes
 
 
@@ -139,6 +142,20 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def require_headroom() -> None:
+    """Fail before a library runs out of memory that ends the process where it cannot have a few bytes, as Arrow does.
+
+    Nothing is filled, so that only a limit of the process or of the machine's address space is noticed.
+
+    Raises:
+        MemoryError: Less than 32 MiB are left.
+    """
+    try:
+        mmap.mmap(-1, _HEADROOM).close()
+    except OSError as error:
+        raise MemoryError from error
 
 
 def sha256_of(*paths: Path) -> str:

@@ -45,6 +45,8 @@ def command(folders: Folders, format: Format = "html", preset: Preset = None, pa
     from mfdiag.tables.schema import TABLES
     from mfdiag.usercode import call_user_factory
 
+    if page is not None:
+        _require_page(page)
     folders_below = {folder: tables_below(folder) for folder in folders}
     for folder, inside in folders_below.items():
         if not inside and page is None:
@@ -61,6 +63,25 @@ def command(folders: Folders, format: Format = "html", preset: Preset = None, pa
     if preset == "paper":
         for folder, inside in folders_below.items():
             print(f"paper: {', '.join(map(str, write_paper(inside, folder)))}")
+
+
+def _require_page(page: str) -> None:
+    """Refuse a page whose code cannot be called, before anything is written."""
+    import inspect
+
+    from mfdiag.errors import InputError
+    from mfdiag.usercode import load_user_object
+
+    write = load_user_object(page, "--page")
+    try:
+        inspect.signature(write).bind(folder=Path())
+    except TypeError as error:
+        raise InputError(
+            f"Expected {page} to be a function with the argument folder, but calling it fails: {error}. Correct the "
+            "function."
+        ) from error
+    except ValueError:  # a function of C shows no arguments
+        pass
 
 
 def _lines(report: FolderReport) -> list[str]:

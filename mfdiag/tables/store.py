@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mfdiag.errors import InputError
-from mfdiag.storage import atomic_write, read_text, temporary_path
+from mfdiag.errors import InputError, is_out_of_memory
+from mfdiag.storage import atomic_write, read_text, require_headroom, temporary_path
 from mfdiag.tables.check import to_arrow, to_pandas
 from mfdiag.tables.schema import table
 
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def table_path(name: str, out: Path | str) -> Path:
@@ -54,6 +56,7 @@ def write_table(name: str, frame: pd.DataFrame, out: Path | str) -> Path:
         InputError: The frame breaks the schema (see `tables.check.to_arrow`), or the folder cannot be written.
     """
     path = table_path(name, out)
+    require_headroom()
     stored = to_arrow(name, frame)
     with atomic_write(path) as temporary:
         pq.write_table(stored, temporary.absolute(), compression="zstd")  # Arrow takes a:b for a URI, but not /a:b
@@ -69,10 +72,13 @@ def read_table(name: str, out: Path | str) -> pd.DataFrame:
     if not path.is_file():
         command = f"mfdiag {table(name).command} --out {out}"
         raise InputError(f"There is no table {name!r} in {out}: {path.name} is missing. Run `{command}` first.")
+    require_headroom()
     try:
         with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             stored = file.read()
     except (pa.ArrowException, OSError) as error:
+        if is_out_of_memory(error) or getattr(error, "errno", None) in _OF_THE_MACHINE:
+            raise  # the file is whole
         raise InputError(f"{path} is not a readable Parquet file ({error}). Delete it and measure again.") from error
     try:
         return to_pandas(name, stored)

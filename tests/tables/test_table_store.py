@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,37 @@ def test_a_corrupt_file_is_bad_input(variance: pd.DataFrame, tmp_path: Path) -> 
         path.write_bytes(content)
         with pytest.raises(InputError, match="not a readable Parquet file"):
             read_table("variance", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()], ids=["files", "memory"]
+)
+def test_a_whole_file_that_the_machine_cannot_read_is_not_called_corrupt(
+    error: Exception, variance: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table("variance", variance, tmp_path)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(type(error)):
+        read_table("variance", tmp_path)
+
+
+def test_too_little_memory_is_noticed_before_arrow_ends_the_process(
+    variance: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table("variance", variance, tmp_path)
+
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", exhausted)
+    with pytest.raises(MemoryError):
+        write_table("variance", variance, tmp_path)
+    with pytest.raises(MemoryError):
+        read_table("variance", tmp_path)
 
 
 def test_another_schema_is_bad_input(variance: pd.DataFrame, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mfdiag.flow.data.file_arrays import (
     torch_arrays,
 )
 from mfdiag.inputs import note_read
-from mfdiag.storage import is_file
+from mfdiag.storage import is_file, require_headroom
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,6 +265,7 @@ def _read_safetensors(content: FileContent, location: str) -> _Arrays:
 def _read_parquet(content: FileContent, location: str, apart: Collection[str] = ()) -> _Arrays:
     import pyarrow.parquet as pq
 
+    require_headroom()
     opened = content.open("rb") if isinstance(content, Path) else nullcontext(content)  # a name may look like a URI
     with opened as stream, pq.ParquetFile(stream) as file:
         _require_numbers_in_columns(file, location)
