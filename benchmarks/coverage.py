@@ -39,13 +39,17 @@ _PRECISE = 0.2  # of the runs' spread
 
 
 class Problem(NamedTuple):
-    """A model, its data, the options of `mfdiag.measure`, its tables, and the samples of its truth."""
+    """A model, its data, the options of `mfdiag.measure`, its tables, the samples of its truth, and its first seed.
+
+    Problems of the same seed share their times and their noise, so that an odd set of seeds would show in all of them.
+    """
 
     model: Callable[[], nn.Module]
     data: Callable[[], Data]
     options: dict[str, Any]
     tables: tuple[str, ...] = ("sweep", "variance", "coefficient")
     truth: int = 2**17
+    first: int = 0
 
 
 class LinearNetwork(nn.Module):
@@ -125,15 +129,19 @@ _OF_PLANE, _OF_CLASSES = _mlp(2), _mlp(2, 2)
 PROBLEMS = {
     "mixture": _problem(_OF_PLANE, _MIXTURE),
     "mixture_no_posterior": _problem(_OF_PLANE, _MIXTURE, posterior="none"),
-    "student_t3": _problem(_OF_PLANE, _student_t, posterior="none"),
-    "linear": _problem(lambda: LinearNetwork(2), _PLANE),
+    "student_t3": _problem(_OF_PLANE, _student_t, posterior="none")._replace(truth=2**18),
+    "linear": _problem(lambda: LinearNetwork(2), _PLANE)._replace(truth=2**18),
     "linear_no_posterior": _problem(lambda: LinearNetwork(2), _PLANE, posterior="none"),
-    "gaussian_16d": _problem(_mlp(16), _GAUSSIAN),
+    "gaussian_16d": _problem(_mlp(16), _GAUSSIAN)._replace(truth=2**18),
     "gaussian_16d_no_posterior": _problem(_mlp(16), _GAUSSIAN, posterior="none"),
     "adaptive": _problem(_OF_PLANE, _MIXTURE, weighting="adaptive:0.5,0.01")._replace(tables=("sweep", "variance")),
     "two_classes": _problem(_OF_CLASSES, _two_classes),
     "two_classes_no_posterior": _problem(_OF_CLASSES, _two_classes, posterior="none"),
     "guidance": _problem(_OF_CLASSES, _two_classes, guidance="meanflow:2,0.3,0.1,0.8,0.1"),
+}
+PROBLEMS = {
+    name: problem if name in ("linear", "gaussian_16d") else problem._replace(first=10_000 * (1 + k))
+    for k, (name, problem) in enumerate(PROBLEMS.items())
 }
 
 
@@ -164,7 +172,7 @@ def run(folder: Path, names: list[str], levels: list[int], replications: int) ->
     torch.set_num_threads(1)
     for name in names:
         problem = PROBLEMS[name]
-        jobs = [(problem.truth, _TRUTH_SEED), *((n, seed) for n in levels for seed in range(replications))]
+        jobs = [(problem.truth, _TRUTH_SEED), *((n, problem.first + k) for n in levels for k in range(replications))]
         for samples, seed in jobs:
             path = folder / name / str(samples) / f"{seed}.parquet"
             if path.exists():

@@ -6,11 +6,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mfdiag.gradients.intervals import Estimate, SquaredMean, deviations, jackknife, quantile
+from mfdiag.gradients.intervals import (
+    Estimate,
+    SquaredMean,
+    deviations,
+    hall_transform,
+    jackknife,
+    quantile,
+    skewed_jackknife,
+    skewness,
+)
 
 __all__ = ["batch_optimum"]
 
-_HALVINGS = 80  # of the range in which an end of the interval lies
+_STEPS = 64  # into which the range is divided where an end of the interval lies
+_ROUNDS = 9  # of this division: up to rounding
 
 
 def batch_optimum(cross: np.ndarray, variance: np.ndarray, bias: SquaredMean, n: float) -> Estimate:
@@ -29,45 +39,50 @@ def batch_optimum(cross: np.ndarray, variance: np.ndarray, bias: SquaredMean, n:
     Returns:
         The estimate, a scalar.
     """
-    unlimited = jackknife(-cross / variance, bias.count)  # n -> 0
+    unlimited = skewed_jackknife(-cross / variance, bias.count)  # n -> 0
     value = unlimited.value / (1 + n * np.maximum(bias.replicates[0], 0) / variance[0])
     plain = jackknife(-cross / (variance + n * bias.replicates), bias.count)
     if not np.isfinite(plain.std_error) or not np.isfinite(value):
         return plain
-    inside = _score(cross, variance, bias, n)
+    inside = _score(-cross / variance, variance, bias, n)
     ends = []
     for bound in (min(0.0, float(unlimited.low)), max(0.0, float(unlimited.high))):
-        ends.append(bound if inside(bound) else _boundary(inside, float(value), bound))
+        ends.append(_last_inside(inside, float(value), bound))
     return plain._replace(value=value, low=np.array(ends[0]), high=np.array(ends[1]))
 
 
-def _score(cross: np.ndarray, variance: np.ndarray, bias: SquaredMean, n: float) -> Callable[[float], bool]:
-    """Whether the interval holds a hypothetical beta."""
-    t = quantile(len(bias.count))
-    denominator = variance + n * bias.replicates
-    (a, h), (d, _) = (deviations(-cross, bias.count), deviations(denominator, bias.count))
+def _score(
+    unlimited: np.ndarray, variance: np.ndarray, bias: SquaredMean, n: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Whether the interval holds hypothetical betas, by the error of beta*_0 - beta (1 + n M_bb / S_bb)."""
+    ratio = bias.replicates / variance
+    (a, h), (m, _) = (deviations(x, bias.count) for x in (unlimited, ratio))
+    error2 = float(jackknife(ratio, bias.count).std_error) ** 2
+    slope, noise = (float(x) for x in bias.variance_law(error2**0.5 * variance[0]))
+    slope, noise = slope / float(variance[0]), noise / float(variance[0]) ** 2
+    h = h[:, None]
 
-    def covariance(x: np.ndarray, y: np.ndarray) -> float:
-        return float((x * y / (h - 1)).sum() / len(bias.count))
-
-    aa, ad, dd = covariance(a, a), covariance(a, d), covariance(d, d)
-    error = jackknife(bias.replicates, bias.count).std_error
-    slope, noise = map(float, bias.variance_law(error))
-
-    def inside(beta: float) -> bool:
-        residual = -cross[0] - beta * denominator[0]
-        implied = max((-cross[0] / beta - variance[0]) / n, 0.0) if beta else np.inf
-        # beta^2 n^2 Var(M) at the implied M instead of at its estimate; it vanishes with beta
-        change = beta**2 * n**2 * (slope * implied + noise - float(error) ** 2) if beta else 0.0
-        return bool(residual**2 <= t**2 * max(aa - 2 * beta * ad + beta**2 * dd + change, 0.0))
+    def inside(beta: np.ndarray) -> np.ndarray:
+        deviation = a[:, None] - beta * n * m[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            implied = np.maximum((unlimited[0] / beta - 1) / n, 0)
+            # the part of M_bb / S_bb at the implied value instead of at its estimate; it vanishes with beta
+            change = np.where(beta == 0, 0, beta**2 * n**2 * (slope * implied + noise - error2))
+            error = np.sqrt(np.maximum((deviation**2 / (h - 1)).sum(0) / len(h) + change, 0))
+            residual = unlimited[0] - beta * (1 + n * ratio[0])
+            t = np.where(error > 0, residual / error, np.where(residual == 0, 0, np.inf))
+        t = hall_transform(t, skewness(deviation, h))
+        return np.asarray(abs(t) <= quantile(deviation / np.sqrt(h - 1)))
 
     return inside
 
 
-def _boundary(inside: Callable[[float], bool], value: float, bound: float) -> float:
-    """Where the interval around `value` ends on the way to `bound`, which is not inside."""
-    held, outside = value, bound
-    for _ in range(_HALVINGS):
-        middle = (held + outside) / 2
-        held, outside = (middle, outside) if inside(middle) else (held, middle)
-    return held
+def _last_inside(inside: Callable[[np.ndarray], np.ndarray], value: float, bound: float) -> float:
+    """Where the interval around `value` ends on the way to `bound`."""
+    for _ in range(_ROUNDS):
+        steps = np.linspace(value, bound, _STEPS + 1)
+        held = inside(steps[1:])
+        if held.all():
+            return bound
+        value, bound = steps[held.argmin()], steps[held.argmin() + 1]
+    return float(value)

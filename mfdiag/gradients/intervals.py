@@ -19,10 +19,12 @@ __all__ = [
     "SquaredMean",
     "cosine_jackknife",
     "deviations",
+    "hall_transform",
     "jackknife",
     "quantile",
     "skewed_interval",
     "skewed_jackknife",
+    "skewness",
 ]
 
 _LEVEL = 0.95
@@ -52,9 +54,21 @@ class Estimate(NamedTuple):
             return Estimate(value, self.std_error * value**2, low, high, self.n_samples)
 
 
-def quantile(blocks: int, level: float = _LEVEL) -> float:
-    """Student's two-sided quantile for a jackknife with this many blocks."""
-    return float(stdtrit(blocks - 1, 0.5 + level / 2))
+def quantile(deviation: np.ndarray, level: float = _LEVEL) -> np.ndarray:
+    """Student's two-sided quantile; heavy tails of the deviations, whose square varies more, leave fewer degrees.
+
+    Args:
+        deviation: Independent contributions to the error, of mean 0 and of equal variance, [g, ...].
+        level: Coverage of the interval, between 0 and 1.
+
+    Returns:
+        The quantile for (g - 1) / (1 + k / 2) degrees of freedom, where k is the excess kurtosis (Satterthwaite,
+        docs/theory.md#intervals), [...].
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = ((deviation / np.sqrt((deviation**2).mean(0))) ** 4).mean(0) - 3
+    freedom = (len(deviation) - 1) / (1 + np.maximum(np.nan_to_num(excess), 0) / 2)
+    return np.asarray(stdtrit(freedom, 0.5 + level / 2))
 
 
 def deviations(replicates: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +90,7 @@ def deviations(replicates: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, n
 
 
 def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = _LEVEL) -> Estimate:
-    """Estimate a statistic with a symmetric interval: Student's t on g - 1 degrees of freedom.
+    """Estimate a statistic with a symmetric interval from Student's t.
 
     Args:
         replicates: The statistic on the full sample and without each of g blocks, [1 + g, ...].
@@ -93,7 +107,7 @@ def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = _LEVEL) 
     deviation, h = deviations(replicates, count)
     with np.errstate(invalid="ignore"):
         std_error = np.sqrt((deviation**2 / (h - 1)).sum(0) / g)
-    half = quantile(g, level) * std_error
+        half = quantile(deviation / np.sqrt(h - 1), level) * std_error
     return Estimate(value, std_error, value - half, value + half, n)
 
 
@@ -118,10 +132,20 @@ def skewed_jackknife(
     if len(count) < 2:
         return plain
     deviation, h = deviations(replicates, count)
+    low, high = _hall(plain, skewness(deviation, h), quantile(deviation / np.sqrt(h - 1), level))
+    return plain._replace(low=np.maximum(low, 0) if nonnegative else low, high=high)
+
+
+def skewness(deviation: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Skewness of a statistic from the result of `deviations`; 0 for a constant."""
     with np.errstate(invalid="ignore"):
         square, cube = (deviation**2 / h).sum(0), (deviation**3 / h).sum(0)
-        low, high = _hall(plain, cube / square**1.5 / np.sqrt(len(count)), quantile(len(count), level))
-    return plain._replace(low=np.maximum(low, 0) if nonnegative else low, high=high)
+        return np.nan_to_num(cube / square**1.5 / np.sqrt(len(deviation)))
+
+
+def hall_transform(t: np.ndarray, skew: np.ndarray) -> np.ndarray:
+    """Hall's cubic transform of a studentized statistic with this skewness."""
+    return t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
 
 
 def skewed_interval(value: float, influence: np.ndarray) -> Estimate:
@@ -141,11 +165,11 @@ def skewed_interval(value: float, influence: np.ndarray) -> Estimate:
         missing = np.asarray(np.nan)
         plain = Estimate(np.asarray(value), np.asarray(std_error), missing, missing, n)
         skew = (deviation**3).mean() / (deviation**2).mean() ** 1.5 / n**0.5
-        low, high = _hall(plain, np.asarray(skew), quantile(n))
+        low, high = _hall(plain, np.asarray(skew), quantile(deviation))
     return plain._replace(low=low, high=high)
 
 
-def _hall(plain: Estimate, skew: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
+def _hall(plain: Estimate, skew: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the interval whose transformed statistic lies within the quantile t."""
     skew = np.nan_to_num(skew)  # of a constant
     safe = np.where(np.abs(skew) < _NO_SKEW, _NO_SKEW, skew)
@@ -234,7 +258,8 @@ class SquaredMean:
             slope, noise = self.variance_law(alone.std_error * scale[0])
             slope, noise = slope / scale[0], noise / scale[0] ** 2
             rest = np.maximum(plain.std_error**2 - alone.std_error**2, 0)  # the part of what is added
-            t = quantile(len(self.count)) if len(self.count) > 1 else np.nan
+            deviation, h = deviations((self.replicates + added) / scale, self.count)
+            t = quantile(deviation / np.sqrt(h - 1)) if len(self.count) > 1 else np.nan
             # (estimate - x)^2 <= t^2 (slope theta + noise + rest), where theta moves with x
             shift = t**2 * slope / 2
             half = np.sqrt(np.maximum(shift**2 + t**2 * (slope * alone.value + noise + rest), 0))

@@ -128,7 +128,7 @@ def _add_gradient_form(
 ) -> None:
     from mfdiag.coefficients.batch_optimum import batch_optimum
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
-    from mfdiag.gradients.intervals import jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
 
     tails, few = _tails(result), few_with_a_derivative(result)
@@ -140,14 +140,14 @@ def _add_gradient_form(
             constant = is_degenerate(form.S, k)
             for n in (None, *batch_sizes):
                 if n is None:
-                    optimum = jackknife(form.optimum(form.S, 0, (k,))[:, 0], moments.count)
+                    optimum = skewed_jackknife(form.optimum(form.S, 0, (k,))[:, 0], moments.count)
                 else:
                     optimum = batch_optimum(form.S[:, 0, k], variance, bias, n)
                 keys = _keys("gradient", role, layer, n)
                 rows.add("optimum", optimum, box, **keys, degenerate=constant, tail=tails["both", role])
             keys = _keys("gradient", role, layer)
             if form.W is not None:
-                optimum = jackknife(form.optimum(form.W, 0, (k,))[:, 0], moments.count)
+                optimum = skewed_jackknife(form.optimum(form.W, 0, (k,))[:, 0], moments.count)
                 constant_within = is_degenerate(form.W, k)
                 rows.add(
                     "conditional_optimum", optimum, box, **keys, degenerate=constant_within, tail=tails["both", role]
@@ -193,7 +193,7 @@ def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> N
     import numpy as np
 
     from mfdiag.coefficients.plane import is_degenerate, output_quadratic
-    from mfdiag.gradients.intervals import jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
 
     assert result.output is not None
@@ -202,12 +202,12 @@ def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> N
         assert form.W is not None
         for role, k in _ROLES.items():
             # docs/theory.md#matrix: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and likewise for gamma
-            estimate = jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
+            estimate = skewed_jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
             rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=is_degenerate(form.W, k))
         optima = form.optimum(form.W, 1, (1, 2))  # docs/theory.md#plane-optimum
         constant = is_degenerate(form.W, 1) or not np.isfinite(optima[0]).all()
         for k, role in enumerate(_ROLES):
-            estimate = jackknife(optima[:, k], moments.count)
+            estimate = skewed_jackknife(optima[:, k], moments.count)
             rows.add("optimum", estimate, box, **_keys("plane", role), degenerate=constant)
 
 
@@ -216,7 +216,7 @@ def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> Non
 
     from mfdiag.coefficients.plane import DEGENERATE
     from mfdiag.coefficients.scalar import diagonal_optimum, isotropic_optimum
-    from mfdiag.gradients.intervals import jackknife, skewed_jackknife
+    from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import scalars_by_cell
 
     names = ("kappa", "jacobi_fro2", "sigma2d", "bias2", "diagonal/numerator", "diagonal/denominator")
@@ -230,11 +230,11 @@ def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> Non
         kappas = {"signed": means["kappa"], "magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
         for kind, kappa in kappas.items():
             keys = _keys("isotropic", "tangent", kind=kind)
-            rows.add("kappa", jackknife(kappa, count), box, **keys)
+            rows.add("kappa", skewed_jackknife(kappa, count), box, **keys)
             optimum = isotropic_optimum(kappa, sigma2d, bias2)
-            rows.add("optimum", jackknife(optimum, count), box, **keys, degenerate=constant)
+            rows.add("optimum", skewed_jackknife(optimum, count), box, **keys, degenerate=constant)
         optimum = diagonal_optimum(means["diagonal/numerator"], means["diagonal/denominator"])
-        rows.add("optimum", jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=constant)
+        rows.add("optimum", skewed_jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=constant)
 
 
 _SHOWN = {"optimum": "β*", "variance_reduction": "variance reduction", "critical_batch": "n₀"}

@@ -111,6 +111,7 @@ def rows(
     from mfdiag.coefficients.plane import gradient_quadratic, output_quadratic
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
+    from mfdiag.measures.parts.concentration import residual_tails
     from mfdiag.measures.parts.plane_plans import PlanePlan
 
     request = measurement.request
@@ -135,7 +136,7 @@ def rows(
         if isinstance(plan, PlanePlan) and plan.target:
             _add_optima(rows, place, form, request.batch_sizes)
     if result.output is not None:
-        tails = _output_tails(result.output, plan.layout, points)
+        tails = residual_tails(_squared_norms(result.output, plan.layout, points), measurement.draws.data)
         for box, _, moments in moments_by_cell(result, result.output):
             form = output_quadratic(moments, plan.layout)
             place = _Place("output", "all", box, points, moments.count, tails)
@@ -179,16 +180,6 @@ def _tails(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.nd
     else:
         norms = result.gradient.diagonal[:, :, 0].numpy()
     return np.array([tail_status(point) for point in norms.T], dtype=object)
-
-
-def _output_tails(output: Accumulator, layout: ColumnLayout, points: np.ndarray) -> np.ndarray:
-    """The same of the residual's variance."""
-    import numpy as np
-
-    from mfdiag.measures.parts.concentration import FINITE_ERROR, tail_status
-
-    norms = _squared_norms(output, layout, points)
-    return np.array([tail_status(point, FINITE_ERROR) for point in norms.T], dtype=object)
 
 
 def _squared_norms(accumulator: Accumulator, layout: ColumnLayout, points: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mfdiag.measures.run.table import MeasuredTable
 from mfdiag.tables.columns import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from mfdiag.flow.data.datasets import Data
     from mfdiag.gradients.intervals import Estimate
     from mfdiag.gradients.moments import Moments
     from mfdiag.gradients.sample_pass import PassResult
@@ -242,7 +243,7 @@ def rows(measurement: Measurement, plan: EstimatorPlan, result: PassResult) -> M
     tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
     _add_gradients(rows, result, plan, by_layer, tails)
     if plan.guided:
-        _add_guidance(rows, result, plan, by_layer, tails)
+        _add_guidance(rows, result, plan, by_layer, tails, measurement.draws.data)
     _add_concentration(rows, result, plan)
     _add_losses(rows, result, plan)
     _add_second_moments(rows, result, plan, measurement.dim)
@@ -257,14 +258,15 @@ def _add_gradients(
     """Moments of each estimator's gradient, of the tails `tails`, and how MeanFlow's two parts conflict."""
     from mfdiag.gradients.intervals import cosine_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.concentration import tail_status
+    from mfdiag.measures.parts.concentration import mean_tail, tail_status
     from mfdiag.measures.parts.semi_gradient import gap_statistics
 
+    mean_tails = [mean_tail(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
     gap_tail = tail_status(result.gradient.diagonal[:, 0, plan.gap[0]].numpy()) if plan.losses else None
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
             for quantity, estimate in _statistics(moments, plan.column(k), plan).items():
-                tail = None if quantity == "mean_norm2" else tails[k]
+                tail = mean_tails[k] if quantity == "mean_norm2" else tails[k]
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name, tail=tail)
         if plan.meanflow is None:
             continue
@@ -274,12 +276,14 @@ def _add_gradients(
         conflict = cosine_jackknife(conflict_cosine(moments, mean, plan.consistency), moments.count)
         # trajectory consistency carries the factor t - r
         at_equal_times = bool(moments.Q[0, 0, plan.consistency, plan.consistency] == 0)
-        rows.add("conflict_cosine", conflict, box, layer=layer, estimator="meanflow", degenerate=at_equal_times)
+        keys: dict[str, Any] = {"layer": layer, "estimator": "meanflow"}
+        tail = mean_tails[plan.meanflow]
+        rows.add("conflict_cosine", conflict, box, **keys, degenerate=at_equal_times, tail=tail)
         statistics = gap_statistics(moments, plan.column(plan.meanflow), mean, plan.gap) if plan.losses else {}
         for quantity, estimate in statistics.items():
             degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
             tail = gap_tail if quantity.endswith("variance") else None
-            rows.add(quantity, estimate, box, layer=layer, estimator="meanflow", degenerate=degenerate, tail=tail)
+            rows.add(quantity, estimate, box, **keys, degenerate=degenerate, tail=tail)
 
 
 def _statistics(moments: Moments, own: int, plan: EstimatorPlan) -> dict[str, Estimate]:
@@ -331,16 +335,16 @@ def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarra
 
 
 def _add_guidance(
-    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: Sequence[str | None]
+    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: Sequence[str | None], data: Data
 ) -> None:
     """Quantities that exist only under guidance."""
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.concentration import FINITE_ERROR, heaviest_tail
+    from mfdiag.measures.parts.concentration import residual_tails
     from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
 
     assert result.output is not None
-    velocity_tail = heaviest_tail(result.output.diagonal[:, 0].numpy(), FINITE_ERROR)
+    velocity_tail = next(filter(None, residual_tails(result.output.diagonal[:, 0].numpy(), data)), None)
     for box, _, moments in moments_by_cell(result, result.output):
         for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
             estimate = skewed_jackknife(replicates, moments.count, nonnegative=quantity not in SIGNED)

@@ -11,7 +11,7 @@ from helpers import accumulated, one_cell
 from scipy import stats
 
 from mfdiag.coefficients.batch_optimum import batch_optimum
-from mfdiag.gradients.intervals import Estimate, jackknife
+from mfdiag.gradients.intervals import Estimate, jackknife, skewed_jackknife
 from mfdiag.gradients.moments import Moments
 
 REPEATS = 400
@@ -51,7 +51,7 @@ def test_an_open_critical_batch_opens_the_optimum() -> None:
     m = moments(np.random.default_rng(0), 512, 0.0)
     bias = m.squared_mean(np.array([0.0, 1.0]))
     assert bias.estimate().low < 0
-    unlimited = jackknife(-m.S[:, 0, 0, 1] / m.S[:, 0, 1, 1], m.count)
+    unlimited = skewed_jackknife(-m.S[:, 0, 0, 1] / m.S[:, 0, 1, 1], m.count)
     for n in (10, 10**4, 10**9):
         assert estimate(m, n).high == pytest.approx(float(unlimited.high), rel=0.05)
 
@@ -70,26 +70,56 @@ def test_a_negative_squared_mean_counts_as_zero() -> None:
 
 @pytest.mark.parametrize("mean", [0.0, 0.3, 2.0])
 def test_the_ends_are_those_of_a_fine_grid(mean: float) -> None:
-    """The twin: every beta of a grid is tried on its own, with the covariance of pseudo-values by numpy."""
+    """The twin: every beta of a grid is tried on its own, with pseudo-values, covariances and skewness by numpy."""
     m, n = moments(np.random.default_rng(7), 640, mean), 300
     S, bias = m.S[:, 0], m.squared_mean(np.array([0.0, 1.0]))
-    a, d = -S[:, 0, 1], S[:, 1, 1] + n * bias.replicates
+    unlimited, ratio = -S[:, 0, 1] / S[:, 1, 1], bias.replicates / S[:, 1, 1]
     g = len(m.count)
-    pseudo = [g * x[0] - (g - 1) * x[1:] for x in (a, d, bias.replicates)]
-    covariance = np.cov(np.stack(pseudo)) / g
-    t = stats.t.ppf(0.975, g - 1)
-    unlimited = jackknife(a / S[:, 1, 1], m.count)
-    grid = np.linspace(min(0, unlimited.low), max(0, unlimited.high), 200_001)
-    with np.errstate(divide="ignore"):
-        implied = np.maximum((a[0] / grid - S[0, 1, 1]) / n, 0)
-    size = max(bias.replicates[0], 0) + S[0, 1, 1] / 640
-    variance_of_m = covariance[2, 2] / size * implied + bias.noise()
-    total = covariance[0, 0] - 2 * grid * covariance[0, 1] + grid**2 * covariance[1, 1]
-    with np.errstate(invalid="ignore"):
-        total += np.nan_to_num(grid**2 * n**2 * (variance_of_m - covariance[2, 2]))
-    held = grid[(a[0] - grid * d[0]) ** 2 <= t**2 * np.maximum(total, 0)]
-    actual, step = estimate(m, n), grid[1] - grid[0]
+    a, d = (g * x[0] - (g - 1) * x[1:] for x in (unlimited, ratio))
+    ends = skewed_jackknife(unlimited, m.count)
+    grid = np.linspace(min(0, ends.low), max(0, ends.high), 20_001)[:, None]
+    pseudo = a - n * grid * d
+    with np.errstate(divide="ignore", invalid="ignore"):
+        implied = np.maximum((unlimited[0] / grid - 1) / n, 0)
+        size = max(bias.replicates[0], 0) + S[0, 1, 1] / 640
+        law = np.var(d, ddof=1) / g / (size / S[0, 1, 1]) * implied + bias.noise() / S[0, 1, 1] ** 2
+        change = np.nan_to_num(grid**2 * n**2 * (law - np.var(d, ddof=1) / g))[:, 0]
+    error = np.sqrt(pseudo.var(1, ddof=1) / g + change)
+    t, skew = (unlimited[0] - grid * (1 + n * ratio[0]))[:, 0] / error, stats.skew(pseudo, axis=1) / g**0.5
+    freedom = (g - 1) / (1 + np.maximum(stats.kurtosis(pseudo, axis=1), 0) / 2)
+    inside = abs(t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6) <= stats.t.ppf(0.975, freedom)
+    actual, step, held = estimate(m, n), float(grid[1, 0] - grid[0, 0]), grid[inside, 0]
     assert (float(actual.low), float(actual.high)) == pytest.approx((held[0], held[-1]), abs=1.01 * step)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3])
+def test_a_batch_of_almost_nothing_has_the_interval_of_the_unlimited_optimum(mean: float) -> None:
+    m = moments(np.random.default_rng(8), 640, mean)
+    expected = skewed_jackknife(-m.S[:, 0, 0, 1] / m.S[:, 0, 1, 1], m.count)
+    actual = estimate(m, 1e-9)
+    for name in ("value", "std_error", "low", "high"):
+        assert float(getattr(actual, name)) == pytest.approx(float(getattr(expected, name)), rel=1e-6), name
+
+
+@pytest.mark.parametrize("n", [1, 64])
+def test_coverage_where_few_samples_carry_the_control(n: int) -> None:
+    """G_b is 0 in three of four samples, and heavy in the tails in the others, as t - r makes the tangent's."""
+    rng = np.random.default_rng(n)
+    factor = (rng.random((REPEATS, 1024, 1)) < 0.25) * rng.random((REPEATS, 1024, 1)) ** 2
+    control = factor * rng.standard_t(8, (REPEATS, 1024, 2)) + 0.1 * factor
+    pair = np.stack([rng.standard_normal((REPEATS, 1024, 2)) - 3 * control, control], 1)
+    m = accumulated(torch.as_tensor(pair).flatten(0, 1), REPEATS, one_cell(1024)).moments[0]["w"].replicates()
+    # of factor: E f^2 = 1/4 / 5, E f = 1/4 / 3; of Student's t with 8 degrees: 8/6
+    mean2 = 2 * (0.1 / 12) ** 2
+    variance = 2 * (1 / 20) * (8 / 6 + 0.01) - mean2
+    truth = 3 / (1 + n * mean2 / variance)
+    weights, covered = np.array([0.0, 1.0]), 0
+    for group in range(REPEATS):
+        S = m.S[:, group]
+        one = batch_optimum(S[:, 0, 1], S[:, 1, 1], m.squared_mean(weights, group), n)
+        covered += bool(one.low <= truth <= one.high)
+    print(f"covers {covered / REPEATS:.1%}")
+    assert LEAST <= covered / REPEATS <= MOST
 
 
 def test_the_standard_error_is_that_of_the_ratio() -> None:

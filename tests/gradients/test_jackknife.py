@@ -15,6 +15,7 @@ from mfdiag.gradients.intervals import (
     SquaredMean,
     cosine_jackknife,
     jackknife,
+    quantile,
     skewed_interval,
     skewed_jackknife,
 )
@@ -24,6 +25,33 @@ REPEATS = 800
 # the promise is 93 to 97 %; these are the 99.9 % binomial limits of its ends
 LEAST = stats.binom.ppf(0.001, REPEATS, 0.93) / REPEATS
 MOST = stats.binom.ppf(0.999, REPEATS, 0.97) / REPEATS
+
+
+def student(contributions: np.ndarray) -> np.ndarray:
+    """The quantile of Student's t, with fewer degrees of freedom where the contributions [g, ...] have heavy tails."""
+    excess = stats.kurtosis(contributions, axis=0)
+    return np.asarray(stats.t.ppf(0.975, (len(contributions) - 1) / (1 + np.maximum(excess, 0) / 2)))
+
+
+@pytest.mark.parametrize("law", [stats.norm(), stats.t(8), stats.laplace()], ids=["normal", "t8", "laplace"])
+def test_the_degrees_of_freedom_are_those_of_the_squared_error(law: stats.rv_continuous) -> None:
+    """Satterthwaite: a scaled chi-square of as many degrees has the variance of the squared standard error."""
+    values = law.rvs(size=(40, 20_000), random_state=np.random.default_rng(0))
+    square = values.var(0, ddof=1)
+    expected = 2 * square.mean() ** 2 / square.var()
+    assert expected == pytest.approx(39 / (1 + law.stats("k") / 2), rel=0.05)
+    freedom = stats.kurtosis(values[:, :2000].ravel())
+    actual = quantile(values[:, :2000].reshape(-1, 1))[0]
+    assert actual == pytest.approx(stats.t.ppf(0.975, (80_000 - 1) / (1 + max(freedom, 0) / 2)))
+
+
+def test_one_block_that_carries_all_leaves_two_degrees_of_freedom() -> None:
+    deviation = np.full((64, 2), -1 / 64)
+    deviation[0] += 1
+    deviation[:, 1] = 0  # a constant keeps all of them
+    np.testing.assert_allclose(quantile(deviation), stats.t.ppf(0.975, [63 / (1 + 59.016 / 2), 63]), rtol=1e-3)
+    for unit in (1e-150, 1e150):
+        np.testing.assert_allclose(quantile(unit * deviation), quantile(deviation))
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -36,7 +64,7 @@ def test_mean_of_equal_blocks_has_the_textbook_error(size: int) -> None:
     error = means.std(0, ddof=1) / blocks**0.5
     np.testing.assert_allclose(actual.value, values.mean(0))
     np.testing.assert_allclose(actual.std_error, error)
-    np.testing.assert_allclose(actual.high - actual.value, stats.t.ppf(0.975, blocks - 1) * error)
+    np.testing.assert_allclose(actual.high - actual.value, student(means) * error)
     np.testing.assert_allclose(actual.value - actual.low, actual.high - actual.value)
     assert actual.n_samples == len(values)
 
@@ -156,9 +184,9 @@ def test_the_skewed_interval_solves_halls_transform() -> None:
     np.testing.assert_array_equal(actual.std_error, plain.std_error)
     means = values[:, 0].reshape(16, 3).mean(1)
     a = stats.skew(means) / 4
-    for end, quantile in ((actual.low[0], stats.t.ppf(0.975, 15)), (actual.high[0], stats.t.ppf(0.025, 15))):
+    for end, sign in ((actual.low[0], 1), (actual.high[0], -1)):
         t = (actual.value[0] - end) / actual.std_error[0]
-        assert t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6 == pytest.approx(quantile)
+        assert t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6 == pytest.approx(sign * student(means))
     assert actual.high[0] - actual.value[0] > actual.value[0] - actual.low[0]
     assert (actual.low[1], actual.high[1]) == pytest.approx((plain.low[1], plain.high[1]))
 
@@ -272,9 +300,10 @@ def test_the_ends_of_a_squared_mean_solve_the_score_equation(mean: float, added:
     alone, plain = jackknife(M / S, moments.count), jackknife((M + more) / S, moments.count)
     slope = (alone.std_error * S[0]) ** 2 / (max(M[0], 0) + S[0] / n) / S[0]
     noise, rest = float(square.noise()[0]) / S[0] ** 2, max(plain.std_error**2 - alone.std_error**2, 0)
+    ratios = ((M + more) / S)[1:]  # without a block each
     for end in (float(actual.low[0]), float(actual.high[0])):
         theta = end - (plain.value - alone.value)
-        expected = stats.t.ppf(0.975, 63) ** 2 * (slope * theta + noise + rest)
+        expected = student(ratios) ** 2 * (slope * theta + noise + rest)
         assert (plain.value - end) ** 2 == pytest.approx(expected)
     assert actual.low < actual.value < actual.high
     assert float(actual.std_error[0]) == pytest.approx(float(plain.std_error))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from mfdiag.flow.data.datasets import Data
 from mfdiag.gradients.intervals import Estimate, skewed_interval
 
 __all__ = [
     "FINITE_ERROR",
     "heaviest_tail",
+    "heavy_data",
     "largest_samples",
+    "mean_tail",
+    "residual_tails",
     "tail_index",
     "tail_status",
     "top_share",
@@ -28,6 +34,11 @@ FINITE_ERROR = 2.0
 Residuals of data with light tails have a larger one, so that their variance is held to it. Gradients come close to it.
 """
 
+_FINITE_VARIANCE = 1.0  # of the vectors themselves; at or below this tail index, no mean of them has an error
+_DOUBTFUL = 2 * FINITE_ERROR  # where the samples' own tail index may lie below, the data are asked too
+_DATA_POINTS = 20_000  # far more than the largest samples of a run show
+_DATA_NUMBERS = 1 << 24  # in all
+_DATA_TOP = 0.01  # enough points for their tail index, and nearer to the tail than the largest 5 %
 _LIGHT = 1.3  # if the tail index may lie below, no interval of a variance covers (docs/theory.md#intervals)
 
 
@@ -47,15 +58,22 @@ def top_share_status(norms: np.ndarray) -> str | None:
     return "too_few_samples" if _TOP * len(norms) < _FEWEST_TOP else tail_status(norms)
 
 
-def tail_index(norms: np.ndarray) -> Estimate:
-    """Hill's estimator of the tail index over the largest 5 % of values [N]; at 2 or below, no finite variance.
+def tail_index(norms: np.ndarray, top: float = _TAIL) -> Estimate:
+    """Hill's estimator of the tail index over the largest values [N]; at 2 or below, no finite variance.
 
     The interval is Student's t for the logarithm of the mean excess over the threshold, with the excesses' own spread.
+
+    Args:
+        norms: The values, [N].
+        top: The share of them that it looks at.
+
+    Returns:
+        The estimate, a scalar.
     """
-    k = max(2, int(_TAIL * len(norms)))
-    top = np.sort(norms)[-k - 1 :]
+    k = max(2, int(top * len(norms)))
+    largest = np.sort(norms)[-k - 1 :]
     with np.errstate(divide="ignore", invalid="ignore"):
-        excesses = np.log(top[1:] / top[0])
+        excesses = np.log(largest[1:] / largest[0])
         index = np.asarray(k / excesses.sum())
         error = excesses.std(ddof=1) / k**0.5 * index  # relative
         spread = np.exp(stdtrit(k - 1, 0.975) * error)
@@ -83,6 +101,40 @@ def tail_status(norms: np.ndarray, light: float = _LIGHT) -> str | None:
 def heaviest_tail(norms: np.ndarray, light: float = _LIGHT) -> str | None:
     """`tail_status` of the worst of several vectors, squared norms [N, K]."""
     return next(filter(None, (tail_status(one, light) for one in norms.T)), None)
+
+
+def mean_tail(norms: np.ndarray) -> str | None:
+    """Why a mean of vectors with these squared norms [N] has no interval to trust, or None where nothing shows it."""
+    status = tail_status(norms, _FINITE_VARIANCE)
+    return status if status == "heavy_tail" else None
+
+
+def residual_tails(norms: np.ndarray, data: Data) -> np.ndarray:
+    """Why variances of residuals have no interval to trust.
+
+    A run whose samples happen to miss the tail also has a variance that is too low. So where their tail index does not
+    exclude a heavy tail by far, the tail of the data decides, of which there are more points and none of the run's.
+
+    Args:
+        norms: Squared norms of the residuals of each sample, [N, P].
+        data: What the samples are drawn from.
+
+    Returns:
+        Statuses or None, [P].
+    """
+    statuses = np.array([tail_status(one, FINITE_ERROR) for one in norms.T], dtype=object)
+    unsure = [k for k, status in enumerate(statuses) if status is None and norms[:, k].any()]
+    if any(tail_index(norms[:, k]).low < _DOUBTFUL for k in unsure) and heavy_data(data, FINITE_ERROR):
+        statuses[unsure] = "heavy_tail"
+    return statuses
+
+
+def heavy_data(data: Data, light: float) -> bool:
+    """Whether the tail index of the squared distance of data points to their mean may lie below `light`."""
+    size = int(np.clip(_DATA_NUMBERS // math.prod(data.shape), _FEWEST_TAIL / _DATA_TOP, _DATA_POINTS))
+    points, _ = data.sample(np.random.default_rng(0).random((size, data.width)))
+    centered = points.reshape(size, -1) - points.reshape(size, -1).mean(0)
+    return bool(tail_index(np.einsum("nd,nd->n", centered, centered), _DATA_TOP).low < light)
 
 
 def largest_samples(samples: pd.DataFrame, count: int = 5) -> pd.DataFrame:
