@@ -89,13 +89,14 @@ def deviations(replicates: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, n
         return pseudo - (pseudo / h).sum(0), h
 
 
-def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = _LEVEL) -> Estimate:
+def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = _LEVEL, *, bounded: bool = False) -> Estimate:
     """Estimate a statistic with a symmetric interval from Student's t.
 
     Args:
         replicates: The statistic on the full sample and without each of g blocks, [1 + g, ...].
         count: Block sizes, [g].
         level: Coverage of the interval, between 0 and 1.
+        bounded: Whether the samples' contributions are bounded, so that g - 1 degrees of freedom hold at any level.
 
     Returns:
         The estimate; its error and interval are NaN for fewer than two blocks.
@@ -107,7 +108,8 @@ def jackknife(replicates: np.ndarray, count: np.ndarray, level: float = _LEVEL) 
     deviation, h = deviations(replicates, count)
     with np.errstate(invalid="ignore"):
         std_error = np.sqrt((deviation**2 / (h - 1)).sum(0) / g)
-        half = quantile(deviation / np.sqrt(h - 1), level) * std_error
+        t = stdtrit(g - 1, 0.5 + level / 2) if bounded else quantile(deviation / np.sqrt(h - 1), level)
+        half = t * std_error
     return Estimate(value, std_error, value - half, value + half, n)
 
 

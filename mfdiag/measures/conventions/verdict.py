@@ -94,7 +94,7 @@ def difference(misfit: Misfit, other: Misfit, level: float = 0.95) -> Estimate:
 
 def _estimate(values: np.ndarray, level: float) -> Estimate:
     """The mean of one number per sample."""
-    return jackknife(*scalar_replicates(values, np.arange(len(values)) % _BLOCKS, _BLOCKS), level)
+    return jackknife(*scalar_replicates(values, np.arange(len(values)) % _BLOCKS, _BLOCKS), level, bounded=True)
 
 
 def votes(a: np.ndarray, b: np.ndarray, level: float) -> Estimate:
