@@ -185,6 +185,11 @@ class Evidence:
         worse = skill is not None and skill.below(0.0)
         return worse and learned is not None and learned.below(self.least_learned)
 
+    def learned(self, most: float) -> bool:
+        """Whether the velocity error is below `most`; where it is not known, whether the network is not untrained."""
+        error = self.of_weights("velocity_error")
+        return not self.untrained if error is None else error.below(most)
+
     def usual(self, quantity: str, target: str = "") -> Healthy:
         """What healthy models have, with those whose loss is normalized, or which are guided, where this one is.
 

@@ -218,6 +218,7 @@ def test_a_small_jacobian_and_a_failing_identity_mean_a_missing_stop_gradient() 
     ]
     assert codes(evidence(*rows)) == ["missing_stop_gradient"]
     assert codes(evidence(*rows[:1])) == []
+    assert codes(evidence(*rows, *coefficients(-0.3, 0.2))) == []  # the tangent or the derivative is reversed
 
 
 def coefficients(position: float, time: float) -> list[dict[str, Any]]:
@@ -242,6 +243,19 @@ def test_a_target_counts_only_if_the_parts_of_its_derivative_are_those_that_ente
     rows = wrong_target("tangents_swapped", 0.02, meanflow=1.0)
     assert codes(evidence(*rows, *coefficients(1.0, -0.3))) == ["wrong_tangent"]
     assert codes(evidence(*rows, *coefficients(0.4, 0.3))) == []  # a network that hardly depends on r yet
+
+
+def test_an_untrained_network_says_nothing_about_targets_and_labels() -> None:
+    """Also where the data have no exact posterior, and so no velocity error."""
+    rows = [
+        *wrong_target("derivative_left_out", 0.01, meanflow=2.0),
+        measured("guidance_scale", 0.1),
+        measured("label_effect", 0.001),
+        measured("jacobian_size", 0.7 * healthy("jacobian_size").low),
+    ]
+    rows = [row for row in rows if row["quantity"] != "velocity_error"]
+    assert codes(evidence(*rows, *untrained())) == ["untrained"]
+    assert set(codes(evidence(*rows))) >= {"wrong_tangent", "guidance_mismatch", "labels_ignored"}
 
 
 def test_labels() -> None:

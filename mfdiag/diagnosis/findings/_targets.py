@@ -12,6 +12,7 @@ __all__ = [
     "closest_target",
     "halved_defect",
     "least_defect",
+    "reversed_position_part",
     "reversed_time_part",
 ]
 
@@ -52,13 +53,12 @@ def closest_target(evidence: Evidence) -> Value | None:
     may be that of a few samples.
     """
     ratios = []
-    error = evidence.of_weights("velocity_error")
     for name in TARGETS:
         ratio = evidence.of_weights("target_defect_ratio", target=name)
         preference = evidence.of_weights("target_preference", target=name)
         if ratio is None or preference is None or not ratio.below(1.0) or _refuted(evidence, name):
             continue
-        learned = error is None or error.below(_LEARNED[also_untrained(name)])
+        learned = evidence.learned(_LEARNED[also_untrained(name)])
         if learned and preference.above(evidence.usual("target_preference", name).high):
             ratios.append(ratio)
     return min(ratios, key=lambda value: value.value, default=None)
@@ -81,6 +81,12 @@ def reversed_time_part(evidence: Evidence) -> Value | None:
     if position is None or time is None or not time.below(0.0) or position.below(_REVERSED):
         return None
     return None if closest is not None and closest.below(CLEARLY) else time
+
+
+def reversed_position_part(evidence: Evidence) -> bool:
+    """Whether du/dx enters with the wrong sign: the tangent or the whole derivative is reversed."""
+    position = evidence.of_weights("target_coefficient", target="position")
+    return position is not None and position.below(0.0)
 
 
 def least_defect(evidence: Evidence) -> Value | None:

@@ -14,7 +14,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     measured = evidence.of_weights("guidance_scale")
     declared = evidence.facts.guidance_scale
     declared = 1.0 if evidence.facts.guidance is None else declared
-    if measured is None or declared is None:
+    if measured is None or declared is None or evidence.untrained:
         return None
     if not measured.above(_FACTOR * declared) and not (measured.below(declared / _FACTOR) and measured.above(0)):
         return None

@@ -12,7 +12,7 @@ _LEAST = 0.1  # of the effect that the data have
 
 def _rule(evidence: Evidence) -> Detection | None:
     effect = evidence.of_weights("label_effect")
-    if effect is None or not effect.below(_LEAST):
+    if effect is None or evidence.untrained or not effect.below(_LEAST):
         return None
     return Detection(
         "warning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
-from mfdiag.diagnosis.findings._targets import reversed_time_part
+from mfdiag.diagnosis.findings._targets import reversed_position_part, reversed_time_part
 
 __all__ = ["FINDING"]
 
@@ -13,12 +13,12 @@ _SMALLER = 0.95  # of the least Jacobian among healthy models
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    error, size = (evidence.of_weights(name) for name in ("velocity_error", "jacobian_size"))
+    size = evidence.of_weights("jacobian_size")
     defect, full = evidence.of_weights("target_defect", target="meanflow"), evidence.get("full_gradient_ratio")
     if size is None or defect is None:
         return None
     usual, identity = evidence.usual("jacobian_size"), evidence.usual("target_defect", "meanflow")
-    learned, small = error is None or error.below(_TRAINED), size.below(_SMALLER * usual.low)
+    learned, small = evidence.learned(_TRAINED), size.below(_SMALLER * usual.low)
     expected = {"target_coefficient": "above 0", "jacobian_size": f"above {usual.low:.2g}"}
     time = reversed_time_part(evidence)
     if time is not None and (learned or (small and evidence.facts.guidance is None)):
@@ -30,7 +30,7 @@ def _rule(evidence: Evidence) -> Detection | None:
             expected,
             strength=3.0 - time.high,
         )
-    if not learned or not small or not defect.above(identity.high):
+    if not learned or not small or not defect.above(identity.high) or reversed_position_part(evidence):
         return None
     return Detection(
         "critical",
