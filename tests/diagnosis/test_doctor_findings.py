@@ -218,7 +218,9 @@ def test_a_small_jacobian_and_a_failing_identity_mean_a_missing_stop_gradient() 
     ]
     assert codes(evidence(*rows)) == ["missing_stop_gradient"]
     assert codes(evidence(*rows[:1])) == []
-    assert codes(evidence(*rows, *coefficients(-0.3, 0.2))) == []  # the tangent or the derivative is reversed
+    reversed_ = coefficients(3 * healthy("target_coefficient", "position").low, 0.2)
+    assert codes(evidence(*rows, *reversed_)) == ["reversed_derivative"]
+    assert codes(evidence(*rows[1:2], *reversed_, *untrained())) == ["untrained"]
 
 
 def coefficients(position: float, time: float) -> list[dict[str, Any]]:
@@ -234,7 +236,7 @@ def test_a_negative_part_by_time_means_a_missing_stop_gradient_unless_another_ta
     ]
     assert codes(evidence(*rows, *coefficients(1.2, -0.8))) == ["missing_stop_gradient"]
     assert codes(evidence(*rows, *coefficients(1.2, 0.3))) == []
-    assert codes(evidence(*rows, *coefficients(-0.8, -0.8))) == []  # the sign of the whole derivative
+    assert codes(evidence(*rows, *coefficients(-0.8, -0.8))) == ["reversed_derivative"]  # as a whole
     swapped = wrong_target("tangents_swapped", 0.02)[:2]
     assert codes(evidence(*rows, *swapped, *coefficients(1.2, -0.8))) == ["wrong_tangent"]
 

@@ -17,6 +17,7 @@ _FOLLOWS = (
     "underfit",
     "intervals_not_learned",
     "wrong_tangent",
+    "reversed_derivative",
     "interval_factor_missing",
     "step_size_too_large",
     "stale_ema",

@@ -34,5 +34,5 @@ FINDING = Finding(
     "was initialized on another scale, or added to trained layers without care.",
     "bundled table of healthy models",
     remedies=("initialize_layer", "clip"),
-    explains=("one_layer_dominates",),
+    explains=("one_layer_dominates", "reversed_derivative"),
 )

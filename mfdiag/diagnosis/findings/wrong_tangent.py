@@ -40,6 +40,7 @@ FINDING = Finding(
     "docs/theory.md#targets",
     remedies=("tangent_code",),
     explains=(
+        "reversed_derivative",
         "intervals_not_learned",
         "derivative_noise",
         "exploding_derivative",
