@@ -243,7 +243,7 @@ class Narrow(Strict):
 """
 
 BAD = {
-    "network: {factory: no_such.models:Net}": "Importing no_such.models for the network of own.yaml failed",
+    "network: {factory: no_such.models:Net}": "but there is no module no_such. Install it",
     "network: {arguments: {depth: 3}, factory: FACTORY}": "when called with depth, but it raised TypeError",
     "output: {part: 3}": "a tensor as part 3 of the output of Strict, but the output is one Tensor",
     "network: {factory: own_network.py:Narrow}": "must return samples of shape (2, 3, 3), but it",
