@@ -134,7 +134,7 @@ class Monitor:
         if not self._active:
             return False
         if loss is not None:
-            self.look_at(step, float(loss), batch)
+            self.look_at(step, float(loss.detach() if isinstance(loss, Tensor) else loss), batch)
         due = self._last is None or step >= self._last + self.every
         if not due or not self._affordable():
             return False
