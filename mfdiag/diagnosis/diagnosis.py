@@ -86,7 +86,7 @@ class Diagnosis:
             return f"Something is wrong: {_lower(worst.title)}. {worst.detection.summary}"
         if worst.detection.severity == "warning":
             return f"It works, but {_lower(worst.title)}. {worst.detection.summary}"
-        return f"Nothing to do. {worst.detection.summary}"
+        return f"Nothing is wrong, but note: {_lower(worst.title)}. {worst.detection.summary}"
 
     def record(self) -> dict[str, Any]:
         """As doctor.json holds it."""
