@@ -68,7 +68,7 @@ def _score(
             implied = np.maximum((unlimited[0] / beta - 1) / n, 0)
             # the part of M_bb / S_bb at the implied value instead of at its estimate; it vanishes with beta
             change = np.where(beta == 0, 0, beta**2 * n**2 * (slope * implied + noise - error2))
-            error = np.sqrt(np.maximum((deviation**2 / (h - 1)).sum(0) / len(h) + change, 0))
+            error = np.sqrt(np.maximum((deviation * deviation / (h - 1)).sum(0) / len(h) + change, 0))
             residual = unlimited[0] - beta * (1 + n * ratio[0])
             t = np.where(error > 0, residual / error, np.where(residual == 0, 0, np.inf))
         t = hall_transform(t, skewness(deviation, h))
