@@ -7,6 +7,7 @@ from mfdiag.diagnosis.field_probe import TARGETS
 
 __all__ = [
     "CLEARLY",
+    "LEARNED",
     "SENTENCES",
     "also_untrained",
     "closest_target",
@@ -19,6 +20,9 @@ __all__ = [
 CLEARLY = 1 / 3
 """Of MeanFlow's defect: from there on another target explains a network."""
 
+LEARNED = 0.6
+"""Velocity error up to which u(x_t, t, t) stands for v."""
+
 SENTENCES = {
     "tangents_swapped": "the tangents of r and t are swapped",
     "velocity_left_out": "v is left out of the tangent",
@@ -30,7 +34,7 @@ SENTENCES = {
 }
 
 _UNTRAINED = ("velocity_left_out", "derivative_left_out")
-_LEARNED = 0.6, 0.25  # velocity error up to which u(x_t, t, t) stands for v, and intervals should be trained
+_INTERVALS_LEARNED = 0.25  # velocity error up to which intervals should be trained
 _REVERSED = -0.3  # coefficient of du/dx from which on the whole derivative is reversed
 _MOST = {
     "tangents_swapped": ("time", 0.0),
@@ -58,7 +62,7 @@ def closest_target(evidence: Evidence) -> Value | None:
         preference = evidence.of_weights("target_preference", target=name)
         if ratio is None or preference is None or not ratio.below(1.0) or _refuted(evidence, name):
             continue
-        learned = evidence.learned(_LEARNED[also_untrained(name)])
+        learned = evidence.learned(_INTERVALS_LEARNED if also_untrained(name) else LEARNED)
         if learned and preference.above(evidence.usual("target_preference", name).high):
             ratios.append(ratio)
     return min(ratios, key=lambda value: value.value, default=None)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
-from mfdiag.diagnosis.findings._targets import reversed_position_part, reversed_time_part
+from mfdiag.diagnosis.findings._targets import LEARNED, reversed_position_part, reversed_time_part
 
 __all__ = ["FINDING"]
 
-_TRAINED = 0.6  # velocity error
 _SMALLER = 0.95  # of the least Jacobian among healthy models
 
 
@@ -18,7 +17,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     if size is None or defect is None:
         return None
     usual, identity = evidence.usual("jacobian_size"), evidence.usual("target_defect", "meanflow")
-    learned, small = evidence.learned(_TRAINED), size.below(_SMALLER * usual.low)
+    learned, small = evidence.learned(LEARNED), size.below(_SMALLER * usual.low)
     expected = {"target_coefficient": "above 0", "jacobian_size": f"above {usual.low:.2g}"}
     time = reversed_time_part(evidence)
     if time is not None and (learned or (small and evidence.facts.guidance is None)):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.findings._targets import LEARNED
 
 __all__ = ["FINDING"]
 
 _FAR = 2.0  # times the least factor in healthy models, which is slightly negative before intervals are learned
-_LEARNED = 0.6  # velocity error up to which u(x_t, t, t) stands for v
 
 
 def _rule(evidence: Evidence) -> Detection | None:
@@ -17,7 +17,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     least = _FAR * min(evidence.usual("target_coefficient", "position").low, 0.0)
     if position is None or own is None or not position.below(least) or not own.above(usual.median):
         return None
-    if not evidence.learned(_LEARNED):
+    if not evidence.learned(LEARNED):
         return None
     return Detection(
         "critical",
