@@ -9,12 +9,12 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._style import GRAY, LINES, save
-from mfdiag.figures._svg import CAPTION, TITLE
+from mfdiag.figures._svg import CAPTION, LEGEND, TITLE
 from mfdiag.plugins import files_of
 from mfdiag.storage import atomic_write
 from mfdiag.tables.schema import TABLES
 
-__all__ = ["CAPTION", "GRAY", "LINES", "TITLE", "FigureSpec", "drawable", "figures", "save_figures"]
+__all__ = ["CAPTION", "GRAY", "LEGEND", "LINES", "TITLE", "FigureSpec", "drawable", "figures", "save_figures"]
 
 
 def figures() -> dict[str, FigureSpec]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mfdiag.figures._select import shortened
-from mfdiag.figures._style import LINES, estimate, finish, from_zero, grid_of_axes
+from mfdiag.figures._style import LINES, common_legend, estimate, finish, from_zero, grid_of_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +45,5 @@ def draw_by_dataset(series: Mapping[str, pd.DataFrame], ylabel: str, title: str,
         panel.set_ylabel(ylabel)
     for panel in axes.flat[len(datasets) :]:
         panel.set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    common_legend(figure, axes)
     return finish(figure, title, "β: tangent coefficient", "Bands: 95 % intervals over training seeds", *notes)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mfdiag.figures._select import nonempty, shortened
-from mfdiag.figures._style import LINES, estimate, finish, grid_of_axes, log_axis
+from mfdiag.figures._style import LINES, common_legend, estimate, finish, grid_of_axes, log_axis
 from mfdiag.numbers import significant
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def draw_by_step(rows: pd.DataFrame, labels: Mapping[str, str], title: str) -> F
     for panel in axes.flat[len(quantities) :]:
         panel.set_visible(False)
     if differing:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        common_legend(figure, axes)
     more = f"Showing {len(LINES)} of {len(runs)} runs" if len(runs) > len(LINES) else ""
     return finish(figure, title, "Points: checkpoints. Bands: 95 % intervals", more)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 import numpy as np
 import pandas as pd
 
-from mfdiag.figures._svg import CAPTION, TITLE, add_tips, annotated
+from mfdiag.figures._svg import CAPTION, LEGEND, TITLE, add_tips, annotated
 from mfdiag.numbers import significant, with_interval
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "PAPER",
     "SMALL",
     "Line",
+    "common_legend",
     "estimate",
     "finish",
     "from_zero",
@@ -198,6 +199,18 @@ def heading(axes: Axes, title: str, columns: int = 1) -> None:
         borderaxespad=0.3,
     )
     legend.get_title().set_fontweight("bold")
+
+
+def common_legend(figure: Figure, axes: np.ndarray, columns: int = 2) -> None:
+    """Puts one legend for all panels beside the figure's title.
+
+    Args:
+        figure: The figure.
+        axes: Its panels [rows, columns]; the first has every series.
+        columns: Columns of the legend.
+    """
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=columns).set_gid(LEGEND)
 
 
 def finish(figure: Figure, title: str, *notes: str) -> Figure:

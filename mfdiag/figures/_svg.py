@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CAPTION", "TITLE", "add_tip", "add_tips", "annotated"]
+__all__ = ["CAPTION", "LEGEND", "TITLE", "add_tip", "add_tips", "annotated"]
 
 TITLE, CAPTION = "figure-title", "figure-caption"  # names of the groups of the texts that a page writes itself
+LEGEND = "figure-legend"  # name of the group that a page moves to the left, where a narrow screen shows it
 _RADIUS = 6.0  # points around a value that show its text
 _MARGIN = 4.0  # points around the panels
 _POINTS = 72.0  # per inch
@@ -60,6 +61,9 @@ def annotated(svg: str, figure: Figure) -> str:
     # matplotlib has no public way to the texts that suptitle and supxlabel made
     title, caption = figure.get_suptitle(), figure.get_supxlabel().replace("\n", " ")
     attributes = f'data-crop="{crop}" data-title="{escape(title)}" data-caption="{escape(caption)}"'
+    for legend in figure.legends:
+        ((left, _),) = _to_points(legend.get_window_extent().get_points()[:1], figure)
+        attributes += f' data-legend="{left:.1f}"'
     marks = "\n".join(_mark(axes, tip, figure) for axes in figure.axes for tip in _TIPS.get(axes, []))
     head, _, rest = svg.partition("<svg ")
     body = rest.rpartition("</svg>")[0]

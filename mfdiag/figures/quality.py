@@ -9,7 +9,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import select
-from mfdiag.figures._style import LINES, SMALL, Line, finish, grid_of_axes, styled
+from mfdiag.figures._style import LINES, SMALL, Line, common_legend, finish, grid_of_axes, styled
 from mfdiag.tables.selection import of_quantity
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         panel.set_title(metric.replace("_", " "), loc="left", fontweight="bold")
     for panel in axes.flat[len(metrics) :]:
         panel.set_visible(False)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    common_legend(figure, axes)
     return finish(
         figure,
         "Sample quality",

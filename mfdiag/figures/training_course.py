@@ -8,7 +8,7 @@ import pandas as pd
 
 from mfdiag.figures._base import FigureSpec
 from mfdiag.figures._select import nonempty
-from mfdiag.figures._style import LINES, finish, grid_of_axes, styled
+from mfdiag.figures._style import LINES, common_legend, finish, grid_of_axes, styled
 from mfdiag.tables.selection import of_quantity
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         panel.set(xlabel="step", ylabel=_YLABELS[quantity])
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=4)
+    common_legend(figure, axes, columns=4)
     shown, total = courses["cell"].nunique(), frame["cell"].nunique()
     return finish(
         figure,

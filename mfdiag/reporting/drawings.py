@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from mfdiag.figures import CAPTION, GRAY, LINES, TITLE
+from mfdiag.figures import CAPTION, GRAY, LEGEND, LINES, TITLE
 
 __all__ = ["Drawing", "read_drawing"]
 
@@ -48,6 +48,9 @@ def read_drawing(path: Path, alternative: str) -> Drawing:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, count=1, flags=re.DOTALL)
     for name in (TITLE, CAPTION):
         body = re.sub(rf'<g id="{name}">.*?</g>', "", body, count=1, flags=re.DOTALL)
+    if legend := _attribute(head, "data-legend"):
+        to_the_left = float(crop.split()[0]) - float(legend)
+        body = body.replace(f'<g id="{LEGEND}">', f'<g id="{LEGEND}" transform="translate({to_the_left:.1f})">')
     for prefix in ('id="', 'href="#', "url(#"):
         body = body.replace(prefix, f"{prefix}{path.stem}-")
     body = re.sub(r"font-family: [^;\"]*|(?<=px )'DejaVu Sans'[^;\"]*", "", body)

@@ -84,6 +84,14 @@ def test_page_fits_and_is_accessible(opened: Callable[..., Any], width: int, sch
     assert page.evaluate(SMALL_TEXTS, SMALLEST_FONT) == []
 
 
+def test_a_phone_shows_the_legend_of_a_figure_of_many_panels(opened: Callable[..., Any]) -> None:
+    gaps = opened(400).evaluate(
+        """[...document.querySelectorAll("[id$=figure-legend]")].map(
+          legend => legend.getBoundingClientRect().left - legend.ownerSVGElement.getBoundingClientRect().left)"""
+    )
+    assert gaps and all(0 <= gap < 20 for gap in gaps)
+
+
 SEEN = {"exclude": [["svg > *"], ["details:not([open]) > div"]]}  # a drawing is one picture; axe skips what is closed
 SMALL_TEXTS = """least => {
   document.querySelectorAll("details").forEach(one => { one.open = true; });
