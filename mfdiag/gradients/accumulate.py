@@ -28,6 +28,7 @@ _EXACT_BYTES = 512 << 20  # block sums up to this size are stored exactly
 _FOLDED_BYTES = 48 << 20  # larger ones are sketched down to this size
 _FOLD_WIDTHS = (256, 128, 64, 32, 16, 8)
 _FLOAT_BYTES = 4
+_LEAF_BYTES = 64 << 20  # sums of the leaves that a chunk adds to; it ends where one more would exceed this
 _LARGEST_GRAM = 64  # entries of a sample's Gram matrices that are stored, of 8 bytes each
 
 Layout = dict[str, dict[str, tuple[tuple[int, ...], torch.dtype, str]]]
@@ -86,6 +87,8 @@ class Accumulator:
         entry_bytes = cells.blocks * groups * size * _FLOAT_BYTES
         self.folding = sum(parameters.values()) * entry_bytes > _EXACT_BYTES
         self.width = _fold_width(parameters, entry_bytes) if self.folding else 0
+        sums = groups * size * _FLOAT_BYTES if self.folding else entry_bytes  # of a leaf, by parameter entry
+        self._leaves_at_once = max(1, _LEAF_BYTES // (sum(parameters.values()) * sums or 1))
         self._folds: dict[str, tuple[Fold, Fold]] = {}
         self.layout: Layout | None = None  # of the sums of a leaf; None before the first sample
         self._leaves = set(cells.leaf.tolist())
@@ -108,7 +111,7 @@ class Accumulator:
         segments = [(a + start, b + start) for start, stop in runs for a, b in _runs(block[start:stop])]  # and block
         begins = np.array([start for start, _ in segments], dtype=int)
         # (cell, its first segment, the one after its last, their blocks)
-        cells = [(int(leaf[begins[a]]), a, b, _rows(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
+        cells = [(int(leaf[begins[a]]), a, b, torch.as_tensor(block[begins[a:b]])) for a, b in _runs(leaf[begins])]
         sample_gram = torch.zeros(len(rows), self.groups, self.size, self.size, dtype=torch.float64)
         grams: dict[str, Tensor] = {}
         for name, gradients in factors:
@@ -130,7 +133,7 @@ class Accumulator:
                 if name not in blocks:
                     blocks[name] = totals.new_zeros(self.cells.blocks, *totals.shape[1:])
                 if not isinstance(gradients, NoGradient):
-                    blocks[name][block_rows] += totals[first:stop]
+                    blocks[name].index_add_(0, block_rows.to(totals.device), totals[first:stop])
         for gram in grams.values():
             sample_gram += gram
         self.diagonal[torch.as_tensor(rows)] = sample_gram.diagonal(dim1=-2, dim2=-1)
@@ -144,6 +147,13 @@ class Accumulator:
                 sums.gram[layer].index_add_(0, torch.as_tensor(block[start:stop]), gram[start:stop])
         if self.layout is None:
             self.layout = _layout(self._incomplete[int(leaf[0])])
+
+    @property
+    def limit(self) -> int:
+        """The position that the next stretch may reach: up to it, samples lie in so few leaves that their sums fit."""
+        leaf = self.cells.leaf[self.order[self.position :]]
+        _, stop = _runs(leaf)[: self._leaves_at_once][-1]
+        return self.position + stop
 
     def advance(self, stop: int) -> None:
         """Complete the cells that end before the position `stop`, once every process has added its samples up to it."""
@@ -357,12 +367,6 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
         sums[name] += value
     else:
         sums[name] = value
-
-
-def _rows(blocks: np.ndarray) -> slice | list[int]:
-    """An index of distinct, ascending `blocks`: a slice, which copies nothing, where none is left out."""
-    first, last = int(blocks[0]), int(blocks[-1])
-    return slice(first, last + 1) if last - first + 1 == len(blocks) else blocks.tolist()
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:

@@ -365,7 +365,12 @@ def _common_length(bounds: Sequence[tuple[int, int]]) -> int | None:
 
 
 def _run_by_run(factors: Factors, bounds: Sequence[tuple[int, int]]) -> Tensor:
-    return torch.stack([factors.total(start, stop) for start, stop in bounds])
+    first = factors.total(*bounds[0])
+    sums = first.new_empty(len(bounds), *first.shape)  # of all runs: a list of them would be as large again
+    sums[0] = first
+    for k, (start, stop) in enumerate(bounds[1:], 1):
+        sums[k] = factors.total(start, stop)
+    return sums
 
 
 def slices(samples: int, sample_bytes: int) -> list[tuple[int, int]]:

@@ -165,7 +165,7 @@ class _PreparedPass:
         An error of one process is raised in all. Raises FastPathError where a fast path does not hold.
         """
         order, world = self.cells.order, current_world()
-        stop, chunks = stretch(start, len(order), self.chunk, world)
+        stop, chunks = stretch(start, self.totals.gradient.limit, len(order), self.chunk, world)
 
         def measure_share() -> None:
             for k, (first, last) in enumerate(chunks):

@@ -25,11 +25,12 @@ __all__ = ["Totals", "stretch"]
 _STRETCHES = 128  # of a pass that several processes share: more cost messages, fewer lose more work to a kill
 
 
-def stretch(start: int, samples: int, chunk: int, world: World) -> tuple[int, list[tuple[int, int]]]:
+def stretch(start: int, limit: int, samples: int, chunk: int, world: World) -> tuple[int, list[tuple[int, int]]]:
     """The next stretch of a pass, which does not depend on time, so that equal runs add in equal order.
 
     Args:
         start: The position where it begins.
+        limit: The last position that it may reach, after `start`.
         samples: All samples of the pass.
         chunk: The most samples at once.
         world: The processes that share it.
@@ -38,7 +39,7 @@ def stretch(start: int, samples: int, chunk: int, world: World) -> tuple[int, li
         Where it ends, and the positions (first, one after the last) of each of this process's chunks.
     """
     chunks = 1 if world.size == 1 else max(1, samples // (_STRETCHES * world.size * chunk))
-    stop = min(samples, start + world.size * chunks * chunk)
+    stop = min(limit, start + world.size * chunks * chunk)
     share = -(-(stop - start) // world.size)
     own = range(min(start + world.rank * share, stop), min(start + (world.rank + 1) * share, stop))
     return stop, [(first, min(first + chunk, own.stop)) for first in own[::chunk]]

@@ -21,6 +21,7 @@ from mfdiag.flow.data.datasets import load_data
 from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients import accumulate
+from mfdiag.gradients.accumulate import Accumulator
 from mfdiag.gradients.moments import BlockMoments
 from mfdiag.gradients.pass_checkpoint import PassCheckpoint
 from mfdiag.gradients.sample_pass import PassResult, PassSettings, run_pass
@@ -110,15 +111,35 @@ def test_sums_that_are_folded_are_shared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert_same(in_threads(3, measured)[2], one)
 
 
-@given(samples=st.integers(1, 10_000), chunk=st.integers(1, 300), size=st.integers(1, 9))
-def test_stretches_give_every_sample_to_one_process(samples: int, chunk: int, size: int) -> None:
+def test_a_chunk_fills_the_sums_of_few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = measured(samples=60, bins=(4, 4))
+    open_leaves = []
+    of_all = Accumulator.add
+
+    def watched(self: Accumulator, *arguments: Any) -> None:
+        of_all(self, *arguments)
+        open_leaves.append(sum(bool(self._incomplete[leaf].blocks) for leaf in self._leaves & {*self._incomplete}))
+
+    monkeypatch.setattr(Accumulator, "add", watched)
+    leaf = 60 * 2 * 4 * sum(expected.gradient.parameters.values())  # blocks, cotangents, bytes
+    for leaf_bytes, most in ((0, 1), (2 * leaf, 2), (100 * leaf, 10)):
+        monkeypatch.setattr(accumulate, "_LEAF_BYTES", leaf_bytes)
+        open_leaves.clear()
+        assert_same(measured(samples=60, bins=(4, 4)), expected)
+        assert max(open_leaves) == most
+
+
+@given(samples=st.integers(1, 10_000), chunk=st.integers(1, 300), size=st.integers(1, 9), cell=st.integers(1, 3000))
+def test_stretches_give_every_sample_to_one_process(samples: int, chunk: int, size: int, cell: int) -> None:
     start, measured_by = 0, np.zeros(samples, int)
     while start < samples:
         stops = set()
         for rank in range(size):
             world = World()
             world.rank, world.size = rank, size
-            stop, chunks = stretch(start, samples, chunk, world)
+            limit = min(samples, (start // cell + 1) * cell)
+            stop, chunks = stretch(start, limit, samples, chunk, world)
+            assert start < stop <= limit
             assert chunks or rank > 0, "rank 0 has samples, so that it knows their layout"
             stops.add(stop)
             for first, last in chunks:
