@@ -256,6 +256,8 @@ def parquet_file(raw: bytes, chance: random.Random) -> bytes:
         return mutated_bytes(raw, chance)
     table = pq.read_table(io.BytesIO(raw))
     for _ in range(chance.choice([1, 1, 3])):
+        if not table.num_columns:
+            break
         k = chance.randrange(table.num_columns)
         name, value = table.column_names[k], chance.choice([v for v in VALUES if not isinstance(v, list | dict)])
         action = chance.random()

@@ -93,7 +93,7 @@ class InputRecord:
         if sha256 is None:
             try:
                 sha256, sampled = _digest(path, names)
-            except OSError:
+            except (OSError, ValueError):
                 return  # reading it says why
         if names is not None:
             self._folders.add((kind, of, path))
@@ -235,7 +235,7 @@ def _by_specification(entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, s
 def _stamp(path: Path) -> Stamp | None:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from mfdiag.errors import InputError
 from mfdiag.inputs import note_read
 from mfdiag.storage import is_file
 
-__all__ = ["call_user_factory", "code_file", "code_sha256", "is_user_code", "load_user_object"]
+__all__ = ["call_loaded", "call_user_factory", "code_file", "code_sha256", "is_user_code", "load_user_object"]
 
 _NAMES_IN_ERROR = 8  # a longer list would hide the message
 
@@ -88,7 +88,11 @@ def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | Non
     Raises:
         InputError: The object cannot be loaded, or the call raises.
     """
-    factory = load_user_object(spec, option)
+    return call_loaded(load_user_object(spec, option), spec, option, arguments)
+
+
+def call_loaded(factory: Callable[..., Any], spec: str, option: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """The same for a `factory` that was loaded from `spec` before. Raises InputError where the call raises."""
     with _importable(Path(spec.rpartition(":")[0]).resolve().parent if ".py:" in spec else Path.cwd()):
         try:
             return factory(**arguments or {})

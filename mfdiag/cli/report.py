@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,10 +44,9 @@ def command(folders: Folders, format: Format = "html", preset: Preset = None, pa
     from mfdiag.reporting.folder import report_folder, tables_below
     from mfdiag.reporting.paper import write_paper
     from mfdiag.tables.schema import TABLES
-    from mfdiag.usercode import call_user_factory
+    from mfdiag.usercode import call_loaded
 
-    if page is not None:
-        _require_page(page)
+    write_own = None if page is None else _loaded_page(page)
     folders_below = {folder: tables_below(folder) for folder in folders}
     for folder, inside in folders_below.items():
         if not inside and page is None:
@@ -56,23 +56,23 @@ def command(folders: Folders, format: Format = "html", preset: Preset = None, pa
             )
     for folder in dict.fromkeys(folder for inside in folders_below.values() for folder in inside):
         print(printable("\n".join(_lines(report_folder(folder, format)))))
-    if page is not None:
+    if page is not None and write_own is not None:
         for folder in folders:
-            call_user_factory(page, "--page", {"folder": folder})
+            call_loaded(write_own, page, "--page", {"folder": folder})
             print(printable(f"page of {page}: {folder}"))
     if preset == "paper":
         for folder, inside in folders_below.items():
             print(f"paper: {', '.join(map(str, write_paper(inside, folder)))}")
 
 
-def _require_page(page: str) -> None:
-    """Refuse a page whose code cannot be called, before anything is written."""
+def _loaded_page(page: str) -> Callable[..., Any]:
+    """The function that writes a page. Raises InputError where it cannot be called, before anything is written."""
     import inspect
 
     from mfdiag.errors import InputError
     from mfdiag.usercode import load_user_object
 
-    write = load_user_object(page, "--page")
+    write: Callable[..., Any] = load_user_object(page, "--page")
     try:
         inspect.signature(write).bind(folder=Path())
     except TypeError as error:
@@ -82,6 +82,7 @@ def _require_page(page: str) -> None:
         ) from error
     except ValueError:  # a function of C shows no arguments
         pass
+    return write
 
 
 def _lines(report: FolderReport) -> list[str]:

@@ -119,19 +119,29 @@ def _sweep(frame: pd.DataFrame) -> list[Statement]:
     if variance.empty:
         return []
     first, last = variance.iloc[0], variance.iloc[-1]
-    text = f"The gradient variance of one sample is {number(first)} at beta = {first['beta']:g}"
+    text = f"The gradient variance of one sample is {number(first)} at"
     shows = ("bias_variance",)
     if len(variance) == 1:
-        return [Statement("remedies", f"{text}.", shows)]
+        return [Statement("remedies", f"{text} beta = {first['beta']:g}.", shows)]
+    biases = rows[rows["quantity"] == "bias2"]
+    if not biases.empty and (biases["value"] == 0).all():
+        cost = (
+            "At every beta, the squared bias is 0 and the gradients are the same: beta weights the tangent, which "
+            "vanishes where r = t."
+        )
+        text += f" all {len(variance)} values of beta."
+        return [Statement("remedies", text, shows), Statement("cost", cost, shows)]
     text += (
-        f" and {number(last)} at beta = {last['beta']:g}; of {len(variance)} values of beta, it is lowest at "
-        f"{_lowest(variance)['beta']:g}."
+        f" beta = {first['beta']:g} and {number(last)} at beta = {last['beta']:g}; of {len(variance)} values of beta, "
+        f"it is lowest at {_lowest(variance)['beta']:g}."
     )
     errors = rows[rows["quantity"] == "mse"]
     if errors.empty:
         return [Statement("remedies", text, shows)]
-    bias = rows[(rows["quantity"] == "bias2") & (rows["beta"] == last["beta"])].iloc[0]
+    bias = biases[biases["beta"] == last["beta"]].iloc[0]
     size = number(bias) if is_measurable(bias, 0) else not_measurable(bias)
+    if last["beta"] == 0:
+        size = "0 by definition"
     sizes = dict.fromkeys((errors["batch_size"].min(), errors["batch_size"].max()))
     places = [_where_lowest(errors[errors["batch_size"] == n]) for n in sizes]
     minima = " and ".join(f"{place} for a batch of {n:,}" for place, n in zip(places, sizes, strict=True))

@@ -58,8 +58,12 @@ def test_inspect_proposes_a_card(cli: Run, tmp_path: Path) -> None:
 def test_report_writes_a_page_of_the_users_own(cli: Run, tmp_path: Path) -> None:
     """Of a folder without tables of mfdiag; errors of the code are one sentence."""
     code = tmp_path / "pages.py"
-    code.write_text("def write(folder):\n    (folder / 'README.md').write_text('mine')\n")
-    (tmp_path / "own").mkdir()
+    once = f"open({str(tmp_path / 'runs')!r}, 'a').write('run ')\n"
+    code.write_text(once + "def write(folder):\n    (folder / 'README.md').write_text('mine')\n")
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+    assert cli("report", tmp_path / "own", tmp_path / "other", "--page", f"{code}:write").code == 0
+    assert (tmp_path / "runs").read_text() == "run ", "for both folders"
     result = cli("report", tmp_path / "own", "--page", f"{code}:write")
     assert (result.code, (tmp_path / "own" / "README.md").read_text()) == (0, "mine")
     assert result.out == f"page of {code}:write: {tmp_path / 'own'}\n"

@@ -138,6 +138,18 @@ def test_the_direction_of_an_effect_is_in_the_verb(tables: Tables, coefficient: 
     assert "bias at beta = 1 is not measurable with 640 samples" in findings({"sweep": flat})[0].sentences[0]
 
 
+def test_a_bias_of_zero_is_measured(tables: Tables) -> None:
+    model = MLP(2, hidden=8, depth=1)
+    swept = mfdiag.measure(
+        model, "gaussian:2,0,1", tables=["sweep"], samples=64, beta=(0, 0.5, 1), times="point:0.5,0.5"
+    )
+    (sentence,) = findings(swept)[0].sentences
+    assert sentence.count("beta") == 3 and "at all 3 values of beta. At every beta, the squared bias is 0" in sentence
+    assert sentence.endswith("the tangent, which vanishes where r = t.")
+    negative = tables["sweep"].assign(beta=0 - tables["sweep"]["beta"])
+    assert "bias at beta = 0 is 0 by definition." in findings({"sweep": negative})[0].sentences[0]
+
+
 def test_each_model_and_setting_has_its_own(tables: Tables) -> None:
     one = tables["sweep"].assign(checkpoint="a", step=pd.array([10_000] * len(tables["sweep"]), dtype="Int64"))
     two = one.assign(step=one["step"] * 2)

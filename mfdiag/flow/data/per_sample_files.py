@@ -203,7 +203,7 @@ def read_file_list(path: Path, ending: str = "") -> tuple[PerSampleFiles, np.nda
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise InputError(f"{path} lists {name!r}, which is not below its root. List paths relative to root.")
     if ending:
-        names = [str(PurePosixPath(name).with_suffix("")) + ending + PurePosixPath(name).suffix for name in names]
+        names = [ending.join(os.path.splitext(name)) for name in names]  # noqa: PTH122  (a Path refuses an empty one)
     root = path.parent / str(content["root"])
     note_read(root, names)
     samples = PerSampleFiles(FolderFiles(root, names))

@@ -27,6 +27,7 @@ from mfdiag.flow.posterior import FinitePosterior, MixturePosterior
 from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import GaussianSource, parse_source
 from mfdiag.flow.times import parse_times
+from mfdiag.inputs import recording
 
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 ALL = (np.arange(12)[:, None] + 0.5) / 12  # uniform numbers that draw each of the 12 samples once
@@ -417,6 +418,19 @@ def test_names_of_members_lead_nowhere(tmp_path: Path) -> None:
     for name in ("../secret.npy", str(secret)):
         (tmp_path / "l.json").write_text(json.dumps({"root": ".", "file_list": [name], "label_list": [0]}))
         fails(tmp_path / "l.json", "which is not below its root")
+
+
+@pytest.mark.parametrize("name", ["a\0b.npy", "a\0b", "\ud800.npy", "x" * 300 + ".npy", "", "."])
+@pytest.mark.parametrize("entry", ["root", "file_list"])
+def test_names_that_no_file_can_have_are_refused(name: str, entry: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", Z[0])
+    listed = {"root": ".", "file_list": ["a.npy"], "label_list": [0]}
+    (tmp_path / "l.json").write_text(json.dumps(listed | {entry: [name] if entry == "file_list" else name}))
+    if entry == "file_list" or name not in ("", "."):
+        with recording():
+            fails(tmp_path / "l.json", "No file at|unknown extension")
+    with recording(), pytest.raises(InputError):
+        parse_coupling(f"pairs:{tmp_path / 'l.json'}", finite(tmp_path / "a.npy"), GaussianSource((3,)), lambda _: None)
 
 
 def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
