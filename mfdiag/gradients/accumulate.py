@@ -87,8 +87,8 @@ class Accumulator:
         entry_bytes = cells.blocks * groups * size * _FLOAT_BYTES
         self.folding = sum(parameters.values()) * entry_bytes > _EXACT_BYTES
         self.width = _fold_width(parameters, entry_bytes) if self.folding else 0
-        sums = groups * size * _FLOAT_BYTES if self.folding else entry_bytes  # of a leaf, by parameter entry
-        self._leaves_at_once = max(1, _LEAF_BYTES // (sum(parameters.values()) * sums or 1))
+        leaf_bytes = sum(parameters.values()) * (groups * size * _FLOAT_BYTES if self.folding else entry_bytes)
+        self._leaves_at_once = max(1, _LEAF_BYTES // (leaf_bytes or 1))
         self._folds: dict[str, tuple[Fold, Fold]] = {}
         self.layout: Layout | None = None  # of the sums of a leaf; None before the first sample
         self._leaves = set(cells.leaf.tolist())
