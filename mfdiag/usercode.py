@@ -92,7 +92,20 @@ def call_user_factory(spec: str, option: str, arguments: Mapping[str, Any] | Non
 
 
 def call_loaded(factory: Callable[..., Any], spec: str, option: str, arguments: Mapping[str, Any] | None = None) -> Any:
-    """The same for a `factory` that was loaded from `spec` before. Raises InputError where the call raises."""
+    """The same for an object that was loaded before.
+
+    Args:
+        factory: What `load_user_object` returned.
+        spec: FILE.py:name or pkg.module:name, for error messages.
+        option: The command-line option that error messages mention.
+        arguments: Keyword arguments of the call; none by default.
+
+    Returns:
+        Whatever the callable returns.
+
+    Raises:
+        InputError: The call raises.
+    """
     with _importable(Path(spec.rpartition(":")[0]).resolve().parent if ".py:" in spec else Path.cwd()):
         try:
             return factory(**arguments or {})
