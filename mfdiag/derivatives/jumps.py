@@ -16,17 +16,42 @@ from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.fields.inputs import Inputs
 from mfdiag.flow.conditions import map_condition
 
-__all__ = ["jump_places"]
+__all__ = ["has_sudden_change", "jump_places"]
 
 _SAMPLES = 2  # a place that they share depends on the time alone
 _SAME = 1e-6  # greatest distance of places that are the same
 _GRID = 65  # times in [0, 1] between which jumps are sought
-_CANDIDATES = 8  # steps of the grid that are examined, those of greatest change
+_CANDIDATES = 8  # steps of the grid that are examined, those of greatest change beside their neighbors
+_SUDDEN = 2.0  # least ratio of a step's change to that of its neighbors where a jump is sought
+_SLOWER = 0.9  # r over t where both are moved at once
 _HALVINGS = (14, 30)  # of these steps; the change over the last one is compared with that over the first
 _PERSISTS = 0.5  # least share of the change that is left
 _LEAST = 1e-3  # of the greatest change on the grid
 _AROUND = 5  # steps of the grid on either side of a place, over which the derivative is compared with differences
 _LACKS = 0.5  # least share of a jump that the derivative lacks there
+
+
+def has_sudden_change(network: nn.Module, inputs: Inputs) -> bool:
+    """Whether u changes much more over one step of both times than over the steps beside it, as where it jumps.
+
+    A smooth network may change so, too: `jump_places` decides.
+
+    Args:
+        network: The network, u(x, r, t, labels).
+        inputs: A few of the samples that are measured; the first one is moved.
+
+    Returns:
+        Whether it does.
+    """
+    x, _, t, condition = inputs
+    times = torch.linspace(0, 1, _GRID).to(t)
+    with torch.no_grad():
+        values = []
+        for part in times.split(len(x)):
+            rows = torch.zeros(len(part), dtype=torch.int64, device=x.device)
+            own = map_condition(condition, lambda of_samples, rows=rows: of_samples[rows])
+            values.append(network(x[rows], _SLOWER * part, part, own).flatten(1))
+    return bool((_suddenness(torch.cat(values)[None]) > _SUDDEN).any())
 
 
 def jump_places(network: nn.Module, inputs: Inputs, name: str) -> list[float]:
@@ -64,9 +89,8 @@ def _jumps(u: Callable[[Tensor], Tensor], samples: int) -> tuple[Tensor, Tensor,
     """Places [n, k], the change of u there [n, k, d], and whether it is a jump [n, k]."""
     grid = torch.linspace(0, 1, _GRID, dtype=torch.float64).expand(samples, -1)
     values = u(grid)
-    changes = (values[:, 1:] - values[:, :-1]).norm(dim=2)
     greatest = (values - values[:, :1]).norm(dim=2).max(1).values
-    chosen = changes.topk(_CANDIDATES, 1).indices
+    chosen = _suddenness(values).topk(_CANDIDATES, 1).indices
     low, high = grid.gather(1, chosen), grid.gather(1, chosen + 1)
     at_low, at_high = (_rows(values, index) for index in (chosen, chosen + 1))
     first = torch.zeros_like(low)
@@ -81,6 +105,14 @@ def _jumps(u: Callable[[Tensor], Tensor], samples: int) -> tuple[Tensor, Tensor,
         at_high = torch.where(lower[..., None], between, at_high)
     left = (at_high - at_low).norm(dim=2)
     return high, at_high - at_low, (left > _PERSISTS * first) & (left > _LEAST * greatest[:, None])
+
+
+def _suddenness(values: Tensor) -> Tensor:
+    """The change of values [n, k, d] over each step [n, k - 1], over the greater one of the steps beside it."""
+    changes = (values[:, 1:] - values[:, :-1]).norm(dim=2)
+    beside = torch.nn.functional.pad(changes, (1, 1))
+    beside = torch.maximum(beside[:, :-2], beside[:, 2:])
+    return changes / torch.maximum(beside, _LEAST * changes.max(1, keepdim=True).values + 1e-300)
 
 
 def _lacking(u: Callable[[Tensor], Tensor], place: Tensor, step: Tensor) -> Tensor:

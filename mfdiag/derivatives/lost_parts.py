@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mfdiag.derivatives.jumps import jump_places
+from mfdiag.derivatives.jumps import has_sudden_change, jump_places
 from mfdiag.errors import NETWORK_ERRORS
 from mfdiag.fields.inputs import Inputs
 from mfdiag.models.precision import measured_copy
@@ -37,11 +37,11 @@ LACKING = {
 }
 """By time, what follows where u has no derivative by it."""
 
-_JUMPS = 2  # places of a rounding; one is a branch
+_SHOWN = 2  # places of jumps that a note names
 
 _BETWEEN = {
-    "r": "losses with du/dr lack the jumps.",
-    "t": "the residual lacks the jumps, as it does in a training with this network.",
+    "r": "losses with du/dr lack {jumps}.",
+    "t": "the residual lacks {jumps}, as it does in a training with this network.",
 }
 """By time, what follows where u jumps."""
 
@@ -57,7 +57,7 @@ def lost_notes(network: nn.Module, inputs: Inputs, names: Sequence[str]) -> list
     """Sentences about times of which a part of the network has no derivative, while another part has one.
 
     Interpolation between the rows of a table lacks nothing: at its nodes the difference begins at zero, and before them
-    there is none. One jump is a branch, and its derivative is right on both sides. Several are a rounding.
+    there is none. One jump is a branch, several are a rounding. A jump beside equal changes within 1/64 is not found.
 
     Args:
         network: The network, u(x, r, t, labels).
@@ -68,26 +68,39 @@ def lost_notes(network: nn.Module, inputs: Inputs, names: Sequence[str]) -> list
         A sentence for each time concerned.
     """
     parts = {name: _lost_part(network, inputs, name) for name in names}
-    return [note for name, part in parts.items() if (note := _sentence(network, inputs, name, part)) is not None]
-
-
-def _sentence(network: nn.Module, inputs: Inputs, name: str, part: str | None) -> str | None:
-    """What is said of a time; None where nothing is."""
-    if part is not None:
-        return _LOST[part].format(name=name, lacking=LACKING[name])
     try:
-        if not _may_jump(network, inputs, name):
+        sudden = None in parts.values() and has_sudden_change(network, inputs)
+    except NETWORK_ERRORS:
+        sudden = False
+    notes = (
+        _jumps_note(network, inputs, name, sudden)
+        if part is None
+        else _LOST[part].format(name=name, lacking=LACKING[name])
+        for name, part in parts.items()
+    )
+    return [note for note in notes if note is not None]
+
+
+def _jumps_note(network: nn.Module, inputs: Inputs, name: str, sudden: bool) -> str | None:
+    """What is said where u jumps with a time; None where it does not."""
+    try:
+        if not sudden and not _may_jump(network, inputs, name):
             return None
     except NETWORK_ERRORS:
         return None
     places = jump_places(*in_double(network, inputs), name)
-    if len(places) < _JUMPS:
+    if not places:
         return None
-    where = ", ".join(f"{place:.3g}" for place in places[:_JUMPS])
-    more = " and in other places" if len(places) > _JUMPS else ""
+    where = ", ".join(f"{place:.3g}" for place in places[:_SHOWN])
+    if len(places) == 1:
+        return (
+            f"u jumps with {name} at {where}, as where a branch begins; derivatives are those on either side, so "
+            f"{_BETWEEN[name].format(jumps='the jump')}"
+        )
+    more = " and in other places" if len(places) > _SHOWN else ""
     return (
         f"u jumps with {name}, as at {where}{more}, as where a time is rounded or wraps around; derivatives are those "
-        f"between the jumps, so {_BETWEEN[name]}"
+        f"between the jumps, so {_BETWEEN[name].format(jumps='the jumps')}"
     )
 
 

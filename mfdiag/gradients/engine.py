@@ -51,6 +51,7 @@ def prepare_engine(
     try:
         require_repeatable(module, inputs)
         singles = single_gradients(module, inputs, cotangent)
+        _require_own_outputs(module, inputs)
         _require_gradients(module, inputs, singles)
     except MfdiagError:
         raise
@@ -99,6 +100,28 @@ def single_gradients(module: nn.Module, inputs: Inputs, cotangent: Tensor) -> di
             "The gradient of the model's output is NaN or infinite on the first samples: check its weights."
         )
     return {name: tuple(single[name] for single in singles) for name in singles[0]}
+
+
+def _require_own_outputs(module: nn.Module, inputs: Inputs) -> None:
+    """InputError where u of a sample depends on the others, also where gradients do not show it.
+
+    At a tie, rounding may decide a sample's routing; a small step away from it does not.
+    """
+    x, *others = inputs
+    if _depends_on_batch(module, inputs) and _depends_on_batch(module, (1.01 * x, *others)):
+        layer = mixing_layer(module, inputs)
+        raise InputError(
+            "The output for a sample differs in a batch of others: the model mixes the samples of a batch"
+            f"{'' if layer is None else f', first in {layer}'}. Make each output depend on its own sample alone."
+        )
+
+
+def _depends_on_batch(module: nn.Module, inputs: Inputs) -> bool:
+    with torch.no_grad():
+        whole = module(*inputs)
+        singles = torch.cat([module(*select_samples(inputs, slice(i, i + 1))) for i in range(len(whole))])
+        close = torch.dist(whole, singles) <= _SUM_TOLERANCE * whole.norm()  # false if single outputs are NaN
+        return bool(whole.isfinite().all() and not close)
 
 
 def _require_gradients(module: nn.Module, inputs: Inputs, singles: dict[str, tuple[Tensor, ...]]) -> None:

@@ -283,7 +283,7 @@ def _outputs(adapter: CallAdapter, inputs: _TrialInputs, labels: bool) -> tuple[
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), activations_kept(), attributes_restored(adapter):
             output, single = evaluate(x, r, t, condition), per_sample(evaluate, x, r, t, condition)
-    except Exception:  # whatever the user's network raises: the next shape may suit it
+    except (Exception, SystemExit):  # whatever the user's network raises: the next shape may suit it
         return None
     return (output, single) if output.shape == single.shape == x.shape else None
 
@@ -343,7 +343,7 @@ def _refuse_moved_arguments(adapter: CallAdapter, inputs: _TrialInputs) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), attributes_restored(adapter):
             moved = moved_argument(readable, arguments, keywords, words)
-    except Exception:  # whatever a user's hook raises: the measurement says it
+    except (Exception, SystemExit):  # whatever a user's hook raises: the measurement says it
         return
     if moved is not None:
         raise InputError(

@@ -27,6 +27,7 @@ _EITHER_TIME = re.compile(  # a time, but not which one: repositories use these 
     r"(.*_)?(start|end|from|to|src|dst|prev|previous|next|cur|current|target|begin|stop)(_.*)?|"
     r"(t|time|timestep|sigma)(start|end|from|to|src|dst|prev|begin|stop)"
 )
+_BOTH_TIMES = "call: {arguments: [x, {cat: [r, t]}]}"
 _MEANING = {"x": "x_t", "t": "t", "r": "r", "h": "t - r", "y": "labels"}
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -136,6 +137,7 @@ class _Reading:
         self.name, self.known = name, conditions
         self.text = f"{name}({', '.join(str(p).split(':')[0] for p in parameters)})"
         self.variadic = any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)
+        self.keywords = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
         self.parameters = [p for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
         self.words = {p.name: _WORDS.get(_plain(p.name)) for p in self.parameters}
         self.conditions = [p.name for p in self.parameters if self._is_condition(p)]
@@ -243,10 +245,24 @@ class _Reading:
         elif {"x", "t"} <= chosen.keys():
             problem = "that it takes an interval, but they have t and neither r nor t - r"
             remedy = "`call: {arguments: [x, t]}` and `output: {average: false}` if it predicts a velocity at t"
+            remedy += f", with `{_BOTH_TIMES}` if {chosen['t'].name} is a tensor [n, 2] of both times"
         else:
             problem = "which are x, r and t, but they do not"
-            remedy = "`call: {arguments: [x, r, t]}`, in the order that it takes them"
+            remedy = self._call_by_form()
         raise self._error(problem, remedy)
+
+    def _call_by_form(self) -> str:
+        """The call of a network whose names say nothing, as far as the number of its parameters tells it."""
+        if self.keywords:
+            return "`call: {arguments: [x], keywords: {r: r, t: t}}`, under the names that it takes"
+        if len(self.positional) == 1 and not self.variadic:
+            return (
+                "`call: {arguments: [{cat: [x, r, t]}]}` if it takes one tensor, with `[{x: x, r: r, t: t}]` if it "
+                "takes a dictionary, in its own order and names"
+            )
+        if len(self.positional) == 2 and not self.variadic:
+            return f"`{_BOTH_TIMES}` if it takes a tensor [n, 2] of both times, with `[x, [r, t]]` if it takes a tuple"
+        return "`call: {arguments: [x, r, t]}`, in the order that it takes them"
 
     def _unnamed_required(self, chosen: dict[str, Parameter]) -> list[str]:
         known = {p.name for p in chosen.values()}

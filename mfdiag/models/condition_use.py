@@ -89,7 +89,7 @@ def unused_conditions(network: nn.Module, x: Tensor, r: Tensor, t: Tensor, condi
                 for name in unused
                 if torch.equal(network(x, r, t, with_array(name, conditions.arrays[name].roll(1, 0))), expected)
             ]
-    except Exception:  # whatever the user's network raises: the measurement says what it refuses
+    except (Exception, SystemExit):  # whatever the user's network raises: the measurement says what it refuses
         return []
     finally:
         for name, buffer in network.named_buffers():

@@ -102,7 +102,7 @@ class PlainCalls:
         self.caches = CallCaches()
         self._trained_in = trained_in & _PRECISIONS
         self._autocast: list[str] = []
-        self._writes_inputs = False
+        self._writes_inputs = self._casts_modules = False
         self._compiled = _has_compiled_parts(module)
         self._to_follow: frozenset[torch.dtype] = frozenset()
         self._learning = self._unseen = True
@@ -132,6 +132,8 @@ class PlainCalls:
         casts = self._to_follow if self._learning else frozenset(self.followed)
         if casts:
             stack.enter_context(_FollowPrecision(casts, self.dtype, self.followed))
+        if self._learning or self._casts_modules:
+            stack.enter_context(self._modules_uncast())
         if self._learning:
             stack.enter_context(_own_parameters_alone(module))
         if self._learning or self._writes_inputs:
@@ -223,6 +225,30 @@ class PlainCalls:
         self.caches.forget()
         single = frozenset({torch.float32} if dtype == torch.float64 else ())
         self._to_follow = (self._trained_in | single) - {dtype}
+
+    @contextmanager
+    def _modules_uncast(self) -> Iterator[None]:
+        """Within this context, a module's own `float()` or `to()` that gives the run's precision leaves it as it is.
+
+        It would write to the parameters that stand for the module's own within derivatives, which ends the process.
+        """
+        plain = nn.Module._apply
+
+        def apply(part: nn.Module, function: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+            self._casts_modules = True
+            first = next(part.parameters(), None)
+            if first is not None:
+                probe = torch.empty(0, dtype=first.dtype, device=first.device)
+                moved = function(probe)
+                if (moved.dtype, moved.device) == (probe.dtype, probe.device):
+                    return part
+            return plain(part, function, *args, **kwargs)
+
+        nn.Module._apply = apply  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            nn.Module._apply = plain  # type: ignore[method-assign]
 
     def notes(self, module: nn.Module) -> list[str]:
         """Sentences about what differs from the network as it was trained."""

@@ -74,7 +74,30 @@ def test_each_kind_is_named(expected: str, dtype: torch.dtype) -> None:
 def test_smooth_embeddings_are_not_accused(scale: float, dtype: torch.dtype) -> None:
     assert notes_of(lambda r, t: (r, t), scale, dtype) == []
     assert notes_of(lambda r, t: (t - r, t), scale, dtype) == []
-    assert notes_of(lambda r, t: (r, torch.where(t < 0.5, t, t.square())), scale, dtype) == []
+    assert notes_of(lambda r, t: (r, torch.where(t < 0.5, t, t.square() + 0.25)), scale, dtype) == []
+
+
+class Hidden(torch.autograd.Function):
+    """A step at 0.44, with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return (t > 0.44).to(t)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 0 * gradient
+
+
+@DTYPES
+def test_a_jump_that_no_function_of_torch_shows_is_named(dtype: torch.dtype) -> None:
+    (note,) = notes_of(lambda r, t: (r, t + Hidden.apply(t)), 1.0, dtype)
+    assert note == (
+        "u jumps with t at 0.44, as where a branch begins; derivatives are those on either side, so the residual lacks "
+        "the jump, as it does in a training with this network."
+    )
+    (note,) = notes_of(lambda r, t: (r + Hidden.apply(r), t), 1.0, dtype)
+    assert "u jumps with r at 0.44," in note and "losses with du/dr lack the jump." in note
 
 
 @pytest.mark.parametrize("network", [lambda: MLP(dim=2), DiT])
@@ -160,8 +183,6 @@ class PartlyRounded(Timed):
         (lambda x, t: torch.tensor([int(50 * v) for v in t]), 1),
         (lambda x, t: torch.from_numpy((20 * t.detach().numpy()).astype(int)), 1),
         (lambda x, t: torch.tensor([int(f"{v:.2f}"[2:]) for v in t]), 1),
-        (lambda x, t: (t > 0.5).long(), 0),  # a jump in one place
-        (lambda x, t: torch.tensor([int(v > 0.3) for v in t.tolist()]), 0),
         (lambda x, t: ((x[:, 0] + t).abs() * 10).long(), 0),  # not of the time alone, as in quantized activations
         (lambda x, t: 0 * (1000 * t).long(), 0),
     ],
@@ -242,6 +263,14 @@ PARTS: list[tuple[Callable[[Beside, Tensor], Tensor], str]] = [
     (lambda net, t: wide(torch.atan2((2 * t).sin(), (2 * t).cos())), ""),
     (lambda net, t: torch.where(t < 0.3, 3 * t, 0.6 + t)[:, None].expand(-1, 2), ""),
     (lambda net, t: net.table(torch.topk(-(torch.linspace(0, 1, 40).to(t) - t[:, None]).abs(), 1)[1][:, 0]), "rounds"),
+    (lambda net, t: net.table((t > 0.5).long()), "u jumps with t at 0.5, as where a branch begins"),
+    (lambda net, t: net.table(torch.tensor([int(v > 0.3) for v in t.tolist()])), "u jumps with t at 0.3,"),
+    (lambda net, t: torch.where(t[:, None] < 0.61, net.embed(t), net.embed(1 - t))[:, :2], "u jumps with t at 0.61,"),
+    (lambda net, t: wide(torch.stack([2 * v if v > 0.37 else v for v in t])), "u jumps with t at 0.37,"),
+    (lambda net, t: wide(torch.log((t - 0.5).clamp_min(0) + 1e-3)), ""),  # steep, and continuous
+    (lambda net, t: wide(torch.sigmoid(1e4 * (t - 0.5))), ""),
+    (lambda net, t: wide((t - 0.4).abs()), ""),
+    (lambda net, t: wide(t.sqrt()), ""),
     (lambda net, t: net.embed(t.detach())[:, :2], "takes t without a derivative"),
     (no_derivative, "takes t without a derivative"),
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +81,35 @@ def test_habits_are_refused_by_name(build: object, words: str, kind: str) -> Non
     module = build().eval().requires_grad_(False)  # type: ignore[operator]
     with pytest.raises(InputError, match=words):
         prepare_engine(module, inputs(), kind, lambda note: None)  # type: ignore[arg-type]
+
+
+class Shifted(Model):
+    """A model whose output is shifted by what a batch has in common: gradients of its parameters do not show that."""
+
+    def __init__(self, shift: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return super().forward(x, r, t, y) + self.shift(x, t)
+
+
+@pytest.mark.parametrize("kind", ["fast", "reference"])
+@pytest.mark.parametrize(
+    "shift", [lambda x, t: t.mean(), lambda x, t: x - x.mean(0), lambda x, t: x.std(0), lambda x, t: x / x.abs().max()]
+)
+@pytest.mark.filterwarnings("ignore:std")
+def test_outputs_that_depend_on_the_batch_are_refused(shift: Callable[[Tensor, Tensor], Tensor], kind: Any) -> None:
+    module = Shifted(shift).eval().requires_grad_(False)
+    with pytest.raises(InputError, match="differs in a batch of others: the model mixes the samples of a batch"):
+        prepare_engine(module, inputs(), kind, lambda note: None)
+
+
+def test_a_sample_at_a_tie_of_rounding_is_not_mixing() -> None:
+    """Where rounding decides, the output of one sample may differ between batches, but not a step away."""
+    x, *others = inputs()
+    module = Shifted(lambda points, t: 1.0 * (points + 1e-7 * (len(points) == 1) > x[0, 0])).eval()
+    prepare_engine(module.requires_grad_(False), (x, *others), "fast", lambda note: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(8), nn.Dropout(0.5), None])

@@ -70,8 +70,10 @@ def test_the_documented_order_needs_no_adapter(signature: str) -> None:
         ("x, t, *args", r"\*args can be anything", "[x, t, r]"),
         ("x, t, r, obs", "also needs obs", "keywords: {obs: VALUE}"),
         ("x, r, t, y, text", "also needs text", "keywords: {text: VALUE}"),
-        ("x, **kwargs", "which are x, r and t", "[x, r, t]"),
-        ("x", "which are x, r and t", "[x, r, t]"),
+        ("x, **kwargs", "which are x, r and t", "[x], keywords: {r: r, t: t}"),
+        ("x, times", "it takes an interval", "[x, {cat: [r, t]}]"),
+        ("sample, both", "which are x, r and t", "[x, {cat: [r, t]}]"),
+        ("x", "which are x, r and t", "[{cat: [x, r, t]}]"),
     ],
 )
 def test_names_that_do_not_decide_are_refused_with_the_lines_of_a_card(signature: str, problem: str, card: str) -> None:

@@ -256,6 +256,8 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
     "assigned": lambda: Block(assigned),
     "copied": lambda: Block(copied),
     "single": lambda: Block(single),
+    "layer.float": lambda: Block(lambda block, h: block.layer.float()(h.float()).to(h.dtype)),
+    "layer.to": lambda: Block(lambda block, h: block.layer.to("cpu", torch.float32)(h)),
     "remembered": lambda: Block(remembered),
     "reentrant": lambda: Block(lambda block, h: checkpoint(block.layer, h, use_reentrant=True)),
     "checkpointed": lambda: Block(lambda block, h: checkpoint(lambda a: block.layer(a).sin(), h, use_reentrant=False)),
@@ -289,7 +291,7 @@ def test_gradients_and_derivatives_are_those_of_single_samples(name: str, dtype:
         plain.middle.function = lambda block, h: block.layer(h.sin())  # what it is where casts are followed
     if name in ("cached", "flag") or name.startswith("cache: "):
         plain.middle.function = lambda block, h: h @ (2 * block.layer.weight)
-    if name == "autocast":
+    if name == "autocast" or name.startswith("layer."):
         plain.middle.function = lambda block, h: block.layer(h)
     module = measured_copy(network(name, dtype), "cpu", dtype)
     first = tuple(None if a is None else a[:2] for a in inputs)
@@ -319,7 +321,9 @@ def test_gradients_and_derivatives_are_those_of_single_samples(name: str, dtype:
     assert torch.dist(actual, expected) <= TOLERANCE[dtype] * expected.norm()
     buffers = "count", "mean"
     assert any("buffers" in note for note in notes) == (name in ("counted", "assigned", "copied")), notes
-    assert any("casts to float32" in note for note in notes) == (name == "single" and dtype == torch.float64), notes
+    assert any("casts to float32" in note for note in notes) == (
+        name in ("single", "layer.float", "layer.to") and dtype == torch.float64
+    ), notes
     assert any("autocast" in note for note in notes) == (name == "autocast"), notes
     assert all(not dict(module.named_buffers()).get(f"middle.{b}", torch.zeros(())).any() for b in buffers)
 

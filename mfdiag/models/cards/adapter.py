@@ -13,6 +13,7 @@ from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.paths import parse_path
 from mfdiag.models.call_adapter import per_sample, shaped_times
 from mfdiag.models.cards.card import KEEP, Card, ConditionInput
+from mfdiag.models.cards.field_types import is_joined
 from mfdiag.models.wrapper import Wrapper
 
 __all__ = ["CardAdapter"]
@@ -110,7 +111,7 @@ class CardAdapter(Wrapper):
         if card.call.layout == "NHWC":
             x = x.movedim(1, -1)
         times = {"r": r, "t": t, "h": h}
-        words: dict[str, Any] = {"x": x, "none": None}
+        words: dict[str, Any] = {"x": x, "none": None, "channels": -1 if card.call.layout == "NHWC" else 1}
         words |= {word: shaped_times(scale * time, card.call.time_shape) for word, time in times.items()}
         if self.takes_guidance:
             words |= {"omega": torch.ones_like(t), "t_min": torch.zeros_like(t), "t_max": torch.ones_like(t)}
@@ -217,6 +218,8 @@ def _value_of(word: Any, words: Mapping[str, Any]) -> Any:
         return tuple(_value_of(item, words) for item in word)
     if not isinstance(word, dict):
         return word
+    if is_joined(word):
+        return _joined([_value_of(item, words) for item in word["cat"]], words["x"], words["channels"])
     if word.keys() == {"value"}:
         return word["value"]
     if word.keys() == {"condition"} and "condition" in words:
@@ -224,6 +227,18 @@ def _value_of(word: Any, words: Mapping[str, Any]) -> Any:
     if word.keys() == {"each"}:
         return torch.full_like(words["t"].reshape(-1), word["each"])
     return {name: _value_of(item, words) for name, item in word.items()}
+
+
+def _joined(values: list[Tensor], x: Tensor, axis: int) -> Tensor:
+    """Values joined along the axis of x's channels; [n] and [n, k] are the same at every place of those with places."""
+    n, rank = len(x), max(value.ndim for value in values)
+    uniform = [value.ndim <= 2 or value.numel() == n for value in values]
+    channels = [
+        value.to(x.dtype).reshape(n, -1, *[1] * (rank - 2)) if same else value.to(x.dtype).movedim(axis, 1)
+        for value, same in zip(values, uniform, strict=True)
+    ]
+    places = torch.broadcast_shapes(*(value.shape[2:] for value in channels))
+    return torch.cat([value.expand(-1, -1, *places) for value in channels], 1).movedim(1, axis)
 
 
 def _attribute(network: nn.Module, dotted: str) -> Any:

@@ -197,6 +197,9 @@ class Call(_Section):
     `{each: 1.0}` is a tensor [n] filled with one number. A list is passed as a tuple, as in [x, [t, h]], and any other
     mapping as a dictionary, as in {label: y}.
 
+    `{cat: [t, r]}` is one tensor [n, 2] of both times, and `{cat: [x, r, t]}` is x with the times as further columns or
+    channels: words with the same value at every place are repeated there.
+
     `conditions` names the arrays beside the samples of --data that the network takes: `{global_cond: obs}` passes the
     array `obs` as the keyword `global_cond`. `{condition: global_cond}` as a word passes it there instead.
     """

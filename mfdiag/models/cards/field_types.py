@@ -21,6 +21,7 @@ __all__ = [
     "WeightingSpec",
     "Word",
     "conditions_in",
+    "is_joined",
     "leaves",
 ]
 
@@ -45,9 +46,16 @@ def _word(value: Any) -> Any:
         raise ValueError("expected {each: number}")
     if isinstance(value, dict) and value.keys() == {"condition"} and not isinstance(value["condition"], str):
         raise ValueError("expected {condition: NAME} with a name of call.conditions")
+    if is_joined(value) and not value["cat"]:
+        raise ValueError("expected {cat: [WORD, ...]} with the words to join, as in {cat: [t, r]}")
     if isinstance(value, dict) and value.keys() not in SPECIAL:
         return {name: _word(item) for name, item in value.items()}
     return value
+
+
+def is_joined(word: Any) -> bool:
+    """Whether a word stands for others joined in one tensor; `{cat: x}` is a dictionary."""
+    return isinstance(word, dict) and word.keys() == {"cat"} and isinstance(word["cat"], list)
 
 
 def _factory(text: Any) -> Any:

@@ -280,7 +280,8 @@ def _own_card(
     }
     comments = {
         "network.factory": "FILE.py:callable or pkg.module:callable that builds the network",
-        "call.arguments": f"check their order, and whether the network takes r or h = t - r{times}",
+        "call.arguments": f"check their order, and whether the network takes r or h = t - r{times}; {{cat: [t, r]}} is "
+        "one tensor of both",
     }
     if labels and labels.get("conditioning.null") is None:
         comments["conditioning.classes"] = "check whether the last label is the null label"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -189,6 +190,55 @@ def test_times_have_the_shape_that_the_card_states(shape: list[str | int]) -> No
     torch.testing.assert_close(h.reshape(-1), (T - R)[last])
     with pytest.raises(ValueError, match=r"time_shape must be \[\], or n followed by ones"):
         adapted(network, call=call | {"time_shape": [1, "n"]})
+
+
+class Joined(nn.Module):
+    """u(x, r, t) of a network that takes times, or everything, in one tensor."""
+
+    def __init__(self, field: AverageVelocity, split: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.field, self.split = field, split
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        u = self.field(*self.split(*arguments))
+        return u if arguments[0].shape[2:] == SHAPE[1:] else u.movedim(1, -1)
+
+
+JOINED: list[tuple[dict[str, Any], Callable[..., tuple[Tensor, Tensor, Tensor]]]] = [
+    ({"arguments": ["x", {"cat": ["t", "r"]}]}, lambda x, s: (x, s[:, 1], s[:, 0])),
+    ({"arguments": ["x", {"cat": ["h", "t"]}], "time_shape": ["n", 1]}, lambda x, s: (x, s[:, 1] - s[:, 0], s[:, 1])),
+    ({"arguments": [{"cat": ["x", "r", "t"]}]}, lambda z: (z[:, :2], z[:, 2, 0, 0], z[:, 3, 1, 1])),
+    (
+        {"arguments": [{"cat": ["t", "x", "r"]}], "time_shape": ["n", 1, 1, 1]},
+        lambda z: (z[:, 1:3], z[:, 3, 2, 0], z[:, 0, 1, 1]),
+    ),
+    (
+        {"arguments": [{"cat": ["x", "r", "t"]}], "layout": "NHWC"},
+        lambda z: (z[..., :2].movedim(-1, 1), z[:, 0, 0, 2], z[:, 1, 1, 3]),
+    ),
+    ({"arguments": ["x", {"cat": ["r", "t"]}], "time_shape": []}, lambda x, s: (x, s[:, 0], s[:, 1])),
+]
+
+
+@pytest.mark.parametrize("kind", ["fast", "reference"])
+@pytest.mark.parametrize(("call", "split"), JOINED)
+def test_words_joined_in_one_tensor(call: dict[str, Any], split: Any, kind: Any) -> None:
+    """Values, derivatives and gradients are those of the network that takes them apart."""
+    torch.manual_seed(0)
+    field = randomised(AverageVelocity()).double()
+    joined = adapted(Joined(field, split), call=call).double()
+    x, dx, e = torch.randn(3, N, *SHAPE, dtype=torch.float64)
+    r, t = torch.rand(2, N, dtype=torch.float64).sort(0).values
+    inputs = (x, r, t, None)
+    torch.testing.assert_close(joined(*inputs), field(*inputs))
+    tangents = dx[None], torch.ones(1, N, dtype=torch.float64)
+    _, derivative = forward_mode_derivatives(joined, *inputs, *tangents)
+    torch.testing.assert_close(derivative, forward_mode_derivatives(field, *inputs, *tangents)[1])
+    engine = prepare_engine(joined.requires_grad_(False), inputs, kind, lambda note: None)
+    expected = single_gradients(field, inputs, e)
+    for name, factors in engine.factors(inputs, e[None]):
+        mine = factors.dense(0, N)[0].view(N, -1)
+        torch.testing.assert_close(mine, torch.stack(expected[name.removeprefix("network.field.")]).view(N, -1))
 
 
 def test_constants_and_packs() -> None:
