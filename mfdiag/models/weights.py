@@ -155,14 +155,18 @@ def fitted_weights(
     ]
     shown = _SHOWN_BY_RULES if card is not None and card.weights.rules else _SHOWN
     summary = "; ".join(f"{len(names)} {problem}: {abbreviated(names, shown)}" for problem, names in problems if names)
+    buffers = {name for name, _ in network.named_buffers()}
     if summary:
         remedy = "the --model that was trained" if card is None else f"another card, or correct {card.name}"
+        if missing and not (unexpected or wrong or kinds) and buffers.issuperset(missing):
+            fill = ", ".join(missing[:_SHOWN])
+            remedy += f"; or, if the network sets these buffers itself, a card with `weights: {{absent: [{fill}]}}`"
         raise InputError(
             f"Expected {path} to hold weights that fit {type(network).__name__}, but they do not ({summary}); "
             f"pass {remedy}, or other --weights."
         )
     parameters = {name: value for name, (value, _) in pairs.items()}
-    _check_finite(parameters, path, masks={name for name, _ in network.named_buffers()})
+    _check_finite(parameters, path, masks=buffers)
     return parameters
 
 
@@ -266,12 +270,12 @@ def _completed(
 
 
 def _named_by_order(tensors: StateDict, network: nn.Module) -> StateDict:
-    """Tensors named 0, 1, ... under the names of the network's parameters, or of its trained ones, in their order."""
+    """Tensors named 0, 1, ... under the names of the trained parameters, of all parameters, or of the state dict."""
     own = network.state_dict()
     trained = [name for name, _ in network.named_parameters()]
     everything = network.__dict__.get(PARAMETER_ORDER, trained)
     values = [tensors[number] for number in sorted(tensors, key=int)]
-    for names in (trained, everything):
+    for names in (trained, everything, *([list(own)] if everything == trained else [])):  # frozen ones moved in `own`
         if [own[name].shape for name in names] == [value.shape for value in values]:
             return dict(zip(names, values, strict=True))
     shapes = " of other shapes" if len(values) == len(trained) else ""

@@ -46,6 +46,22 @@ class Compiled(nn.Module):
     def forward(self, x, r, t, y=None):
         return self._orig_mod(x, r, t, y)
 """
+PLAIN = """
+import torch
+from torch import nn
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("scale", torch.ones(2))
+
+    def forward(self, x, r, t):
+        return self.layer(torch.cat([x, r[:, None], t[:, None]], 1)) * self.scale
+
+def build():
+    return Plain()
+"""
 BUFFERS = ("net.1.running_mean", "net.1.running_var", "net.1.num_batches_tracked")
 ORDER = ("position", "net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias", "net.2.weight", "net.2.bias")
 TRAINED = ORDER[1:]
@@ -315,6 +331,21 @@ def test_the_form_of_the_call_does_not_change_what_is_loaded(factory: str, tmp_p
         documented, loaded = load_model(path, model=factory), load_model(path, model=swapped)
         assert type(loaded.module.get_submodule("network")).__name__ == "Net"
         assert (loaded.notes, loaded.unusable) == (documented.notes, documented.unusable)
+
+
+def test_a_list_of_the_whole_state_dict_is_matched_in_its_order(tmp_path: Path) -> None:
+    """As a callback writes list(model.state_dict().values())."""
+    (tmp_path / "plain.py").write_text(PLAIN)
+    path, factory = tmp_path / "file.pt", f"{tmp_path / 'plain.py'}:build"
+    raw, ema = ({"scale": torch.ones(2), "layer.weight": w, "layer.bias": w[0, :2].clone()} for w in torch.randn(2, 2, 4))
+    torch.save({"state_dict": raw, "callbacks": {"EMA": {"ema_weights": list(ema.values())}}}, path)
+    assert same(load_model(path, model=factory, weights="ema"), ema)
+    torch.save({name: raw[name] for name in ("layer.weight", "layer.bias")}, path)
+    with pytest.raises(InputError, match=r"1 missing: scale\).*sets these buffers itself, a card with `weights: \{ab"):
+        load_model(path, model=factory)
+    card = tmp_path / "own.yaml"
+    card.write_text(f"network: {{factory: '{factory}'}}\nweights: {{absent: [scale]}}")
+    assert same(load_model(path, model=str(card)), raw)
 
 
 def test_wrong_lists_are_refused(factory: str, tmp_path: Path) -> None:
