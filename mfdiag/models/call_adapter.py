@@ -16,15 +16,16 @@ from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
 from mfdiag.models.argument_hooks import moved_argument
-from mfdiag.models.call_signature import NetworkCall, call_of, parameters_of, word_of
+from mfdiag.models.call_signature import NetworkCall, call_of, parameters_of, possible_conditions, word_of
 from mfdiag.models.plain_calls import activations_kept, attributes_restored
-from mfdiag.models.wrapper import Wrapper
+from mfdiag.models.wrapper import Wrapper, conditions_taken
 
 __all__ = [
     "CallAdapter",
     "TimeShape",
     "adapt_call",
     "adapt_to",
+    "arrays_possible",
     "call_note",
     "per_sample",
     "shaped_times",
@@ -173,6 +174,14 @@ def adapt_to(network: nn.Module, data: Data) -> nn.Module:
     return adapt_call(network, data.shape, data.num_classes, data.name, conditions_of(data))
 
 
+def arrays_possible(network: nn.Module) -> tuple[str, ...]:
+    """Names of the arrays beside the samples that a network takes, or may take as its parameters are called."""
+    if isinstance(network, Wrapper) and not isinstance(network, CallAdapter):
+        return conditions_taken(network)
+    inner = network.network if isinstance(network, CallAdapter) else network
+    return possible_conditions(_entry(_readable(inner))[0])
+
+
 def call_note(network: nn.Module) -> str | None:
     """One line that says how the user's own network is called; None where it is the documented call by its names."""
     if isinstance(network, CallAdapter):
@@ -238,6 +247,8 @@ def _adapted_by_trial(
         return CallAdapter(inner, call, time_shape, classes if uses_labels else None)
     if classes and "y" in call.words and not batched:
         _refuse_one_hot_labels(inner, call, inputs, classes, data)
+    if not classes and "y" in call.words and not batched:
+        _refuse_empty_argument(inner, call, data)
     return network  # the measurement says what the network refuses
 
 
@@ -304,6 +315,17 @@ def _refuse_dropped_labels(adapter: CallAdapter, inputs: _TrialInputs, classes: 
         outputs = _outputs(labeled, inputs, labels=True)
         if plain is not None and outputs is not None and not torch.equal(outputs[0], plain[0]):
             raise _dropped_labels(network, call, f"class numbers as {name} change its output", classes, data, name)
+
+
+def _refuse_empty_argument(network: nn.Module, call: NetworkCall, data: str) -> None:
+    """Refuse a network that fails without labels, if the parameter for them has another name and no default."""
+    function, name = _entry(_readable(network))
+    taken = next((p for p in parameters_of(function) or () if p.name == call.parameter_of("y")), None)
+    if taken is not None and taken.default is Parameter.empty and word_of(taken.name) != "y":
+        raise InputError(
+            f"Expected labels for {taken.name} of {name}, or an array of this name, but {data} has neither; add an "
+            f"array {taken.name} with one row per sample to the data, or labels, or give the parameter a default."
+        )
 
 
 def _refuse_one_hot_labels(

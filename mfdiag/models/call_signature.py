@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
@@ -94,7 +94,8 @@ def call_of(function: Callable[..., Any], name: str, conditions: Collection[str]
 def possible_conditions(function: Callable[..., Any]) -> tuple[str, ...]:
     """The parameters of a network's forward that may receive arrays of their names: all but the point and times."""
     named = [p.name for p in parameters_of(function) or () if p.kind in (*_POSITIONAL, Parameter.KEYWORD_ONLY)]
-    return tuple(name for name in named if _WORDS.get(_plain(name)) is None)
+    words = {name: _WORDS.get(_plain(name)) for name in named}
+    return tuple(name for name in named if words[name] is None or _is_second_point(name, words))
 
 
 def parameters_of(function: Callable[..., Any]) -> list[Parameter] | None:
@@ -119,6 +120,11 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter] | None:
 def word_of(name: str) -> str | None:
     """The word of a call that the name of a parameter tells: x, r, t, h or y; None where it tells nothing."""
     return _WORDS.get(_plain(name))
+
+
+def _is_second_point(name: str, words: Mapping[str, str | None]) -> bool:
+    """Whether a parameter has a name of points after another one that has, as `image` in (x, r, t, image)."""
+    return words[name] == "x" and next(other for other, word in words.items() if word == "x") != name
 
 
 def _is_either_time(name: str) -> bool:
@@ -152,8 +158,9 @@ class _Reading:
             self.words[self.positional[0].name] = "x"
 
     def _is_condition(self, parameter: Parameter) -> bool:
-        """Whether a parameter receives the array of its name. Points and times never do."""
-        return parameter.name in (self.known or ()) and self.words[parameter.name] in (None, "y")
+        """Whether a parameter receives the array of its name. The point and times never do."""
+        name = parameter.name
+        return name in (self.known or ()) and (self.words[name] in (None, "y") or _is_second_point(name, self.words))
 
     def call(self) -> NetworkCall:
         """As `call_of`."""
@@ -273,12 +280,18 @@ class _Reading:
         names = [p.name for p in others if p.default is Parameter.empty]
         if names:
             value = ", ".join(f"{name}: VALUE" for name in names)
-            arrays = ", ".join(f"{name}: ARRAY" for name in names)
+            arrays = ", ".join(f"{name}: {self._array_for(name)}" for name in names)
             raise self._error(
                 f"that it needs x, r, t, labels and arrays of the data alone, but it also needs {', '.join(names)}",
                 f"`call: {{arguments: [x, r, t], keywords: {{{value}}}}}` or `conditions: {{{arrays}}}`, in the order "
                 f"that it takes them, add arrays of {'these names' if len(names) > 1 else 'this name'} to --data",
             )
+
+    def _array_for(self, name: str) -> str:
+        """What a card passes as a parameter: the arrays NAME.* of nested items as a dictionary, or any array."""
+        parts = [array for array in sorted(self.known or ()) if array.startswith(f"{name}.")]
+        inside = ", ".join(f"{array.removeprefix(f'{name}.')}: {array}" for array in parts)
+        return f"{{{inside}}}" if parts else "ARRAY"
 
     def _error(self, problem: str, remedy: str) -> InputError:
         return InputError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conditioned import CASES, arrays_of
@@ -236,3 +237,42 @@ def test_quality_samples_under_conditions_of_the_data() -> None:
     data = FiniteData("goals", goals, None, {"goal": goals})
     table = measure_quality(Moved(), data, nfe=[1], metrics=["frechet_distance"], samples=4096)
     assert 0 <= row(table, metric="frechet_distance")["value"] < 0.02
+
+
+class Conditioned(nn.Module):
+    """A linear network of points [n, 2], times, and an array of three numbers per sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, obs: Tensor) -> Tensor:
+        return self.linear(torch.cat([x, r[:, None], t[:, None], obs], 1)).tanh()
+
+
+def test_a_path_in_memory_is_read_with_the_arrays_that_the_network_takes(tmp_path: Path) -> None:
+    x, obs = np.random.default_rng(0).normal(size=(2, ROWS, 3)).astype(np.float32)
+    x = x[:, :2]
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "x.npy", x)
+    np.save(tmp_path / "folder" / "obs.npy", obs)
+    columns = {f"x_{i}": x[:, i] for i in range(2)} | {f"obs_{i}": obs[:, i] for i in range(3)}
+    pd.DataFrame(columns).to_parquet(tmp_path / "table.parquet")
+    torch.manual_seed(0)
+    model, options = Conditioned(), {"tables": ["variance"], "samples": N, "by_layer": False}
+    expected = measure(model, x, conditions={"obs": obs}, **options)["variance"]["value"]
+    for name in ("folder", "table.parquet"):
+        pd.testing.assert_series_equal(measure(model, str(tmp_path / name), **options)["variance"]["value"], expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (np.zeros((ROWS, 2)), r"Expected labels for obs of Conditioned\.forward, or an array of this name, but array"),
+        ([{"x": np.ones(2) * i, "obs": {"state": np.ones(3)}} for i in range(ROWS)], r"\{obs: \{state: obs\.state\}\}"),
+        ([(np.ones(2) * i, np.ones(3)) for i in range(ROWS)], r"Return \(sample, \{NAME: values\}\) with the name of"),
+    ],
+)
+def test_what_the_network_takes_and_the_data_lack_is_said_with_the_remedy(data: Any, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        measure(Conditioned(), data, samples=8)

@@ -58,6 +58,12 @@ def test_the_documented_order_needs_no_adapter(signature: str) -> None:
     assert call_of(eval(f"lambda {signature}: 0"), "Net.forward").documented
 
 
+@pytest.mark.parametrize("signature", ["x, t, r, image=None", "x, r, t, image", "z, t, h, *, image"])
+def test_an_array_may_have_a_name_of_points_beside_the_point(signature: str) -> None:
+    call = call_of(eval(f"lambda {signature}: 0"), "Net.forward", ["image"])
+    assert call.conditions == ("image",) and call.parameter_of("x") == signature[0]
+
+
 @pytest.mark.parametrize(
     ("signature", "problem", "card"),
     [

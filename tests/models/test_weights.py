@@ -46,7 +46,7 @@ class Compiled(nn.Module):
     def forward(self, x, r, t, y=None):
         return self._orig_mod(x, r, t, y)
 """
-PLAIN = """
+WITH_BUFFER = """
 import torch
 from torch import nn
 
@@ -335,9 +335,10 @@ def test_the_form_of_the_call_does_not_change_what_is_loaded(factory: str, tmp_p
 
 def test_a_list_of_the_whole_state_dict_is_matched_in_its_order(tmp_path: Path) -> None:
     """As a callback writes list(model.state_dict().values())."""
-    (tmp_path / "plain.py").write_text(PLAIN)
+    (tmp_path / "plain.py").write_text(WITH_BUFFER)
     path, factory = tmp_path / "file.pt", f"{tmp_path / 'plain.py'}:build"
-    raw, ema = ({"scale": torch.ones(2), "layer.weight": w, "layer.bias": w[0, :2].clone()} for w in torch.randn(2, 2, 4))
+    weights = torch.randn(2, 2, 4)
+    raw, ema = ({"scale": torch.ones(2), "layer.weight": w, "layer.bias": w[0, :2].clone()} for w in weights)
     torch.save({"state_dict": raw, "callbacks": {"EMA": {"ema_weights": list(ema.values())}}}, path)
     assert same(load_model(path, model=factory, weights="ema"), ema)
     torch.save({name: raw[name] for name in ("layer.weight", "layer.bias")}, path)

@@ -234,10 +234,10 @@ class MixtureData:
         return x, None
 
 
-def as_data(data: Any) -> Data:
+def as_data(data: Any, conditions: Collection[str] = ()) -> Data:
     """Data given in memory: `data` itself, what `load_data` loads, or arrays or a torch Dataset as finite data."""
     if isinstance(data, str):
-        return load_data(data)
+        return load_data(data, conditions=conditions)
     if isinstance(data, np.ndarray):
         return FiniteData("array", data)
     if hasattr(data, "sample") and hasattr(data, "num_classes"):

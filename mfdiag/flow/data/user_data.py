@@ -154,6 +154,12 @@ def read_items(
     location = Path(name)
     data, label = array_names(location, arrays.keys(), roles)
     points = validated_points(as_numpy(arrays[data]), location)
+    if label is not None and as_numpy(arrays[label]).size != len(points):
+        raise InputError(
+            f"Expected one class number for each of {len(points):,} samples of {name}, but {label} has the shape "
+            f"{list(as_numpy(arrays[label]).shape)}. Return (sample, {{NAME: values}}) with the name of the network's "
+            "parameter for arrays that are no labels."
+        )
     labels = None if label is None else validated_labels(as_numpy(arrays[label]), len(points), location)
     beside = {key: values for key, values in arrays.items() if key not in (data, label)}
     return StoredArrays(

@@ -35,7 +35,7 @@ from mfdiag.measures.run.measure_subject import measure_subject
 from mfdiag.measures.run.request import Progress, Request
 from mfdiag.measures.run.subject import Subject, SubjectOptions, data_of, subject_of
 from mfdiag.measures.run.table import MeasuredTable
-from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
+from mfdiag.models.call_adapter import adapt_to, arrays_possible, call_note, unlabeled_note
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters
@@ -161,7 +161,7 @@ def measure(
         stated = _OBJECTIVE if objective is not None else _OBJECTIVE & options.keys()
         subject = _loaded_subject(model, data, conditions, complete, stated, say)
     else:
-        subject = _subject(model, _with_conditions(_required(data), conditions), complete, say)
+        subject = _subject(model, _with_conditions(_required(data, model), conditions), complete, say)
     _check(subject, base, say)
     frames: dict[str, pd.DataFrame] = {}
     for name in [tables] if isinstance(tables, str) else tables:
@@ -198,7 +198,7 @@ def prepare_subject(
         TypeError: A keyword is unknown.
     """
     complete, request, _ = _grouped(options, objective or Objective(), None)
-    return _subject(model, _required(data), complete, say), request
+    return _subject(model, _required(data, model), complete, say), request
 
 
 def _grouped(
@@ -253,11 +253,11 @@ def _check(subject: Subject, request: Request, say: Callable[[str], None] | None
         warnings.warn(doubt.text, stacklevel=4)  # `mfdiag.measure` adds a frame
 
 
-def _required(data: Any) -> Data:
+def _required(data: Any, model: nn.Module) -> Data:
     """The data of a model in memory, which does not say what it was trained on."""
     if data is None:
         raise InputError("Expected the data that the model was trained on as second argument, but got none.")
-    return as_data(data)
+    return as_data(data, arrays_possible(model))
 
 
 def _with_conditions(data: Data, conditions: Mapping[str, Any]) -> Data:
