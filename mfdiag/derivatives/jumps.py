@@ -43,14 +43,10 @@ def has_sudden_change(network: nn.Module, inputs: Inputs) -> bool:
     Returns:
         Whether it does.
     """
-    x, _, t, condition = inputs
+    x, _, t, _ = inputs
     times = torch.linspace(0, 1, _GRID).to(t)
     with torch.no_grad():
-        values = []
-        for part in times.split(len(x)):
-            rows = torch.zeros(len(part), dtype=torch.int64, device=x.device)
-            own = map_condition(condition, lambda of_samples, rows=rows: of_samples[rows])
-            values.append(network(x[rows], _SLOWER * part, part, own).flatten(1))
+        values = [network(*_at_times(inputs, _SLOWER * part, part)).flatten(1) for part in times.split(len(x))]
     return bool((_suddenness(torch.cat(values)[None]) > _SUDDEN).any())
 
 
@@ -105,6 +101,13 @@ def _jumps(u: Callable[[Tensor], Tensor], samples: int) -> tuple[Tensor, Tensor,
         at_high = torch.where(lower[..., None], between, at_high)
     left = (at_high - at_low).norm(dim=2)
     return high, at_high - at_low, (left > _PERSISTS * first) & (left > _LEAST * greatest[:, None])
+
+
+def _at_times(inputs: Inputs, r: Tensor, t: Tensor) -> Inputs:
+    """The first sample at times r and t [n]."""
+    x, _, _, condition = inputs
+    rows = torch.zeros(len(t), dtype=torch.int64, device=x.device)
+    return x[rows], r, t, map_condition(condition, lambda values: values[rows])
 
 
 def _suddenness(values: Tensor) -> Tensor:

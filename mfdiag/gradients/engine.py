@@ -51,7 +51,6 @@ def prepare_engine(
     try:
         require_repeatable(module, inputs)
         singles = single_gradients(module, inputs, cotangent)
-        _require_own_outputs(module, inputs)
         _require_gradients(module, inputs, singles)
     except MfdiagError:
         raise
@@ -67,11 +66,13 @@ def prepare_engine(
             say(note)
     if kind == "reference":
         require_sum(module, inputs, cotangent, singles)
+        _require_own_outputs(module, inputs)
         return ReferenceEngine(module, one_by_one=not vmap_is_right(module, inputs, cotangent, singles))
     capabilities = find_capabilities(module, inputs, cotangent[None], singles)
     if capabilities.fallback or capabilities.operations or capabilities.idle:
         # otherwise every gradient comes from the batch's own, and agrees with the singles
         require_sum(module, inputs, cotangent, singles)
+    _require_own_outputs(module, inputs)
     if capabilities.fallback:
         right = vmap_is_right(module, inputs, cotangent, singles, capabilities.fallback)
         capabilities = replace(capabilities, one_by_one=not right)
@@ -107,8 +108,8 @@ def _require_own_outputs(module: nn.Module, inputs: Inputs) -> None:
 
     At a tie, rounding may decide a sample's routing; a small step away from it does not.
     """
-    x, *others = inputs
-    if _depends_on_batch(module, inputs) and _depends_on_batch(module, (1.01 * x, *others)):
+    x, r, t, condition = inputs
+    if _depends_on_batch(module, inputs) and _depends_on_batch(module, (1.01 * x, r, t, condition)):
         layer = mixing_layer(module, inputs)
         raise InputError(
             "The output for a sample differs in a batch of others: the model mixes the samples of a batch"

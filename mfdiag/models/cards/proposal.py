@@ -40,6 +40,7 @@ _CONVENTIONS = {  # field that no tensor shows -> its value if the shipped card 
     "objective.times": "none",
     "data.scale": 1,
 }
+_AVERAGE_ALONE = "the file has averaged weights alone: weights.raw, and --weights raw with this card, stand for them"
 _MAX_HINTS = 8  # plain values that one comment lists
 _HINTS = {  # field of the card -> places of plain values that bear on it
     "network.arguments": re.compile(
@@ -123,7 +124,9 @@ def propose(name: str, sets: Mapping[str, Tensors], plain_values: Mapping[str, A
         return _with_candidates(proposal, others, _other_averages(places, most_specific[3].ema))
     fields, comments = _own_card(name, guess, plain_values)
     unknown = {field: str(value) for field, value in fields.items() if isinstance(value, _Unknown)}
-    proposal = Proposal(unknown=unknown | comments, text=_yaml(fields, comments))
+    average_alone = all(is_average(place, places) for place in places)
+    text = _yaml(fields, comments) + (f"# {_AVERAGE_ALONE}\n" if average_alone else "")
+    proposal = Proposal(unknown=unknown | comments, text=text)
     return _with_candidates(proposal, excluded, _other_averages(places, guess.ema))
 
 

@@ -420,6 +420,18 @@ def test_an_unknown_file_gets_what_it_tells(tmp_path: Path) -> None:
         )
 
 
+def test_a_file_of_averaged_weights_alone_is_said_to_be_one(tmp_path: Path) -> None:
+    weights, path = MLP(dim=2).state_dict(), tmp_path / "average.pt"
+    for state, alone in (
+        ({"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in weights.items()}}, True),
+        ({"ema": weights}, True),
+        ({"model": weights, "ema": weights}, False),
+    ):
+        torch.save(state, path)
+        proposal = inspect_checkpoint(path).proposal
+        assert proposal is not None and ("# the file has averaged weights alone" in proposal.text) == alone
+
+
 @pytest.mark.parametrize(
     ("tensors", "plain_values", "expected"),
     [
