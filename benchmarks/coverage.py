@@ -139,10 +139,7 @@ PROBLEMS = {
     "two_classes_no_posterior": _problem(_OF_CLASSES, _two_classes, posterior="none"),
     "guidance": _problem(_OF_CLASSES, _two_classes, guidance="meanflow:2,0.3,0.1,0.8,0.1"),
 }
-PROBLEMS = {
-    name: problem if name in ("linear", "gaussian_16d") else problem._replace(first=10_000 * (1 + k))
-    for k, (name, problem) in enumerate(PROBLEMS.items())
-}
+PROBLEMS = {name: problem._replace(first=10_000 * (1 + k)) for k, (name, problem) in enumerate(PROBLEMS.items())}
 
 
 def _measure(problem: Problem, samples: int, seed: int) -> pd.DataFrame:

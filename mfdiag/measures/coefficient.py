@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mfdiag.errors import InputError
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mfdiag.coefficients.plane import ColumnLayout
+    from mfdiag.flow.data.datasets import Data
     from mfdiag.gradients.sample_pass import PassResult
     from mfdiag.measures.parts.plane_plans import PlanePlan
     from mfdiag.measures.parts.rows import Rows
     from mfdiag.measures.parts.summary import Summary
     from mfdiag.measures.run.measurement import Measurement
+    from mfdiag.measures.run.request import Request
 
 __all__ = ["TABLE"]
 
+_Tails = dict[tuple[str, str], str | None]
 _ROLES = {"tangent": 1, "target": 2}  # role -> its coefficient's place in (1, beta, gamma)
 
 SCHEMA = gradient_table(
@@ -109,13 +112,18 @@ def plan(measurement: Measurement) -> PlanePlan:
 
 def rows(measurement: Measurement, plan: PlanePlan, result: PassResult) -> Mapping[str, pd.DataFrame]:
     """The gradient form and, with a known posterior, the forms that need Sigma and b."""
-    rows, request = measurement.rows(estimator="plane"), measurement.request
-    _add_gradient_form(rows, result, plan.layout, request.batch_sizes, request.by_layer)
+    from mfdiag.measures.parts.concentration import LIGHT, heavy_tails
+
+    rows, request, data = measurement.rows(estimator="plane"), measurement.request, measurement.draws.data
+    tails = _tails(result, data)
+    _add_gradient_form(rows, result, plan.layout, request, tails)
     if not result.stratified:
-        _add_held_out(rows, result, plan.layout)
+        _add_held_out(rows, result, plan.layout, tails)
     if plan.posterior_known and result.output is not None:
-        _add_output_forms(rows, result, plan.layout)
-        _add_isotropic_and_diagonal(rows, result, measurement.dim)
+        residuals = result.output.diagonal[:, 0, :1].numpy()
+        (tail,) = heavy_tails(residuals, data, LIGHT)
+        _add_output_forms(rows, result, plan.layout, tail)
+        _add_isotropic_and_diagonal(rows, result, measurement.dim, tail)
     return {"coefficient": rows.frame()}
 
 
@@ -123,22 +131,20 @@ def _keys(form: str, role: str, layer: str = "all", n: int | None = None, kind: 
     return {"form": form, "role": role, "layer": layer, "batch_size": n, "kappa_kind": kind}
 
 
-def _add_gradient_form(
-    rows: Rows, result: PassResult, layout: ColumnLayout, batch_sizes: Sequence[int], by_layer: bool
-) -> None:
+def _add_gradient_form(rows: Rows, result: PassResult, layout: ColumnLayout, request: Request, tails: _Tails) -> None:
     from mfdiag.coefficients.batch_optimum import batch_optimum
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
 
-    tails, few = _tails(result), few_with_a_derivative(result)
+    few = few_with_a_derivative(result)
     # docs/theory.md#gradient-optimum and #batch-aware
-    for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
+    for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         form = gradient_quadratic(moments, layout)
         for role, k in _ROLES.items():
             variance, bias = form.S[:, k, k], moments.squared_mean(layout.bias[k])
             constant = is_degenerate(form.S, k)
-            for n in (None, *batch_sizes):
+            for n in (None, *request.batch_sizes):
                 if n is None:
                     optimum = skewed_jackknife(form.optimum(form.S, 0, (k,))[:, 0], moments.count)
                 else:
@@ -157,23 +163,25 @@ def _add_gradient_form(
             rows.add("critical_batch", critical, box, **keys, degenerate=constant, tail=tail)
 
 
-def _tails(result: PassResult) -> dict[tuple[str, str], str | None]:
+def _tails(result: PassResult, data: Data) -> _Tails:
     """Why heavy tails leave no interval to trust, or None: of a role's control, or of `both`, e_0 and its control."""
     from mfdiag.measures.parts.concentration import heaviest_tail
 
     norms = result.gradient.diagonal[:, 0].numpy()
     columns = {"both": lambda k: [0, k], "control": lambda k: [k]}
-    return {(kind, role): heaviest_tail(norms[:, of(k)]) for kind, of in columns.items() for role, k in _ROLES.items()}
+    return {
+        (kind, role): heaviest_tail(norms[:, of(k)], data) for kind, of in columns.items() for role, k in _ROLES.items()
+    }
 
 
-def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
+def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout, tails: _Tails) -> None:
     """Var(0,0) / Var(fitted coefficient), fitted on every second block and evaluated on the others."""
     import numpy as np
 
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
     from mfdiag.gradients.intervals import skewed_jackknife
 
-    halves, tails = [half.replicates() for half in result.gradient.halves()], _tails(result)
+    halves = [half.replicates() for half in result.gradient.halves()]
     fitted, held_out = (gradient_quadratic(half, layout) for half in halves)
     for role, k in _ROLES.items():
         c = float(fitted.optimum(fitted.S, 0, (k,))[0, 0])
@@ -188,8 +196,11 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
         )
 
 
-def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> None:
-    """The matrix form, and the plane form over beta and gamma together, from the residual's own moments."""
+def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout, tail: str | None) -> None:
+    """The matrix form, and the plane form over beta and gamma together, from the residual's own moments.
+
+    `tail` says why the residual's tail leaves no interval to trust.
+    """
     import numpy as np
 
     from mfdiag.coefficients.plane import is_degenerate, output_quadratic
@@ -203,15 +214,16 @@ def _add_output_forms(rows: Rows, result: PassResult, layout: ColumnLayout) -> N
         for role, k in _ROLES.items():
             # docs/theory.md#matrix: beta* = tr(A Sigma J^T) / (tr(A Sigma A^T) + |A b|^2), and likewise for gamma
             estimate = skewed_jackknife(form.optimum(form.W, 1, (k,))[:, 0], moments.count)
-            rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=is_degenerate(form.W, k))
+            constant = is_degenerate(form.W, k)
+            rows.add("optimum", estimate, box, **_keys("matrix", role), degenerate=constant, tail=tail)
         optima = form.optimum(form.W, 1, (1, 2))  # docs/theory.md#plane-optimum
         constant = is_degenerate(form.W, 1) or not np.isfinite(optima[0]).all()
         for k, role in enumerate(_ROLES):
             estimate = skewed_jackknife(optima[:, k], moments.count)
-            rows.add("optimum", estimate, box, **_keys("plane", role), degenerate=constant)
+            rows.add("optimum", estimate, box, **_keys("plane", role), degenerate=constant, tail=tail)
 
 
-def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> None:
+def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int, tail: str | None) -> None:
     import numpy as np
 
     from mfdiag.coefficients.plane import DEGENERATE
@@ -224,7 +236,7 @@ def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> Non
         sigma2d, bias2 = means["sigma2d"], means["bias2"]
         for quantity, replicates in (("sigma2d", sigma2d), ("bias2", bias2)):
             estimate = skewed_jackknife(replicates, count, nonnegative=True)
-            rows.add(quantity, estimate, box, **_keys("isotropic", "tangent"))
+            rows.add(quantity, estimate, box, **_keys("isotropic", "tangent"), tail=tail)
         # E|A|_F^2 = E|J|_F^2 + 2 tr J + d with A = J + I: nothing to control where A vanishes, as at r = t
         constant = bool(means["jacobi_fro2"][0] + dim * (2 * means["kappa"][0] + 1) <= DEGENERATE * dim)
         kappas = {"signed": means["kappa"], "magnitude": np.sqrt(means["jacobi_fro2"] / dim)}
@@ -232,9 +244,10 @@ def _add_isotropic_and_diagonal(rows: Rows, result: PassResult, dim: int) -> Non
             keys = _keys("isotropic", "tangent", kind=kind)
             rows.add("kappa", skewed_jackknife(kappa, count), box, **keys)
             optimum = isotropic_optimum(kappa, sigma2d, bias2)
-            rows.add("optimum", skewed_jackknife(optimum, count), box, **keys, degenerate=constant)
+            rows.add("optimum", skewed_jackknife(optimum, count), box, **keys, degenerate=constant, tail=tail)
         optimum = diagonal_optimum(means["diagonal/numerator"], means["diagonal/denominator"])
-        rows.add("optimum", skewed_jackknife(optimum, count), box, **_keys("diagonal", "tangent"), degenerate=constant)
+        keys = _keys("diagonal", "tangent")
+        rows.add("optimum", skewed_jackknife(optimum, count), box, **keys, degenerate=constant, tail=tail)
 
 
 _SHOWN = {"optimum": "β*", "variance_reduction": "variance reduction", "critical_batch": "n₀"}

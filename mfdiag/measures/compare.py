@@ -111,14 +111,23 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
 
     from mfdiag.gradients.intervals import Estimate, cosine_jackknife, skewed_jackknife
     from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
-    from mfdiag.measures.parts.method_statistics import cosines, heaviest_tails, method_statistics, squared_bias
+    from mfdiag.measures.parts.method_statistics import (
+        cosines,
+        heaviest_mean_tails,
+        heaviest_tails,
+        method_statistics,
+        squared_bias,
+    )
 
-    rows, request = measurement.rows(), measurement.request
+    rows, request, data = measurement.rows(), measurement.request, measurement.draws.data
     names = [e.name for e in plan.estimators]
     requested = {e.name for e in measurement.estimators}
     shown = [k for k, name in enumerate(names) if name in requested]
     column: dict[str, Any] = {"estimator": np.array(names, object)[shown]}
-    tails = heaviest_tails(result.gradient.diagonal[:, 0].numpy(), plan.maps)[shown]
+    norms = result.gradient.diagonal[:, 0].numpy()
+    every_tail = heaviest_tails(norms, plan.maps, data)
+    tails = every_tail[shown]
+    mean_tails = heaviest_mean_tails(norms, plan.maps, data)[shown]
     few = few_with_a_derivative(result)
     for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         if layer != "all" and any(edge is not None for edge in box):
@@ -128,7 +137,8 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
             estimate = skewed_jackknife(replicates[:, shown], moments.count, nonnegative=True)
             rows.add(quantity, estimate, box, layer=layer, batch_size=None, tail=tails, **column)
         cosine = cosine_jackknife(cosines(moments, plan.maps)[:, shown], moments.count)
-        for quantity, estimate, tail in (("bias2", bias.estimate(), few[box]), ("cosine", cosine, None)):
+        bias_tails = np.array([tail or few[box] for tail in mean_tails], object)
+        for quantity, estimate, tail in (("bias2", bias.estimate(), bias_tails), ("cosine", cosine, mean_tails)):
             rows.add(quantity, estimate, box, layer=layer, batch_size=None, tail=tail, **column)
         for n in request.batch_sizes:
             # docs/theory.md#mse: MSE_n = Var/n + bias2, relative to MeanFlow's, which has no bias
@@ -142,12 +152,15 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
     missing = np.full(len(shown), np.nan)
     rows.add("cost", Estimate(cost, missing, missing, missing, len(result.t)), layer="all", batch_size=None, **column)
     if len(names) > 1 and not result.stratified:
-        _add_mixture(rows, measurement, plan, result)
+        _add_mixture(rows, measurement, plan, result, next(filter(None, every_tail), None))
     return {"compare": rows.frame()}
 
 
-def _add_mixture(rows: Rows, measurement: Measurement, plan: ComparePlan, result: PassResult) -> None:
-    """Weights of the mixture of least variance, or of least MSE_n, and its gain on the half it was not fitted on."""
+def _add_mixture(rows: Rows, measurement: Measurement, plan: ComparePlan, result: PassResult, tail: str | None) -> None:
+    """Weights of the mixture of least variance, or of least MSE_n, and its gain on the half it was not fitted on.
+
+    `tail` says why the tails of its methods leave no interval to trust.
+    """
     import numpy as np
 
     from mfdiag.gradients.intervals import jackknife
@@ -159,8 +172,8 @@ def _add_mixture(rows: Rows, measurement: Measurement, plan: ComparePlan, result
     for n in (None, *measurement.request.batch_sizes):
         keys: dict[str, Any] = {"layer": "all", "batch_size": n}
         weights = jackknife(best_mixture(whole, plan.maps, n), whole.count)
-        rows.add("mixture_weight", weights, estimator=names, **keys)
-        rows.add("mixture_gain", mixture_gain(halves, plan.maps, n), estimator="mixture", **keys)
+        rows.add("mixture_weight", weights, estimator=names, tail=tail, **keys)
+        rows.add("mixture_gain", mixture_gain(halves, plan.maps, n), estimator="mixture", tail=tail, **keys)
 
 
 def _with_error(row: Mapping[Any, Any]) -> str:

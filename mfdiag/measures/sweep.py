@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,13 +111,14 @@ def rows(
     from mfdiag.coefficients.plane import gradient_quadratic, output_quadratic
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import few_with_a_derivative, moments_by_cell
-    from mfdiag.measures.parts.concentration import residual_tails
+    from mfdiag.measures.parts.concentration import FINITE_ERROR, FINITE_VARIANCE, heavy_tails, variance_tails
     from mfdiag.measures.parts.plane_plans import PlanePlan
 
-    request = measurement.request
+    request, data = measurement.request, measurement.draws.data
     rows = measurement.rows(estimator="plane")
     points = np.array(list(product(request.betas, request.gammas)), dtype=float).T
-    tails, few = _tails(plan, result, points), few_with_a_derivative(result)
+    norms, few = _gradient_norms(plan, result, points), few_with_a_derivative(result)
+    tails, mean_tails = variance_tails(norms, data), heavy_tails(norms, data, FINITE_VARIANCE)
     for box, layer, moments in moments_by_cell(result, result.gradient, request.by_layer):
         place = _Place("gradient", layer, box, points, moments.count, tails)
         if isinstance(plan, PlanePlan):
@@ -127,16 +128,18 @@ def rows(
             curves, bias = _weighted_curves(moments, plan.posterior_known), _weighted_bias(moments)
         _add_curves(rows, place, curves)
         # without gamma, the bias is beta A b
-        few_at = np.array([few[box] if beta != 0 and gamma == 0 else None for beta, gamma in points.T], object)
-        rows.add("bias2", bias.estimate(), box, **place.keys, batch_size=1, tail=few_at)
-        unreliable = np.array([one or other for one, other in zip(tails, few_at, strict=True)], object)
+        few_at = [few[box] if beta != 0 and gamma == 0 else None for beta, gamma in points.T]
+        of_mean = [tail if point.any() else None for tail, point in zip(mean_tails, points.T, strict=True)]
+        bias_tails = _either(of_mean, few_at)
+        rows.add("bias2", bias.estimate(), box, **place.keys, batch_size=1, tail=bias_tails)
+        unreliable = _either(tails, bias_tails)
         for n in request.batch_sizes:  # docs/theory.md#mse: MSE_n(c) = Var(c)/n + bias2(c)
             error = bias.estimate(added=curves["variance"] / n)
             rows.add("mse", error, box, **place.keys, batch_size=n, tail=unreliable)
         if isinstance(plan, PlanePlan) and plan.target:
             _add_optima(rows, place, form, request.batch_sizes)
     if result.output is not None:
-        tails = residual_tails(_squared_norms(result.output, plan.layout, points), measurement.draws.data)
+        tails = variance_tails(_squared_norms(result.output, plan.layout, points), data, FINITE_ERROR)
         for box, _, moments in moments_by_cell(result, result.output):
             form = output_quadratic(moments, plan.layout)
             place = _Place("output", "all", box, points, moments.count, tails)
@@ -168,18 +171,20 @@ class _Place(NamedTuple):
         return {"space": self.space, "layer": self.layer, "beta": self.points[0], "gamma": self.points[1]}
 
 
-def _tails(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.ndarray) -> np.ndarray:
-    """Why heavy tails leave no interval of the gradient's variance to trust at each point [P]; None where they do."""
+def _either(first: Iterable[str | None], second: Iterable[str | None]) -> np.ndarray:
+    """The first status of each pair that is one."""
     import numpy as np
 
-    from mfdiag.measures.parts.concentration import tail_status
+    return np.array([one or other for one, other in zip(first, second, strict=True)], dtype=object)
+
+
+def _gradient_norms(plan: PlanePlan | WeightedGridPlan, result: PassResult, points: np.ndarray) -> np.ndarray:
+    """Squared norms of each sample's gradient at each point, [N, P]."""
     from mfdiag.measures.parts.plane_plans import PlanePlan
 
     if isinstance(plan, PlanePlan):
-        norms = _squared_norms(result.gradient, plan.layout, points)
-    else:
-        norms = result.gradient.diagonal[:, :, 0].numpy()
-    return np.array([tail_status(point) for point in norms.T], dtype=object)
+        return _squared_norms(result.gradient, plan.layout, points)
+    return result.gradient.diagonal[:, :, 0].numpy()
 
 
 def _squared_norms(accumulator: Accumulator, layout: ColumnLayout, points: np.ndarray) -> np.ndarray:

@@ -95,6 +95,7 @@ def measure(measurement: Measurement) -> Mapping[str, pd.DataFrame]:
         request.settings.bins,
         request.floor,
         request.seed,
+        measurement.draws.data,
     )
     rows = measurement.rows(estimator=estimator.name)
     add_density_rows(rows, result)
@@ -111,6 +112,7 @@ def add_density_rows(rows: Rows, result: Search) -> None:
     for quantity, estimate in result.overall.items():
         rows.add(quantity, estimate, pairs="all", tail=result.tail)
     blocks, shares = result.map.blocks, share_replicates(result.base, result.bins)
+    tail = result.tail if result.tail == "heavy_tail" else None  # a cell's own samples are too few to tell
     for c, bounds in enumerate(density_cells(result.bins)):
         box, count = Box(*bounds), int(result.map.counts[c])
         pairs = "apart" if c < len(result.trained) - result.bins[1] else "diagonal"
@@ -119,7 +121,7 @@ def add_density_rows(rows: Rows, result: Search) -> None:
             ("drawn_share", jackknife(result.drawn[:, c], blocks)),
             ("second_moment", skewed_jackknife(result.map.own[:, c], blocks, nonnegative=True)),
         ):
-            rows.add(quantity, estimate._replace(n_samples=count), box, pairs=pairs)
+            rows.add(quantity, estimate._replace(n_samples=count), box, pairs=pairs, tail=tail)
 
 
 def files(frame: pd.DataFrame, out: Path) -> tuple[list[Path], str]:

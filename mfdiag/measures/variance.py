@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -237,52 +237,53 @@ def plan(measurement: Measurement) -> EstimatorPlan:
 
 def rows(measurement: Measurement, plan: EstimatorPlan, result: PassResult) -> Mapping[str, pd.DataFrame]:
     """Tables `variance` and `samples`."""
-    from mfdiag.measures.parts.concentration import tail_status
+    from mfdiag.measures.parts.concentration import variance_tails
 
-    rows, by_layer = measurement.rows(), measurement.request.by_layer
-    tails = [tail_status(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
-    _add_gradients(rows, result, plan, by_layer, tails)
+    rows, by_layer, data = measurement.rows(), measurement.request.by_layer, measurement.draws.data
+    norms = result.gradient.diagonal[:, 0].numpy()
+    tails = variance_tails(norms[:, [plan.column(k) for k in range(len(plan.estimators))]], data)
+    _add_gradients(rows, result, plan, by_layer, tails, data)
     if plan.guided:
-        _add_guidance(rows, result, plan, by_layer, tails, measurement.draws.data)
-    _add_concentration(rows, result, plan)
-    _add_losses(rows, result, plan)
-    _add_second_moments(rows, result, plan, measurement.dim)
+        _add_guidance(rows, result, plan, by_layer, tails, data)
+    _add_concentration(rows, result, plan, data)
+    _add_losses(rows, result, plan, data)
+    _add_second_moments(rows, result, plan, measurement)
     _add_jacobian(rows, result, measurement.dim)
     _add_velocity(rows, result)
     return {"variance": rows.frame(), "samples": _samples(result, plan, measurement.common())}
 
 
 def _add_gradients(
-    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: Sequence[str | None]
+    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: np.ndarray, data: Data
 ) -> None:
     """Moments of each estimator's gradient, of the tails `tails`, and how MeanFlow's two parts conflict."""
     from mfdiag.gradients.intervals import cosine_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.concentration import mean_tail, tail_status
+    from mfdiag.measures.parts.concentration import FINITE_VARIANCE, heaviest_tail, heavy_tails
     from mfdiag.measures.parts.semi_gradient import gap_statistics
 
-    mean_tails = [mean_tail(_norms2(result, plan, k)) for k in range(len(plan.estimators))]
-    gap_tail = tail_status(result.gradient.diagonal[:, 0, plan.gap[0]].numpy()) if plan.losses else None
+    norms = result.gradient.diagonal[:, 0].numpy()
+    of_means = heavy_tails(norms, data, FINITE_VARIANCE)
+    gap_tail = heaviest_tail(norms[:, plan.gap[:1]], data) if plan.losses else None
     for box, layer, moments in moments_by_cell(result, result.gradient, by_layer):
         for k, estimator in enumerate(plan.estimators):
             for quantity, estimate in _statistics(moments, plan.column(k), plan).items():
-                tail = mean_tails[k] if quantity == "mean_norm2" else tails[k]
+                tail = of_means[plan.column(k)] if quantity == "mean_norm2" else tails[k]
                 rows.add(quantity, estimate, box, layer=layer, estimator=estimator.name, tail=tail)
         if plan.meanflow is None:
             continue
-        mean = plan.column(plan.meanflow) + (
-            plan.posterior_known and plan.affine
-        )  # the conditional mean, where it is measured
+        own = plan.column(plan.meanflow)
+        mean = own + (plan.posterior_known and plan.affine)  # the conditional mean, where it is measured
         conflict = cosine_jackknife(conflict_cosine(moments, mean, plan.consistency), moments.count)
         # trajectory consistency carries the factor t - r
         at_equal_times = bool(moments.Q[0, 0, plan.consistency, plan.consistency] == 0)
         keys: dict[str, Any] = {"layer": layer, "estimator": "meanflow"}
-        tail = mean_tails[plan.meanflow]
+        tail = of_means[own]
         rows.add("conflict_cosine", conflict, box, **keys, degenerate=at_equal_times, tail=tail)
-        statistics = gap_statistics(moments, plan.column(plan.meanflow), mean, plan.gap) if plan.losses else {}
+        statistics = gap_statistics(moments, own, mean, plan.gap) if plan.losses else {}
         for quantity, estimate in statistics.items():
             degenerate = at_equal_times and quantity.endswith(("ratio", "cosine"))
-            tail = gap_tail if quantity.endswith("variance") else None
+            tail = gap_tail if quantity.endswith("variance") else tail
             rows.add(quantity, estimate, box, **keys, degenerate=degenerate, tail=tail)
 
 
@@ -335,16 +336,16 @@ def conflict_cosine(moments: Moments, whole: int, consistency: int) -> np.ndarra
 
 
 def _add_guidance(
-    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: Sequence[str | None], data: Data
+    rows: Rows, result: PassResult, plan: EstimatorPlan, by_layer: bool, tails: np.ndarray, data: Data
 ) -> None:
     """Quantities that exist only under guidance."""
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import moments_by_cell
-    from mfdiag.measures.parts.concentration import residual_tails
+    from mfdiag.measures.parts.concentration import FINITE_ERROR, variance_tails
     from mfdiag.measures.parts.guidance import SIGNED, guidance_statistics
 
     assert result.output is not None
-    velocity_tail = next(filter(None, residual_tails(result.output.diagonal[:, 0].numpy(), data)), None)
+    velocity_tail = next(filter(None, variance_tails(result.output.diagonal[:, 0].numpy(), data, FINITE_ERROR)), None)
     for box, _, moments in moments_by_cell(result, result.output):
         for quantity, replicates in guidance_statistics(moments, plan.posterior_known).items():
             estimate = skewed_jackknife(replicates, moments.count, nonnegative=quantity not in SIGNED)
@@ -357,7 +358,7 @@ def _add_guidance(
             rows.add("guidance_variance_ratio", estimate, box, layer=layer, estimator=estimator.name, tail=tails[k])
 
 
-def _add_concentration(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
+def _add_concentration(rows: Rows, result: PassResult, plan: EstimatorPlan, data: Data) -> None:
     """How much of the squared gradient norm the largest samples carry; over all samples, never for a stratified map."""
     from mfdiag.measures.parts.concentration import tail_index, top_share, top_share_status
 
@@ -366,7 +367,7 @@ def _add_concentration(rows: Rows, result: PassResult, plan: EstimatorPlan) -> N
     for k, estimator in enumerate(plan.estimators):
         norms = _norms2(result, plan, k)
         share, name = top_share(norms), estimator.name
-        rows.add("top1_share", share, tail=top_share_status(norms), layer="all", estimator=name)
+        rows.add("top1_share", share, tail=top_share_status(norms, data), layer="all", estimator=name)
         rows.add("tail_index", tail_index(norms), layer="all", estimator=name)
 
 
@@ -375,17 +376,17 @@ def _norms2(result: PassResult, plan: EstimatorPlan, k: int) -> np.ndarray:
     return result.gradient.diagonal[:, 0, plan.column(k)].numpy()
 
 
-def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
+def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan, data: Data) -> None:
     import numpy as np
 
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.gradients.moments import replicate_sizes
     from mfdiag.measures.parts.cells import scalars_by_cell
-    from mfdiag.measures.parts.concentration import tail_status
+    from mfdiag.measures.parts.concentration import variance_tails
 
     losses = {e.name: result.scalars[f"loss/{e.name}"] for e in plan.estimators}
     squares = {f"{name}^2": loss**2 for name, loss in losses.items()}
-    tails = {name: tail_status(loss**2) for name, loss in losses.items()}
+    tails = dict(zip(losses, variance_tails(np.stack(list(squares.values()), 1), data), strict=True))
     for box, means, count in scalars_by_cell(result, losses | squares):
         n = replicate_sizes(count)
         for name in losses:
@@ -395,12 +396,15 @@ def _add_losses(rows: Rows, result: PassResult, plan: EstimatorPlan) -> None:
             rows.add("loss_variance", estimate, box, layer="all", estimator=name, tail=tails[name])
 
 
-def _add_second_moments(rows: Rows, result: PassResult, plan: EstimatorPlan, dim: int) -> None:
+def _add_second_moments(rows: Rows, result: PassResult, plan: EstimatorPlan, measurement: Measurement) -> None:
     """What the adaptive weight does to the second moment of the gradient, for several p."""
+    import numpy as np
+
     from mfdiag.gradients.intervals import skewed_jackknife
     from mfdiag.measures.parts.cells import scalars_by_cell
-    from mfdiag.measures.parts.concentration import tail_status
+    from mfdiag.measures.parts.concentration import variance_tails
 
+    dim = measurement.dim
     values: dict[str, np.ndarray] = {}
     for k, estimator in enumerate(plan.estimators):
         residual2 = result.scalars[f"residual2/{estimator.name}"]
@@ -408,7 +412,9 @@ def _add_second_moments(rows: Rows, result: PassResult, plan: EstimatorPlan, dim
         for p in _POWERS:
             weight = replace(plan.weighting, p=p).sample_weights(residual2, dim)
             values |= {f"{estimator.name} {p} w": weight, f"{estimator.name} {p} G": weight**2 * unweighted}
-    tails = {(e.name, p): tail_status(values[f"{e.name} {p} G"]) for e in plan.estimators for p in _POWERS}
+    keys = [(e.name, p) for e in plan.estimators for p in _POWERS]
+    weighted = np.stack([values[f"{name} {p} G"] for name, p in keys], 1)
+    tails = dict(zip(keys, variance_tails(weighted, measurement.draws.data), strict=True))
     for box, means, count in scalars_by_cell(result, values):
         for estimator in plan.estimators:
             for p in _POWERS:

@@ -86,9 +86,9 @@ STATUSES = {
         Status(
             "heavy_tail",
             "A few samples carry so much of the gradient, or of the loss, that its variance may not exist: the "
-            "interval of the tail index reaches below 1.3, or below 1 for a mean. For the residual's variance it "
-            "reaches below 2, or that of the data does. The value grows with the number of samples, and its interval "
-            "covers less than it claims.",
+            "interval of the tail index reaches below 1.3, below 1 for a mean, or below 2 for the residual's variance. "
+            "Where it reaches below 4, the tail of the data decides. The value grows with the number of samples, and "
+            "its interval covers less than it claims.",
             "Read tail_index, top1_share and the largest rows of table samples. Do not act on this number; more "
             "samples alone may not help.",
         ),

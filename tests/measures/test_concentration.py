@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from mfdiag.flow.data.datasets import GaussianData
 from mfdiag.gradients.intervals import skewed_interval
 from mfdiag.measures.parts.concentration import (
     heaviest_tail,
@@ -15,9 +16,11 @@ from mfdiag.measures.parts.concentration import (
     tail_status,
     top_share,
     top_share_status,
+    variance_tails,
 )
 
 REPEATS = 400
+NORMAL = GaussianData(1, 0.0, 1.0)
 LEAST, MOST = (stats.binom.ppf(q, REPEATS, p) / REPEATS for q, p in ((0.001, 0.93), (0.999, 0.97)))
 
 
@@ -58,8 +61,8 @@ def test_heavy_tails_are_not_ok() -> None:
         assert set(heavy) == {"heavy_tail"} and set(light) == {None}
     assert tail_status(1 + rng.pareto(4.0, 256)) == "too_few_samples"
     assert tail_status(np.zeros(256)) is None  # no gradient at all has no tail
-    assert top_share_status(1 + rng.pareto(4.0, 1000)) == "too_few_samples"
-    assert top_share_status(1 + rng.pareto(4.0, 4000)) is None
+    assert top_share_status(1 + rng.pareto(4.0, 1000), NORMAL) == "too_few_samples"
+    assert top_share_status(1 + rng.pareto(4.0, 4000), NORMAL) is None
 
 
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
@@ -73,7 +76,7 @@ def test_hill_finds_the_index_of_a_pareto_tail(alpha: float) -> None:
 def test_the_fewest_samples_that_tell_a_tail() -> None:
     light = 1 + np.random.default_rng(3).pareto(4.0, 2000)
     assert tail_status(light[:500]) is None and tail_status(light[:499]) == "too_few_samples"
-    assert top_share_status(light) is None and top_share_status(light[:1999]) == "too_few_samples"
+    assert top_share_status(light, NORMAL) is None and top_share_status(light[:1999], NORMAL) == "too_few_samples"
 
 
 def test_the_interval_of_a_tail_index_is_students_on_the_logarithm() -> None:
@@ -101,9 +104,9 @@ def test_the_interval_of_a_share_is_that_of_its_influences() -> None:
 def test_the_worst_of_several_gradients_decides() -> None:
     rng = np.random.default_rng(0)
     light, heavy = 1 + rng.pareto(4.0, (2, 1000)), 1 + rng.pareto(1.0, 1000)
-    assert heaviest_tail(light.T) is None
-    assert heaviest_tail(np.stack([light[0], heavy, light[1]], 1)) == "heavy_tail"
-    assert heaviest_tail(light.T, light=5.0) == "heavy_tail", "held to a larger index"
+    assert heaviest_tail(light.T, NORMAL) is None
+    assert heaviest_tail(np.stack([light[0], heavy, light[1]], 1), NORMAL) == "heavy_tail"
+    assert set(variance_tails(light.T, NORMAL, 5.0)) == {"heavy_tail"}, "held to a larger index"
 
 
 def test_the_largest_samples_of_each_model() -> None:

@@ -187,6 +187,9 @@ COMMON = {
 }
 
 
+NORMAL = load_data("gaussian:1,0,1")
+
+
 @pytest.mark.parametrize("tail", [1.0, 2.0])
 def test_coverage(tail: float) -> None:
     """Intervals of both gains hold the truth: of the best shares, and of the shares that were found."""
@@ -194,7 +197,7 @@ def test_coverage(tail: float) -> None:
     best, whole, repeats = optimal_shares(p, m, 0.1), p @ m, 80
     hits = {"predicted_gain": 0, "measured_gain": 0}
     for k in range(repeats):
-        found = search(synthetic(2048, tail), parse_times(TIMES), BINS, 0.1, 2 * k)
+        found = search(synthetic(2048, tail), parse_times(TIMES), BINS, 0.1, 2 * k, NORMAL)
         for quantity, shares in (("predicted_gain", best), ("measured_gain", found.drawn[0])):
             one = found.overall[quantity]
             hits[quantity] += one.low <= whole / weighted_moment(p, shares, m) <= one.high
@@ -204,7 +207,7 @@ def test_coverage(tail: float) -> None:
 
 def test_cells_with_few_samples_keep_nearly_their_share() -> None:
     bins = (6, 6)
-    found = search(synthetic(2048), parse_times(TIMES), bins, 0.1, 0)
+    found = search(synthetic(2048), parse_times(TIMES), bins, 0.1, 0, NORMAL)
     few = found.map.counts < 64
     assert 0 < few.sum() < len(density_cells(bins)) == len(few)
     ratio = found.drawn[0] / found.trained

@@ -25,7 +25,7 @@ from mfdiag.flow.draw import Draws
 from mfdiag.flow.times import parse_times
 from mfdiag.gradients.intervals import Estimate, skewed_jackknife
 from mfdiag.gradients.moments import Moments
-from mfdiag.measures.parts.concentration import FINITE_ERROR, heavy_data, residual_tails, tail_status
+from mfdiag.measures.parts.concentration import FINITE_ERROR, heavy_data, tail_status, variance_tails
 
 REPEATS, SAMPLES = 400, 256
 BETA, BATCH, TIMES = 0.5, 4096, "uniform"
@@ -189,13 +189,39 @@ def test_a_run_that_misses_the_tail_of_its_data_says_so() -> None:
     norms = np.square(residuals).sum(2).T
     alone = [tail_status(one, FINITE_ERROR) for one in norms.T]
     assert 0 < alone.count(None) < 40
-    assert set(residual_tails(norms, FiniteData("t3", points))) == {"heavy_tail"}
-    assert set(residual_tails(norms, load_data("gaussian:2,0.5,0.7"))) == {*alone}
+    assert set(variance_tails(norms, FiniteData("t3", points), FINITE_ERROR)) == {"heavy_tail"}
+    assert set(variance_tails(norms, load_data("gaussian:2,0.5,0.7"), FINITE_ERROR)) == {*alone}
     nothing = np.stack([np.zeros(600), norms[:, alone.index(None)]], 1)
-    assert residual_tails(nothing, FiniteData("t3", points)).tolist() == [None, "heavy_tail"]
+    assert variance_tails(nothing, FiniteData("t3", points), FINITE_ERROR).tolist() == [None, "heavy_tail"]
     variance = measured(("variance",), 600, points, posterior="none")
     for quantity in ("mean_norm2", "conflict_cosine"):
         assert set(rows(variance, quantity=quantity)["status"]) <= {"heavy_tail", "negative_estimate"}
+
+
+@pytest.mark.parametrize("kind", ["t3", "pareto", "lognormal"])
+def test_nothing_that_the_data_make_heavy_is_ok(kind: str) -> None:
+    """In no table, but for numbers of the network's Jacobian, which is bounded, and for a bias that is exactly 0."""
+    rng = np.random.default_rng(1)
+    angle, radius = 2 * np.pi * rng.random(3000), rng.random(3000) ** (-1 / 3)
+    points = {
+        "t3": lambda: rng.standard_t(3, (3000, 2)),
+        "pareto": lambda: radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1),
+        "lognormal": lambda: rng.lognormal(0, 1.5, (3000, 2)),
+    }[kind]()
+    tables = ("sweep", "variance", "coefficient", "compare")
+    heavy = measured(tables, 512, points.astype(np.float32), estimators=["self_tangent", "alpha_flow"])
+    bounded = ("kappa", "jacobi", "divergence", "antisymmetric", "tail_index", "cost")
+    heavy = heavy[~heavy["quantity"].str.startswith(bounded) & (heavy["value"] != 0) & (heavy["table"] != "samples")]
+    trusted = heavy[heavy["status"] == "ok"]
+    assert len(heavy) > 70 and not len(trusted), trusted[["table", "quantity", "estimator", "value"]]
+
+
+def test_light_data_leave_comparisons_and_coefficients_of_the_residual_alone() -> None:
+    light = measured(("coefficient", "compare"), 512, "gaussian:2,0.5,0.7", estimators=["self_tangent"])
+    for quantity in ("sigma2d", "mixture_weight", "mixture_gain"):
+        assert set(rows(light, quantity=quantity)["status"]) == {"ok"}, quantity
+    compared = [rows(light, quantity="cosine"), *(rows(light, form=form) for form in ("matrix", "plane", "diagonal"))]
+    assert all(len(one) and "heavy_tail" not in set(one["status"]) for one in compared)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from mfdiag.coefficients.mixture import mixture_weights
+from mfdiag.flow.data.datasets import Data
 from mfdiag.gradients.intervals import Estimate, SquaredMean, jackknife
 from mfdiag.gradients.moments import BlockMoments, Moments
 from mfdiag.measures.parts.compare_plan import Maps
-from mfdiag.measures.parts.concentration import heaviest_tail
+from mfdiag.measures.parts.concentration import FINITE_VARIANCE, heaviest_tail, heavy_tails
 
-__all__ = ["best_mixture", "cosines", "heaviest_tails", "method_statistics", "mixture_gain", "squared_bias"]
+__all__ = [
+    "best_mixture",
+    "cosines",
+    "heaviest_mean_tails",
+    "heaviest_tails",
+    "method_statistics",
+    "mixture_gain",
+    "squared_bias",
+]
 
 
 def method_statistics(moments: Moments, maps: Maps) -> dict[str, np.ndarray]:
@@ -47,17 +56,34 @@ def squared_bias(moments: Moments, maps: Maps, shown: Sequence[int]) -> SquaredM
     return moments.squared_mean(_bias(moments.S[:, 0], maps)[list(shown)])
 
 
-def heaviest_tails(norms: np.ndarray, maps: Maps) -> np.ndarray:
+def heaviest_tails(norms: np.ndarray, maps: Maps, data: Data) -> np.ndarray:
     """Why heavy tails leave no interval of each estimator's variance to trust, [K]; None where they do.
 
     Args:
         norms: Squared norms of the group's gradients, [N, C].
         maps: From the group's gradients to those of the K estimators.
+        data: What the samples are drawn from.
 
     Returns:
         Statuses of the worst gradient that each estimator is made of.
     """
-    return np.array([heaviest_tail(norms[:, weights != 0]) for weights in maps.value], dtype=object)
+    return np.array([heaviest_tail(norms[:, weights != 0], data) for weights in maps.value], dtype=object)
+
+
+def heaviest_mean_tails(norms: np.ndarray, maps: Maps, data: Data) -> np.ndarray:
+    """The same for comparisons of each estimator's mean gradient with MeanFlow's.
+
+    Args:
+        norms: Squared norms of the group's gradients, [N, C].
+        maps: From the group's gradients to those of the K estimators.
+        data: What the samples are drawn from.
+
+    Returns:
+        Statuses of the worst gradient that an estimator or MeanFlow is made of, [K].
+    """
+    tails = heavy_tails(norms, data, FINITE_VARIANCE)
+    used = (maps.value != 0) | (maps.value[0] != 0)
+    return np.array([next(filter(None, tails[columns]), None) for columns in used], dtype=object)
 
 
 def best_mixture(moments: Moments, maps: Maps, n: int | None) -> np.ndarray:

@@ -50,8 +50,8 @@ class Rows:
             box: The cell of (r, t).
             degenerate: Whether the coefficient's denominator is zero within its noise.
             negative: Where an estimate behind the value is negative and should not be, of the estimate's shape.
-            tail: Why the tails of the samples leave no interval to trust, from `tail_status`, for all entries or each;
-                None where they do.
+            tail: Why the tails of the samples leave no interval to trust, from `variance_tails`, for all entries or
+                each; None where they do.
             keys: Values of key columns, scalars or arrays of the estimate's shape.
         """
         value, low, high = (np.atleast_1d(a) for a in (estimate.value, estimate.low, estimate.high))

@@ -15,6 +15,7 @@ from mfdiag.estimators import Estimator
 from mfdiag.fields.builder import FieldNeeds
 from mfdiag.fields.differentiable_network import Loss
 from mfdiag.fields.fields import Fields
+from mfdiag.flow.data.datasets import Data
 from mfdiag.flow.density import DensityTimes, cell_shares, check_base
 from mfdiag.flow.time_sampler import TimeSampler
 from mfdiag.flow.weighting import Weighting
@@ -86,7 +87,9 @@ class Search(NamedTuple):
     tail: str | None
 
 
-def search(run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, floor: float, seed: int) -> Search:
+def search(
+    run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, floor: float, seed: int, data: Data
+) -> Search:
     """The density of least variance for the objective under `base`, fitted on one seed and tested on the next.
 
     Args:
@@ -95,6 +98,7 @@ def search(run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, f
         bins: Cells of r and t.
         floor: Least share of the trained density that stays in every cell, in (0, 1].
         seed: Seed of the samples it is fitted on; those of the next seed test it.
+        data: What the samples are drawn from.
 
     Returns:
         Shares of the cells and the predicted and measured gain.
@@ -121,7 +125,7 @@ def search(run_pass: RunPass, base: TimeSampler, bins: tuple[int, int] | None, f
     best = DensityTimes("best", base, bins, trained, drawn[0])
     passes = [run_pass(times, seed + 1) for times in (base, best)]
     tests = [_all_samples(result) for result in passes]
-    tail = heaviest_tail(np.stack([result.gradient.diagonal[:, 0, 0].numpy() for result in passes], 1))
+    tail = heaviest_tail(np.stack([result.gradient.diagonal[:, 0, 0].numpy() for result in passes], 1), data)
     variance, weighted = (moments.S[:, 0, 0, 0] for moments in tests)
     for quantity, values in (
         ("variance", variance),
