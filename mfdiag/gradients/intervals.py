@@ -1,6 +1,7 @@
 """95 % intervals from jackknife replicates: docs/theory.md#jackknife and docs/theory.md#intervals.
 
 Which function fits which statistic: `skewed_jackknife` for variances, their ratios and means of skewed numbers;
+`ratio_jackknife` for a gain in variance, whose denominator is a small, noisy variance;
 `squared_mean` for |E G|^2, which may be lost in noise; `cosine_jackknife` for cosines; `jackknife` for the rest.
 
 This module does not import torch, so code that only reads moments starts fast.
@@ -22,6 +23,7 @@ __all__ = [
     "hall_transform",
     "jackknife",
     "quantile",
+    "ratio_jackknife",
     "skewed_interval",
     "skewed_jackknife",
     "skewness",
@@ -54,21 +56,22 @@ class Estimate(NamedTuple):
             return Estimate(value, self.std_error * value**2, low, high, self.n_samples)
 
 
-def quantile(deviation: np.ndarray, level: float = _LEVEL) -> np.ndarray:
+def quantile(deviation: np.ndarray, level: float = _LEVEL, corrected: float | np.ndarray = 0.0) -> np.ndarray:
     """Student's two-sided quantile; heavy tails of the deviations, whose square varies more, leave fewer degrees.
 
     Args:
         deviation: Independent contributions to the error, of mean 0 and of equal variance, [g, ...].
         level: Coverage of the interval, between 0 and 1.
+        corrected: What of the kurtosis another correction takes up.
 
     Returns:
-        The quantile for (g - 1) / (1 + k / 2) degrees of freedom, where k is the excess kurtosis (Satterthwaite,
-        docs/theory.md#intervals), [...].
+        The quantile for (g - 1) / (1 + k / 2) degrees of freedom, where k is the excess kurtosis less `corrected`
+        (Satterthwaite, docs/theory.md#intervals), [...].
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         square = deviation * deviation  # products: powers take ten times as long
         square /= square.mean(0)
-        excess = (square * square).mean(0) - 3
+        excess = (square * square).mean(0) - 3 - corrected
     freedom = (len(deviation) - 1) / (1 + np.maximum(np.nan_to_num(excess), 0) / 2)
     return np.asarray(stdtrit(freedom, 0.5 + level / 2))
 
@@ -140,6 +143,23 @@ def skewed_jackknife(
     return plain._replace(low=np.maximum(low, 0) if nonnegative else low, high=high)
 
 
+def ratio_jackknife(replicates: np.ndarray, count: np.ndarray) -> Estimate:
+    """Estimate a ratio of two positive statistics: the interval is that of `skewed_jackknife` for its logarithm.
+
+    It treats a ratio and its reciprocal alike, and does not reach below 0.
+
+    Args:
+        replicates: The ratio on the full sample and without each of g blocks, [1 + g, ...].
+        count: Block sizes, [g].
+
+    Returns:
+        The estimate, with the standard error of `jackknife`.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        logarithm = skewed_jackknife(np.log(replicates), count)
+        return jackknife(replicates, count)._replace(low=np.exp(logarithm.low), high=np.exp(logarithm.high))
+
+
 def skewness(deviation: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Skewness of a statistic from the result of `deviations`; 0 for a constant."""
     with np.errstate(invalid="ignore"):
@@ -156,6 +176,9 @@ def hall_transform(t: np.ndarray, skew: np.ndarray) -> np.ndarray:
 def skewed_interval(value: float, influence: np.ndarray) -> Estimate:
     """`skewed_jackknife` of a statistic whose influence values are known, one for each sample.
 
+    Single samples, unlike blocks, are so skewed that Hall's transform and a quantile for their whole kurtosis would
+    correct the same error twice (docs/theory.md#intervals).
+
     Args:
         value: The statistic.
         influence: How much each of N samples contributes to its error, N times; [N], with mean near 0.
@@ -169,8 +192,8 @@ def skewed_interval(value: float, influence: np.ndarray) -> Estimate:
         std_error = deviation.std(ddof=1) / n**0.5
         missing = np.asarray(np.nan)
         plain = Estimate(np.asarray(value), np.asarray(std_error), missing, missing, n)
-        skew = (deviation**3).mean() / (deviation**2).mean() ** 1.5 / n**0.5
-        low, high = _hall(plain, np.asarray(skew), quantile(deviation))
+        skew = (deviation**3).mean() / (deviation**2).mean() ** 1.5
+        low, high = _hall(plain, np.asarray(skew / n**0.5), quantile(deviation, corrected=np.nan_to_num(skew**2)))
     return plain._replace(low=low, high=high)
 
 

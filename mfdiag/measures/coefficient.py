@@ -179,7 +179,7 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout, tails: _
     import numpy as np
 
     from mfdiag.coefficients.plane import gradient_quadratic, is_degenerate
-    from mfdiag.gradients.intervals import skewed_jackknife
+    from mfdiag.gradients.intervals import ratio_jackknife
 
     halves = [half.replicates() for half in result.gradient.halves()]
     fitted, held_out = (gradient_quadratic(half, layout) for half in halves)
@@ -189,7 +189,7 @@ def _add_held_out(rows: Rows, result: PassResult, layout: ColumnLayout, tails: _
         point[[0, k]] = 1, c
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = held_out.S[:, 0, 0] / (point @ held_out.S @ point)
-        estimate = skewed_jackknife(gain, halves[1].count, nonnegative=True)
+        estimate = ratio_jackknife(gain, halves[1].count)
         constant = is_degenerate(fitted.S, k)
         rows.add(
             "variance_reduction", estimate, **_keys("gradient", role), degenerate=constant, tail=tails["both", role]

@@ -8,7 +8,7 @@ import numpy as np
 
 from mfdiag.coefficients.mixture import mixture_weights
 from mfdiag.flow.data.datasets import Data
-from mfdiag.gradients.intervals import Estimate, SquaredMean, jackknife
+from mfdiag.gradients.intervals import Estimate, SquaredMean, jackknife, ratio_jackknife
 from mfdiag.gradients.moments import BlockMoments, Moments
 from mfdiag.measures.parts.compare_plan import Maps
 from mfdiag.measures.parts.concentration import FINITE_VARIANCE, heaviest_tail, heavy_tails
@@ -121,7 +121,8 @@ def mixture_gain(halves: tuple[BlockMoments, BlockMoments], maps: Maps, n: int |
     meanflow = _bilinear(held_out.S[:, 0], maps.value[:1])[:, 0]
     if n is not None:
         error, meanflow = error / n + _bilinear(held_out.M[:, 0], bias[None])[:, 0], meanflow / n
-    return jackknife(error / meanflow, held_out.count).inverse()
+    spread = ratio_jackknife if n is None else jackknife  # an MSE may be estimated to be negative
+    return spread(error / meanflow, held_out.count).inverse()
 
 
 def _bilinear(matrix: np.ndarray, left: np.ndarray, right: np.ndarray | None = None) -> np.ndarray:
