@@ -385,7 +385,7 @@ def prepare(folder: Path) -> None:
     torch.save(state, "w.pt")
     torch.save({"model": state, "step": 3}, "old.pt", _use_new_zipfile_serialization=False)
     Path("card.yaml").write_text(
-        'network: {factory: "net.py:build"}\ncall: {arguments: [x, r, t]}\nobjective:\n  beta: 1\n'
+        'network: {factory: "net.py:build"}\ncall: {arguments: [x, r, t]}\nobjective:\n  times: uniform\n'
     )
     x = np.load("x.npy")
     np.savez("x.npz", x=x, y=np.arange(512) % 3)

@@ -20,6 +20,7 @@ from mfdiag.errors import InputError
 __all__ = [
     "atomic_write",
     "exists",
+    "expanded",
     "is_file",
     "is_folder",
     "read_text",
@@ -195,6 +196,14 @@ def read_text(path: Path, most_bytes: int = 2**28) -> str:
 def exists(path: Path) -> bool:
     """Whether there is anything at `path`; False for a name that nothing can have, for which pathlib may raise."""
     return os.path.exists(path)  # noqa: PTH110
+
+
+def expanded(path: str) -> Path:
+    """`path` with a home folder for ~ and ~user, and as it stands where nobody has that name, as in a shell."""
+    try:
+        return Path(os.path.expanduser(path))  # noqa: PTH111  (that of pathlib raises there)
+    except ValueError:  # no user can have such a name
+        return Path(path)
 
 
 def is_file(path: Path) -> bool:

@@ -82,7 +82,7 @@ class _Commands(TyperGroup):
 
 def _show_traceback(ctx: Any) -> None:
     if ctx.meta[_DEBUG]:
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc()))
 
 
 _LESS_MEMORY = {

@@ -71,7 +71,7 @@ def _score(
             error = np.sqrt(np.maximum((deviation * deviation / (h - 1)).sum(0) / len(h) + change, 0))
             residual = unlimited[0] - beta * (1 + n * ratio[0])
             t = np.where(error > 0, residual / error, np.where(residual == 0, 0, np.inf))
-        t = hall_transform(t, skewness(deviation, h))
+            t = hall_transform(t, skewness(deviation, h))
         return np.asarray(abs(t) <= quantile(deviation / np.sqrt(h - 1)))
 
     return inside

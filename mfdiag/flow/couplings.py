@@ -19,6 +19,7 @@ from mfdiag.flow.seeds import uniforms
 from mfdiag.flow.sources import Source
 from mfdiag.flow.specs import format_spec, parse_arguments
 from mfdiag.inputs import reading
+from mfdiag.storage import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -417,7 +418,7 @@ def parse_coupling(spec: str, data: Data, source: Source, teacher: Callable[[str
         if not text:
             raise InputError(f"Bad {spec!r}: expected a file with arrays x0 and x1, as in pairs:reflow.npz.")
         with reading("data", spec):
-            return _file_pairs(spec, Path(text).expanduser(), data)
+            return _file_pairs(spec, expanded(text), data)
     raise did_you_mean("coupling", name, COUPLINGS)
 
 

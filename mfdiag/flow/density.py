@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mfdiag.errors import InputError
 from mfdiag.flow.time_sampler import TimePairs, TimeSampler, time_cells
 from mfdiag.flow.time_shares import current_spelling
+from mfdiag.storage import expanded
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
 __all__ = [
@@ -224,7 +224,7 @@ def read_density(spec: str, parse: Callable[[str], TimeSampler]) -> DensityTimes
     location = spec.partition(":")[2]
     if not location:
         raise InputError(f"Bad {spec!r}: expected a file that `mfdiag times` wrote, as in density:times-model.yaml.")
-    path = Path(location).expanduser()
+    path = expanded(location)
     root, values = read_yaml(path, "a density of (r, t) that `mfdiag times` wrote", _DensityFile)
     try:
         content = _DensityFile.model_validate(values)

@@ -133,11 +133,12 @@ class QualityJob(Job[WeightsSubject]):
         }
         self.seeds = [request.seed]
         self.device = request.device
+        self._held_out: dict[Path, Data] = {}
         self._prepared: dict[tuple[str, str], Prepared] = {}
         self._done = 0
 
     def subjects(self) -> Sequence[WeightsSubject]:
-        """Every checkpoint with every set of weights."""
+        """Every checkpoint with every set of weights. Held-out data are read too, so that --resume compares them."""
         from dataclasses import replace
 
         from mfdiag.errors import InputError
@@ -157,6 +158,9 @@ class QualityJob(Job[WeightsSubject]):
                         "reversed, so its steps lead from data to noise. Pass the card of how it is sampled."
                     )
                 subjects.append(WeightsSubject(path, key, subject))
+            if self.request.held_out is not None:  # on the scale of the checkpoint's card
+                options = replace(self.options, data=self.request.held_out, times=_ANY_TIMES)
+                self._held_out[path] = load_subject(path, options, say=lambda _: None).data
         return subjects
 
     def part(self, index: int) -> QualityJob:
@@ -165,7 +169,8 @@ class QualityJob(Job[WeightsSubject]):
         from dataclasses import replace
 
         job, (path, weights) = copy.copy(self), divmod(index, len(self.request.weights))
-        job.checkpoints, job.progress, job.say, job._prepared = [self.checkpoints[path]], None, print, {}
+        job.checkpoints, job.progress, job.say = [self.checkpoints[path]], None, print
+        job._prepared, job._held_out = {}, {}
         job.request = replace(self.request, weights=[self.request.weights[weights]], features=None)
         return job
 
@@ -204,7 +209,7 @@ class QualityJob(Job[WeightsSubject]):
         self._done += 1
         key = model.data.name, model.source.name if model.source else "gaussian"
         if key not in self._prepared:
-            self._prepared[key] = self.request.prepare(model, self._held_out(subject.path))
+            self._prepared[key] = self.request.prepare(model, self._held_out.get(subject.path))
         frame = self._prepared[key].measure(
             model.module,
             nfe=self.request.nfe,
@@ -215,17 +220,6 @@ class QualityJob(Job[WeightsSubject]):
             weights=subject.weights,
         )
         return {"quality": frame}
-
-    def _held_out(self, checkpoint: Path) -> Data | None:
-        """Data held out from training, on the scale of the checkpoint's card."""
-        from dataclasses import replace
-
-        from mfdiag.measures.run.subject import load_subject
-
-        if self.request.held_out is None:
-            return None
-        options = replace(self.options, data=self.request.held_out, times=_ANY_TIMES)
-        return load_subject(checkpoint, options, say=lambda _: None).data
 
     def rows_to_keep(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of single models; the means over seeds are computed again."""

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from mfdiag.errors import InputError
 from mfdiag.flow.density import DensityTimes
 from mfdiag.flow.time_shares import share_note
+from mfdiag.storage import expanded
 from mfdiag.training.spec import TrainSpec
 from mfdiag.yamlfile import field_of, line_of, problem_of, read_yaml
 
@@ -110,7 +111,7 @@ def _resolve_density(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     kind, _, file = str(values.get("times", "")).partition(":")
     if kind != DensityTimes.kind or not file:
         return values
-    return values | {"times": f"density:{path.parent / Path(file).expanduser()}"}
+    return values | {"times": f"density:{path.parent / expanded(file)}"}
 
 
 def _with(values: Any, place: list[str], value: Any) -> dict[str, Any]:

@@ -98,6 +98,12 @@ CASES = [
         "code.py",
         "code code.py",
     ),
+    (
+        "quality",
+        "--data shards:files=shards --held-out x.npy --nfe 1 --subsample 8 --samples 64 --metric memorization",
+        "x.npy",
+        "data x.npy",
+    ),
 ]
 
 

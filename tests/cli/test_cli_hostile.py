@@ -212,13 +212,21 @@ def test_names_that_are_no_text(cli: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train PIPE --dry-run", "sweep --data PIPE.npy", "sweep --data PIPE.json", "report ."]
+    "command",
+    ["train PIPE --dry-run", *(f"sweep --data PIPE.{kind}" for kind in ("npy", "json", "tar", "zip")), "report ."],
 )
 def test_a_pipe_is_refused(command: str, cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("PIPE", "PIPE.npy", "PIPE.json", "sweep.parquet"):
+    for name in ("PIPE", "PIPE.npy", "PIPE.json", "PIPE.tar", "PIPE.zip", "sweep.parquet"):
         os.mkfifo(name)
     assert cli(*command.split(), *(("--out", "out") if "sweep" in command else ())).code == 2
+
+
+@pytest.mark.parametrize("name", ["~no-such-user.npz", "~no-such-user/x.npz"])
+@pytest.mark.parametrize("option", ["--data NAME", "--coupling pairs:NAME", "--times density:NAME"])
+def test_a_home_that_nobody_has_is_a_name(name: str, option: str, cli: Run) -> None:
+    refused = cli("sweep", *option.replace("NAME", name).split(), "--samples", "64", "--out", "out")
+    assert refused.code == 2 and name in refused.err.splitlines()[-1], refused.err
 
 
 CODE_IN_SPECIFICATIONS = """\

@@ -111,6 +111,8 @@ class ArchivedFiles:
             note_read(path)
             list_files = _list_tar if path.suffix.lower() == ".tar" else _list_zip
             try:
+                if path.exists() and not path.is_file():
+                    raise ValueError("it is no regular file")
                 for name, offset, size in list_files(path):
                     names.append(f"{path.name}/{name.removeprefix('./')}")
                     extents.append((number, offset, size))

@@ -38,7 +38,7 @@ from mfdiag.flow.data.scaling import (
     read_statistics,
 )
 from mfdiag.inputs import note_read
-from mfdiag.storage import exists, is_file, is_folder, read_text
+from mfdiag.storage import exists, expanded, is_file, is_folder, read_text
 
 __all__ = ["SPEC_KEYS", "StoredData", "is_stored_data", "parse_numbers", "read_stored_data"]
 
@@ -67,7 +67,7 @@ def is_stored_data(spec: str) -> bool:
 
 def _split(spec: str) -> tuple[str, str]:
     """Path and options of `PATH[:key=value,...]`. If the whole text is an existing path, it has no options."""
-    if exists(Path(spec).expanduser()):
+    if exists(expanded(spec)):
         return spec, ""
     match = re.fullmatch(r"(.+?):([a-z]+(?:[=,].*)?)", spec)
     return (match[1], match[2]) if match else (spec, "")
@@ -110,7 +110,7 @@ def read_stored_data(
     if options.keys() & {"scale", "mean", "std", "statistics"}:
         scale, mean, std = (parse_numbers(spec, key, options.get(key)) for key in ("scale", "mean", "std"))
         if "statistics" in options:
-            mean, std = read_statistics(Path(options["statistics"]).expanduser())
+            mean, std = read_statistics(expanded(options["statistics"]))
     stored, labels, conditions = _read_unscaled(path, options, ArrayRoles.of(options, needed))
     channels_last = options.get("layout") == "nhwc"
     channels, *rest = channels_first(stored.shape[1:], channels_last)
@@ -143,7 +143,7 @@ def _parse(spec: str) -> tuple[Path, dict[str, str]]:
         options[key] = value
     if {"statistics", "mean"} <= options.keys() or {"statistics", "std"} <= options.keys():
         raise InputError(f"Bad {spec!r}: statistics= already sets mean and std. Remove one of the two.")
-    return Path(path).expanduser(), options
+    return expanded(path), options
 
 
 def parse_numbers(spec: str, key: str, text: str | None) -> list[float] | None:
@@ -192,7 +192,7 @@ def _read_unscaled(
     if label_option == "none":
         labels = None
     elif label_option is not None:
-        labels = _read_labels(Path(label_option).expanduser(), len(points))
+        labels = _read_labels(expanded(label_option), len(points))
     return points, labels, conditions
 
 
