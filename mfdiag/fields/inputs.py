@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mfdiag.errors import InputError
@@ -57,15 +58,19 @@ def require_velocity(network: str, u: object, x: Tensor) -> Tensor:
         `u`, a tensor [n, *shape].
 
     Raises:
-        InputError: `u` is not a tensor, or has another shape.
+        InputError: `u` is not a tensor, or has another shape, or numbers that are complex, whole or of less precision.
     """
     if not isinstance(u, Tensor):
         raise InputError(
             f"{network} must return one tensor u(x, r, t), but it returned a {type(u).__name__}{_remedy(u, x)}."
         )
     if u.shape != x.shape:
-        actual, expected = tuple(u.shape[1:]), tuple(x.shape[1:])
-        raise InputError(f"{network} must return samples of shape {expected}, but it returned shape {actual}.")
+        raise InputError(
+            f"{network} must return samples of shape {tuple(x.shape[1:])}, but it returned shape {tuple(u.shape[1:])}."
+        )
+    if u.dtype not in (x.dtype, torch.float32, torch.float64):
+        actual, expected = (str(dtype).removeprefix("torch.") for dtype in (u.dtype, x.dtype))
+        raise InputError(f"{network} must return {expected}, as its input is, but it returned {actual}: convert it.")
     return u
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, abbreviated
 from mfdiag.flow.conditions import Condition, Conditions, labels_of
 from mfdiag.flow.data.datasets import Data, conditions_of
 from mfdiag.flow.data.disk_arrays import Points
@@ -161,6 +161,11 @@ def adapt_call(
     if isinstance(network, Wrapper) and not isinstance(network, CallAdapter):
         return network
     inner = network.network if isinstance(network, CallAdapter) else network
+    if empty := [name for name, parameter in inner.named_parameters() if parameter.is_meta]:
+        raise InputError(
+            f"{type(inner).__name__} has parameters without values, on the device meta ({abbreviated(empty)}): load "
+            "its weights first."
+        )
     call = call_of(*_entry(_readable(inner)), None if shape is None else conditions)
     network = inner if call.documented else CallAdapter(inner, call)
     if shape is None:
@@ -226,6 +231,12 @@ def _adapted_by_trial(
     declared = getattr(inner, "num_classes", None)
     if classes and declared and "y" not in call.words:
         raise _dropped_labels(inner, call, f"it has num_classes = {declared} and no parameter for them", classes, data)
+    if isinstance(declared, int) and 0 < declared < classes:
+        raise InputError(
+            f"Expected labels 0 to {declared - 1} in {data}, because {type(inner).__name__} has num_classes = "
+            f"{declared}, but they go up to {classes - 1}. Number them from 0, pass others with --data "
+            "PATH:labels=FILE, or leave them out with --data PATH:labels=none."
+        )
     undeclared = "y" in call.words and bool(classes) and declared is None
     choices = (True, False) if undeclared else (bool(classes and declared),)
     batched = False

@@ -14,7 +14,7 @@ __all__ = ["DOCUMENTED_CALL", "NetworkCall", "call_of", "parameters_of", "possib
 DOCUMENTED = ("x", "r", "t", "y")
 _NAMES = {  # word of a call -> names that tell it, without underscores and in lower case
     "x": "x z xt zt sample samples input inputs noisy noisysample noisyinput image images latent latents hiddenstates",
-    "t": "t time times timestep timesteps sigma sigmas noiselevel noiselevels tcur curt tnow",
+    "t": "t time times timestep timesteps sigma sigmas noiselevel noiselevels noiselabels tcur curt tnow",
     "r": "r rtime timer rtimestep timestepr tnext nextt timenext nexttime timestepnext nexttimestep sigmanext "
     "nextsigma targettime targettimestep",
     "h": "h dt delta deltat tdelta deltatime timedelta gap interval stepsize tminusr",

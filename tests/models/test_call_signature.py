@@ -606,3 +606,22 @@ class RequiredOneHot(nn.Module):
 def test_one_hot_labels_are_told_from_class_numbers(cast: Callable[[Tensor], Tensor], classes: int | None) -> None:
     with pytest.raises(InputError, match=r"as labels and runs with one-hot rows.*kind: one_hot, classes: 3\}"):
         measure(RequiredOneHot(cast, classes), LABELED, samples=32, tables=["sweep"])
+
+
+class Numbered(nn.Module):
+    """A network with a table of labels, which states a number of classes."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layer, self.table, self.num_classes = nn.Linear(4, 2), nn.Embedding(6, 2), num_classes
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        u = self.layer(torch.cat([x, r[:, None], t[:, None]], 1))
+        return u if y is None else u + self.table(y)
+
+
+def test_labels_beyond_the_stated_number_of_classes_are_refused() -> None:
+    """As labels that count from 1, whose last one would be taken for the null label."""
+    with pytest.raises(InputError, match=r"labels 0 to 2 in digits, .* but they go up to 3\. Number them from 0"):
+        adapt_call(Numbered(3), (2,), 4, "digits")
+    assert isinstance(adapt_call(Numbered(4), (2,), 4, "digits"), Numbered)

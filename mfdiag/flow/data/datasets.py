@@ -238,11 +238,9 @@ def as_data(data: Any, conditions: Collection[str] = ()) -> Data:
     """Data given in memory: `data` itself, what `load_data` loads, or arrays or a torch Dataset as finite data."""
     if isinstance(data, str):
         return load_data(data, conditions=conditions)
-    if isinstance(data, np.ndarray):
-        return FiniteData("array", data)
     if hasattr(data, "sample") and hasattr(data, "num_classes"):
         return data
-    name = "array" if hasattr(data, "detach") else type(data).__name__
+    name = "array" if isinstance(data, np.ndarray) or hasattr(data, "detach") else type(data).__name__
     return FiniteData(name, *read_items(data, name))
 
 

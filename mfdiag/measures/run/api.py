@@ -155,6 +155,11 @@ def measure(
         InputError: The request is impossible, or the model returns NaN or mixes its samples.
         TypeError: A keyword is unknown.
     """
+    if not isinstance(model, nn.Module | LoadedModel):
+        raise InputError(
+            f"Expected a torch.nn.Module, or what mfdiag.load_model returns, but got a {type(model).__name__}. Put a "
+            "function into the forward of a module that holds its parameters."
+        )
     complete, base, estimators = _grouped(options, objective or Objective(), request)
     card = model.card if isinstance(model, LoadedModel) and objective is None else None
     if isinstance(model, LoadedModel):
