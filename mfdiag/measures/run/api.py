@@ -155,11 +155,6 @@ def measure(
         InputError: The request is impossible, or the model returns NaN or mixes its samples.
         TypeError: A keyword is unknown.
     """
-    if not isinstance(model, nn.Module | LoadedModel):
-        raise InputError(
-            f"Expected a torch.nn.Module, or what mfdiag.load_model returns, but got a {type(model).__name__}. Put a "
-            "function into the forward of a module that holds its parameters."
-        )
     complete, base, estimators = _grouped(options, objective or Objective(), request)
     card = model.card if isinstance(model, LoadedModel) and objective is None else None
     if isinstance(model, LoadedModel):
@@ -260,6 +255,11 @@ def _check(subject: Subject, request: Request, say: Callable[[str], None] | None
 
 def _required(data: Any, model: nn.Module) -> Data:
     """The data of a model in memory, which does not say what it was trained on."""
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"Expected a torch.nn.Module, or what mfdiag.load_model returns, but got a {type(model).__name__}. Put a "
+            "function into the forward of a module that holds its parameters."
+        )
     if data is None:
         raise InputError("Expected the data that the model was trained on as second argument, but got none.")
     return as_data(data, arrays_possible(model))
