@@ -240,6 +240,8 @@ def as_data(data: Any, conditions: Collection[str] = ()) -> Data:
         return load_data(data, conditions=conditions)
     if hasattr(data, "sample") and hasattr(data, "num_classes"):
         return data
+    if isinstance(data, np.memmap):  # not read whole
+        return FiniteData("array", data)
     name = "array" if isinstance(data, np.ndarray) or hasattr(data, "detach") else type(data).__name__
     return FiniteData(name, *read_items(data, name))
 
