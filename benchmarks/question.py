@@ -1,14 +1,14 @@
 """Why does the coefficient of least gradient error not give the best samples? Measures of trained grids.
 
     python benchmarks/question.py measure GRID OUT.parquet [--final]
-    python benchmarks/question.py optimum|bias|cells|predict|defects GRID OUT.parquet
+    python benchmarks/question.py optimum|bias|cells|predict|defects|losses GRID OUT.parquet
 
 `measure` writes a row for each checkpoint of a grid that `mfdiag train` made, and each set of weights: distances to
 the exact one-step map and to the data, velocity error, interval defect, and the squared error of u by t - r. `optimum`
 writes the gradient's optimal coefficient and critical batch of the models trained at beta = 0, `bias` where their bias
 at beta = 1 is, `cells` their optimal coefficient by cell of (r, t). `predict` writes what `mfdiag compare` says of
 every method on the checkpoints that MeanFlow keeps early in training. `defects` writes the interval defect alone, for
-data without an exact map. All resume.
+data without an exact map. `losses` writes the loss over training. All resume.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mfdiag.measures.run.quality_api import Prepared
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.description import Description
 from mfdiag.quality.flow_map import exact_flow_map
+from mfdiag.tables import read_table
 from mfdiag.training.spec import BetaSpec
 from mfdiag.training.trainable import is_trainable
 
@@ -346,9 +347,20 @@ def predict(grid: Path, out: Path) -> None:
         _write(rows, out)
 
 
+def losses(grid: Path, out: Path) -> None:
+    """Write the loss of every finished model, from the log of its training."""
+    log = read_table("training", grid).query("quantity == 'loss'").set_index("cell")
+    rows = _resumed(out)
+    for name, _, settings in _remaining(grid, rows):
+        if settings["step"] == settings["steps"]:
+            rows += [{"file": name, **row} for row in log.loc[name, ["step", "value"]].to_dict("records")]
+    _write(rows, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"optimum": optimum, "bias": bias, "cells": cells, "predict": predict, "defects": defects}
+    commands = {"optimum": optimum, "bias": bias, "cells": cells, "predict": predict}
+    commands |= {"defects": defects, "losses": losses}
     parser.add_argument("command", choices=["measure", *commands])
     parser.add_argument("grid", type=Path)
     parser.add_argument("out", type=Path)

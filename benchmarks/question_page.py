@@ -130,7 +130,7 @@ class AveragingCell(NamedTuple):
 
 
 AVERAGING = {
-    "mixture:2,8": (("models", "rates"), ("optimum", "rates_optimum")),
+    "mixture:2,8": (("models", "rates", "decay"), ("optimum", "rates_optimum", "decay_optimum")),
     "mixture:16,8": (("dimensions", "dimensions_batch", "dimensions_tangent"), ("dimensions_optimum",)),
 }
 """Data set -> tables of models, and of their optima."""
@@ -217,7 +217,7 @@ def averaging_table(cells: Sequence[AveragingCell]) -> str:
 
 def optimum_table() -> str:
     """beta*_0 and n0 by batch, rate and decay, over training where it was measured."""
-    optima = pd.concat([read("question", "optimum"), read("question", "rates_optimum")])
+    optima = pd.concat([read("question", name) for name in AVERAGING["mixture:2,8"][1]])
     optima = optima.assign(share=optima["step"] / optima["steps"])
     rows = []
     for (batch, rate, decay, share), part in optima.groupby([*SETTING, "share"]):
@@ -361,6 +361,8 @@ DEEP = Place("mixture:16,8", 128, ("dimensions", "dimensions_tangent"))
 AGAIN = Place("mixture:16,8", 128, ("dimensions_confirm",))
 """As DEEP, with other seeds."""
 
+LARGE = Place("mixture:64,8", 256, ("dimensions_64",))
+
 QUALITIES = ("map_distance", "sliced_wasserstein")
 
 
@@ -368,6 +370,8 @@ QUALITIES = ("map_distance", "sliced_wasserstein")
 def cell_rules(data: str, batch_size: int) -> dict[str, str]:
     """Names of `beta_by` whose cells hold what table `cells` says, with two digits."""
     rows = read("question", "cells").query("data == @data and batch_size == @batch_size")
+    if rows.empty:
+        return {}
     means = rows.groupby(["n", "r_low", "t_low"])["value"].mean().unstack("t_low").fillna(0)
     single, many = (means.loc[n].to_numpy() for n in sorted(rows["n"].unique()))
     named = {CELLS[0]: single, CELLS[1]: single.clip(0, 1), CELLS[2]: many.clip(0, 1)}
@@ -469,6 +473,105 @@ def error_table() -> str:
     names = [name for name in variants("map_distance") if name != ZERO]
     rows = [[name, *(against(column, name, ZERO).text(3) for column in bins)] for name in names]
     return table(["tangent", *(name.removeprefix("error_").replace("_", " to ") for name in bins)], rows)
+
+
+# 64 dimensions.
+
+LARGE_GRIDS = ("dimensions_64",)
+
+
+@cache
+def large_models() -> pd.DataFrame:
+    """Every model in 64 dimensions with a constant beta."""
+    models = pd.concat([read("question", name) for name in LARGE_GRIDS])
+    return models[models["beta_by"] == ""]
+
+
+class LargeCell(NamedTuple):
+    """A measure in one setting: logs by seed and beta."""
+
+    batch_size: int
+    learning_rate: float
+    weights: str
+    quality: str
+    logs: pd.DataFrame
+
+    @property
+    def name(self) -> list[str]:
+        weights = "averaged" if self.weights == "ema" else "raw"
+        return [f"{self.batch_size:,}", f"{self.learning_rate:g}", weights, self.quality.replace("_", " ")]
+
+    def ratio(self, beta: float, base: float) -> Interval:
+        return Interval(*np.exp(student(self.logs[beta] - self.logs[base])))
+
+    @property
+    def has_inner(self) -> bool:
+        """Whether 0.4 beats both corners beyond its intervals."""
+        return self.ratio(0.4, 0.0).high < 1 and self.ratio(1.0, 0.4).low > 1
+
+    @property
+    def rules_out(self) -> bool:
+        """Whether a corner beats 0.4 beyond its interval."""
+        return self.ratio(0.4, 0.0).low > 1 or self.ratio(1.0, 0.4).high < 1
+
+
+@cache
+def large_cells() -> list[LargeCell]:
+    groups = large_models().groupby(["batch_size", "learning_rate", "weights"])
+    cells = [LargeCell(*key, quality, by_beta(part, quality)) for key, part in groups for quality in QUALITIES]
+    return [cell for cell in cells if np.isfinite(cell.logs).all(axis=None)]  # raw weights have the map distance alone
+
+
+def large_table() -> str:
+    """Where the minimum over beta is in 64 dimensions, by setting and measure."""
+    rows = []
+    for cell in large_cells():
+        start = f"{np.exp(cell.logs[0.0]).mean():.4f}"
+        ratios = [cell.ratio(0.4, 0.0), cell.ratio(1.0, 0.0), cell.ratio(1.0, 0.4)]
+        rows.append([*cell.name, start, *(r.text(3) for r in ratios), _best_interval(cell.logs).text()])
+    headings = [
+        "batch",
+        "rate",
+        "weights",
+        "measure",
+        "at beta = 0",
+        "0.4 over 0",
+        "1 over 0",
+        "1 over 0.4",
+        "best beta",
+    ]
+    return table(headings, rows)
+
+
+def large_curve() -> str:
+    """Both measures over those at beta = 0, averaged weights: for every beta, and from 1 to 0."""
+    betas = sorted(key for key in large_models()["beta"].unique() if key)
+    cells = [cell for cell in large_cells() if cell.weights == "ema" and len(cell.logs.columns) > 3]
+    rows = [[f"beta = {beta:g}", *(cell.ratio(beta, 0.0).text(3) for cell in cells)] for beta in betas]
+    rows.append([ANNEALED, *(against(cell.quality, ANNEALED, ZERO, LARGE).text(3) for cell in cells)])
+    return table(["over beta = 0", *(cell.quality.replace("_", " ") for cell in cells)], rows)
+
+
+def large_losses() -> pd.DataFrame:
+    """Mean loss in each quarter of training: a row for each setting and model."""
+    losses = pd.concat([read("question", f"{name}_loss") for name in LARGE_GRIDS])
+    models = large_models().query("weights == 'ema'")
+    rows = losses.merge(models[["file", "batch_size", "learning_rate", "beta", "seed", "steps"]], on="file")
+    quarter = np.ceil(4 * rows["step"] / rows["steps"]).astype(int)
+    keys = ["batch_size", "learning_rate", "beta", "seed"]
+    return rows.groupby([*keys, quarter.rename("quarter")])["value"].mean().unstack()
+
+
+def loss_table() -> str:
+    """The loss by quarter of training, at three coefficients."""
+    rows = []
+    for (batch, rate, beta), part in large_losses().groupby(level=[0, 1, 2]):
+        if beta in (0.0, 0.4, 1.0):
+            growth = Interval(*np.exp(student(np.log(part[4] / part[1]))))
+            means = [f"{value:.0f}" for value in part.mean()]
+            rows.append([f"{batch:,}", f"{rate:g}", f"{beta:g}", *means, growth.text()])
+    quarters = ["first quarter", "second", "third", "last"]
+    return table(["batch", "rate", "beta", *quarters, "last over first"], rows)
 
 
 # The figures.
@@ -672,10 +775,11 @@ GAINS = {
 """File of sweeps/densities -> where and with which tangent it was trained."""
 
 
-def in_equal_time(quality: str) -> Interval:
-    """beta from 1 to 0 over beta = 0 trained for as much time, in 16 dimensions."""
-    longer = read("question", "dimensions_time").query("weights == 'ema' and step == steps").set_index("seed")
-    return ratio(variants(quality, AGAIN)[ANNEALED], longer[quality])
+def in_equal_time(quality: str, place: Place = AGAIN) -> Interval:
+    """beta from 1 to 0 over beta = 0 trained for as much time, in 16 or 64 dimensions."""
+    name = {AGAIN: "dimensions_time", LARGE: "dimensions_64_time"}[place]
+    longer = read("question", name).query("weights == 'ema' and step == steps").set_index("seed")
+    return ratio(variants(quality, place)[ANNEALED], longer[quality])
 
 
 def recipe_table() -> str:
@@ -688,10 +792,14 @@ def recipe_table() -> str:
         ("16 dimensions: optimal density at beta = 0", density, DEEP),
         ("the same, new seeds", density, AGAIN),
         ("2 dimensions: beta from 1 to 0", ANNEALED, PLANE),
+        ("64 dimensions: beta from 1 to 0", ANNEALED, LARGE),
     ]
     rows = [[text, *(against(quality, name, ZERO, at).text(3) for quality in QUALITIES)] for text, name, at in lines]
-    equal = ["new seeds, equal time: beta from 1 to 0", *(in_equal_time(quality).text(3) for quality in QUALITIES)]
-    return table(["over beta = 0", "map distance", "sliced Wasserstein"], [*rows[:2], equal, *rows[2:]])
+    equal, large = (
+        [f"{text}, equal time: beta from 1 to 0", *(in_equal_time(quality, place).text(3) for quality in QUALITIES)]
+        for text, place in (("new seeds", AGAIN), ("64 dimensions", LARGE))
+    )
+    return table(["over beta = 0", "map distance", "sliced Wasserstein"], [*rows[:2], equal, *rows[2:], large])
 
 
 def gains_table() -> str:
@@ -730,7 +838,7 @@ def question_text() -> str:
     penalties = [student(cell.logs[1] - cell.logs[0]) for cell in cells]
     slope_energy, rank_energy = regression(energies)
     values = {
-        "large": f"{sum(abs(penalty.value) > np.log(1.04) for penalty in penalties)}",
+        "changes": f"{sum(abs(penalty.value) > np.log(1.04) for penalty in penalties)}",
         "above": f"{sum(penalty.low > 0 for penalty in penalties)}",
         "below": f"{sum(penalty.high < 0 for penalty in penalties)}",
         "cost_energy": penalty_on_prediction(energies).text(),
@@ -756,6 +864,7 @@ def question_text() -> str:
         "exact_16d": deep(EXACT, ZERO).text(3),
         "averaged_16d": deep(ONE, ZERO).text(3),
         "exact_over_averaged_16d": deep(EXACT, ONE).text(3),
+        "averaged_64d": against("map_distance", ONE, ZERO, LARGE).text(3),
         "bias": bias_table(),
         "errors": error_table(),
         "orders": order_table(("map_distance", "energy_distance"))[0],
@@ -767,6 +876,14 @@ def question_text() -> str:
         "ways_16d": f"{len(variants('map_distance', DEEP))}",
         "ways_again": f"{len(variants('map_distance', AGAIN))}",
         "quarter_16d": shallow(deep_cells),
+        "time_64d": in_equal_time("sliced_wasserstein", LARGE).text(3),
+        "time_64d_map": judged(in_equal_time("map_distance", LARGE), 1),
+        "large": large_table(),
+        "large_curve": large_curve(),
+        "large_losses": loss_table(),
+        "large_inner": f"{sum(cell.has_inner for cell in large_cells())}",
+        "large_ruled_out": f"{sum(cell.rules_out for cell in large_cells())}",
+        "large_cells": f"{len(large_cells())}",
         "winners": winners(PLANE),
         "winners_128": winners(SMALL),
         "winners_16d": winners(DEEP),

@@ -50,14 +50,18 @@ def with_model(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(beta=parts[0], model=parts[1])
 
 
+def whole(name: str, folder: str) -> pd.DataFrame:
+    """A table of all folders whose name begins so: one for averaged weights, raw ones, and steps measured later."""
+    return pd.concat([read_table(name, place) for place in sorted(FOLDER.glob(f"{folder}*"))])
+
+
 # Quality by coefficient.
 
 
 @cache
 def values(folder: str) -> pd.DataFrame:
-    """Values of a table quality, and of that of raw weights if it is another, by what they are of."""
-    folders = [place for name in (folder, f"{folder}_raw") if (place := FOLDER / name).is_dir()]
-    rows = pd.concat([read_table("quality", place) for place in folders]).query("quantity == 'value'")
+    """Values of the tables quality of a name, such as `distance` and `distance_raw`, by what they are of."""
+    rows = whole("quality", folder).query("quantity == 'value'")
     return with_model(rows)[["metric", "weights", "nfe", "step", "beta", "model", "value"]]
 
 
@@ -204,10 +208,48 @@ def course_table(folder: str, metric: str, weights: str, nfe: int, digits: int =
     return table(["step", *(f"beta = {beta:g}" for beta in BETAS)], rows)
 
 
-def plateau(folder: str, weights: str, nfe: int, since: int) -> Interval:
-    """The Frechet distance at the last step over that at an earlier one, of all models."""
-    frame = by_step(folder, "frechet_distance", weights, nfe)
-    return geometric(frame.iloc[-1] / frame.loc[since])
+FIRST_END = 6000
+"""Step at which the run ended at first; it was continued, and the tables `*_late` are of what came then."""
+
+
+def fall(frame: pd.DataFrame, start: int, end: int) -> Interval:
+    """A distance at one step over that at an earlier one: geometric mean over beta, interval over seeds."""
+    logs = np.log(frame.loc[end] / frame.loc[start]).groupby(level="model").mean()
+    return Interval(*np.exp(student(logs)))
+
+
+def falls() -> dict[str, tuple[int, Interval, Interval]]:
+    """A step within the continuation, how far each distance falls up to there, and from there to the end."""
+    found = {}
+    for order in orders():
+        steps = [int(step) for step in order.frame.index if step > FIRST_END]
+        middle, last = min(steps, key=lambda step: abs(step - 9000)), steps[-1]
+        found[order.name] = middle, fall(order.frame, FIRST_END, middle), fall(order.frame, middle, last)
+    return found
+
+
+def last_step() -> int:
+    return int(values("distance")["step"].max())
+
+
+def plateau_table() -> str:
+    """`falls`, a line for each setting."""
+    rows = []
+    for name, (middle, first, second) in falls().items():
+        rows.append([*name.split(", "), f"{middle:,}", first.text(), second.text()])
+    return table(["space", "weights", "NFE", "step", f"there over {FIRST_END:,}", f"{last_step():,} over there"], rows)
+
+
+def plateau_sentence() -> str:
+    """Whether the distance still falls at the end."""
+    ends = {name: end for name, (_, _, end) in falls().items()}
+    falling = [name for name, ratio in ends.items() if ratio.high < 1]
+    count = f"From there to the end, the distance falls beyond its interval in {len(falling)} of {len(ends)} settings"
+    if len(falling) == len(ends):
+        return f"{count}: no plateau."
+    if not falling:
+        return f"{count}: a plateau, within the noise."
+    return f"{count}: {'; '.join(falling)}. So not all of them have reached a plateau."
 
 
 def final_metrics(data: str = "") -> list[tuple[str, str]]:
@@ -277,24 +319,13 @@ def memorization_sentence() -> str:
     return f"At the last step it reaches {largest:.2f}: some models copy."
 
 
-def plateau_sentence() -> str:
-    """Whether the distance still falls."""
-    one, two = (plateau("distance", "ema", nfe, 4500) for nfe in (1, 2))
-    raw = plateau("distance", "raw", 1, 4000)
-    if max(one.high, two.high, raw.high) < 1:
-        return "So none of them has reached a plateau: the statement is about these 6,000 steps, not about the end."
-    if min(one.high, two.high) < 1:
-        return "So the averaged weights have not reached a plateau: the statement is about these 6,000 steps."
-    return "So this is a plateau, within the noise."
-
-
 # Variance.
 
 
 @cache
 def variances() -> pd.DataFrame:
     """Table variance of the models with beta = 0."""
-    return with_model(read_table("variance", FOLDER / "variance"))
+    return with_model(whole("variance", "variance"))
 
 
 def over_models(rows: pd.DataFrame, index: Sequence[str]) -> pd.DataFrame:
@@ -412,7 +443,7 @@ def cosine_text(cosines: pd.Series) -> str:
 @cache
 def coefficients() -> pd.DataFrame:
     """Table coefficient of the models with beta = 0, role tangent."""
-    return with_model(read_table("coefficient", FOLDER / "coefficient")).query("role == 'tangent'")
+    return with_model(whole("coefficient", "coefficient")).query("role == 'tangent'")
 
 
 def form_table() -> str:
@@ -505,9 +536,8 @@ def transformer_text() -> str:
         "annealed": annealed_table(),
         "annealed_wins": f"{sum(all(ratio.high < 1 for ratio in ratios) for ratios in annealed().values())}",
         "course": course_table("distance", "frechet_distance", "ema", 1),
-        "plateau_averaged": plateau("distance", "ema", 1, 4500).text(),
-        "plateau_two": plateau("distance", "ema", 2, 4500).text(),
-        "plateau_raw": plateau("distance", "raw", 1, 4000).text(),
+        "plateau": plateau_table(),
+        "steps": f"{last_step():,}",
         "shares": share_table(),
         "measures_sentence": measures_sentence(),
         "memorization_sentence": memorization_sentence(),

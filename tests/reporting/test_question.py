@@ -119,16 +119,16 @@ def test_the_page_of_the_transformer_says_what_its_tables_say(scripts: Any) -> N
         transformer_page.write(ROOT)
 
 
-def test_beta_matters_where_n0_is_smallest(scripts: Any) -> None:
+def test_beta_matters_where_n0_is_smallest_or_averages_are_longest(scripts: Any) -> None:
     """A sentence of reports/question about the cells whose distance changes by more than 4 %."""
     _, page = scripts
-    optima = pd.concat([page.read("question", name) for name in ("optimum", "rates_optimum")])
+    optima = pd.concat([page.read("question", name) for name in page.AVERAGING["mixture:2,8"][1]])
     n0 = np.log(optima[optima["step"] == optima["steps"]].set_index(page.SETTING)["critical_batch"])
     smallest = n0.groupby(level=page.SETTING).mean().nsmallest(3).index
     for cell in page.averaging_cells("map_distance"):
         batch, decay, rate, _ = cell.key
         if abs((cell.logs[1] - cell.logs[0]).mean()) > np.log(1.04):
-            assert (batch, rate, decay) in smallest
+            assert (batch, rate, decay) in smallest or decay == 0.9999
 
 
 def test_words_about_the_recipe(scripts: Any) -> None:
@@ -144,6 +144,9 @@ def test_words_about_the_recipe(scripts: Any) -> None:
         assert not page.in_equal_time(quality).excludes(1)
         assert not page.against(quality, page.ANNEALED, page.ZERO).excludes(1)
         assert page.against(quality, page.RISING, page.ZERO, page.AGAIN).low > 1
+        for base in (page.ZERO, page.ONE):
+            assert page.against(quality, page.ANNEALED, base, page.LARGE).high < 1
+    assert page.in_equal_time("sliced_wasserstein", page.LARGE).high < 1
     digits = transformer_page.annealed().values()
     assert len(digits) == 8 and not any(all(ratio.high < 1 for ratio in ratios) for ratios in digits)
     density = page.with_density(page.ZERO)
@@ -151,19 +154,23 @@ def test_words_about_the_recipe(scripts: Any) -> None:
 
 
 def test_words_about_the_interval_defect(scripts: Any) -> None:
-    """It orders the ways of training as quality does in 16 dimensions, and rises with beta on digits, not on MNIST."""
+    """It orders ways of training as quality does in 16 dimensions, rises with beta on digits, and falls on MNIST."""
     _, page = scripts
     import transformer_page
 
     for place in (page.DEEP, page.AGAIN):
         velocity, defect = (page.ways_correlation(name, "map_distance", place) for name in page.DIAGNOSTICS)
         assert velocity.high < defect.low
-    for data, rises in (("digits", True), ("mnist", False)):
+    changes = {}
+    for data in ("digits", "mnist"):
         rows = transformer_page.defects(data)
-        for _, part in rows[rows["step"] == rows["step"].max()].groupby("weights"):
+        for weights, part in rows[rows["step"] == rows["step"].max()].groupby("weights"):
             last = part.pivot(index="model", columns="beta", values="value")
-            change = page.student(last[1.0] - last[0.0])
-            assert change.low > 0 if rises else not change.excludes(0)
+            changes[data, weights] = page.student(last[1.0] - last[0.0])
+    assert changes["digits", "ema"].low > 0 and changes["digits", "raw"].low > 0
+    assert changes["mnist", "ema"].high < 0 and not changes["mnist", "raw"].excludes(0)
+    one_step = [order for order in transformer_page.orders() if order.name.endswith(", 1")]
+    assert len(one_step) == 4 and not any(order.last[1.0].excludes(1) for order in one_step)
 
 
 def test_words_about_the_samples_seen(scripts: Any) -> None:
@@ -235,3 +242,13 @@ def test_report_rebuilds_a_page(scripts: Any, tmp_path: Path, monkeypatch: pytes
     page.read.cache_clear()
     assert (folder / "README.md").read_text() == (ROOT / "reports" / "family" / "README.md").read_text()
     assert (folder / "ranking.png").stat().st_size > 10_000
+
+
+def test_words_about_64_dimensions(scripts: Any) -> None:
+    """Each beta is worse in map distance than the one before, and the loss rises most at beta = 1."""
+    _, page = scripts
+    [logs] = [cell.logs for cell in page.large_cells() if cell.weights == "ema" and cell.quality == "map_distance"]
+    assert all(page.student(step).low > 0 for _, step in logs.diff(axis=1).iloc[:, 1:].items())
+    losses = page.large_losses()
+    growth = np.log(losses[4] / losses[1]).groupby(level="beta").mean()
+    assert (growth > 0).all() and growth.idxmax() == 1
