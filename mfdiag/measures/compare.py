@@ -152,14 +152,14 @@ def rows(measurement: Measurement, plan: ComparePlan, result: PassResult) -> Map
     missing = np.full(len(shown), np.nan)
     rows.add("cost", Estimate(cost, missing, missing, missing, len(result.t)), layer="all", batch_size=None, **column)
     if len(names) > 1 and not result.stratified:
-        _add_mixture(rows, measurement, plan, result, next(filter(None, every_tail), None))
+        _add_mixture(rows, measurement, plan, result, every_tail[0])
     return {"compare": rows.frame()}
 
 
 def _add_mixture(rows: Rows, measurement: Measurement, plan: ComparePlan, result: PassResult, tail: str | None) -> None:
     """Weights of the mixture of least variance, or of least MSE_n, and its gain on the half it was not fitted on.
 
-    `tail` says why the tails of its methods leave no interval to trust.
+    `tail` says why the tail of MeanFlow, which it is compared with, leaves no interval to trust.
     """
     import numpy as np
 
