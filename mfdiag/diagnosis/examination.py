@@ -17,11 +17,12 @@ from mfdiag.diagnosis.candidate import Candidate
 from mfdiag.diagnosis.conventions import identify
 from mfdiag.diagnosis.evidence import Evidence, Facts
 from mfdiag.diagnosis.field_probe import probe_field
-from mfdiag.diagnosis.gradient_probe import COPIED, full_gradient, probe_gradient
+from mfdiag.diagnosis.gradient_probe import COPIED, probe_gradient
 from mfdiag.diagnosis.measured import Measured
 from mfdiag.diagnosis.sampled_scale import sampled_scale
 from mfdiag.diagnosis.spike import Spike, examine_batch, stored_batch
 from mfdiag.diagnosis.training_log import TrainingLog
+from mfdiag.diagnosis.update_probe import probe_updates
 from mfdiag.diagnosis.weight_probe import narrowest_type, parameters_by_layer, weight_distances, weight_scales
 from mfdiag.errors import NETWORK_ERRORS, InputError, first_line
 from mfdiag.estimators import find_estimator
@@ -48,8 +49,9 @@ _SLOW = 10.0  # seconds of the forward passes from which on the pilot takes a qu
 _POSTERIOR = 1e11  # samples x data points x coordinates: minutes
 _FIELD_SHARE, _FIELD_CALLS = 0.15, 40  # of the budget for forward passes; evaluations of a sample
 _IDENTIFY_SHARE, _IDENTIFY_CALLS, _IDENTIFY_SAMPLES = 0.25, 1000, (64, 512)
-_SUSPICIOUS = 0.7  # ratio of target defects from which on the gradient without stop-gradient is measured
-_GAP_SHARE, _GAP_CALLS, _GAP_SAMPLES = 0.5, 60, (128, 512)  # of the budget; evaluations that a sample takes as long as
+_SUSPICIOUS = 0.7  # ratio of target defects from which on the updates of other targets get more time
+_UPDATE_SHARES = {False: 0.1, True: 0.5}  # of the budget
+_UPDATE_CALLS, _UPDATE_SAMPLES = 80, 256  # evaluations that a sample takes as long as; the fewest samples
 _ALTERNATIVES_UNTIL, _ALTERNATIVES_SAMPLES = 0.5, 1024  # share of the budget that is still free then; samples
 _TRIALS, _ROUNDING = 8, 1e-3  # samples of a trial; relative difference that no precision explains
 
@@ -111,8 +113,7 @@ def examine(
     draws = subject.draws(options.seed, exact_posterior=exact)
     estimators = [find_estimator(name) for name in ("meanflow", facts.tangent)]
     measurement = Measurement("variance", subject, request, draws, estimators, None, say)
-    if _suspicious(measured, facts.weights):
-        measured += _gap(measurement, candidate, options, say)
+    measured += _updates(candidate, facts, measured, options, say)
     samples = None
     try:
         settings = replace(request.settings, samples=_samples(measurement, options, start, say))
@@ -179,21 +180,27 @@ def _identified(candidate: Candidate, options: ExaminationOptions, samples: int)
     return second if second.refuted else first
 
 
-def _gap(
-    measurement: Measurement, candidate: Candidate, options: ExaminationOptions, say: Callable[[str], None]
+def _updates(
+    candidate: Candidate,
+    facts: Facts,
+    measured: Sequence[Measured],
+    options: ExaminationOptions,
+    say: Callable[[str], None],
 ) -> list[Measured]:
-    """The gradient without stop-gradient, on few samples; a network without second derivatives leaves it out."""
-    samples = min(options.samples or _MOST, _GAP_SAMPLES[1])
-    if options.samples is None:
-        each = _GAP_CALLS * _seconds_per_evaluation(measurement.subject.module, candidate, options)
-        samples = _affordable(_GAP_SHARE * (options.budget or _BUDGET[0]), each, _GAP_SAMPLES)
-    request = measurement.request
-    settings = replace(request.settings, samples=samples, bins=None)
-    alone = replace(measurement, request=replace(request, settings=settings), estimators=measurement.estimators[:1])
+    """Mean updates of other trainings, where time allows; guidance and networks without float64 leave them out."""
+    if candidate.subject.guidance is not None:
+        return []
+    networks = _networks(candidate, facts)
+    share = _UPDATE_SHARES[_suspicious(measured, facts.weights)]
+    each = _UPDATE_CALLS * _seconds_per_evaluation(candidate.subject.module, candidate, options) * len(networks)
+    samples = int(min(share * (options.budget or _BUDGET[0]) / max(each, 1e-9), 2 * (options.samples or _MOST), _MOST))
+    if samples < _UPDATE_SAMPLES:
+        return []
+    draws = candidate.subject.draws(options.seed, exact_posterior=False)
     try:
-        return full_gradient(alone)
+        return list(probe_updates(draws, networks, samples, facts.batch_size, _weighting(candidate, options)))
     except (*NETWORK_ERRORS, InputError) as error:
-        say(f"the gradient without stop-gradient is left out: {first_line(error)}")
+        say(f"the updates of other targets are left out: {first_line(error)}")
         return []
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 
 from mfdiag.coefficients.batch_optimum import batch_optimum
 from mfdiag.diagnosis.measured import Measured, bins, blocks, ratio
-from mfdiag.estimators import find_estimator
 from mfdiag.gradients.accumulate import sum_layers
 from mfdiag.gradients.intervals import Estimate, skewed_jackknife
 from mfdiag.gradients.moments import Moments, scalar_replicates
@@ -21,7 +20,7 @@ from mfdiag.measures.parts.estimator_plan import EstimatorPlan
 from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.variance import TABLE
 
-__all__ = ["COPIED", "full_gradient", "probe_gradient"]
+__all__ = ["COPIED", "probe_gradient"]
 
 COPIED = (
     "variance",
@@ -146,25 +145,3 @@ def _weights(measurement: Measurement, result: PassResult, plan: EstimatorPlan) 
         weight = replace(plan.weighting, p=p).sample_weights(residual2, measurement.dim)
         estimate = ratio((weight / weight.mean()) ** 2 * plain, plain)
         yield Measured("weight_moment", estimate, keys={"target": f"p{p:g}", "estimator": "meanflow"})
-
-
-def full_gradient(measurement: Measurement) -> list[Measured]:
-    """The mean gradient without stop-gradient over that with it, from a pass of its own.
-
-    Args:
-        measurement: The network and its samples, with MeanFlow as its estimator.
-
-    Returns:
-        The measurement.
-    """
-    plan = EstimatorPlan(
-        [find_estimator("meanflow")], measurement.request.weighting, measurement.posterior_known, ("semi_gradient_gap",)
-    )
-    result = measurement.run_pass(plan)
-    moments = sum_layers(result.gradient.moments[max(result.gradient.moments)]).replicates()
-    columns, whole, *terms = np.eye(moments.S.shape[-1]), *plan.gap
-    mean = columns[plan.column(0) + int(plan.posterior_known and plan.affine)]
-    gap = columns[terms].sum(0) if terms else columns[whole]
-    signal = moments.squared_mean(mean)
-    estimate = moments.squared_mean(mean + gap).estimate(denominator=np.maximum(signal.replicates, 1e-300))
-    return [Measured("full_gradient_ratio", estimate, keys={"estimator": "meanflow"})]

@@ -294,11 +294,16 @@ DOCTOR = gradient_table(
         kind="nonnegative",
     ),
     Quantity(
-        "full_gradient_ratio",
-        "|E G + E D|^2 / |E G|^2",
+        "update_coefficient",
+        "c of the least |E G_0 + c E(G - G_0)|^2, G_0 and G the gradients of MeanFlow and of another training",
         "1",
-        "Squared norm of the mean gradient without stop-gradient over that with it. Far below 1: the training reached "
-        "a minimum of the loss without stop-gradient.",
-        kind="nonnegative",
+        "Of which training the weights are a fixed point: 0 for MeanFlow's, 1 for the other one, which `target` names. "
+        "Of the set of weights that has settled better.",
+    ),
+    Quantity(
+        "update_preference",
+        "(|E G_0|^2 - |E G|^2) / (|E G_0|^2 + |E G|^2)",
+        "1",
+        "Which of the two mean gradients is closer to zero: -1 where MeanFlow's vanishes, 1 where the other one does.",
     ),
 )

@@ -52,6 +52,16 @@ NETWORKS = {
         Recipe(rate=2e-3, steps=1200, batch=128),
         ("digits",),
     ),
+    "pixels": Network(
+        "mlp", {"dim": 64, "hidden": 128, "depth": 3}, (64,), Recipe(rate=2e-3, steps=1200, batch=128), ("digits",)
+    ),
+    "token": Network(
+        "dit",
+        {"channels": 64, "size": 1, "patch": 1, "width": 64, "depth": 2, "heads": 2, "mlp_ratio": 2.0},
+        (64, 1, 1),
+        Recipe(rate=2e-3, steps=1000, batch=128),
+        ("digits",),
+    ),
 }
 
 
@@ -99,6 +109,8 @@ def points_of(dataset: str, case: Case) -> tuple[np.ndarray, np.ndarray]:
     stored = np.asarray(load_data(dataset).points, dtype=np.float64)  # type: ignore[attr-defined]
     points = stored.reshape(len(stored), -1)[:: max(len(stored) // POINTS, 1)][:POINTS]
     labels = (points[:, 0] > 0).astype(np.int64) + 2 * (points[:, 1] > 0)
+    if dataset == "digits":
+        labels = load_data(dataset).labels % CLASSES
     return (points if case.data is None else case.data(points)), labels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence, Value
 from mfdiag.diagnosis.field_probe import TARGETS
+from mfdiag.diagnosis.findings._updates import refuted
 
 __all__ = [
     "CLEARLY",
@@ -69,10 +70,12 @@ def closest_target(evidence: Evidence) -> Value | None:
 
 
 def _refuted(evidence: Evidence, name: str) -> bool:
-    """Whether a part of the derivative enters that a target does not have, or has reversed.
+    """Whether the mean update does not vanish with this target, or a part enters that it does not have, or reversed.
 
     A network that hardly depends on r yet satisfies several identities by chance.
     """
+    if refuted(evidence, name):
+        return True
     part, most = _MOST.get(name, ("", 0.0))
     value = evidence.of_weights("target_coefficient", target=part)
     return value is not None and not value.low < most

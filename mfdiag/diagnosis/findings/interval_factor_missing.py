@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
+from mfdiag.diagnosis.findings._updates import settled_detection
+from mfdiag.diagnosis.update_probe import FACTOR
 
 __all__ = ["FINDING"]
 
 _FACTOR = 2.0  # times the least coefficient of healthy models
 _MOST = -1.5  # a network before training has a larger coefficient: its derivative is almost zero
-_EXPLAINED = 0.15  # of the velocity's error by the derivative, or
-_LEARNED = 0.5  # of one part of the velocity, so that the output is not that of a network before training
+_EXPLAINED, _LEARNED = 0.15, 0.5  # of the velocity's error by the derivative, or of one part of the velocity
 
 
 def _rule(evidence: Evidence) -> Detection | None:
     if evidence.facts.guidance is not None:  # the velocity is that with the null label, which may be untrained
         return None
+    if (settled := settled_detection(evidence, (FACTOR,))) is not None:
+        return settled
     coefficient, usual = evidence.of_weights("derivative_coefficient"), evidence.usual("derivative_coefficient")
     error, normal = evidence.of_weights("velocity_error"), evidence.usual("velocity_error").high
     if coefficient is None or error is None or not error.above(normal):
@@ -46,5 +49,12 @@ FINDING = Finding(
     "everywhere.",
     "docs/theory.md#targets",
     remedies=("tangent_code",),
-    explains=("untrained", "underfit", "wrong_tangent", "step_size_too_large", "times_not_covered"),
+    explains=(
+        "untrained",
+        "underfit",
+        "wrong_tangent",
+        "step_size_too_large",
+        "times_not_covered",
+        "exploding_derivative",
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 from mfdiag.diagnosis.findings._targets import LEARNED, reversed_position_part, reversed_time_part
+from mfdiag.diagnosis.findings._updates import through_target
 
 __all__ = ["FINDING"]
 
@@ -13,19 +14,22 @@ _SMALLER = 0.95  # of the least Jacobian among healthy models
 
 def _rule(evidence: Evidence) -> Detection | None:
     size = evidence.of_weights("jacobian_size")
-    defect, full = evidence.of_weights("target_defect", target="meanflow"), evidence.get("full_gradient_ratio")
+    defect = evidence.of_weights("target_defect", target="meanflow")
     if size is None or defect is None:
         return None
     usual, identity = evidence.usual("jacobian_size"), evidence.usual("target_defect", "meanflow")
     learned, small = evidence.learned(LEARNED), size.below(_SMALLER * usual.low)
     expected = {"target_coefficient": "above 0", "jacobian_size": f"above {usual.low:.2g}"}
+    by_update = through_target(evidence)
+    if by_update is not None:
+        return by_update
     time = reversed_time_part(evidence)
     if time is not None and (learned or (small and evidence.facts.guidance is None)):
         return Detection(
             "critical",
             f"du/dt enters the target with the factor {time.value:.2g}, not 1, which no other tangent explains: the "
             "training made its own target easy.",
-            [value for value in (time, size, defect, full) if value is not None],
+            [time, size, defect],
             expected,
             strength=3.0 - time.high,
         )
@@ -35,7 +39,7 @@ def _rule(evidence: Evidence) -> Detection | None:
         "critical",
         f"|(t - r) du/dx - 1|^2, by which the tangent's noise enters the loss, is {size.value:.2g}, and MeanFlow's "
         f"identity fails by {defect.value:.2g}: the training made its own target less noisy.",
-        [size, defect] if full is None else [size, defect, full],
+        [size, defect],
         expected | {"target_defect": f"below {identity.high:.2g}"},
         strength=min(usual.low / size.high, defect.low / identity.high),
     )
