@@ -40,12 +40,12 @@ from mfdiag.tables.doctor import DOCTOR
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "faults"))
 
-from cases import NETWORKS, Case, place_of, train_case  # noqa: E402
+from cases import NETWORKS, Case, networks_of, place_of, train_case  # noqa: E402
 from healthy import HEALTHY  # noqa: E402
 from planted import FAULTS  # noqa: E402
 
 Entry = dict[str, Any]
-CASES = {(case.name, network): case for case in FAULTS + HEALTHY for network in case.networks}
+CASES = {(case.name, network): case for case in FAULTS + HEALTHY for network in networks_of(case)}
 PAGE = ROOT / "docs" / "doctor.md"
 TABLE = ROOT / "mfdiag" / "data" / "healthy.csv"
 SAMPLES = 512
@@ -59,7 +59,13 @@ KEYS = ["quantity", "target"]
 BY_TIME = ("velocity_error",)
 BY_LAYER = ("variance_share", "layer_weight_scale")  # of the largest layer
 MARKERS = "<!-- benchmarks/doctor.py: begin -->", "<!-- benchmarks/doctor.py: end -->"
-NAMES = {"mlp": "MLP", "dit": "DiT", "images": "DiT on digits"}
+NAMES = {
+    "mlp": "MLP",
+    "dit": "DiT",
+    "images": "DiT on digits",
+    "pixels": "MLP on digits",
+    "deep": "MLP of 5 layers on digits",
+}
 SPLITS = ("tuning", "held_out")
 HALVES = {"tuning": "tuned on", "seen": "held out, seen before", "clean": "held out, clean"}
 # network and repeat of held-out models that were judged before a rule changed
@@ -69,11 +75,12 @@ SEEN = {("mlp", 0), ("mlp", 1), ("dit", 0), ("dit", 1)}
 def train(folder: Path, repeat: int, only: str) -> None:
     """Train what is missing, the small network first, mild faults last."""
     faults = sorted(FAULTS, key=lambda case: case.severity == "mild")
-    for network, cases in (("mlp", faults), ("mlp", HEALTHY), ("dit", HEALTHY), ("dit", faults), ("images", HEALTHY)):
+    plan = [("mlp", faults), ("mlp", HEALTHY), ("dit", HEALTHY), ("dit", faults), ("images", HEALTHY)]
+    for network, cases in (*plan, *((name, faults + HEALTHY) for name in NETWORKS if NETWORKS[name].like)):
         for case in cases:
             datasets = NETWORKS[network].datasets
             places = [folder / place_of(case, network, data, repeat) for data in datasets]
-            wanted = network in case.networks and any(only in place.name for place in places)
+            wanted = network in networks_of(case) and any(only in place.name for place in places)
             if not wanted or all((place / "entry.json").exists() for place in places):
                 continue
             start = time.process_time()

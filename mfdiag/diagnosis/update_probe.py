@@ -62,14 +62,13 @@ def probe_updates(
     if settled is None:
         return
     _, weights, moments = settled
-    plain = moments.M[:, 0, 0, 0]
+    plain, count = moments.M[:, 0, 0, 0], each * moments.count
     for k, name in enumerate(_NAMES[1:], start=1):
         cross, other = moments.M[:, 0, 0, k], moments.M[:, 0, k, k]
         keys = {"weights": weights, "target": name}
-        yield Measured(
-            "update_coefficient", jackknife((plain - cross) / (plain - 2 * cross + other), moments.count), keys=keys
-        )
-        yield Measured("update_preference", jackknife((plain - other) / (plain + other), moments.count), keys=keys)
+        coefficient = (plain - cross) / (plain - 2 * cross + other)
+        yield Measured("update_coefficient", jackknife(coefficient, count), keys=keys)
+        yield Measured("update_preference", jackknife((plain - other) / (plain + other), count), keys=keys)
 
 
 def _updates(network: nn.Module, batch: Batch, weighting: Weighting) -> Tensor:

@@ -22,6 +22,10 @@ from mfdiag.models.networks.registry import build_model
 CLASSES = 4  # the quadrant of a point is its label
 POINTS = 8192
 TUNING, HELD_OUT = ("two_moons", "eight_gaussians", "two_spirals"), ("checkerboard", "pinwheel")
+SHOWN = (
+    "never_trained", "rate_too_small", "loss_pinned", "ema_never_updated", "ema_too_slow", "ema_too_fast", "diverged",
+    "bf16_weights", "nan_weights",
+)  # fmt: skip
 _TIMES = "logit_normal:-0.4,1,r_ne_t=0.5"  # training_loop.sorted_pairs
 
 
@@ -34,6 +38,8 @@ class Network:
     shape: tuple[int, ...]
     recipe: Recipe
     datasets: tuple[str, ...]
+    like: str = ""  # the network whose cases it is trained in
+    held_out: bool = False
 
 
 NETWORKS = {
@@ -53,14 +59,21 @@ NETWORKS = {
         ("digits",),
     ),
     "pixels": Network(
-        "mlp", {"dim": 64, "hidden": 128, "depth": 3}, (64,), Recipe(rate=2e-3, steps=1200, batch=128), ("digits",)
-    ),
-    "token": Network(
-        "dit",
-        {"channels": 64, "size": 1, "patch": 1, "width": 64, "depth": 2, "heads": 2, "mlp_ratio": 2.0},
-        (64, 1, 1),
-        Recipe(rate=2e-3, steps=1000, batch=128),
+        "mlp",
+        {"dim": 64, "hidden": 128, "depth": 3},
+        (64,),
+        Recipe(rate=2e-3, steps=1200, batch=128),
         ("digits",),
+        like="mlp",
+    ),
+    "deep": Network(
+        "mlp",
+        {"dim": 64, "hidden": 96, "depth": 5},
+        (64,),
+        Recipe(rate=1e-3, steps=1500, batch=64),
+        ("digits",),
+        like="mlp",
+        held_out=True,
     ),
 }
 
@@ -104,13 +117,19 @@ class Case:
         return f"{self.kind}-{self.severity}"
 
 
+def networks_of(case: Case) -> tuple[str, ...]:
+    """The networks that a case trains: its own, and those alike on other data, unless the file or the log shows it."""
+    alike = [name for name, own in NETWORKS.items() if own.like in case.networks]
+    return case.networks if case.kind in SHOWN or case.severity == "mild" else (*case.networks, *alike)
+
+
 def points_of(dataset: str, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Points and labels of a case's data set: those of the plain one, unless the case changes the data."""
     stored = np.asarray(load_data(dataset).points, dtype=np.float64)  # type: ignore[attr-defined]
     points = stored.reshape(len(stored), -1)[:: max(len(stored) // POINTS, 1)][:POINTS]
     labels = (points[:, 0] > 0).astype(np.int64) + 2 * (points[:, 1] > 0)
     if dataset == "digits":
-        labels = load_data(dataset).labels % CLASSES
+        labels = np.asarray(load_data(dataset).labels) % CLASSES  # type: ignore[attr-defined]
     return (points if case.data is None else case.data(points)), labels
 
 
@@ -167,7 +186,7 @@ def train_case(
                 "severity": case.severity,
                 "healthy": not case.expected,
                 "expected": list(case.expected),
-                "split": "held_out" if name in HELD_OUT else "tuning",
+                "split": "held_out" if name in HELD_OUT or own.held_out else "tuning",
                 "data": name,
                 "network": network,
                 "repeat": repeat,

@@ -14,7 +14,6 @@ __all__ = [
     "closest_target",
     "halved_defect",
     "least_defect",
-    "reversed_position_part",
     "reversed_time_part",
 ]
 
@@ -36,7 +35,7 @@ SENTENCES = {
 
 _UNTRAINED = ("velocity_left_out", "derivative_left_out")
 _INTERVALS_LEARNED = 0.25  # velocity error up to which intervals should be trained
-_REVERSED = -0.3  # coefficient of du/dx from which on the whole derivative is reversed
+_REVERSED = -0.3  # coefficient from which on a part of the derivative is reversed
 _MOST = {
     "tangents_swapped": ("time", 0.0),
     "time_left_out": ("time", 0.2),
@@ -85,15 +84,9 @@ def reversed_time_part(evidence: Evidence) -> Value | None:
     """The coefficient of du/dt, if it is negative, that of du/dx is not much, and no other target explains both."""
     position, time = (evidence.of_weights("target_coefficient", target=name) for name in ("position", "time"))
     closest = closest_target(evidence)
-    if position is None or time is None or not time.below(0.0) or position.below(_REVERSED):
+    if position is None or time is None or not time.below(_REVERSED) or position.below(_REVERSED):
         return None
     return None if closest is not None and closest.below(CLEARLY) else time
-
-
-def reversed_position_part(evidence: Evidence) -> bool:
-    """Whether du/dx enters with the wrong sign: the tangent or the whole derivative is reversed."""
-    position = evidence.of_weights("target_coefficient", target="position")
-    return position is not None and position.below(0.0)
 
 
 def least_defect(evidence: Evidence) -> Value | None:

@@ -11,7 +11,7 @@ from mfdiag.diagnosis.update_probe import THROUGH
 __all__ = ["refuted", "settled_detection", "settled_target", "through_target"]
 
 _SETTLED, _WHOLE = 0.8, (0.7, 1.3)  # preference and coefficient of the training whose fixed point the weights are
-_NEARER, _MOST = 0.5, 2.0  # coefficient from which on the other mean update is nearer to zero; 1 at its fixed point
+_NEARER = 0.5  # coefficient from which on the other mean update is nearer to zero; 1 at its fixed point
 
 
 def settled_target(evidence: Evidence) -> Value | None:
@@ -38,7 +38,7 @@ def settled_detection(evidence: Evidence, names: Collection[str]) -> Detection |
 def through_target(evidence: Evidence) -> Detection | None:
     """That the mean gradient through the target is nearer to zero than the one without, and no other target's is."""
     through = evidence.get("update_coefficient", target=THROUGH)
-    if through is None or not through.above(_NEARER) or not through.below(_MOST):
+    if through is None or not through.above(_NEARER) or through.above(1.0):
         return None
     if evidence.untrained or settled_target(evidence) is not None:
         return None
@@ -47,6 +47,6 @@ def through_target(evidence: Evidence) -> Detection | None:
 
 
 def refuted(evidence: Evidence, name: str) -> bool:
-    """Whether MeanFlow's mean update is nearer to zero than that of a target."""
+    """Whether MeanFlow's mean update is nearer to zero than that of a training."""
     coefficient = evidence.get("update_coefficient", target=name)
     return coefficient is not None and coefficient.below(_NEARER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
-from mfdiag.diagnosis.findings._updates import settled_detection
+from mfdiag.diagnosis.findings._updates import refuted, settled_detection
 from mfdiag.diagnosis.update_probe import FACTOR
 
 __all__ = ["FINDING"]
@@ -15,7 +15,7 @@ _EXPLAINED, _LEARNED = 0.15, 0.5  # of the velocity's error by the derivative, o
 
 
 def _rule(evidence: Evidence) -> Detection | None:
-    if evidence.facts.guidance is not None:  # the velocity is that with the null label, which may be untrained
+    if evidence.facts.guidance is not None or refuted(evidence, FACTOR):  # the null label may be untrained
         return None
     if (settled := settled_detection(evidence, (FACTOR,))) is not None:
         return settled

@@ -5,10 +5,13 @@ from __future__ import annotations
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
 from mfdiag.diagnosis.findings._targets import LEARNED
+from mfdiag.diagnosis.findings._updates import refuted
 
 __all__ = ["FINDING"]
 
 _FAR = 2.0  # times the least factor in healthy models, which is slightly negative before intervals are learned
+
+_NAMED = ("velocity_left_out", "velocity_reversed", "sign_reversed")
 
 
 def _rule(evidence: Evidence) -> Detection | None:
@@ -17,7 +20,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     least = _FAR * min(evidence.usual("target_coefficient", "position").low, 0.0)
     if position is None or own is None or not position.below(least) or not own.above(usual.median):
         return None
-    if not evidence.learned(LEARNED):
+    if not evidence.learned(LEARNED) or all(refuted(evidence, name) for name in _NAMED):
         return None
     return Detection(
         "critical",
