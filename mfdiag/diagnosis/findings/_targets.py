@@ -14,6 +14,7 @@ __all__ = [
     "closest_target",
     "halved_defect",
     "least_defect",
+    "reversed_position_part",
     "reversed_time_part",
 ]
 
@@ -87,6 +88,12 @@ def reversed_time_part(evidence: Evidence) -> Value | None:
     if position is None or time is None or not time.below(_REVERSED) or position.below(_REVERSED):
         return None
     return None if closest is not None and closest.below(CLEARLY) else time
+
+
+def reversed_position_part(evidence: Evidence) -> bool:
+    """Whether du/dx enters with the wrong sign: the tangent or the whole derivative is reversed."""
+    position = evidence.of_weights("target_coefficient", target="position")
+    return position is not None and position.below(0.0)
 
 
 def least_defect(evidence: Evidence) -> Value | None:

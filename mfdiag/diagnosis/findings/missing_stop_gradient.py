@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mfdiag.diagnosis.evidence import Evidence
 from mfdiag.diagnosis.finding import Detection, Finding
-from mfdiag.diagnosis.findings._targets import LEARNED, reversed_time_part
+from mfdiag.diagnosis.findings._targets import LEARNED, reversed_position_part, reversed_time_part
 from mfdiag.diagnosis.findings._updates import refuted, through_target
 from mfdiag.diagnosis.update_probe import THROUGH
 
@@ -18,7 +18,7 @@ def _rule(evidence: Evidence) -> Detection | None:
     defect = evidence.of_weights("target_defect", target="meanflow")
     if size is None or defect is None:
         return None
-    usual = evidence.usual("jacobian_size")
+    usual, identity = evidence.usual("jacobian_size"), evidence.usual("target_defect", "meanflow")
     learned, small = evidence.learned(LEARNED), size.below(_SMALLER * usual.low)
     expected = {"target_coefficient": "above 0", "jacobian_size": f"above {usual.low:.2g}"}
     by_update = through_target(evidence)
@@ -34,7 +34,16 @@ def _rule(evidence: Evidence) -> Detection | None:
             expected,
             strength=3.0 - time.high,
         )
-    return None
+    if not learned or not small or not defect.above(identity.high) or reversed_position_part(evidence):
+        return None
+    return Detection(
+        "critical",
+        f"|(t - r) du/dx - 1|^2, by which the tangent's noise enters the loss, is {size.value:.2g}, and MeanFlow's "
+        f"identity fails by {defect.value:.2g}: the training made its own target less noisy.",
+        [size, defect],
+        expected | {"target_defect": f"below {identity.high:.2g}"},
+        strength=min(usual.low / size.high, defect.low / identity.high),
+    )
 
 
 FINDING = Finding(
