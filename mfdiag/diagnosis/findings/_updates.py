@@ -12,6 +12,7 @@ __all__ = ["refuted", "settled_detection", "settled_target", "through_target"]
 
 _SETTLED, _WHOLE = 0.8, (0.7, 1.3)  # preference and coefficient of the training whose fixed point the weights are
 _NEARER = 0.5  # coefficient from which on the other mean update is nearer to zero; 1 at its fixed point
+_MOST = 2.0  # where an interval must end to say so
 
 
 def settled_target(evidence: Evidence) -> Value | None:
@@ -38,7 +39,7 @@ def settled_detection(evidence: Evidence, names: Collection[str]) -> Detection |
 def through_target(evidence: Evidence) -> Detection | None:
     """That the mean gradient through the target is nearer to zero than the one without, and no other target's is."""
     through = evidence.get("update_coefficient", target=THROUGH)
-    if through is None or not through.above(_NEARER) or through.above(1.0):
+    if through is None or not through.above(_NEARER) or through.above(1.0) or not through.below(_MOST):
         return None
     if evidence.untrained or settled_target(evidence) is not None:
         return None
