@@ -477,7 +477,7 @@ def error_table() -> str:
 
 # 64 dimensions.
 
-LARGE_GRIDS = ("dimensions_64",)
+LARGE_GRIDS = ("dimensions_64", "dimensions_64_rates")
 
 
 @cache
