@@ -166,15 +166,17 @@ def regression(cells: Sequence[AveragingCell]) -> tuple[Interval, Interval]:
         return float(np.polyfit(predicted, best, 1)[0]) if np.ptp(predicted) else np.nan
 
     def rank(seeds: np.ndarray) -> float:
-        return rank_correlation(*pairs(seeds))
+        return float(rank_correlation(*pairs(seeds)))
 
     count = len(cells[0].logs)
     return bootstrap(count, slope), bootstrap(count, rank)
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's; NaN where one is constant."""
-    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1]) if np.ptp(a) and np.ptp(b) else np.nan
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's over the last axis; NaN where one is constant."""
+    a, b = (stats.rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (a, b))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
 
 
 def penalty_slope(cells: Sequence[AveragingCell]) -> Interval:
@@ -187,10 +189,11 @@ def penalty_slope(cells: Sequence[AveragingCell]) -> Interval:
 def penalty_on_prediction(cells: Sequence[AveragingCell]) -> Interval:
     """Rank correlation over cells of the predicted beta with what beta = 1 costs; theory says below 0."""
 
+    costs = [(cell.logs[1] - cell.logs[0]).to_numpy() for cell in cells]
+
     def rank(seeds: np.ndarray) -> float:
         predicted = np.array([cell.predicted[seeds].mean() for cell in cells])
-        penalties = np.array([(cell.logs[1] - cell.logs[0]).to_numpy()[seeds].mean() for cell in cells])
-        return rank_correlation(predicted, penalties)
+        return float(rank_correlation(predicted, np.array([cost[seeds].mean() for cost in costs])))
 
     return bootstrap(len(cells[0].logs), rank)
 
@@ -245,11 +248,7 @@ def order_table(qualities: tuple[str, ...]) -> tuple[str, dict[tuple[str, str], 
                 continue
 
             def statistic(seeds: np.ndarray, a: np.ndarray = values[name], b: np.ndarray = values[quality]) -> float:
-                return float(
-                    np.nanmean(
-                        [rank_correlation(x[seeds].mean(0), y[seeds].mean(0)) for x, y in zip(a, b, strict=True)]
-                    )
-                )
+                return float(np.nanmean(rank_correlation(a[:, seeds].mean(1), b[:, seeds].mean(1))))
 
             found[name, quality] = bootstrap(values[name].shape[1], statistic)
     rows = [
