@@ -33,6 +33,7 @@ from mfdiag.cli.options import GroupedCommand, Options, measuring
 from mfdiag.errors import InputError, MfdiagError, first_line, machine_error, plain_validation, printable
 from mfdiag.inputs import recording
 from mfdiag.measures import MeasuredTable, measured_tables
+from mfdiag.models.open_calls import calls_closed
 from mfdiag.storage import remedy_of
 from mfdiag.world import may_speak, started_processes
 
@@ -46,7 +47,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with recording(), warnings.catch_warnings():
+            with recording(), warnings.catch_warnings(), calls_closed():
                 if not (ctx.meta[_DEBUG] or sys.warnoptions):  # those of libraries: users cannot act on them
                     warnings.simplefilter("ignore")
                 result = super().invoke(ctx)

@@ -30,6 +30,7 @@ from mfdiag.measures.run.measurement import Measurement
 from mfdiag.measures.run.request import Request
 from mfdiag.measures.run.subject import Subject
 from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters, without_parallelism
+from mfdiag.models.open_calls import calls_closed
 from mfdiag.storage import atomic_write
 from mfdiag.tables.store import write_table
 
@@ -272,7 +273,7 @@ class Monitor:
         states = _generators()
         devices = {p.device.type for network in self._models.values() for p in network.parameters()} | {"cpu"}
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), calls_closed():
                 contexts = [torch.autocast(device, enabled=False) for device in devices]
                 for context in contexts:
                     context.__enter__()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from mfdiag.errors import InputError, abbreviated
 from mfdiag.models.call_caches import CallCaches, Snapshot, containers_restored
 from mfdiag.models.factory import RUNS_EAGERLY
 from mfdiag.models.filled_caches import forget_filled_caches
+from mfdiag.models.open_calls import begin_call, end_calls_within
 
 __all__ = [
     "PlainCalls",
@@ -122,42 +124,43 @@ class PlainCalls:
         Returns:
             The arguments, as copies if the network may write to them.
         """
-        stack = ExitStack()
-        stack.enter_context(activations_kept())
-        stack.enter_context(_without_autocast(self._autocast))
-        if self._compiled:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if self._has_prelu:
-            stack.enter_context(_ElementaryPrelu())
-        casts = self._to_follow if self._learning else frozenset(self.followed)
-        if casts:
-            stack.enter_context(_FollowPrecision(casts, self.dtype, self.followed))
-        if self._learning or self._casts_modules:
-            stack.enter_context(self._modules_uncast())
-        if self._learning:
-            stack.enter_context(_own_parameters_alone(module))
-        if self._learning or self._writes_inputs:
-            args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-        if self._unseen:
-            self._unseen = False
-            self.filled = forget_filled_caches(module, lambda: module.forward(*args))
-        names = _buffer_names(module) if self._learning else self.changed
-        saved = {name: b for name in names if (b := _buffer(module, name)) is not None}
-        copies = {name: buffer.clone() for name, buffer in saved.items()}
-        for name, copied in copies.items():
-            _set_buffer(module, name, copied)
-        self._open.append(
-            _OpenCall(
-                stack,
-                self.caches.before(module),
-                saved,
-                {name: (b, b._version) for name, b in copies.items()},
-                dict(_attributes(module))
-                if self._learning
-                else {place: _value(module, place) for place in self.stored},
-                [(a, a._version) for a in args if isinstance(a, Tensor)] if self._learning else [],
+        with ExitStack() as stack:
+            stack.enter_context(activations_kept())
+            stack.enter_context(_without_autocast(self._autocast))
+            if self._compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if self._has_prelu:
+                stack.enter_context(_ElementaryPrelu())
+            casts = self._to_follow if self._learning else frozenset(self.followed)
+            if casts:
+                stack.enter_context(_FollowPrecision(casts, self.dtype, self.followed))
+            if self._learning or self._casts_modules:
+                stack.enter_context(self._modules_uncast())
+            if self._learning:
+                stack.enter_context(_own_parameters_alone(module))
+            if self._learning or self._writes_inputs:
+                args = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
+            if self._unseen:
+                self._unseen = False
+                self.filled = forget_filled_caches(module, lambda: module.forward(*args))
+            names = _buffer_names(module) if self._learning else self.changed
+            saved = {name: b for name in names if (b := _buffer(module, name)) is not None}
+            copies = {name: buffer.clone() for name, buffer in saved.items()}
+            for name, copied in copies.items():
+                _set_buffer(module, name, copied)
+            self._open.append(
+                _OpenCall(
+                    stack.pop_all(),
+                    self.caches.before(module),
+                    saved,
+                    {name: (b, b._version) for name, b in copies.items()},
+                    dict(_attributes(module))
+                    if self._learning
+                    else {place: _value(module, place) for place in self.stored},
+                    [(a, a._version) for a in args if isinstance(a, Tensor)] if self._learning else [],
+                )
             )
-        )
+            begin_call(self, partial(self._undo, module, None))
         return args
 
     def leave(self, module: nn.Module, args: Any, out: Any) -> None:
@@ -168,6 +171,11 @@ class PlainCalls:
             args: Arguments of the call.
             out: What it returned; None if it failed.
         """
+        if self._open:  # otherwise the call has not begun
+            end_calls_within(self)
+            self._undo(module, out)
+
+    def _undo(self, module: nn.Module, out: Any) -> None:
         before = self._open.pop()
         for name, buffer in before.buffers.items():
             copied, version = before.copies[name]

@@ -224,8 +224,8 @@ def test_a_pipe_is_refused(command: str, cli: Run, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("name", ["~no-such-user.npz", "~no-such-user/x.npz"])
 @pytest.mark.parametrize("option", ["--data NAME", "--coupling pairs:NAME", "--times density:NAME"])
-def test_a_home_that_nobody_has_is_a_name(name: str, option: str, cli: Run) -> None:
-    refused = cli("sweep", *option.replace("NAME", name).split(), "--samples", "64", "--out", "out")
+def test_a_home_that_nobody_has_is_a_name(name: str, option: str, cli: Run, tmp_path: Path) -> None:
+    refused = cli("sweep", *option.replace("NAME", name).split(), "--samples", "64", "--out", tmp_path / "out")
     assert refused.code == 2 and name in refused.err.splitlines()[-1], refused.err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dis
 import functools
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import mfdiag
 from mfdiag.derivatives.choice import choose_derivative
-from mfdiag.errors import InputError
+from mfdiag.errors import InputError, MfdiagError
 from mfdiag.fields.inputs import Inputs
 from mfdiag.gradients.engine import prepare_engine
 from mfdiag.models.call_caches import _has_global_statement
@@ -507,3 +509,26 @@ def test_assignments_to_global_names_are_those_that_dis_lists() -> None:
     codes = [code for code in codes if not any(isinstance(constant, types.CodeType) for constant in code.co_consts)]
     listed = [any(step.opname == "STORE_GLOBAL" for step in dis.get_instructions(code)) for code in codes]
     assert [_has_global_statement(code) for code in codes] == listed and 0 < sum(listed) < len(listed)
+
+
+class _Interrupted(nn.Module):
+    """Raises an error in one of its calls."""
+
+    def __init__(self, error: type[BaseException], call: int) -> None:
+        super().__init__()
+        self.linear, self.error, self.left = nn.Linear(2, 2), error, call
+
+    def forward(self, x: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_call_that_is_broken_off_leaves_nothing_behind(error: type[BaseException]) -> None:
+    for call in (1, 5, 9):
+        with contextlib.suppress(error, MfdiagError):  # a trial's error may be caught
+            mfdiag.measure(_Interrupted(error, call), "eight_gaussians", samples=64)
+        assert torch.overrides._len_torch_function_stack() == 0, call
+        assert nn.Module._apply.__qualname__ == "Module._apply"

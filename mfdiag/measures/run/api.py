@@ -39,6 +39,7 @@ from mfdiag.models.call_adapter import adapt_to, arrays_possible, call_note, unl
 from mfdiag.models.cards.card import Card
 from mfdiag.models.checkpoint import LoadedModel
 from mfdiag.models.factory import freeze_as_buffers, has_frozen_parameters
+from mfdiag.models.open_calls import calls_closed
 from mfdiag.models.precision import copy_network, require_device
 from mfdiag.models.prediction import as_average_velocity, prediction_name
 from mfdiag.models.teacher import teacher_velocity
@@ -111,6 +112,7 @@ _SETTINGS = frozenset(PassSettings.__dataclass_fields__)
 _REQUEST = {"beta": "betas", "gamma": "gammas"}  # keyword -> field, where they differ
 
 
+@calls_closed()
 def measure(
     model: nn.Module | LoadedModel,
     data: Any = None,
@@ -250,7 +252,7 @@ def _check(subject: Subject, request: Request, say: Callable[[str], None] | None
         subject, passes.samples, seed=request.seed, dtype=passes.dtype, device=passes.device, say=say
     )
     if doubt is not None:
-        warnings.warn(doubt.text, stacklevel=4)  # `mfdiag.measure` adds a frame
+        warnings.warn(doubt.text, stacklevel=5)  # `mfdiag.measure` and `calls_closed` add frames
 
 
 def _required(data: Any, model: nn.Module) -> Data:

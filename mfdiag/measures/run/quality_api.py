@@ -18,6 +18,7 @@ from mfdiag.measures.run.array_checks import require_no_dropped_array
 from mfdiag.measures.run.subject import velocity_of
 from mfdiag.models.call_adapter import adapt_to, call_note, unlabeled_note
 from mfdiag.models.checkpoint import LoadedModel
+from mfdiag.models.open_calls import calls_closed
 from mfdiag.models.precision import require_device
 from mfdiag.quality.features import Features
 from mfdiag.quality.metrics import Metric, default_metrics, find_metric
@@ -37,6 +38,7 @@ class Prepared:
     metrics: PreparedMetrics
     features_name: str | None
 
+    @calls_closed()
     def measure(
         self,
         model: SampleModel | LoadedModel,
