@@ -324,7 +324,7 @@ def _subject(model: nn.Module, data: Data, objective: Objective, say: Callable[[
     """The model with the data, the samplers and the proxy of its objective."""
     times = parse_times(objective.times)
     if (note := share_note(objective.times)) is not None:  # the number changed between versions: never without a word
-        say(note) if say is not None else warnings.warn(note, FutureWarning, stacklevel=4)
+        say(note) if say is not None else warnings.warn(note, FutureWarning, stacklevel=5)
     if say is not None:
         for note in filter(None, (whole_numbers_note(data), same_times_note(times))):
             say(note)
