@@ -20,6 +20,7 @@ from mfdiag.gradients.functional import call, parameter_places
 from mfdiag.gradients.reference_engine import ReferenceEngine, vmap_is_right
 from mfdiag.gradients.sample_independence import mixing_layer, require_repeatable
 from mfdiag.gradients.trials import find_capabilities
+from mfdiag.models.call_adapter import per_sample
 from mfdiag.models.failures import reason_of
 from mfdiag.models.plain_calls import plain_calls, replaced_parameters_alone
 
@@ -119,8 +120,7 @@ def _require_own_outputs(module: nn.Module, inputs: Inputs) -> None:
 
 def _depends_on_batch(module: nn.Module, inputs: Inputs) -> bool:
     with torch.no_grad():
-        whole = module(*inputs)
-        singles = torch.cat([module(*select_samples(inputs, slice(i, i + 1))) for i in range(len(whole))])
+        whole, singles = module(*inputs), per_sample(module, *inputs)
         close = torch.dist(whole, singles) <= _SUM_TOLERANCE * whole.norm()  # false if single outputs are NaN
         return bool(whole.isfinite().all() and not close)
 

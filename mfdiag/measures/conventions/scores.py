@@ -283,10 +283,7 @@ class Scores:
         try:
             with torch.no_grad():
                 output = self._adapter(reading)(*cast, condition).detach()  # a network may differentiate itself
-        except (
-            Exception,
-            SystemExit,
-        ):  # whatever a network raises when it is called in a convention that is not its own
+        except (Exception, SystemExit):  # whatever a network raises in a convention that is not its own
             return None
         if not isinstance(output, Tensor) or output.shape != x.shape or not output.isfinite().all():
             return None

@@ -121,7 +121,11 @@ def heavy_tails(norms: np.ndarray, data: Data, light: float) -> np.ndarray:
     Returns:
         heavy_tail or None, [P].
     """
-    own = [tail_status(one, light) for one in norms.T]
+    return _with_data([tail_status(one, light) for one in norms.T], norms, data)
+
+
+def _with_data(own: list[str | None], norms: np.ndarray, data: Data) -> np.ndarray:
+    """heavy_tail or None, [P], of the samples' own statuses and the tail of the data."""
     statuses = np.array([status if status == "heavy_tail" else None for status in own], dtype=object)
     unsure = [k for k, status in enumerate(statuses) if status is None and norms[:, k].any()]
     doubtful = any(own[k] or tail_index(norms[:, k]).low < _DOUBTFUL for k in unsure)
@@ -141,8 +145,9 @@ def variance_tails(norms: np.ndarray, data: Data, light: float = LIGHT) -> np.nd
     Returns:
         Statuses or None, [P].
     """
-    statuses = heavy_tails(norms, data, light)
-    statuses[[tail_status(one, light) == "too_few_samples" for one in norms.T]] = "too_few_samples"
+    own = [tail_status(one, light) for one in norms.T]
+    statuses = _with_data(own, norms, data)
+    statuses[[status == "too_few_samples" for status in own]] = "too_few_samples"
     return statuses
 
 
